@@ -1,0 +1,108 @@
+"""One structured line per exchange, at its end: JSON on standard output, keys that do not change."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import queue
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from gateway.downstream import Exchange
+from gateway.transfer import Transfer
+
+ACCESS: Final = logging.getLogger("gateway.access")
+_MAX_TARGET_CHARACTERS: Final = 512
+
+
+def log_exchange(exchange: Exchange) -> float:
+    """Log one exchange and return how many seconds it took."""
+    seconds = time.monotonic() - exchange.started
+    if ACCESS.isEnabledFor(logging.INFO):
+        ACCESS.info("exchange", extra={"exchange": _describe(exchange, seconds)})
+    return seconds
+
+
+def _describe(exchange: Exchange, seconds: float) -> dict[str, Any]:
+    named = exchange.named
+    upload, download = exchange.upload, exchange.download
+    waits = {**_waits(upload), **_waits(download)}
+    return {
+        "route": named.route.name if named.route else None,
+        "action": named.route.action_name if named.route else None,
+        "method": exchange.method,
+        # Whatever a client sent is quoted by JSON, control characters and all.
+        "target": exchange.raw_target[:_MAX_TARGET_CHARACTERS],
+        "status": exchange.status,
+        "outcome": exchange.outcome.value,
+        "blame": exchange.blame.value,
+        "code": exchange.fault.kind.code if exchange.fault else None,
+        "upload": upload.outcome.value if upload and upload.outcome else None,
+        "download": download.outcome.value if download and download.outcome else None,
+        "bytes_up": upload.moved_bytes if upload else 0,
+        "bytes_down": download.moved_bytes if download else 0,
+        "seconds": round(seconds, 6),
+        "first_byte_seconds": exchange.first_byte_seconds and round(exchange.first_byte_seconds, 6),
+        "wait_seconds": waits,
+        "client": exchange.client,
+        "upstream": named.upstream or None,
+        "endpoint": named.endpoint or None,
+        "request_id": exchange.trace.request_id.decode("latin-1"),
+        "trace_id": exchange.trace.traceparent[3:35].decode("latin-1"),
+    }
+
+
+def _waits(transfer: Transfer | None) -> dict[str, float]:
+    if transfer is None:
+        return {}
+    course = transfer.course
+    return {
+        course.read_side.value: round(transfer.read_seconds, 6),
+        course.write_side.value: round(transfer.write_seconds, 6),
+    }
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record: its exchange's keys, or its message."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+        }
+        exchange = getattr(record, "exchange", None)
+        if exchange is not None:
+            line |= {"event": "exchange", **exchange}
+        else:
+            line |= {"event": "message", "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def start_logging() -> logging.handlers.QueueListener:
+    """Send log lines to standard output from a thread: a reader that stops reading must not stop the gateway.
+
+    Returns what to stop at the end.
+    """
+    stream = logging.StreamHandler(sys.stdout)
+    stream.setFormatter(JsonFormatter())
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = _Hand(lines)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # aiohttp logs what the access log says better.
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
+    listener = logging.handlers.QueueListener(lines, stream)
+    listener.start()
+    return listener
+
+
+class _Hand(logging.handlers.QueueHandler):
+    """Hands records over whole: the formatter wants more of them than their text."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record

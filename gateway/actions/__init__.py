@@ -1,0 +1,33 @@
+"""What routes do: each action a story told in order, from a checked request head to the last byte of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from gateway.actions.fetch import FetchAction
+from gateway.actions.files import FilesAction
+from gateway.actions.forward import ForwardAction
+from gateway.actions.store import StoreAction
+from gateway.config import Route
+from gateway.config.model import Fetch, Files, Forward
+from gateway.disk import DiskWorkers
+from gateway.downstream import Exchange
+from gateway.routing import Found
+from gateway.upstream import Service
+
+Action = Callable[[Exchange, Found], Awaitable[None]]
+
+__all__ = ["Action", "FetchAction", "make_action"]
+
+
+def make_action(route: Route, services: Mapping[str, Service], workers: DiskWorkers) -> Action | FetchAction:
+    """Return the action of a route, ready to take exchanges."""
+    match route.action:
+        case Forward() as config:
+            return ForwardAction(route, config, services[config.upstream])
+        case Files() as config:
+            return FilesAction(config, workers)
+        case Fetch() as config:
+            return FetchAction(config)
+        case config:
+            return StoreAction(route, config, workers)

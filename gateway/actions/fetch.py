@@ -1,0 +1,113 @@
+"""fetch: an allowed URL streamed to the client. Never an open proxy: an allow-list for URLs, a guard for addresses.
+
+The client's credentials stay here, and the far side's cookies do too: the two do not know each other.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+from gateway import PSEUDONYM, __version__
+from gateway.actions.forward import relay
+from gateway.config.model import Fetch
+from gateway.config.values import Endpoint, parse_endpoint
+from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind
+from gateway.headers import Field, encode_head, first_value
+from gateway.routing import Found
+from gateway.transfer import Pace
+from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
+
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+#: What a download may ask for: ranges and conditions, and in which form.
+_PASSED_ON: Final = frozenset(
+    {
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+    }
+)
+_KEPT_BACK: Final = frozenset({b"set-cookie", b"set-cookie2", b"location", b"www-authenticate", b"alt-svc"})
+
+
+class FetchAction:
+    """The action of one route."""
+
+    def __init__(self, config: Fetch) -> None:
+        self._allow = AllowList(config.allow)
+        self._client = Client(config.timeouts, AddressGuard(allows_private=config.private_networks == "allow"))
+        self._pace = Pace(config.timeouts.idle)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    async def __call__(self, exchange: Exchange, found: Found) -> None:
+        """Run one exchange. Raises Fault."""
+        exchange.check_expectation()
+        url = f"{found.rest}{exchange.target.query}"
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._allow.check(url)
+            endpoint = _endpoint(url)
+            exchange.named.endpoint = str(endpoint)
+            answer = await self._client.send(endpoint, exchange.method, _make_request(exchange, url, endpoint))
+            try:
+                location = _redirect(answer)
+                if location is None:
+                    answer.fields = [field for field in answer.fields if field[0].lower() not in _KEPT_BACK]
+                    await relay(exchange, answer, self._pace, None)
+                    return
+                url = self._follow(url, location)
+            finally:
+                await answer.close()
+        raise Fault(FaultKind.BAD_REDIRECT, f"The URL redirects more than {_MAX_REDIRECTS} times.")
+
+    def _follow(self, url: str, location: bytes) -> str:
+        """Return the URL a redirect leads to, held to the allow-list like the first. Raises Fault BAD_REDIRECT."""
+        target = urljoin(url, location.decode("latin-1")).partition("#")[0]
+        try:
+            self._allow.check(target)
+        except Fault as fault:
+            raise Fault(
+                FaultKind.BAD_REDIRECT, "The URL redirects to one that the route's fetch.allow does not name."
+            ) from fault
+        return target
+
+
+def _redirect(answer: ReceivedAnswer) -> bytes | None:
+    return first_value(answer.fields, b"location") if answer.status in _REDIRECTS else None
+
+
+def _endpoint(url: str) -> Endpoint:
+    parts = urlsplit(url)
+    return parse_endpoint(f"{parts.scheme}://{parts.netloc}")
+
+
+def _make_request(exchange: Exchange, url: str, endpoint: Endpoint) -> Sending:
+    parts = urlsplit(url)
+    # The path as the client sent it; what cannot stand in a request line was refused with the client's own.
+    _, _, behind = url.partition("://")
+    target = behind[len(parts.netloc) :] or "/"
+    if not target.startswith("/"):
+        target = "/" + target
+    if not target.isascii() or any(character <= " " for character in target):
+        raise Fault(FaultKind.BAD_REDIRECT, "The URL holds characters that must be percent-encoded.")
+    fields: list[Field] = [
+        (b"Host", endpoint.authority.encode()),
+        (b"User-Agent", f"{PSEUDONYM}/{__version__}".encode()),
+        *((name, value) for name, value in exchange.fields if name.lower() in _PASSED_ON),
+    ]
+    line = f"{exchange.method} {target} HTTP/1.1".encode("ascii")
+    return Sending(encode_head(line, fields), None, is_chunked=False, on_connected=_nothing_to_invite)
+
+
+def _nothing_to_invite() -> None:
+    """A download has no body to ask for."""

@@ -1,0 +1,142 @@
+"""files: a file of a directory to the client, with ranges and conditions (RFC 9110 sections 13 and 14)."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from email.utils import formatdate, parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+from gateway.config.model import Files
+from gateway.disk import DiskWorkers, OutgoingFile, open_below
+from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind
+from gateway.headers import Field, first_value, own_fields, values_of
+from gateway.routing import Found
+from gateway.tally import Side
+from gateway.transfer import Pace
+
+_RANGE: Final = re.compile(rb"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.IGNORECASE)
+_MAX_DIGITS: Final = 19
+
+
+class FilesAction:
+    """The action of one route."""
+
+    def __init__(self, config: Files, workers: DiskWorkers) -> None:
+        self._directory = Path(config.directory)
+        self._workers = workers
+
+    async def __call__(self, exchange: Exchange, found: Found) -> None:
+        """Run one exchange. Raises Fault."""
+        exchange.check_expectation()
+        file = await open_below(self._workers, self._directory, found.rest)
+        try:
+            await self._send(exchange, file, found.rest)
+        finally:
+            await file.close()
+
+    async def _send(self, exchange: Exchange, file: OutgoingFile, name: str) -> None:
+        fields = [*own_fields(exchange.trace), *_validators(file), (b"Accept-Ranges", b"bytes")]
+        if _is_unchanged(exchange, file):
+            await exchange.begin_answer(304, b"Not Modified", fields, None)
+            return
+        first, last, is_part = _select(exchange, file)
+        fields.append((b"Content-Type", (mimetypes.guess_type(name)[0] or "application/octet-stream").encode()))
+        if is_part:
+            fields.append((b"Content-Range", b"bytes %d-%d/%d" % (first, last, file.size)))
+        status, reason = (206, b"Partial Content") if is_part else (200, b"OK")
+        length = last - first + 1
+        if exchange.method == "HEAD":
+            await exchange.begin_answer(status, reason, fields, length)
+            return
+        file.select(first, last)
+        route = exchange.named.route
+        idle = Pace(route.timeouts.idle) if route else Pace()
+        with exchange.begin_download(file, length, Side.DISK_READ, idle) as download:
+            sink = await exchange.begin_answer(status, reason, fields, length)
+            await download.pour(sink.write, sink.pending, sink.end)
+
+
+def _validators(file: OutgoingFile) -> list[Field]:
+    return [(b"ETag", file.etag), (b"Last-Modified", formatdate(file.modified_seconds, usegmt=True).encode())]
+
+
+def _is_unchanged(exchange: Exchange, file: OutgoingFile) -> bool:
+    """Evaluate the conditions in the order of RFC 9110 section 13.2.2; say whether the answer is 304.
+
+    Raises Fault PRECONDITION_FAILED.
+    """
+    if matches := values_of(exchange.fields, b"if-match"):
+        if not _lists(matches, file.etag, is_weak=False):
+            raise _precondition_failed()
+    elif (since := _date(exchange, b"if-unmodified-since")) is not None and int(file.modified_seconds) > since:
+        raise _precondition_failed()
+    if matches := values_of(exchange.fields, b"if-none-match"):
+        return _lists(matches, file.etag, is_weak=True)
+    since = _date(exchange, b"if-modified-since")
+    return since is not None and int(file.modified_seconds) <= since
+
+
+def _select(exchange: Exchange, file: OutgoingFile) -> tuple[int, int, bool]:
+    """Return first and last byte, and whether that is a part. Raises Fault RANGE_NOT_SATISFIABLE.
+
+    > A server MAY ignore the Range header field (RFC 9110 section 14.2): malformed ones, several ranges at once, and
+    ranges of a representation that If-Range says has changed get the whole file.
+    """
+    whole = (0, file.size - 1, False)
+    ranges = values_of(exchange.fields, b"range")
+    if len(ranges) != 1 or exchange.method != "GET" or not _may_range(exchange, file):
+        return whole
+    found = _RANGE.fullmatch(ranges[0])
+    if found is None or not (found[1] or found[2]) or max(len(found[1]), len(found[2])) > _MAX_DIGITS:
+        return whole
+    if found[1]:
+        first = int(found[1])
+        last = min(int(found[2]), file.size - 1) if found[2] else file.size - 1
+        if found[2] and int(found[2]) < first:
+            return whole
+    else:
+        first, last = max(0, file.size - int(found[2])), file.size - 1
+        if not int(found[2]):
+            first = file.size
+    if first >= file.size:
+        raise Fault(
+            FaultKind.RANGE_NOT_SATISFIABLE,
+            f"The file has {file.size} bytes, the range begins at {first}.",
+            fields=((b"Content-Range", b"bytes */%d" % file.size),),
+        )
+    return first, last, True
+
+
+def _may_range(exchange: Exchange, file: OutgoingFile) -> bool:
+    """Evaluate If-Range (RFC 9110 section 13.1.5): a strong validator, or the exact date."""
+    condition = first_value(exchange.fields, b"if-range")
+    if condition is None:
+        return True
+    if condition.startswith((b'"', b"W/")):
+        return condition == file.etag
+    return _date(exchange, b"if-range") == int(file.modified_seconds)
+
+
+def _lists(values: list[bytes], etag: bytes, *, is_weak: bool) -> bool:
+    tags = [tag.strip() for value in values for tag in value.split(b",")]
+    if is_weak:
+        tags = [tag.removeprefix(b"W/") for tag in tags]
+    return b"*" in tags or etag in tags
+
+
+def _date(exchange: Exchange, name: bytes) -> int | None:
+    """Return a date field in seconds since the epoch; one that is no date is ignored (RFC 9110 section 13.1.3)."""
+    value = first_value(exchange.fields, name)
+    if value is None:
+        return None
+    try:
+        return int(parsedate_to_datetime(value.decode("latin-1")).timestamp())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _precondition_failed() -> Fault:
+    return Fault(FaultKind.PRECONDITION_FAILED, "The file is not the one the condition names: fetch it anew.")

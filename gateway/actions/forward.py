@@ -1,0 +1,115 @@
+"""forward: the client's request to an upstream, the upstream's answer to the client, both as they flow.
+
+The upload runs in aiohttp's writer task while the answer is awaited and relayed here: an upstream may answer before
+it has read everything, and is relayed at once. Whatever breaks, each side learns that what it got is not whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from gateway.actions.upload import check_upload, form_boundary
+from gateway.config import Route
+from gateway.config.model import Forward
+from gateway.config.values import Endpoint
+from gateway.downstream import Exchange
+from gateway.errors import Outcome
+from gateway.headers import Field, encode_head, request_fields, response_fields
+from gateway.multipart import Part, PartInspector
+from gateway.routing import Found
+from gateway.tally import Side
+from gateway.transfer import Filter, Pace, Transfer
+from gateway.upstream import ReceivedAnswer, Sending, Service
+
+
+class ForwardAction:
+    """The action of one route."""
+
+    def __init__(self, route: Route, config: Forward, service: Service) -> None:
+        self._route = route
+        self._config = config
+        self._service = service
+        timeouts = route.timeouts
+        self._write_pace = Pace(service.pace.idle_seconds, timeouts.min_rate, timeouts.grace)
+
+    async def __call__(self, exchange: Exchange, found: Found) -> None:
+        """Run one exchange. Raises Fault; cancelling cuts both sides."""
+        exchange.named.upstream = self._service.name
+        filters = self._make_filters(exchange)
+        async with self._service.gate.slot():
+            with self._begin_upload(exchange, filters) as upload:
+                answers = self._service.exchange(
+                    exchange.method,
+                    lambda endpoint: self._make_request(exchange, found, endpoint, upload),
+                    lambda endpoint: _note(exchange, endpoint),
+                )
+                async with answers as answer:
+                    await relay(exchange, answer, self._service.pace, upload)
+
+    def _make_filters(self, exchange: Exchange) -> list[Filter]:
+        """Return what looks at the body, having refused what its head already gives away."""
+        filters: list[Filter] = [check_upload(exchange, self._route)]
+        if self._config.multipart == "inspect" and (boundary := form_boundary(exchange)) is not None:
+            tally = exchange.named.tally
+
+            def count(part: Part) -> None:
+                tally.count_part(part.kind, part.size)
+
+            filters.append(PartInspector(boundary, self._route.limits, self._route.name, count))
+        return filters
+
+    def _begin_upload(
+        self, exchange: Exchange, filters: list[Filter]
+    ) -> contextlib.AbstractContextManager[Transfer | None]:
+        if exchange.body is None:
+            return contextlib.nullcontext()
+        return exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace)
+
+    def _make_request(self, exchange: Exchange, found: Found, endpoint: Endpoint, upload: Transfer | None) -> Sending:
+        fields: list[Field] = [(b"Host", self._host(exchange, endpoint))]
+        fields += request_fields(exchange.fields, exchange.origin, exchange.trace)
+        if exchange.length is None:
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        elif exchange.length or exchange.method in ("POST", "PUT", "PATCH"):
+            # > A user agent SHOULD send Content-Length in a request when the method defines a meaning for enclosed
+            # > content, also for 0 (RFC 9110 section 8.6).
+            fields.append((b"Content-Length", b"%d" % exchange.length))
+        target = f"{found.path}{exchange.target.query}".encode("latin-1")
+        line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
+        is_chunked = exchange.length is None
+        return Sending(encode_head(line, fields), upload, is_chunked=is_chunked, on_connected=exchange.invite)
+
+    def _host(self, exchange: Exchange, endpoint: Endpoint) -> bytes:
+        if self._config.host == "preserve" and exchange.target.authority:
+            return exchange.target.authority
+        return endpoint.authority.encode()
+
+
+async def relay(exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: Transfer | None) -> None:
+    """Pipe an upstream's answer to the client. Raises Fault; then what the client got must be cut.
+
+    An upload still running when the answer is whole has been answered early.
+    """
+    if answer.body_length is not None:
+        # A body of known length is a file: it may be held to a rate. One without may be a stream of events.
+        timeouts = exchange.named.route.timeouts if exchange.named.route else None
+        if timeouts is not None:
+            pace = Pace(pace.idle_seconds, timeouts.min_rate, timeouts.grace)
+    download = exchange.begin_download(answer, answer.body_length, Side.UPSTREAM_READ, pace)
+    with download:
+        fields = response_fields(answer.fields, exchange.trace)
+        sink = await exchange.begin_answer(answer.status, answer.reason, fields, answer.length)
+
+        async def finish() -> None:
+            if upload is not None and upload.fault is not None:
+                # The upstream gave up because our side of its request broke: its answer is not to be believed.
+                raise upload.fault
+            await sink.end()
+
+        await download.pour(sink.write, sink.pending, finish)
+    if upload is not None and not upload.is_whole:
+        upload.end(Outcome.ANSWERED_EARLY)
+
+
+def _note(exchange: Exchange, endpoint: Endpoint) -> None:
+    exchange.named.endpoint = str(endpoint)

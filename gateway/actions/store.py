@@ -1,0 +1,115 @@
+"""store: every file of an upload to disk, the file's bytes only, whole or not at all; 201 with what was stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import unquote
+
+from gateway.actions.upload import check_upload, form_boundary
+from gateway.config import Route
+from gateway.config.model import Store
+from gateway.disk import DiskWorkers, IncomingFile, Upload
+from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind
+from gateway.headers import first_value
+from gateway.multipart import FormContent, PartKind, parse_disposition, read_form
+from gateway.routing import Found
+from gateway.tally import Side
+from gateway.transfer import Pace
+
+
+class StoreAction:
+    """The action of one route."""
+
+    def __init__(self, route: Route, config: Store, workers: DiskWorkers) -> None:
+        self._route = route
+        self._config = config
+        self._workers = workers
+        self._directory = Path(config.directory)
+
+    async def __call__(self, exchange: Exchange, found: Found) -> None:
+        """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
+        limit = check_upload(exchange, self._route)
+        boundary = form_boundary(exchange)
+        if exchange.body is None and first_value(exchange.fields, b"content-length") is None:
+            raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")
+        upload = Upload(self._workers, self._directory, naming=self._config.name, if_exists=self._config.if_exists)
+        async with upload:
+            await upload.check_room(exchange.length)
+            if exchange.body is None:
+                described = [await self._store_empty(exchange, found, upload)]
+            else:
+                exchange.invite()
+                pace = Pace(self._route.timeouts.idle)
+                transfer = exchange.begin_upload([limit], Side.DISK_WRITE, pace)
+                with transfer, transfer.watched(_nothing_pending):
+                    if boundary is None:
+                        described = [await self._store_raw(exchange, found, upload, transfer.pull)]
+                    else:
+                        described = await self._store_form(exchange, upload, boundary, transfer.pull)
+            stored = await upload.commit()
+        for description, file in zip(described, stored, strict=True):
+            description |= {"name": file.name, "size": file.size, "sha256": file.sha256}
+        body = json.dumps({"files": described}).encode() + b"\n"
+        await exchange.reply(201, [(b"Content-Type", b"application/json")], body)
+
+    async def _store_form(
+        self, exchange: Exchange, upload: Upload, boundary: bytes, more: Callable[[], Awaitable[bytes]]
+    ) -> list[dict[str, str | int | None]]:
+        """Store every file part; form fields are read and left out."""
+        limits, route = self._route.limits, self._route.name
+        described: list[dict[str, str | int | None]] = []
+        content = FormContent(boundary, limits, route, more)
+        async for part in read_form(content, boundary, limits, route):
+            if part.kind is PartKind.FILE:
+                filename = part.disposition.filename or ""
+                await _fill(await upload.begin(filename), part.read)
+                described.append(
+                    {"field": part.disposition.name, "filename": filename, "type": part.content_type or "text/plain"}
+                )
+            else:
+                while await part.read():
+                    pass
+            exchange.named.tally.count_part(part.kind, part.size)
+        if not described:
+            raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
+        return described
+
+    async def _store_raw(
+        self, exchange: Exchange, found: Found, upload: Upload, pull: Callable[[], Awaitable[bytes]]
+    ) -> dict[str, str | int | None]:
+        filename = _raw_name(exchange, found)
+        await _fill(await upload.begin(filename), pull)
+        return {"field": None, "filename": filename, "type": _content_type(exchange)}
+
+    async def _store_empty(self, exchange: Exchange, found: Found, upload: Upload) -> dict[str, str | int | None]:
+        filename = _raw_name(exchange, found)
+        await (await upload.begin(filename)).finish()
+        return {"field": None, "filename": filename, "type": _content_type(exchange)}
+
+
+async def _fill(file: IncomingFile, read: Callable[[], Awaitable[bytes]]) -> None:
+    while data := await read():
+        await file.write(data)
+    await file.finish()
+
+
+def _raw_name(exchange: Exchange, found: Found) -> str:
+    """Name a raw body: by its Content-Disposition, or the last segment of the path behind the route's prefix."""
+    disposition = first_value(exchange.fields, b"content-disposition")
+    if disposition is not None:
+        parameters = disposition.decode("utf-8", "surrogateescape").partition(";")[2]
+        filename = parse_disposition(f'form-data; name="";{parameters}' if parameters else None, 1).filename
+        if filename:
+            return filename
+    return unquote(found.rest.rpartition("/")[2], errors="replace")
+
+
+def _content_type(exchange: Exchange) -> str:
+    return (first_value(exchange.fields, b"content-type") or b"application/octet-stream").decode("latin-1")
+
+
+def _nothing_pending() -> int:
+    return 0

@@ -1,0 +1,29 @@
+"""What every action that takes a body asks of it first."""
+
+from __future__ import annotations
+
+from gateway.config import Route
+from gateway.downstream import Exchange
+from gateway.filters import BodyLimit
+from gateway.headers import first_value
+from gateway.multipart import boundary_of
+
+
+def check_upload(exchange: Exchange, route: Route) -> BodyLimit:
+    """Check expectation and declared length, before a byte of the body is asked for. Raises Fault.
+
+    Returns the filter that holds the limit while the body flows.
+    """
+    exchange.check_expectation()
+    limit = BodyLimit(route.limits.max_body, route.name)
+    if exchange.length is not None:
+        limit.check(exchange.length)
+    return limit
+
+
+def form_boundary(exchange: Exchange) -> bytes | None:
+    """Return the boundary of a multipart/form-data body, None for any other. Raises Fault BAD_MULTIPART."""
+    content_type = (first_value(exchange.fields, b"content-type") or b"").decode("latin-1")
+    if exchange.body is None or content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        return None
+    return boundary_of(content_type)

@@ -1,0 +1,48 @@
+"""Which endpoint gets the next request. Pure: the choice is a plain function of what is known now."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gateway.config.values import Endpoint
+
+Policy = Literal["round_robin", "least_requests", "random_two"]
+
+
+@dataclass(slots=True)
+class EndpointState:
+    """What is known of one endpoint."""
+
+    endpoint: Endpoint
+    in_flight: int = 0
+    is_up: bool = True
+
+
+class Balancer:
+    """Orders the endpoints of one upstream for one request: the first is tried first, the rest on refusal."""
+
+    def __init__(self, policy: Policy, states: Sequence[EndpointState]) -> None:
+        self._policy = policy
+        self._states = states
+        self._turn = 0
+
+    def order(self) -> list[EndpointState]:
+        """Return the endpoints to try, healthy ones first; those taken out come last rather than never.
+
+        With every endpoint out, trying one is better than a certain refusal (Envoy's panic mode).
+        """
+        states = self._states
+        turn = self._turn
+        self._turn = (turn + 1) % len(states)
+        turned = [*states[turn:], *states[:turn]]
+        if self._policy == "least_requests":
+            turned.sort(key=lambda state: state.in_flight)
+        elif self._policy == "random_two" and len(turned) > 1:
+            first, second = random.sample(turned, 2)
+            best = first if first.in_flight <= second.in_flight else second
+            turned.remove(best)
+            turned.insert(0, best)
+        return sorted(turned, key=lambda state: not state.is_up)

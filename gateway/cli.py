@@ -1,0 +1,137 @@
+"""The `gateway` command. Exit codes: 0 fine, 2 bad usage or config, 1 anything else; no traceback for a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from gateway import __version__
+from gateway.accesslog import start_logging
+from gateway.config import Config, ConfigError, Route, json_schema, load_config
+from gateway.config.values import Endpoint
+from gateway.routing import RouteTable, describe_match
+from gateway.server import Gateway
+
+_BAD_CONFIG: Final = 2
+_FAILED: Final = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        match options.command:
+            case "run":
+                return _run(load_config(options.config), is_demo=options.demo)
+            case "check":
+                load_config(options.config)
+                print(f"{options.config}: fine")  # noqa: T201 (a command's answer)
+            case "routes":
+                _print_routes(load_config(options.config))
+            case _:
+                print(json.dumps(json_schema(), indent=2))  # noqa: T201 (a command's answer)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)  # noqa: T201 (a command's answer)
+        return _BAD_CONFIG
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gateway", description="A streaming gateway in front of ML services.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    texts = {
+        "run": "serve; SIGTERM or Ctrl-C drains and stops",
+        "check": "name every problem of a config; exit 0 or 2",
+        "routes": "print the routing table in the order in which it is matched",
+    }
+    for name, text in texts.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, default=Path("config/gateway.yaml"), help="default: %(default)s")
+        if name == "run":
+            command.add_argument("--demo", action="store_true", help="also run the demo upstream, on its endpoint")
+    commands.add_parser("schema", help="print the JSON Schema of the config, for editors")
+    return parser
+
+
+def _print_routes(config: Config) -> None:
+    for route in RouteTable(config.routes).routes:
+        target = f" -> {route.forward.upstream}" if route.forward else ""
+        print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (an answer)
+
+
+def _run(config: Config, *, is_demo: bool) -> int:
+    listener = start_logging()
+    try:
+        with _demo_upstream(config) if is_demo else contextlib.nullcontext():
+            asyncio.run(_serve(config, is_demo=is_demo))
+    except (OSError, RuntimeError) as exc:
+        # A port that is taken, an aiohttp without its parser.
+        print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (the log may be elsewhere)
+        return _FAILED
+    finally:
+        listener.stop()
+    return 0
+
+
+async def _serve(config: Config, *, is_demo: bool) -> None:
+    gateway = Gateway(config)
+    await gateway.start()
+    logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
+    if is_demo:
+        print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the person there)
+    await gateway.run()
+
+
+def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
+    base = f"http://{gateway.address}"
+    yield f"\n  gateway {__version__} at {base}, metrics at http://{gateway.ops_address}/metrics\n"
+    for route in RouteTable(config.routes).routes:
+        yield f"  {route.name:<12} {route.action_name:<8} {describe_match(route)}"
+    yield "\n  try:"
+    for route in config.routes:
+        yield from (f"    {line}" for line in _curl_lines(route, base))
+    yield ""
+
+
+def _curl_lines(route: Route, base: str) -> Iterator[str]:
+    """Yield a curl line that shows the route at work; none for a match that only a person can meet."""
+    path = route.match.path or route.match.prefix
+    if path is None:
+        return
+    url = base + path
+    match route.action_name:
+        case "forward":
+            yield f"curl -F file=@README.md {url}"
+        case "store":
+            yield f"curl -F file=@README.md {url}"
+        case "files":
+            yield f"curl -O {url.rstrip('/')}/README.md"
+        case _:
+            prefix = route.fetch.allow[0] if route.fetch else ""
+            yield f"curl -O {url.rstrip('/')}/{prefix}..."
+
+
+@contextlib.contextmanager
+def _demo_upstream(config: Config) -> Iterator[None]:
+    """Run the demo upstream as a process on the first upstream's first endpoint."""
+    endpoint: Endpoint | None = next((upstream.endpoints[0] for upstream in config.upstreams.values()), None)
+    if endpoint is None:
+        yield
+        return
+    command = [sys.executable, "-m", "gateway.demo", str(endpoint.port), "--host", endpoint.host]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()

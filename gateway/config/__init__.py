@@ -1,0 +1,23 @@
+"""From YAML to a frozen, checked `Config`, with every problem found at once.
+
+Pure but for one read of the file. `document` knows YAML and positions, `values` the words for sizes and times,
+`model` the keys and their defaults, `check` what no single key can know, `load` puts them in order.
+"""
+
+from gateway.config.check import Problem
+from gateway.config.load import ConfigError, load_config, parse_config
+from gateway.config.model import Config, Limits, Route, RouteTimeouts, Upstream
+from gateway.config.schema import json_schema
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Limits",
+    "Problem",
+    "Route",
+    "RouteTimeouts",
+    "Upstream",
+    "json_schema",
+    "load_config",
+    "parse_config",
+]

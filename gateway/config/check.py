@@ -1,0 +1,155 @@
+"""What no single key can know: names that must exist or be unique, routes that can never match, directories.
+
+Works on the plain tree, not on the model, so that these problems are reported together with those of the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from gateway.config.document import KeyPath
+from gateway.config.model import ACTIONS, Match
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong with a config file: where, and what to do."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        """Write it as compilers do: file:line: key: message."""
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+Finding = tuple[KeyPath, str]
+
+_PATHS = ("path", "prefix", "regex")
+
+
+def cross_check(tree: Any) -> Iterator[Finding]:
+    """Yield what is wrong between keys. Anything of the wrong type is passed over: the model reports it."""
+    upstreams = _mapping(_mapping(tree).get("upstreams"))
+    routes = [(index, _mapping(route)) for index, route in enumerate(_sequence(_mapping(tree).get("routes")))]
+    yield from _check_names(routes)
+    used: set[str] = set()
+    for index, route in routes:
+        yield from _check_action(("routes", index), route)
+        yield from _check_match(("routes", index, "match"), _mapping(route.get("match")))
+        yield from _check_directories(("routes", index), route)
+        yield from _check_allow(("routes", index, "fetch", "allow"), _mapping(route.get("fetch")))
+        name = _mapping(route.get("forward")).get("upstream")
+        if isinstance(name, str):
+            used.add(name)
+            if name not in upstreams:
+                known = ", ".join(sorted(map(str, upstreams))) or "none is configured"
+                yield ("routes", index, "forward", "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
+    yield from _check_reach(routes)
+
+
+def _check_names(routes: list[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, route in routes:
+        name = route.get("name")
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            yield ("routes", index, "name"), f"the name {name!r} is also routes[{first[name]}]'s: choose another"
+
+
+def _check_action(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
+    actions = [action for action in ACTIONS if action in route]
+    if not actions:
+        yield path, f"the route has no action: add one of {', '.join(ACTIONS)}"
+    for extra in actions[1:]:
+        yield (*path, extra), f"a route has one action and this one already has {actions[0]}: make it two routes"
+
+
+def _check_match(path: KeyPath, match: dict[str, Any]) -> Iterator[Finding]:
+    kinds = [kind for kind in _PATHS if kind in match]
+    for extra in kinds[1:]:
+        yield (*path, extra), f"a match has one of path, prefix and regex, and this one already has {kinds[0]}"
+
+
+def _check_directories(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
+    for action, mode, doing in (("store", os.W_OK | os.X_OK, "written to"), ("files", os.R_OK | os.X_OK, "read")):
+        directory = _mapping(route.get(action)).get("directory")
+        if not isinstance(directory, str):
+            continue
+        where = (*path, action, "directory")
+        if not Path(directory).is_dir():
+            yield where, f"{directory!r} is not a directory: create it, or name another"
+        elif not os.access(directory, mode):
+            yield where, f"{directory!r} cannot be {doing} by this user: change its mode or owner"
+
+
+def _check_allow(path: KeyPath, fetch: dict[str, Any]) -> Iterator[Finding]:
+    for index, prefix in enumerate(_sequence(fetch.get("allow"))):
+        if not isinstance(prefix, str):
+            continue
+        try:
+            url = urlsplit(prefix)
+            sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+        except ValueError:
+            sound = False
+        if not sound or url.username is not None or url.query or url.fragment:
+            yield (*path, index), f"{prefix!r} is not a URL prefix: write https://host[:port]/path/"
+
+
+def _check_reach(routes: list[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
+    """Yield routes that an earlier one of equal precedence always wins over."""
+    seen: list[tuple[int, dict[str, Any], Match]] = []
+    for index, route in routes:
+        try:
+            match = Match.model_validate(_mapping(route.get("match")))
+        except ValidationError:
+            continue
+        for earlier_index, earlier_route, earlier in seen:
+            if _shadows(earlier, match):
+                name = earlier_route.get("name", f"routes[{earlier_index}]")
+                message = f"never reached: {name!r} takes every such request first; remove one or narrow its match"
+                yield ("routes", index, "match"), message
+                break
+        seen.append((index, route, match))
+
+
+def _shadows(earlier: Match, later: Match) -> bool:
+    """Say whether every request of `later` goes to `earlier`: the same path and host, and no condition more."""
+    same_place = (
+        earlier.host == later.host
+        and earlier.path == later.path
+        and _segments(earlier.prefix) == _segments(later.prefix)
+        and (earlier.regex.pattern if earlier.regex else None) == (later.regex.pattern if later.regex else None)
+    )
+    if not same_place:
+        return False
+    if earlier.methods is not None:
+        return (
+            later.methods is not None
+            and set(later.methods) <= set(earlier.methods)
+            and earlier.headers.items() <= later.headers.items()
+            and (len(earlier.headers) == len(later.headers))
+        )
+    # A route that names methods goes before one that does not, and one with more fields before one with fewer.
+    return later.methods is None and earlier.headers == later.headers
+
+
+def _segments(prefix: str | None) -> str | None:
+    return None if prefix is None else prefix.rstrip("/")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _sequence(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

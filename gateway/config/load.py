@@ -1,0 +1,152 @@
+"""From a file to a Config, or to every problem in it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.check import Problem, cross_check
+from gateway.config.document import Document, KeyPath, read_document
+from gateway.config.model import Config
+
+
+class ConfigError(Exception):
+    """A config that cannot be used, with all its problems in the order of the file."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Read and check a config file. Raises ConfigError holding every problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
+        message = f"cannot be read: {reason}; give another file with --config"
+        raise ConfigError([Problem(str(path), 0, "", message)]) from exc
+    return parse_config(text, str(path), environment)
+
+
+def parse_config(text: str, file: str = "config", environment: Mapping[str, str] | None = None) -> Config:
+    """Check the text of a config. `file` is the name its problems carry. Raises ConfigError."""
+    document = read_document(text, environment)
+    problems = [Problem(file, line, _show(path, document), message) for path, line, message in document.problems]
+    config: Config | None = None
+    if document.tree is not None:
+        if isinstance(document.tree, dict):
+            try:
+                config = Config.model_validate(document.tree)
+            except ValidationError as exc:
+                problems += _locate(_translate(exc), document, file)
+            problems += _locate(cross_check(document.tree), document, file)
+        else:
+            problems.append(Problem(file, 1, "", "a config is a mapping: begin with `routes:`, see config/"))
+    elif not problems:
+        problems.append(Problem(file, 1, "", "the file is empty: begin with `routes:`, see config/ for examples"))
+    if config is None or problems:
+        # A value that could not be read as YAML or lacks its variable is judged no further.
+        unread = {_show(path, document) for path, _, _ in document.problems if path}
+        first = len(document.problems)
+        rest = [problem for problem in problems[first:] if problem.key not in unread]
+        raise ConfigError(sorted({*problems[:first], *rest}))
+    return config
+
+
+def _locate(findings: Iterator[tuple[KeyPath, str]], document: Document, file: str) -> list[Problem]:
+    return [Problem(file, _line(path, document), _show(path, document), message) for path, message in findings]
+
+
+def _line(path: KeyPath, document: Document) -> int:
+    """Return the line of the key, or of the nearest mapping around it."""
+    while path not in document.lines and path:
+        path = path[:-1]
+    return document.lines.get(path, 1)
+
+
+def _show(path: KeyPath, document: Document) -> str:
+    """Write a key path; a route goes by its name where it has one, as in the gateway's own messages."""
+    shown = ""
+    tree: Any = document.tree
+    for step in path:
+        tree = _child(tree, step)
+        name = tree.get("name") if isinstance(tree, dict) and isinstance(step, int) else None
+        if isinstance(name, str) and shown == "routes":
+            shown += f".{name}"
+        elif isinstance(step, int):
+            shown += f"[{step}]"
+        else:
+            shown += f".{step}" if shown else step
+    return shown
+
+
+def _child(tree: Any, step: str | int) -> Any:
+    if isinstance(tree, dict):
+        return tree.get(step)
+    if isinstance(tree, list) and isinstance(step, int) and step < len(tree):
+        return tree[step]
+    return None
+
+
+#: pydantic's types of error in our words: what is wrong and how to mend it.
+_WORDS: Final = {
+    "missing": "the key is missing: add it",
+    "int_type": "{input!r} is not a whole number: write one like 64",
+    "int_parsing": "{input!r} is not a whole number: write one like 64",
+    "string_type": "{input!r} is not a text: put it in quotes",
+    "dict_type": "{input!r} is not a mapping: indent its keys below it",
+    "model_type": "{input!r} is not a mapping: indent its keys below it",
+    "tuple_type": "{input!r} is not a list: write [a, b] or one `- item` per line",
+    "too_short": "the list is empty: give at least one",
+    "literal_error": "{input!r} is not known: write {expected}",
+    "greater_than_equal": "{input!r} is too small: write {ge} or more",
+}
+
+
+def _translate(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
+    for detail in error.errors():
+        path = tuple(step for step in detail["loc"] if step != "[key]")
+        if detail["type"] == "extra_forbidden":
+            yield path, _unknown_key(path)
+        else:
+            yield path, _word(detail)
+
+
+def _word(detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    words = _WORDS.get(detail["type"])
+    if words is None:
+        return f"{detail['msg']} (got {detail['input']!r})"
+    return words.format(input=detail["input"], **detail.get("ctx", {}))
+
+
+def _unknown_key(path: KeyPath) -> str:
+    """Name the keys that could stand here: most unknown keys are slips of the pen."""
+    model: Any = Config
+    for step in path[:-1]:
+        model = _inner_model(model, step)
+        if model is None:
+            return "the key is not known: remove it"
+    known = ", ".join(sorted(model.model_fields))
+    return f"the key is not known here: use one of {known}"
+
+
+def _inner_model(model: Any, step: str | int) -> Any:
+    """Return the section a step leads to; steps into lists and mappings of sections stay where they are."""
+    fields = getattr(model, "model_fields", {})
+    if isinstance(step, int) or step not in fields:
+        return model
+    annotation = fields[step].annotation
+    queue = [annotation]
+    while queue:
+        candidate = queue.pop()
+        if hasattr(candidate, "model_fields"):
+            return candidate
+        queue.extend(getattr(candidate, "__args__", ()))
+    return None

@@ -1,0 +1,252 @@
+"""The keys of the config, their types, defaults and reasons. Nothing here looks at two keys at once: `check` does.
+
+Each field's description is the reference text: docs/configuration.md is held to it by a test.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from gateway.config.values import Address, EndpointUrl, ListenAddress, Rate, Seconds, Size
+
+_MIB, _GIB = float(2**20), float(2**30)
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Section(BaseModel):
+    """A mapping of the config: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+def _parse_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} does not begin with a slash: write /{value}")
+    return value
+
+
+def _parse_regex(value: object) -> re.Pattern[str]:
+    if isinstance(value, re.Pattern):
+        return value
+    try:
+        return re.compile(str(value))
+    except re.error as exc:
+        raise ValueError(f"{value!r} is not a regular expression: {exc}") from exc
+
+
+def _parse_method(value: str) -> str:
+    if not _TOKEN.fullmatch(value):
+        raise ValueError(f"{value!r} is not an HTTP method: write a word like GET or POST")
+    return value.upper()
+
+
+def _parse_host(value: str) -> str:
+    if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", value):
+        raise ValueError(f"{value!r} is not a host: write a name without port (asr.example) or *.asr.example")
+    return value.lower()
+
+
+def _parse_network(value: object) -> Network:
+    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return value
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError as exc:
+        raise ValueError(f"{value!r} is not a network: write an address or CIDR like 10.0.0.0/8 ({exc})") from exc
+
+
+def _parse_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", value):
+        raise ValueError(f"{value!r} is not a name: write up to 63 letters, digits, dots, dashes or underscores")
+    return value
+
+
+UrlPath = Annotated[str, AfterValidator(_parse_path)]
+Name = Annotated[str, AfterValidator(_parse_name)]
+NetworkText = Annotated[
+    Network, BeforeValidator(_parse_network), PlainSerializer(str), WithJsonSchema({"type": "string"})
+]
+Regex = Annotated[
+    re.Pattern[str],
+    BeforeValidator(_parse_regex),
+    PlainSerializer(lambda regex: regex.pattern),
+    WithJsonSchema({"type": "string", "format": "regex"}),
+]
+
+
+class Ops(Section):
+    """The second port: metrics and health, never on the traffic port."""
+
+    listen: ListenAddress = Field(
+        Address("127.0.0.1", 9090), description="Address of /metrics, /healthz and /readyz. Not for the public."
+    )
+
+
+class UpstreamTimeouts(Section):
+    """How long an upstream may take, per step."""
+
+    connect: Seconds = Field(2.0, description="Name lookup, TCP and TLS, per endpoint tried.")
+    response: Seconds = Field(60.0, description="From the end of the request body to the first byte of the answer.")
+    idle: Seconds = Field(60.0, description="Between two chunks, when the upstream is the one being waited for.")
+
+
+class Health(Section):
+    """Active health checks: GET `path`, any 2xx or 3xx passes."""
+
+    path: UrlPath = Field(description="Target of the check on every endpoint.")
+    interval: Seconds = Field(5.0, description="Between two checks of one endpoint.")
+    timeout: Seconds = Field(2.0, description="For the whole check.")
+    passes: int = Field(1, ge=1, description="Checks in a row that bring an endpoint back.")
+    fails: int = Field(2, ge=1, description="Checks in a row that take an endpoint out.")
+
+
+class Upstream(Section):
+    """A named service and its endpoints."""
+
+    endpoints: Annotated[tuple[EndpointUrl, ...], Field(min_length=1)] = Field(
+        description="Addresses of the service, http:// or https://, without a path."
+    )
+    policy: Literal["round_robin", "least_requests", "random_two"] = Field(
+        "round_robin", description="Which endpoint gets the next request."
+    )
+    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
+    health: Health | None = Field(None, description="Active health checks; without it every endpoint counts as up.")
+    max_in_flight: Size = Field(
+        math.inf, description="Exchanges at once; further ones wait. Set it to what the model server can take."
+    )
+    max_queued: int = Field(100, ge=0, description="How many may wait for a slot; further ones get 503 at once.")
+    queue_timeout: Seconds = Field(10.0, description="How long one may wait for a slot before its 503.")
+
+
+class Match(Section):
+    """Which requests a route takes: all given conditions must hold."""
+
+    host: Annotated[str, AfterValidator(_parse_host)] | None = Field(
+        None, description="Host without port; `*.example` matches any subdomain. Default: any host."
+    )
+    path: UrlPath | None = Field(None, description="The whole path, exactly.")
+    prefix: UrlPath | None = Field(None, description="A path prefix, by whole segments: /a matches /a and /a/b.")
+    regex: Regex | None = Field(None, description="A regular expression that matches the whole path.")
+    methods: tuple[Annotated[str, AfterValidator(_parse_method)], ...] | None = Field(
+        None, description="Methods taken. Default: any the action knows."
+    )
+    headers: dict[str, str] = Field({}, description="Fields that must be there with exactly this value.")
+
+
+class Forward(Section):
+    """Pipe the request to an upstream and its answer back."""
+
+    upstream: str = Field(description="Name of the upstream.")
+    rewrite: UrlPath | None = Field(
+        None, description="New path: replaces the exact path or the prefix; for a regex, a template with \\1 groups."
+    )
+    multipart: Literal["inspect", "opaque"] = Field(
+        "inspect", description="Read multipart/form-data along the way and hold the limits, or only carry it."
+    )
+    host: Literal["preserve", "upstream"] = Field(
+        "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
+    )
+
+
+class Store(Section):
+    """Stream every file of an upload to disk, whole or not at all."""
+
+    directory: str = Field(description="Where files go. Relative paths are relative to the working directory.")
+    name: Literal["original", "uuid"] = Field(
+        "original", description="Name on disk: the client's file name made safe, or a fresh UUID with its extension."
+    )
+    if_exists: Literal["rename", "reject", "replace"] = Field(
+        "rename", description="When the name is taken: store as name-1, answer 409, or replace atomically."
+    )
+
+
+class Files(Section):
+    """Stream files of a directory to the client."""
+
+    directory: str = Field(description="What is served. Dot files and whatever a symlink leads outside are not.")
+
+
+class Fetch(Section):
+    """Stream an allowed URL to the client: /fetch/https://models.example/a.bin."""
+
+    allow: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="URL prefixes (scheme, host, port, path) that may be fetched. Redirects are held to it too."
+    )
+    private_networks: Literal["deny", "allow"] = Field(
+        "deny", description="Whether addresses that are not public may be connected to, checked at connect time."
+    )
+    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
+
+
+class Limits(Section):
+    """How much a request may carry. The error names the key."""
+
+    max_body: Size = Field(10 * _GIB, description="Bytes of a request body. A disk or a model is behind it.")
+    max_parts: int = Field(64, ge=1, description="Parts of a multipart body: each costs CPU beyond its bytes.")
+    max_part: Size = Field(10 * _GIB, description="Bytes of one file part.")
+    max_field: Size = Field(_MIB, description="Bytes of one form field (a part without a file name).")
+    max_part_headers: Size = Field(
+        16 * 2.0**10, description="Bytes of one part's header fields, and of the preamble before the first part."
+    )
+
+
+class RouteTimeouts(Section):
+    """How slow a client may be. Silence is timed, size is not."""
+
+    idle: Seconds = Field(60.0, description="Between two chunks, when the client is the one being waited for.")
+    min_rate: Rate = Field(
+        1024.0, description="Least bytes per second while a peer is waited for; not for answers of unknown length."
+    )
+    grace: Seconds = Field(10.0, description="How long a transfer may stay below min_rate.")
+    total: Seconds = Field(math.inf, description="Longest time a transfer may take, however fast it is.")
+
+
+class Route(Section):
+    """What matches, which action it gets, and how much it may take. Exactly one action."""
+
+    name: Name = Field(description="The label in metrics and logs.")
+    match: Match = Field(description="Which requests it takes.")
+    forward: Forward | None = Field(None, description="Action: pipe to an upstream.")
+    store: Store | None = Field(None, description="Action: upload to disk.")
+    files: Files | None = Field(None, description="Action: download from disk.")
+    fetch: Fetch | None = Field(None, description="Action: download from a URL.")
+    limits: Limits = Field(Limits(), description="How much a request may carry.")
+    timeouts: RouteTimeouts = Field(RouteTimeouts(), description="How slow a client may be.")
+
+    @property
+    def action(self) -> Forward | Store | Files | Fetch:
+        """The one action of the route."""
+        for action in (self.forward, self.store, self.files, self.fetch):
+            if action is not None:
+                return action
+        raise ValueError(f"route {self.name!r} has no action")
+
+    @property
+    def action_name(self) -> str:
+        """The key of its action."""
+        return type(self.action).__name__.lower()
+
+
+ACTIONS: Final = ("forward", "store", "files", "fetch")
+
+
+class Config(Section):
+    """The whole config."""
+
+    listen: ListenAddress = Field(Address("127.0.0.1", 8080), description="Address of the traffic port.")
+    ops: Ops = Field(Ops(), description="The operations port.")
+    trusted_proxies: tuple[NetworkText, ...] = Field(
+        (), description="Networks whose X-Forwarded-*, Forwarded, X-Request-Id and traceparent are believed."
+    )
+    drain_timeout: Seconds = Field(
+        30.0, description="How long a stopping gateway lets transfers finish. Keep it under the pod's grace period."
+    )
+    upstreams: dict[Name, Upstream] = Field({}, description="Services by name.")
+    routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(description="Routes; order breaks ties.")

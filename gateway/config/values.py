@@ -1,0 +1,192 @@
+"""The words config values are written in: sizes, times, rates, addresses.
+
+Every "no limit" becomes infinity, so that a comparison needs no branch: `size > limit` is simply false.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?")
+_TIME: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
+_UNIT_BYTES: Final = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
+
+
+def parse_size(value: object) -> float:
+    """Return a size in bytes; `unlimited` is infinity. Raises ValueError saying how to write it."""
+    if value == "unlimited":
+        return math.inf
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    if isinstance(value, float) and value >= 0:  # infinity, from a default; never from YAML
+        return value
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        return float(int(float(found[1]) * _UNIT_BYTES[found[2] or "B"]))
+    raise ValueError(f"{_shown(value)} is not a size: write bytes (1048576), a unit (512KiB, 10GiB, 1MB) or unlimited")
+
+
+def parse_seconds(value: object) -> float:
+    """Return a time in seconds; `off` is infinity. Raises ValueError saying how to write it."""
+    if value == "off":
+        return math.inf
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    if isinstance(value, str) and (found := _TIME.fullmatch(value.strip())):
+        seconds = float(found[1]) * _UNIT_SECONDS[found[2] or "s"]
+        if seconds > 0:
+            return seconds
+    raise ValueError(f"{_shown(value)} is not a time: write seconds (30), a unit (250ms, 30s, 5m, 1h) or off")
+
+
+def parse_rate(value: object) -> float:
+    """Return a rate in bytes per second; `off` is 0. Raises ValueError saying how to write it."""
+    if value == "off":
+        return 0.0
+    text = value.removesuffix("/s") if isinstance(value, str) else value
+    try:
+        rate = parse_size(text)
+    except ValueError:
+        rate = math.inf
+    if math.isinf(rate):
+        raise ValueError(f"{_shown(value)} is not a rate: write a size per second (1KiB/s, 5MB/s) or off")
+    return rate
+
+
+class Address(NamedTuple):
+    """Where a listener binds: a host without brackets, and a port (0 lets the system choose)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Write it as it stands in a URL, IPv6 in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(value: object) -> Address:
+    """Return HOST:PORT, `:PORT` (all addresses) or [IPV6]:PORT as an Address. Raises ValueError."""
+    if isinstance(value, Address):
+        return value
+    if isinstance(value, str):
+        host, colon, port = value.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            colon = ""
+        if colon and port.isascii() and port.isdigit() and int(port) <= 65535:  # noqa: PLR2004 (the highest port)
+            return Address(host or "0.0.0.0", int(port))
+    raise ValueError(f"{_shown(value)} is not an address: write host:port, for example 127.0.0.1:8080")
+
+
+class Endpoint(NamedTuple):
+    """One address of an upstream. Its text is the label in metrics."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Write it as a URL without a path."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """Host as it goes into a Host field: without the scheme's own port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+def parse_endpoint(value: object) -> Endpoint:
+    """Return an endpoint from http(s)://host[:port]. Raises ValueError, also on a path, which `rewrite` is for."""
+    if isinstance(value, Endpoint):
+        return value
+    if isinstance(value, str):
+        try:
+            url = urlsplit(value)
+            port = url.port
+        except ValueError:
+            url, port = urlsplit(""), None
+        if url.scheme in _PORTS and url.hostname and not (url.username or url.query or url.fragment):
+            if url.path not in ("", "/"):
+                raise ValueError(f"{_shown(value)} has a path: endpoints take none, use the route's rewrite")
+            if ":" in url.hostname or _HOST.fullmatch(url.hostname):
+                return Endpoint(url.scheme, url.hostname, port or _PORTS[url.scheme])
+    raise ValueError(f"{_shown(value)} is not an endpoint: write http://host:port or https://host:port")
+
+
+def show_size(size_bytes: float) -> str:
+    """Write a size for people: both the bytes and the unit."""
+    if math.isinf(size_bytes):
+        return "unlimited"
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        scaled = size_bytes / _UNIT_BYTES[unit]
+        if scaled >= 1:
+            return f"{int(size_bytes)} bytes ({scaled:.4g} {unit})"
+    return f"{int(size_bytes)} bytes"
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _plain(value: float) -> float | str:
+    return "unlimited" if math.isinf(value) else value
+
+
+def _text_schema(description: str, *examples: str | int) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": list(examples)}
+    )
+
+
+Size = Annotated[
+    float,
+    BeforeValidator(parse_size),
+    PlainSerializer(_plain),
+    _text_schema("A size: bytes, or with a unit, or unlimited.", "512KiB", "10GiB", "unlimited", 1048576),
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    PlainSerializer(lambda value: "off" if math.isinf(value) else value),
+    _text_schema("A time: seconds, or with a unit, or off.", "250ms", "30s", "5m", "off"),
+]
+Rate = Annotated[
+    float,
+    BeforeValidator(parse_rate),
+    _text_schema("A rate: a size per second, or off.", "1KiB/s", "off"),
+]
+ListenAddress = Annotated[
+    Address,
+    BeforeValidator(parse_address),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "description": "host:port", "examples": ["127.0.0.1:8080"]}),
+]
+EndpointUrl = Annotated[
+    Endpoint,
+    BeforeValidator(parse_endpoint),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "description": "http(s)://host:port", "examples": ["http://127.0.0.1:5000"]}),
+]

@@ -1,0 +1,124 @@
+"""The embedded demo upstream: a small ML-like service that reads a body as a stream and answers JSON.
+
+POST or PUT, any path   per file its field, name, type, size and SHA-256; a raw body counts as one file
+GET /bytes/N            N bytes, Content-Length known
+GET /events             five Server-Sent Events, one a second
+GET anything else       a word of welcome
+
+Runs as a process of its own (`python -m gateway.demo PORT`), so that the gateway in front of it is measured alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import sys
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway.config import Limits
+from gateway.errors import Fault
+from gateway.multipart import FormContent, PartKind, boundary_of, read_form
+
+_BLOCK: Final = bytes(range(256)) * 1024
+#: A demo takes anything; the gateway in front has the limits.
+_LIMITS: Final = Limits.model_validate({"max_body": "unlimited", "max_part": "unlimited", "max_parts": 10_000})
+
+
+async def _describe(request: web.Request) -> web.StreamResponse:
+    """Answer what was uploaded."""
+    try:
+        if request.content_type == "multipart/form-data":
+            described = await _read_form(request)
+        else:
+            digest, size = hashlib.sha256(), 0
+            while chunk := await request.content.readany():
+                digest.update(chunk)
+                size += len(chunk)
+            described = {"files": [_file(None, None, request.content_type, size, digest.hexdigest())], "fields": {}}
+    except Fault as fault:
+        return web.json_response({"error": fault.detail}, status=fault.status)
+    return web.json_response(described, dumps=_pretty)
+
+
+async def _read_form(request: web.Request) -> dict[str, Any]:
+    boundary = boundary_of(request.headers["Content-Type"])
+    content = FormContent(boundary, _LIMITS, "demo", request.content.readany)
+    files: list[dict[str, Any]] = []
+    fields: dict[str, str] = {}
+    async for part in read_form(content, boundary, _LIMITS, "demo"):
+        digest, text = hashlib.sha256(), bytearray()
+        while data := await part.read():
+            digest.update(data)
+            if part.kind is PartKind.FIELD:
+                text += data
+        name = part.disposition.name
+        if part.kind is PartKind.FIELD:
+            fields[name] = text.decode(errors="replace")
+        else:
+            files.append(_file(name, part.disposition.filename, part.content_type, part.size, digest.hexdigest()))
+    return {"files": files, "fields": fields}
+
+
+def _file(field: str | None, name: str | None, kind: str | None, size: int, sha256: str) -> dict[str, Any]:
+    return {"field": field, "name": name, "type": kind, "size": size, "sha256": sha256}
+
+
+async def _bytes(request: web.Request) -> web.StreamResponse:
+    """Send as many bytes as asked for."""
+    left = int(request.match_info["count"])
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = left
+    await response.prepare(request)
+    while left:
+        block = _BLOCK[:left]
+        await response.write(block)
+        left -= len(block)
+    return response
+
+
+async def _events(request: web.Request) -> web.StreamResponse:
+    """Send five events, one a second."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    for number in range(5):
+        await response.write(b"data: token %d\n\n" % number)
+        await asyncio.sleep(1)
+    return response
+
+
+async def _welcome(_request: web.Request) -> web.StreamResponse:
+    """Say who is here."""
+    return web.Response(text="The demo upstream: POST files to it, or GET /bytes/1000 and /events.\n")
+
+
+def _pretty(document: Any) -> str:
+    return json.dumps(document, indent=2) + "\n"
+
+
+def make_app() -> web.Application:
+    """Return the demo as an aiohttp application."""
+    app = web.Application(client_max_size=0)
+    app.router.add_get("/bytes/{count:[0-9]+}", _bytes)
+    app.router.add_get("/events", _events)
+    app.router.add_get("/{rest:.*}", _welcome)
+    app.router.add_route("POST", "/{rest:.*}", _describe)
+    app.router.add_route("PUT", "/{rest:.*}", _describe)
+    return app
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="gateway.demo", description="The demo upstream.")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
+    arguments = parser.parse_args()
+    web.run_app(make_app(), host=arguments.host, port=arguments.port, print=None, access_log=None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

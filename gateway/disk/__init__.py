@@ -1,0 +1,12 @@
+"""The disk's shore: the only modules that touch files of users. Every call that may block runs off the event loop.
+
+`workers` runs those calls, `names` makes a client's file name harmless (pure), `incoming` writes files whole or not
+at all, `outgoing` reads them, never from outside of their directory.
+"""
+
+from gateway.disk.incoming import IncomingFile, StoredFile, Upload
+from gateway.disk.names import safe_name
+from gateway.disk.outgoing import OutgoingFile, open_below
+from gateway.disk.workers import DiskWorkers
+
+__all__ = ["DiskWorkers", "IncomingFile", "OutgoingFile", "StoredFile", "Upload", "open_below", "safe_name"]

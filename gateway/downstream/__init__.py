@@ -1,0 +1,12 @@
+"""The client's shore: the only modules that touch aiohttp.web.
+
+`connection` is aiohttp's protocol with its gaps closed, `body` the source of what the client sends, `answer` the
+sink of what it gets, `exchange` one request and its answer with everything that may be said about them.
+"""
+
+from gateway.downstream.answer import Answer
+from gateway.downstream.body import RequestBody
+from gateway.downstream.connection import TrafficServer, check_aiohttp
+from gateway.downstream.exchange import Exchange
+
+__all__ = ["Answer", "Exchange", "RequestBody", "TrafficServer", "check_aiohttp"]

@@ -1,0 +1,109 @@
+"""aiohttp's server protocol, with its gaps closed (each verified against aiohttp 3.14.5; see check_aiohttp).
+
+- A broken chunk in a request body wakes nobody: here it is put on the body (delete when aiohttp does so).
+- A malformed head is answered with the parser's internals as text: here it is a problem document like any other.
+- An unknown keyword makes aiohttp fall back to defaults with only a warning: here it is an error at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import aiohttp.http_parser
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+
+from gateway.downstream.answer import Answer
+from gateway.errors import Fault, FaultKind
+
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+#: Answers a request whose head could not be read. Called with the fault; returns what to send.
+RefuseUnread = Callable[[web.BaseRequest, Fault], Answer]
+
+#: Also the time a client has for its request head: nginx's client_header_timeout and keepalive_timeout are 60-75 s.
+KEEPALIVE_SECONDS: Final = 60.0
+MAX_LINE_BYTES: Final = 8190
+MAX_FIELDS: Final = 100
+
+
+class TrafficConnection(RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_refuse_unread",)
+
+    def __init__(self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, refuse_unread: RefuseUnread) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp takes None as "no log", its types do not say so
+            auto_decompress=False,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            # Exchange lingers itself, bounded in size as well.
+            lingering_time=0,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_FIELDS,
+        )
+        self._refuse_unread = refuse_unread
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and tell the body being read if the parser gave up in the midst of it."""
+        super().data_received(data)
+        if not self._messages or self._current_request is None:
+            return
+        error = getattr(self._messages[-1][0], "exc", None)
+        payload = self._current_request.content
+        if error is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(RequestPayloadError("broken chunk"))
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Refuse what the parser could not read. The handler itself never lets an exception out."""
+        del status, message
+        answer = self._refuse_unread(request, _unread_fault(exc))
+        return answer
+
+
+def _unread_fault(exc: BaseException | None) -> Fault:
+    if isinstance(exc, LineTooLong):
+        if "request" in str(exc).lower() or "status line" in str(exc).lower():
+            return Fault(FaultKind.TARGET_TOO_LONG, f"The request line has more than {MAX_LINE_BYTES} bytes.")
+        return Fault(
+            FaultKind.HEAD_TOO_LARGE, f"A header field has more than {MAX_LINE_BYTES} bytes: send a shorter one."
+        )
+    if isinstance(exc, HttpProcessingError) and "too many" in str(exc).lower():
+        return Fault(FaultKind.HEAD_TOO_LARGE, f"The request has more than {MAX_FIELDS} header fields: send fewer.")
+    return Fault(FaultKind.BAD_REQUEST, "The request is not well-formed HTTP/1.1 (RFC 9112): check the client.")
+
+
+class TrafficServer(web.Server):
+    """Makes a TrafficConnection for each client."""
+
+    def __init__(self, handle: Handle, refuse_unread: RefuseUnread) -> None:
+        # handler_cancellation: a client that leaves an idle stream is noticed at once, not at the next event.
+        super().__init__(handle, handler_cancellation=True)
+        self._refuse_unread = refuse_unread
+
+    def __call__(self) -> TrafficConnection:
+        """Make the protocol of a new connection."""
+        return TrafficConnection(self, loop=self._loop, refuse_unread=self._refuse_unread)
+
+
+def check_aiohttp() -> None:
+    """Raise RuntimeError if the installed aiohttp is not the one the gateway's care was verified against.
+
+    The pure-Python parser is laxer than the C one in ways that let requests be smuggled.
+    """
+    parser: Any = aiohttp.http_parser.HttpRequestParser
+    if parser.__module__ != "aiohttp._http_parser":
+        raise RuntimeError(
+            "aiohttp runs without its C parser: install a wheel for this platform and unset AIOHTTP_NO_EXTENSIONS"
+        )

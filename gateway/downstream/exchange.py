@@ -1,0 +1,259 @@
+"""One request and its answer: what is known of them, and the only ways they can end.
+
+Nothing sent yet: `reply` or `refuse`. Head sent: the body runs to its end, or `cut`. Never both, never twice. An
+answer that leaves before the request body has come in closes the connection behind it, after a drain bounded in
+time and size (RFC 9112 section 9.6), so that the client reads the answer and not a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from gateway.config import Route
+from gateway.downstream.answer import Answer, abort
+from gateway.downstream.body import RequestBody
+from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
+from gateway.headers import Field, Fields, Origin, Target, Trace, first_value, own_fields
+from gateway.tally import Direction, RouteTally, Side
+from gateway.transfer import Course, Filter, Pace, Source, Transfer
+
+#: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
+LINGER_SECONDS: Final = 5.0
+LINGER_BYTES: Final = 512 * 2**20
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+#: Behind these nobody knows where the next request begins.
+_CLOSING: Final = frozenset(
+    {FaultKind.BAD_REQUEST, FaultKind.BAD_FRAMING, FaultKind.BAD_HOST, FaultKind.BAD_TARGET, FaultKind.CANCELLED}
+)
+
+
+@dataclass(slots=True)
+class Named:
+    """What routing found out about an exchange."""
+
+    route: Route | None
+    tally: RouteTally
+    upstream: str = ""
+    endpoint: str = ""
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, request: web.BaseRequest, fields: Fields, trace: Trace, client: str, tally: RouteTally) -> None:
+        self._request = request
+        self.method = request.method
+        self.version = (request.version.major, request.version.minor)
+        self.raw_target = request._message.path
+        self.fields = fields
+        self.trace = trace
+        self.client = client
+        self.named = Named(None, tally)
+        self.origin: Origin
+        self.target: Target
+        self.is_draining = False
+        self.answer: Answer | None = None
+        self.upload: Transfer | None = None
+        self.download: Transfer | None = None
+        self.fault: Fault | None = None
+        self.started = time.monotonic()
+        self.first_byte_seconds: float | None = None
+        self._is_chunked = first_value(fields, b"transfer-encoding") is not None
+        length = None if self._is_chunked else int(first_value(fields, b"content-length") or 0)
+        #: Declared length of the request body, None if it is chunked, 0 without one.
+        self.length = length
+        self.body = RequestBody(request, length) if length != 0 else None
+        self._expects_continue = False
+
+    def check_expectation(self) -> None:
+        """Note 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 10.1.1)."""
+        expectation = first_value(self.fields, b"expect")
+        if expectation is None:
+            return
+        if expectation.strip().lower() != b"100-continue":
+            raise Fault(FaultKind.EXPECTATION_FAILED, "The only expectation known is 100-continue.")
+        # > A server MUST ignore a 100-continue expectation in an HTTP/1.0 request.
+        self._expects_continue = self.version >= (1, 1) and self.body is not None
+
+    def invite(self) -> None:
+        """Tell a client that waits for it to send its body. Only once route, limits, gate and sink are ready."""
+        if not self._expects_continue:
+            return
+        self._expects_continue = False
+        transport = self._request.transport
+        if transport is not None and self.body is not None and not self.body.has_begun:
+            transport.write(_CONTINUE)
+
+    @property
+    def is_client_gone(self) -> bool:
+        """Whether the client's connection is lost."""
+        transport = self._request.transport
+        return transport is None or transport.is_closing()
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the exchange as a whole ended."""
+        return self.fault.outcome if self.fault else Outcome.COMPLETE
+
+    @property
+    def blame(self) -> Blame:
+        """Whose fault it was."""
+        return self.fault.blame if self.fault else Blame.NOBODY
+
+    @property
+    def status(self) -> int:
+        """The status sent, or what stands for it in the log where none was."""
+        if self.answer is not None and self.answer.was_begun:
+            return self.answer.status
+        return self.fault.status if self.fault else FaultKind.BUG.verdict.status
+
+    def why_cancelled(self) -> Fault:
+        """Say why the task of this exchange was cancelled: the client left, or the gateway stops."""
+        if self.is_client_gone:
+            return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer was complete.")
+        return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
+
+    def begin_upload(self, filters: Sequence[Filter], write_side: Side, write_pace: Pace) -> Transfer:
+        """Return the transfer of the request body towards `write_side`. There must be a body."""
+        if self.body is None:
+            raise ValueError("a request without a body has nothing to upload")
+        self.upload = Transfer(
+            Course(
+                Direction.UPLOAD,
+                Side.DOWNSTREAM_READ,
+                write_side,
+                self._client_pace,
+                write_pace,
+                self._total_seconds,
+            ),
+            self.body,
+            self.named.tally,
+            length=self.length,
+            filters=filters,
+            why_cancelled=self.why_cancelled,
+        )
+        return self.upload
+
+    def begin_download(self, source: Source, length: int | None, read_side: Side, read_pace: Pace) -> Transfer:
+        """Return the transfer of an answer's body from `read_side` to the client."""
+        self.download = Transfer(
+            Course(
+                Direction.DOWNLOAD,
+                read_side,
+                Side.DOWNSTREAM_WRITE,
+                read_pace,
+                self._client_pace,
+                self._total_seconds,
+            ),
+            source,
+            self.named.tally,
+            length=length,
+            why_cancelled=self.why_cancelled,
+        )
+        return self.download
+
+    @property
+    def _client_pace(self) -> Pace:
+        route = self.named.route
+        if route is None:
+            return Pace()
+        timeouts = route.timeouts
+        return Pace(timeouts.idle, timeouts.min_rate, timeouts.grace if timeouts.min_rate else math.inf)
+
+    @property
+    def _total_seconds(self) -> float:
+        return self.named.route.timeouts.total if self.named.route else math.inf
+
+    async def begin_answer(self, status: int, reason: bytes, fields: Fields, length: int | None) -> Answer:
+        """Send the head of an answer whose body follows. Raises Fault CLIENT_LEFT."""
+        self.answer = Answer(status, reason, fields, length=length, is_last=self._must_close)
+        await self._send_head(self.answer)
+        return self.answer
+
+    async def reply(self, status: int, fields: Sequence[Field], body: bytes) -> None:
+        """Answer with what is at hand. Raises Fault CLIENT_LEFT."""
+        fields = [*own_fields(self.trace), *fields]
+        self.answer = Answer.small(status, fields, body, is_last=self._must_close)
+        await self._send_head(self.answer)
+        await self.answer.flush()
+
+    async def fail(self, fault: Fault) -> None:
+        """End the exchange because of a fault: refuse it with an answer if none was begun, cut it otherwise."""
+        self.fault = fault
+        if self.answer is not None and self.answer.was_begun:
+            self.cut()
+        elif fault.kind is FaultKind.CLIENT_LEFT or self.is_client_gone:
+            self._leave()
+        else:
+            self.answer = self.refusal(fault)
+            try:
+                await self._send_head(self.answer)
+            except Fault:
+                self._leave()
+
+    def refusal(self, fault: Fault) -> Answer:
+        """Return the answer that tells of a fault: problem+json, Proxy-Status, Retry-After."""
+        route = self.named.route.name if self.named.route else None
+        body = problem_document(fault, route=route, request_id=self.trace.request_id.decode("latin-1"))
+        fields = [*own_fields(self.trace), (b"Content-Type", PROBLEM_TYPE), (b"Proxy-Status", proxy_status(fault))]
+        if fault.retry_after_seconds is not None:
+            fields.append((b"Retry-After", b"%d" % fault.retry_after_seconds))
+        is_last = self._must_close or fault.kind in _CLOSING
+        return Answer.small(fault.status, [*fields, *fault.fields], body, is_last=is_last)
+
+    def cut(self) -> None:
+        """Break off an answer that has begun."""
+        if self.answer is not None:
+            self.answer.cut()
+
+    async def linger(self) -> None:
+        """Behind an early answer, take in what the client still sends, within bounds, so that it reads the answer.
+
+        A client that still waits for 100 Continue sends nothing: the connection closes at once.
+        """
+        transport = self._request.transport
+        if self.body is None or self.body.is_received or transport is None or self._expects_continue:
+            return
+        if transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        drained = 0
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while drained < LINGER_BYTES and (chunk := await self.body.read()):
+                    drained += len(chunk)
+        except (TimeoutError, Fault):
+            # Either bound, or the client closed: the answer was sent, nothing more is owed.
+            return
+
+    @property
+    def _must_close(self) -> bool:
+        """Whether the connection cannot be kept: draining, a body still on its way, or a chunked one.
+
+        aiohttp's C parser hands the last trailer of a chunked request to the next request of its connection, so
+        none may follow (aiohttp 3.14.5; delete when its `cb_on_message_begin` resets the pending field).
+        """
+        return self.is_draining or self._is_chunked or (self.body is not None and not self.body.is_received)
+
+    async def _send_head(self, answer: Answer) -> None:
+        try:
+            await answer.prepare(self._request)
+        except ConnectionError as exc:
+            raise Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer.") from exc
+        self.first_byte_seconds = time.monotonic() - self.started
+
+    def _leave(self) -> None:
+        """Nobody is there to be told: drop the connection."""
+        if self.answer is None:
+            self.answer = Answer.small(self.status, (), b"", is_last=True)
+        self.answer.cut()
+        if (transport := self._request.transport) is not None:
+            abort(transport, with_reset=False)

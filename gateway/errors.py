@@ -1,0 +1,204 @@
+"""Faults: every way an exchange can go wrong, each born with blame, code, status and outcome.
+
+The table below is the only place that maps a cause to a status. Code that meets a cause raises
+`Fault(FaultKind.X, "what, where, how to mend")`; nobody translates it again later. Rejected: one exception
+class per cause (forty classes, and the table would be scattered over them).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from gateway import PSEUDONYM
+
+
+class Blame(enum.StrEnum):
+    """Whose fault it was; decides between 4xx, 5xx and 502/504."""
+
+    NOBODY = "none"
+    CLIENT = "client"
+    GATEWAY = "gateway"
+    UPSTREAM = "upstream"
+
+
+class Outcome(enum.StrEnum):
+    """How a transfer ended: a closed set, the label of `gateway_transfers_total`."""
+
+    COMPLETE = "complete"
+    ANSWERED_EARLY = "answered_early"
+    CLIENT_LEFT = "client_left"
+    CLIENT_SLOW = "client_slow"
+    CLIENT_BAD = "client_bad"
+    LIMIT = "limit"
+    REFUSED = "refused"
+    UPSTREAM_FAILED = "upstream_failed"
+    UPSTREAM_SLOW = "upstream_slow"
+    DISK_FAILED = "disk_failed"
+    CANCELLED = "cancelled"
+    BUG = "bug"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a kind of fault means: the HTTP status, whose fault, how the transfer ended, RFC 9209 error type."""
+
+    status: int
+    blame: Blame
+    outcome: Outcome
+    proxy_error: str
+    title: str
+
+
+_C, _G, _U = Blame.CLIENT, Blame.GATEWAY, Blame.UPSTREAM
+_BAD, _DENY = "http_request_error", "http_request_denied"
+_OUT = Outcome
+
+
+class FaultKind(enum.Enum):
+    """Every cause. The member's name in lower case is the `code` users see."""
+
+    # The client's request, before its body.
+    BAD_REQUEST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request")
+    BAD_FRAMING = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Ambiguous or broken framing")
+    BAD_HOST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed Host")
+    BAD_TARGET = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request target")
+    URL_FORBIDDEN = Verdict(403, _C, _OUT.REFUSED, _DENY, "URL is not on the allow-list")
+    ADDRESS_FORBIDDEN = Verdict(403, _C, _OUT.REFUSED, "destination_ip_prohibited", "Address is denied")
+    NO_ROUTE = Verdict(404, _C, _OUT.REFUSED, "destination_not_found", "No route matches")
+    FILE_NOT_FOUND = Verdict(404, _C, _OUT.REFUSED, "destination_not_found", "No such file")
+    METHOD_NOT_ALLOWED = Verdict(405, _C, _OUT.REFUSED, _DENY, "Method not allowed")
+    FILE_EXISTS = Verdict(409, _C, _OUT.REFUSED, _DENY, "A file of that name exists")
+    LENGTH_REQUIRED = Verdict(411, _C, _OUT.REFUSED, _BAD, "Length required")
+    PRECONDITION_FAILED = Verdict(412, _C, _OUT.REFUSED, _DENY, "Precondition failed")
+    TARGET_TOO_LONG = Verdict(414, _C, _OUT.LIMIT, _BAD, "Request target too long")
+    UNSUPPORTED_MEDIA = Verdict(415, _C, _OUT.REFUSED, _BAD, "Unsupported media type")
+    RANGE_NOT_SATISFIABLE = Verdict(416, _C, _OUT.REFUSED, _BAD, "Range not satisfiable")
+    EXPECTATION_FAILED = Verdict(417, _C, _OUT.REFUSED, _BAD, "Expectation failed")
+    HEAD_TOO_LARGE = Verdict(431, _C, _OUT.LIMIT, _BAD, "Request head too large")
+    # The client's body.
+    BAD_MULTIPART = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed multipart body")
+    PART_HEADERS_TOO_LARGE = Verdict(400, _C, _OUT.LIMIT, _BAD, "Part headers too large")
+    CLIENT_IDLE = Verdict(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client went silent")
+    CLIENT_TOO_SLOW = Verdict(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client too slow")
+    BODY_TOO_LARGE = Verdict(413, _C, _OUT.LIMIT, _BAD, "Body too large")
+    PART_TOO_LARGE = Verdict(413, _C, _OUT.LIMIT, _BAD, "Part too large")
+    FIELD_TOO_LARGE = Verdict(413, _C, _OUT.LIMIT, _BAD, "Form field too large")
+    TOO_MANY_PARTS = Verdict(413, _C, _OUT.LIMIT, _BAD, "Too many parts")
+    #: 499 is nginx's word for it: nobody is left to be told, it only shows in the log and the metrics.
+    CLIENT_LEFT = Verdict(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client left")
+    # Ourselves.
+    BUG = Verdict(500, _G, _OUT.BUG, "proxy_internal_error", "Internal error")
+    DISK_FAILED = Verdict(500, _G, _OUT.DISK_FAILED, "proxy_internal_error", "Disk error")
+    CANCELLED = Verdict(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Stopped by shutdown")
+    DRAINING = Verdict(503, _G, _OUT.REFUSED, "proxy_internal_response", "Gateway is shutting down")
+    QUEUE_FULL = Verdict(503, _G, _OUT.REFUSED, "connection_limit_reached", "Upstream is at its limit")
+    QUEUE_TIMEOUT = Verdict(503, _G, _OUT.REFUSED, "connection_limit_reached", "Waited too long for the upstream")
+    DISK_UNAVAILABLE = Verdict(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
+    DISK_SLOW = Verdict(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
+    DISK_FULL = Verdict(507, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk is full")
+    # The upstream.
+    DNS_ERROR = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "dns_error", "Upstream's name cannot be resolved")
+    CONNECT_REFUSED = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "connection_refused", "Upstream refused the connection")
+    TLS_ERROR = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "tls_protocol_error", "TLS to the upstream failed")
+    UPSTREAM_CLOSED = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "connection_terminated", "Upstream closed the connection")
+    BAD_RESPONSE = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "http_protocol_error", "Upstream's answer is malformed")
+    BAD_REDIRECT = Verdict(502, _U, _OUT.UPSTREAM_FAILED, _DENY, "Upstream redirected where it may not")
+    RESPONSE_INCOMPLETE = Verdict(
+        502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's body broke off"
+    )
+    CONNECT_TIMEOUT = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Upstream did not accept in time")
+    RESPONSE_TIMEOUT = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "http_response_timeout", "Upstream did not answer in time")
+    UPSTREAM_IDLE = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_read_timeout", "Upstream went silent")
+    UPSTREAM_STUCK = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_write_timeout", "Upstream stopped reading")
+
+    # Enum would fold members of equal value into one: each is made its own.
+    def __new__(cls, verdict: Verdict) -> FaultKind:
+        """Number the members, and keep the verdict beside the number."""
+        member = object.__new__(cls)
+        member._value_ = len(cls.__members__)
+        member._verdict = verdict
+        return member
+
+    _verdict: Verdict
+
+    @property
+    def verdict(self) -> Verdict:
+        """What this kind means."""
+        return self._verdict
+
+    @property
+    def code(self) -> str:
+        """The name users and dashboards see."""
+        return self.name.lower()
+
+
+class Fault(Exception):
+    """One thing that went wrong, with what a user needs to mend it.
+
+    `detail` says what, where and how to mend, with both numbers; it may reach the client, so it holds no local
+    address and no path. `retry_after_seconds` becomes Retry-After; `facts` are added to the problem document;
+    `fields` are further header fields of the answer (Allow, Content-Range).
+    """
+
+    def __init__(
+        self,
+        kind: FaultKind,
+        detail: str,
+        *,
+        retry_after_seconds: int | None = None,
+        facts: dict[str, int | str] | None = None,
+        fields: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+        self.facts = facts or {}
+        self.fields = fields
+
+    @property
+    def status(self) -> int:
+        """HTTP status the client is answered with, if it still can be."""
+        return self.kind.verdict.status
+
+    @property
+    def blame(self) -> Blame:
+        """Whose fault it was."""
+        return self.kind.verdict.blame
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the transfers of the exchange ended."""
+        return self.kind.verdict.outcome
+
+    def __str__(self) -> str:
+        """Return code and detail, for logs."""
+        return f"{self.kind.code}: {self.detail}"
+
+
+PROBLEM_TYPE: Final = b"application/problem+json"
+
+
+def problem_document(fault: Fault, *, route: str | None, request_id: str) -> bytes:
+    """Return the RFC 9457 problem document of a fault, as UTF-8 JSON ending in a newline."""
+    document: dict[str, int | str | None] = {
+        "title": fault.kind.verdict.title,
+        "status": fault.status,
+        "detail": fault.detail,
+        "code": fault.kind.code,
+        "route": route,
+        "request_id": request_id,
+    }
+    return json.dumps(document | fault.facts).encode() + b"\n"
+
+
+def proxy_status(fault: Fault) -> bytes:
+    """Return the value of Proxy-Status (RFC 9209 section 2): who answers, and why."""
+    # > details: a String; sf-string is ASCII, with backslash and quote escaped (RFC 8941 section 3.3.3).
+    text = "".join(c if " " <= c <= "~" else "?" for c in fault.kind.verdict.title)
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    verdict = fault.kind.verdict
+    return f'{PSEUDONYM}; error={verdict.proxy_error}; details="{text}"'.encode("ascii")

@@ -1,0 +1,289 @@
+"""Rules for fields: which cross the gateway, which it sets, which requests are refused for their head.
+
+Fields are lists of (name, value) bytes as they stood on the wire, so that order, case, duplicates and bytes outside
+ASCII survive. What came in is never modified; what goes out is made new. Pure: no await, no aiohttp.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final
+
+from gateway import PSEUDONYM
+from gateway.config.model import Network
+from gateway.errors import Fault, FaultKind
+
+Field = tuple[bytes, bytes]
+Fields = Sequence[Field]
+
+#: RFC 9110 section 7.6.1, and Proxy-Connection, which old clients still send.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+#: Fields the gateway says itself. WSGI turns `_` into `-`, so look-alikes (X_Forwarded_For) would be believed
+#: behind us; nginx drops every name with an underscore for this reason, we drop only these.
+_OWNED: Final = frozenset(
+    {
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-host",
+        b"forwarded",
+        b"x-request-id",
+        b"traceparent",
+    }
+)
+_FRAMING: Final = frozenset({b"content-length", b"expect", b"host"})
+_VIA: Final = f"1.1 {PSEUDONYM}".encode()
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_TRACEPARENT: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# RFC 3986 section 3.2.2: a registered name or IPv4 address, or an IP literal; then RFC 9110's optional port.
+_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]{0,5}))?")
+_ABSOLUTE: Final = re.compile(r"(?i:https?)://([^/?#]*)([^#]*)")
+_MAX_PORT: Final = 65535
+MAX_HEAD_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A request target taken apart: path and query exactly as sent, and the host it names."""
+
+    path: str
+    #: With its question mark, so that an empty query stays one; "" without.
+    query: str
+    #: Host field as sent (or the authority of an absolute-form target).
+    authority: bytes
+    #: Lower case, without port.
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The names an exchange goes by."""
+
+    request_id: bytes
+    traceparent: bytes
+    #: Whether traceparent continues the client's trace, so that its tracestate is kept.
+    is_continued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from, as far as it is believed."""
+
+    client: str
+    is_trusted: bool
+    scheme: bytes
+    authority: bytes
+
+
+def values_of(fields: Fields, name: bytes) -> list[bytes]:
+    """Return the values of every field of that name (lower case), in order."""
+    return [value for key, value in fields if key.lower() == name]
+
+
+def first_value(fields: Fields, name: bytes) -> bytes | None:
+    """Return the first field of that name (lower case), or None."""
+    for key, value in fields:
+        if key.lower() == name:
+            return value
+    return None
+
+
+def is_trusted(client: str, networks: Iterable[Network]) -> bool:
+    """Say whether a peer's address lies in one of the trusted networks."""
+    try:
+        address = ipaddress.ip_address(client.partition("%")[0])
+    except ValueError:
+        return False
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def check_head(version: tuple[int, int], method: str, target: str, fields: Fields) -> Target:
+    """Return the target of a request whose head is sound. Raises Fault for one that is not.
+
+    The parser has refused what breaks the grammar; here is what it lets pass (RFC 9112 sections 2.3, 3.2, 6.1).
+    """
+    if version not in ((1, 0), (1, 1)):
+        # > A server that receives a major version it does not conform to can respond 505; aiohttp would answer it.
+        raise Fault(FaultKind.BAD_REQUEST, f"HTTP/{version[0]}.{version[1]} is not spoken here: use HTTP/1.1.")
+    if method in ("CONNECT", "TRACE"):
+        # RFC 9110 section 9.3.8: TRACE would hand the fields of the request to scripts.
+        raise Fault(FaultKind.METHOD_NOT_ALLOWED, f"{method} is never passed on by this gateway.", fields=_NO_ALLOW)
+    size = len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
+    if size > MAX_HEAD_BYTES:
+        raise Fault(
+            FaultKind.HEAD_TOO_LARGE,
+            f"The request head has {size} bytes and {MAX_HEAD_BYTES} are taken: send fewer or shorter fields.",
+        )
+    _check_framing(version, fields)
+    return _check_target(version, method, target, fields)
+
+
+_NO_ALLOW: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
+
+
+def _check_framing(version: tuple[int, int], fields: Fields) -> None:
+    codings = values_of(fields, b"transfer-encoding")
+    if not codings:
+        return
+    if version < (1, 1):
+        # > A client MUST NOT send a request containing Transfer-Encoding unless it knows the server will handle
+        # > HTTP/1.1 requests; a server that gets it in 1.0 must treat the framing as faulty (RFC 9112 6.1).
+        raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding in HTTP/1.0 is faulty framing: use HTTP/1.1.")
+    if values_of(fields, b"content-length"):
+        raise Fault(FaultKind.BAD_FRAMING, "Both Transfer-Encoding and Content-Length: send one of them.")
+    if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
+        # Stricter than RFC 9112 section 6.1, which has 501 for codings not known: nobody sends them, and a coding
+        # that one side undoes and the other does not is how requests are smuggled.
+        raise Fault(FaultKind.BAD_FRAMING, "The only Transfer-Encoding taken is chunked, once.")
+
+
+def _check_target(version: tuple[int, int], method: str, target: str, fields: Fields) -> Target:
+    hosts = values_of(fields, b"host")
+    if len(hosts) > 1 or (not hosts and version >= (1, 1)):
+        raise Fault(FaultKind.BAD_HOST, f"A request has exactly one Host, this one has {len(hosts)}.")
+    authority = hosts[0] if hosts else b""
+    if "#" in target:
+        raise Fault(FaultKind.BAD_TARGET, "A request target has no fragment: leave out '#' and what follows.")
+    if absolute := _ABSOLUTE.fullmatch(target):
+        # > When an origin server receives a request with an absolute-form of request-target, it MUST ignore the
+        # > received Host (RFC 9112 section 3.2.2).
+        check_host(authority)
+        authority = absolute[1].encode("latin-1", "replace")
+        if not authority:
+            raise Fault(FaultKind.BAD_TARGET, "An absolute target needs a host.")
+        target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
+    elif target == "*" and method == "OPTIONS":
+        pass
+    elif not target.startswith("/"):
+        raise Fault(FaultKind.BAD_TARGET, "A request target begins with a slash (RFC 9112 section 3.2.1).")
+    host = check_host(authority)
+    path, mark, query = target.partition("?")
+    return Target(path, mark + query, authority, host)
+
+
+def check_host(authority: bytes) -> str:
+    """Return the host of a Host field, lower case and without port. Raises Fault BAD_HOST (RFC 9112 3.2)."""
+    found = _HOST.fullmatch(authority)
+    if found is None or (found[2] and int(found[2]) > _MAX_PORT):
+        raise Fault(FaultKind.BAD_HOST, "Host is not a name or address with an optional port (RFC 9112 section 3.2).")
+    if found[1].startswith(b"["):
+        try:
+            ipaddress.IPv6Address(found[1][1:-1].decode())
+        except ValueError:
+            raise Fault(FaultKind.BAD_HOST, "Host holds an IP literal that is not IPv6.") from None
+    return found[1].decode().lower()
+
+
+def name_trace(fields: Fields, *, is_trusted: bool) -> Trace:
+    """Continue the client's request id and trace where it is trusted and they are sound, or begin new ones."""
+    request_id = first_value(fields, b"x-request-id") if is_trusted else None
+    if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+        request_id = uuid.uuid4().hex.encode()
+    span = os.urandom(8).hex().encode()
+    parent = first_value(fields, b"traceparent") if is_trusted else None
+    if parent is not None and _TRACEPARENT.fullmatch(parent):
+        # W3C Trace Context section 3.4: keep trace id and flags, become the parent.
+        return Trace(request_id, parent[:36] + span + parent[52:], is_continued=True)
+    return Trace(request_id, b"00-" + os.urandom(16).hex().encode() + b"-" + span + b"-01", is_continued=False)
+
+
+def end_to_end(fields: Fields) -> list[Field]:
+    """Return the fields that cross a hop: not the hop-by-hop ones, nor those Connection nominates (RFC 9110 7.6.1)."""
+    nominated = {
+        option.strip().lower() for value in values_of(fields, b"connection") for option in value.split(b",")
+    } - _FRAMING
+    # Content-Length may not be nominated away: it frames the body that follows.
+    return [
+        (name, value) for name, value in fields if (key := name.lower()) not in _HOP_BY_HOP and key not in nominated
+    ]
+
+
+def request_fields(fields: Fields, origin: Origin, trace: Trace) -> list[Field]:
+    """Return the client's fields as they go upstream, with what the gateway says about the client.
+
+    Content-Length, Host and Expect are left out: they are decided with the framing and the endpoint.
+    """
+    kept = []
+    for name, value in end_to_end(fields):
+        key = name.lower().replace(b"_", b"-")
+        is_lookalike = key != name.lower() and (key in _HOP_BY_HOP or key in _FRAMING or key in _OWNED)
+        if key in _FRAMING or key in _OWNED or is_lookalike or key in _HOP_BY_HOP:
+            continue
+        if key == b"tracestate" and not trace.is_continued:
+            continue
+        kept.append((name, value))
+    return [*kept, *_about_client(fields, origin), *_about_exchange(trace), (b"Via", _VIA)]
+
+
+def _about_client(fields: Fields, origin: Origin) -> list[Field]:
+    client = origin.client.encode()
+    element = _forwarded_element(origin)
+    if not origin.is_trusted:
+        return [
+            (b"X-Forwarded-For", client),
+            (b"X-Forwarded-Proto", origin.scheme),
+            (b"X-Forwarded-Host", origin.authority),
+            (b"Forwarded", element),
+        ]
+    return [
+        (b"X-Forwarded-For", b", ".join([*values_of(fields, b"x-forwarded-for"), client])),
+        (b"X-Forwarded-Proto", first_value(fields, b"x-forwarded-proto") or origin.scheme),
+        (b"X-Forwarded-Host", first_value(fields, b"x-forwarded-host") or origin.authority),
+        (b"Forwarded", b", ".join([*values_of(fields, b"forwarded"), element])),
+    ]
+
+
+def _forwarded_element(origin: Origin) -> bytes:
+    # RFC 7239 section 6: an IPv6 address is bracketed and quoted; a host is quoted for its colon.
+    client = f'"[{origin.client}]"' if ":" in origin.client else origin.client
+    host = origin.authority.replace(b"\\", b"").replace(b'"', b"")
+    return b"for=" + client.encode() + b';host="' + host + b'";proto=' + origin.scheme
+
+
+def _about_exchange(trace: Trace) -> list[Field]:
+    return [(b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent)]
+
+
+def response_fields(fields: Fields, trace: Trace) -> list[Field]:
+    """Return an upstream's fields as they go to the client. Framing is decided by who sends the body."""
+    kept = [(name, value) for name, value in end_to_end(fields) if name.lower() != b"content-length"]
+    if first_value(kept, b"date") is None:
+        # > A recipient with a clock that receives a response message without a Date header field MUST record the
+        # > time it was received and append a corresponding Date header field (RFC 9110 section 6.6.1).
+        kept.append((b"Date", formatdate(usegmt=True).encode()))
+    kept.append((b"Via", _VIA))
+    if first_value(kept, b"x-request-id") is None:
+        kept.append((b"X-Request-Id", trace.request_id))
+    return kept
+
+
+def own_fields(trace: Trace) -> list[Field]:
+    """Return the fields every answer of the gateway itself begins with."""
+    return [
+        (b"Date", formatdate(usegmt=True).encode()),
+        (b"Server", PSEUDONYM.encode()),
+        (b"X-Request-Id", trace.request_id),
+    ]
+
+
+def encode_head(start_line: bytes, fields: Fields) -> bytes:
+    """Return a head in wire form. Names and values came from a parser or are our own: none holds CR or LF."""
+    lines = [start_line, *(name + b": " + value for name, value in fields), b"", b""]
+    return b"\r\n".join(lines)

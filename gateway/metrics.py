@@ -1,0 +1,153 @@
+"""The tally spelled for Prometheus. An own registry, read at scrape time; nothing is counted here."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import aiohttp
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from gateway import __version__
+from gateway.tally import Histogram, RouteTally, Tally
+
+#: What every metric tells; also the text of docs/metrics.md, which a test compares.
+HELP: Final = {
+    "gateway_requests": "Requests answered, by the status the client got (499: it left before).",
+    "gateway_request_duration_seconds": "Seconds from request head to the end of the exchange.",
+    "gateway_time_to_first_byte_seconds": "Seconds from request head to the head of the answer.",
+    "gateway_requests_in_flight": "Exchanges under way.",
+    "gateway_transfers": "Bodies that have ended, by how.",
+    "gateway_transfers_in_flight": "Bodies under way.",
+    "gateway_transfer_bytes": "Bytes of bodies handed on, counted chunk by chunk while they flow.",
+    "gateway_chunk_size_bytes": "Bytes of each chunk.",
+    "gateway_chunk_throughput_bytes_per_second": "Bytes of each chunk over the seconds it took, waits included.",
+    "gateway_transfer_throughput_bytes_per_second": "Mean rate of each body from its begin to its end.",
+    "gateway_transfer_size_bytes": "Bytes of each body.",
+    "gateway_wait_seconds": "Seconds transfers waited, by the side that made them wait.",
+    "gateway_parts": "Parts of multipart forms, by kind (file, field).",
+    "gateway_part_size_bytes": "Bytes of each part.",
+    "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
+    "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
+    "gateway_upstream_retries": "Requests given to another endpoint, by why the one before could not take them.",
+    "gateway_build": "Always 1; the labels tell what runs.",
+}
+
+
+class TallyCollector:
+    """Yields every metric of a tally when a scrape asks."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric families."""
+        routes = list(self._tally.routes.values())
+        yield from _requests(routes)
+        yield from _transfers(routes)
+        yield from _waits_and_parts(routes)
+        yield from self._upstreams()
+        build = GaugeMetricFamily("gateway_build_info", HELP["gateway_build"], labels=("version", "aiohttp", "python"))
+        build.add_metric((__version__, aiohttp.__version__, platform.python_version()), 1)
+        yield build
+
+    def _upstreams(self) -> Iterator[Metric]:
+        up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
+        queue = _gauge("gateway_upstream_queue_length", "upstream")
+        retries = _counter("gateway_upstream_retries", "upstream", "reason")
+        for upstream in self._tally.upstreams.values():
+            for endpoint, is_up in list(upstream.endpoints_up.items()):
+                up.add_metric((upstream.upstream, endpoint), float(is_up))
+            queue.add_metric((upstream.upstream,), upstream.queue_length)
+            for reason, count in list(upstream.retries.items()):
+                retries.add_metric((upstream.upstream, reason), count)
+        yield from (up, queue, retries)
+
+
+def make_registry(tally: Tally) -> CollectorRegistry:
+    """Return a registry of its own for one gateway."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(TallyCollector(tally))
+    return registry
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return the exposition and its content type: OpenMetrics when asked for, Prometheus text otherwise."""
+    if "application/openmetrics-text" in accept:
+        # prometheus-client 0.26 has no types for this function.
+        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+    return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
+
+
+def _requests(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    requests = _counter("gateway_requests", "route", "method", "code")
+    durations = _histogram("gateway_request_duration_seconds", "route")
+    first_bytes = _histogram("gateway_time_to_first_byte_seconds", "route")
+    in_flight = _gauge("gateway_requests_in_flight", "route")
+    for route in routes:
+        for (method, status), count in list(route.requests.items()):
+            requests.add_metric((route.route, method, str(status)), count)
+        _add(durations, (route.route,), route.durations)
+        _add(first_bytes, (route.route,), route.first_bytes)
+        in_flight.add_metric((route.route,), route.in_flight)
+    yield from (requests, durations, first_bytes, in_flight)
+
+
+def _transfers(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    ended = _counter("gateway_transfers", "route", "direction", "outcome")
+    in_flight = _gauge("gateway_transfers_in_flight", "route", "direction")
+    moved = _counter("gateway_transfer_bytes", "route", "upstream", "direction")
+    chunks = _histogram("gateway_chunk_size_bytes", "route", "direction")
+    chunk_rates = _histogram("gateway_chunk_throughput_bytes_per_second", "route", "direction")
+    rates = _histogram("gateway_transfer_throughput_bytes_per_second", "route", "direction")
+    sizes = _histogram("gateway_transfer_size_bytes", "route", "direction")
+    for route in routes:
+        for direction, tally in route.transfers.items():
+            labels = (route.route, direction.value)
+            for outcome, count in list(tally.outcomes.items()):
+                ended.add_metric((*labels, outcome.value), count)
+            in_flight.add_metric(labels, tally.in_flight)
+            moved.add_metric((route.route, route.upstream, direction.value), tally.bytes_moved)
+            _add(chunks, labels, tally.chunk_sizes)
+            _add(chunk_rates, labels, tally.chunk_rates)
+            _add(rates, labels, tally.rates)
+            _add(sizes, labels, tally.sizes)
+    yield from (ended, in_flight, moved, chunks, chunk_rates, rates, sizes)
+
+
+def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    waits = _counter("gateway_wait_seconds", "route", "side")
+    parts = _counter("gateway_parts", "route", "kind")
+    sizes = _histogram("gateway_part_size_bytes", "route")
+    for route in routes:
+        for side, seconds in route.waits.items():
+            waits.add_metric((route.route, side.value), seconds)
+        for kind, count in list(route.parts.items()):
+            parts.add_metric((route.route, kind), count)
+        _add(sizes, (route.route,), route.part_sizes)
+    yield from (waits, parts, sizes)
+
+
+def _counter(name: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(name, HELP[name], labels=labels)
+
+
+def _gauge(name: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, HELP[name], labels=labels)
+
+
+def _histogram(name: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, HELP[name], labels=labels)
+
+
+def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
+    buckets: list[tuple[str, float]] = []
+    running = 0
+    for bound, count in zip((*histogram.bounds, float("inf")), list(histogram.counts), strict=True):
+        running += count
+        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), running))
+    family.add_metric(labels, buckets, histogram.total)

@@ -1,0 +1,90 @@
+"""Content-Disposition and the boundary parameter, as RFC 7578 wants them and browsers write them. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import Fault, FaultKind
+
+# RFC 9110 section 5.6: token, quoted-string, and the parameters made of them.
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER: Final = re.compile(rf'[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")[ \t]*)?')
+# A browser's file name may hold a backslash that escapes nothing: only \" and \\ are escapes in quoted names.
+_ESCAPE: Final = re.compile(r'\\(["\\])')
+# RFC 2046 section 5.1.1: bchars, at most 70, not ending in a space.
+_BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Disposition:
+    """What a part says it is. `filename` is the client's text, not a path: see gateway.disk."""
+
+    name: str
+    filename: str | None
+
+
+def boundary_of(content_type: str) -> bytes:
+    """Return the boundary of a multipart Content-Type. Raises Fault BAD_MULTIPART where there is not exactly one."""
+    parameters = _parameters(content_type.partition(";")[2], "Content-Type")
+    boundary = parameters.get("boundary")
+    if boundary is None:
+        raise _bad("Content-Type names no boundary: add boundary=..., or let the client library set the field.")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise _bad("The boundary is not one by RFC 2046 (1 to 70 letters, digits or '()+_,-./:=?).")
+    return boundary.encode("ascii")
+
+
+def parse_disposition(value: str | None, part_number: int) -> Disposition:
+    """Return name and file name of a part. Raises Fault BAD_MULTIPART if it is not a sound form-data disposition.
+
+    Refused, because parsers behind us disagree about it: a parameter twice, no name, another type than form-data.
+    """
+    if value is None:
+        raise _bad(f"Part {part_number} has no Content-Disposition (RFC 7578 section 4.2).")
+    kind, _, rest = value.partition(";")
+    if kind.strip().lower() != "form-data":
+        raise _bad(f"Part {part_number} is not form-data: its Content-Disposition must begin with it.")
+    parameters = _parameters(rest, f"Content-Disposition of part {part_number}")
+    name = parameters.get("name")
+    if name is None:
+        raise _bad(f"Part {part_number} has no name (RFC 7578 section 4.2).")
+    extended = parameters.get("filename*")
+    filename = _decode_extended(extended, part_number) if extended is not None else parameters.get("filename")
+    return Disposition(name, filename)
+
+
+def _parameters(rest: str, where: str) -> dict[str, str]:
+    text = ";" + rest if rest.strip(" \t") else ""
+    parameters: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        found = _PARAMETER.match(text, position)
+        if found is None:
+            raise _bad(f'{where} is malformed: write name=value or name="value" between semicolons.')
+        position = found.end()
+        if found[1] is None:
+            continue
+        key = found[1].lower()
+        if key in parameters:
+            raise _bad(f"{where} has the parameter {key} twice.")
+        parameters[key] = found[2] if found[2] is not None else _ESCAPE.sub(r"\1", found[3])
+    return parameters
+
+
+def _decode_extended(value: str, part_number: int) -> str:
+    """Decode filename* (RFC 8187 section 3.2); UTF-8 and Latin-1 are the charsets anyone sends."""
+    charset, _, rest = value.partition("'")
+    _, quote, encoded = rest.partition("'")
+    if not quote or charset.lower() not in ("utf-8", "iso-8859-1"):
+        raise _bad(f"filename* of part {part_number} is not of the form UTF-8''percent-encoded (RFC 8187).")
+    try:
+        return unquote_to_bytes(encoded).decode(charset)
+    except UnicodeDecodeError:
+        raise _bad(f"filename* of part {part_number} is not {charset}.") from None
+
+
+def _bad(detail: str) -> Fault:
+    return Fault(FaultKind.BAD_MULTIPART, detail)

@@ -1,0 +1,244 @@
+"""Compose, start, serve, drain, stop.
+
+`Gateway` is one configured gateway in a running loop. `_handle` is the one place where exchanges begin and end:
+every fault becomes an answer or a cut there, every exchange leaves one log line and its counts, and a bug becomes a
+500 or a cut, never a body that looks whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway.accesslog import log_exchange
+from gateway.actions import Action, FetchAction, make_action
+from gateway.config import Config
+from gateway.config.values import Address
+from gateway.disk import DiskWorkers
+from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
+from gateway.downstream.exchange import Named
+from gateway.errors import Fault, FaultKind
+from gateway.gate import Drain
+from gateway.headers import Origin, check_head, is_trusted, name_trace
+from gateway.ops import OpsApp
+from gateway.routing import RouteTable
+from gateway.tally import Tally, method_label
+from gateway.upstream import Service
+
+_BACKLOG: Final = 1024
+#: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.
+_USER_TIMEOUT_MILLISECONDS: Final = 120_000
+_log = logging.getLogger("gateway")
+
+
+class Gateway:
+    """One gateway: both ports, its upstreams, its exchanges."""
+
+    def __init__(self, config: Config) -> None:
+        check_aiohttp()
+        self._config = config
+        routes = ((route.name, route.forward.upstream if route.forward else "") for route in config.routes)
+        self.tally = Tally(routes, config.upstreams)
+        self._table = RouteTable(config.routes)
+        self._drain = Drain()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._exchanges: set[asyncio.Task[Any]] = set()
+        self._has_started = False
+        self.address: Address
+        self.ops_address: Address
+
+    async def start(self) -> None:
+        """Open both ports. Raises OSError if one is taken; then nothing is left open."""
+        config = self._config
+        async with contextlib.AsyncExitStack() as stack:
+            self._workers = DiskWorkers()
+            stack.callback(self._workers.close)
+            self._services = {
+                name: Service(name, upstream, self.tally.upstreams[name]) for name, upstream in config.upstreams.items()
+            }
+            for service in self._services.values():
+                stack.push_async_callback(service.close)
+            self._actions = self._make_actions(stack)
+            ops = OpsApp(self.tally, self._reasons)
+            stack.callback(ops.close)
+            self._ops_runner = web.AppRunner(ops.make(), access_log=None)
+            self.ops_address = await _open(stack, self._ops_runner, config.ops.listen)
+            self._traffic = TrafficServer(self._handle, self._refuse_unread)
+            runner = web.ServerRunner(self._traffic, handle_signals=False, shutdown_timeout=1.0)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            sock = _listen(config.listen)
+            self._site = web.SockSite(runner, sock, backlog=_BACKLOG)
+            await self._site.start()
+            self.address = Address(config.listen.host, sock.getsockname()[1])
+            self._stack = stack.pop_all()
+        for service in self._services.values():
+            self._keep(service.watch_health(), f"health of {service.name}")
+        self._has_started = True
+
+    async def stop(self) -> None:
+        """Drain and close: accept nobody, let exchanges end within drain_timeout, cut the rest, close everything."""
+        self._drain.begin()
+        await self._site.stop()
+        # Idle kept connections close now; those in flight close behind their answers.
+        for connection in self._traffic.connections:
+            if connection._current_request is None:
+                connection.force_close()
+        seconds = self._config.drain_timeout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                await self._drain.wait_empty()
+        for task in (*self._exchanges, *self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._exchanges, *self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C; a second one ends the drain."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        await stopping.wait()
+        stop = asyncio.create_task(self.stop(), name="stop")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._hurry)
+        await stop
+
+    def _hurry(self) -> None:
+        for task in self._exchanges:
+            task.cancel()
+
+    def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction]:
+        actions = {route.name: make_action(route, self._services, self._workers) for route in self._config.routes}
+        for action in actions.values():
+            if isinstance(action, FetchAction):
+                stack.push_async_callback(action.close)
+        return actions
+
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _reasons(self) -> list[str]:
+        reasons = []
+        if not self._has_started:
+            reasons.append("starting")
+        if self._drain.is_draining:
+            reasons.append("draining")
+        reasons += [
+            f"upstream {service.name}: no healthy endpoint"
+            for service in self._services.values()
+            if not service.is_available
+        ]
+        return reasons
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Run one exchange from head to end. Never raises but for cancellation."""
+        exchange = self._make_exchange(request)
+        task = asyncio.current_task()
+        if task is not None:
+            self._exchanges.add(task)
+        with self._drain.exchange():
+            try:
+                await self._run_exchange(exchange)
+                await exchange.linger()
+            finally:
+                if task is not None:
+                    self._exchanges.discard(task)
+        return exchange.answer or Answer.small(500, (), b"", is_last=True)
+
+    def _make_exchange(self, request: web.BaseRequest) -> Exchange:
+        fields = tuple(request._message.raw_headers)
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        client = peer[0] if peer else ""
+        is_known = is_trusted(client, self._config.trusted_proxies)
+        trace = name_trace(fields, is_trusted=is_known)
+        exchange = Exchange(request, fields, trace, client, self.tally.routes[Tally.NO_ROUTE])
+        exchange.origin = Origin(client, is_known, b"http", b"")
+        return exchange
+
+    async def _run_exchange(self, exchange: Exchange) -> None:
+        try:
+            try:
+                await self._find_and_act(exchange)
+            except Fault as fault:
+                await exchange.fail(fault)
+            except asyncio.CancelledError:
+                await exchange.fail(exchange.why_cancelled())
+                raise
+            except Exception:
+                # The one place where a bug becomes an answer or a cut.
+                _log.exception("bug in exchange %s", exchange.trace.request_id.decode("latin-1"))
+                await exchange.fail(Fault(FaultKind.BUG, "The gateway failed; its log has the reason."))
+        finally:
+            self._record(exchange)
+
+    async def _find_and_act(self, exchange: Exchange) -> None:
+        exchange.is_draining = self._drain.is_draining
+        target = check_head(exchange.version, exchange.method, exchange.raw_target, exchange.fields)
+        exchange.target = target
+        exchange.origin = Origin(exchange.client, exchange.origin.is_trusted, b"http", target.authority)
+        if target.path == "*":
+            # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
+            await exchange.reply(204, (), b"")
+            return
+        fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.fields}
+        found = self._table.find(host=target.host, path=target.path, method=exchange.method, fields=fields)
+        tally = self.tally.routes[found.route.name]
+        exchange.named = Named(found.route, tally)
+        tally.in_flight += 1
+        try:
+            if self._drain.is_draining:
+                raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
+            await self._actions[found.route.name](exchange, found)
+        finally:
+            tally.in_flight -= 1
+
+    def _record(self, exchange: Exchange) -> None:
+        tally = exchange.named.tally
+        seconds = log_exchange(exchange)
+        tally.requests[method_label(exchange.method), exchange.status] += 1
+        tally.durations.observe(seconds)
+        if exchange.first_byte_seconds is not None:
+            tally.first_bytes.observe(exchange.first_byte_seconds)
+
+    def _refuse_unread(self, request: web.BaseRequest, fault: Fault) -> Answer:
+        """Refuse a request whose head could not be read: nothing of it is believed."""
+        exchange = self._make_exchange(request)
+        exchange.fault = fault
+        exchange.answer = exchange.refusal(fault)
+        self._record(exchange)
+        return exchange.answer
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Accepted sockets inherit it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MILLISECONDS)
+        sock.bind((address.host, address.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _open(stack: contextlib.AsyncExitStack, runner: web.AppRunner, address: Address) -> Address:
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    sock = _listen(address)
+    await web.SockSite(runner, sock).start()
+    return Address(address.host, sock.getsockname()[1])

@@ -1,0 +1,186 @@
+"""One request sent, and its answer: where aiohttp's exceptions become faults, and nobody is blamed for another.
+
+aiohttp reports a failure of our own body as the upstream's (an OSError of the source comes out as ClientOSError), so
+the sending side is asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from gateway.config.model import UpstreamTimeouts
+from gateway.config.values import Endpoint
+from gateway.errors import Fault, FaultKind
+from gateway.headers import Fields, first_value, values_of
+from gateway.upstream.connection import LiveConnector, WireBody, WireRequest
+from gateway.upstream.guard import AddressGuard
+
+Sending = WireBody
+
+#: Below the shortest idle timeout of servers seen behind gateways (uvicorn and Node: 5 s).
+_KEEPALIVE_SECONDS: Final = 4.0
+_MAX_FIELDS: Final = 200
+_MAX_LINE_BYTES: Final = 16384
+_BODILESS: Final = frozenset({204, 304})
+
+
+class ReceivedAnswer:
+    """An upstream's answer: its head, and its body as a source."""
+
+    def __init__(self, response: aiohttp.ClientResponse, sending: Sending) -> None:
+        self._response = response
+        self._content = response.content
+        self._sending = sending
+        self.status = response.status
+        self.reason = (response.reason or "").encode("utf-8", "surrogateescape")
+        self.fields: Fields = response.raw_headers
+        declared = first_value(self.fields, b"content-length")
+        #: Content-Length as declared, also where no body follows (HEAD, 304); None without one.
+        self.length = int(declared) if declared is not None else None
+        is_bodiless = response.method == "HEAD" or self.status in _BODILESS
+        #: Bytes to be read; None until the body's end.
+        self.body_length = 0 if is_bodiless else self.length
+
+    async def read(self) -> bytes:
+        """Return the next chunk, b"" at the end. Raises Fault, the sending side's own first."""
+        try:
+            return await self._content.readany()
+        except (aiohttp.ClientError, OSError, aiohttp.http.HttpProcessingError) as exc:
+            if self._sending.fault is not None:
+                raise self._sending.fault from exc
+            raise Fault(
+                FaultKind.RESPONSE_INCOMPLETE, "The upstream's connection was lost within its answer: see its log."
+            ) from exc
+
+    async def close(self) -> None:
+        """Let go: the connection is kept if both bodies ended whole, closed otherwise."""
+        self._response.close() if not self._response.closed else None
+        await self._sending.stop()
+
+
+class Client:
+    """Sends requests over kept connections, one aiohttp session underneath."""
+
+    def __init__(self, timeouts: UpstreamTimeouts, guard: AddressGuard | None = None) -> None:
+        connector = LiveConnector(
+            limit=0,  # the gate counts, with a bound, a metric and a 503
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            ttl_dns_cache=10,
+            **({"socket_factory": guard} if guard else {}),
+        )
+        connect = None if math.isinf(timeouts.connect) else timeouts.connect
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            request_class=WireRequest,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf),
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+            max_headers=_MAX_FIELDS,
+        )
+        # aiohttp sends idempotent requests twice when a connection breaks, even a fresh one, and has no switch.
+        self._session._retry_connection = False
+        self._response_seconds = timeouts.response
+
+    async def close(self) -> None:
+        """Close every kept connection."""
+        await self._session.close()
+
+    async def send(self, endpoint: Endpoint, method: str, sending: Sending) -> ReceivedAnswer:
+        """Send a request and return the answer as soon as its head is there, which may be before the body is sent.
+
+        Raises Fault. Cancelling closes the connection, so that the upstream sees no whole request.
+        """
+        url = URL.build(scheme=endpoint.scheme, host=endpoint.host, port=endpoint.port, path="/")
+        try:
+            async with asyncio.timeout(None) as deadline:
+                if not math.isinf(self._response_seconds):
+                    sending.on_sent = lambda: deadline.reschedule(
+                        asyncio.get_running_loop().time() + self._response_seconds
+                    )
+                try:
+                    response = await self._session.request(method, url, data=sending, allow_redirects=False)
+                finally:
+                    sending.on_sent = None
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            await sending.stop()
+            raise sending.fault or self._blame_upstream(exc, is_late=deadline.expired()) from exc
+        except BaseException:
+            await sending.stop()
+            raise
+        answer = ReceivedAnswer(response, sending)
+        try:
+            _check_answer(answer)
+        except Fault:
+            await answer.close()
+            raise
+        return answer
+
+    def _blame_upstream(self, exc: Exception, *, is_late: bool) -> Fault:
+        if is_late:
+            return Fault(
+                FaultKind.RESPONSE_TIMEOUT,
+                f"No answer within {self._response_seconds:g} s of the end of the request: "
+                "see why the upstream is slow, or raise its timeouts.response.",
+            )
+        for kinds, kind, detail in _FAULTS:
+            if isinstance(exc, kinds):
+                if isinstance(exc, aiohttp.ClientConnectorError) and exc.os_error.errno == errno.EACCES:
+                    return Fault(
+                        FaultKind.ADDRESS_FORBIDDEN, "The name resolves to an address that may not be reached."
+                    )
+                return Fault(kind, detail)
+        return Fault(FaultKind.BAD_RESPONSE, "The upstream's answer could not be understood: see its log.")
+
+
+#: First match wins: subclasses stand above their classes.
+_FAULTS: Final[tuple[tuple[Any, FaultKind, str], ...]] = (
+    (
+        (aiohttp.ConnectionTimeoutError, aiohttp.ServerTimeoutError, TimeoutError),
+        FaultKind.CONNECT_TIMEOUT,
+        "The upstream did not accept the connection in time: is it up, and timeouts.connect long enough?",
+    ),
+    (
+        aiohttp.ClientConnectorDNSError,
+        FaultKind.DNS_ERROR,
+        "The upstream's name does not resolve: check its endpoints.",
+    ),
+    (
+        (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch),
+        FaultKind.TLS_ERROR,
+        "TLS to the upstream failed: check its certificate and whether the endpoint should be https.",
+    ),
+    (
+        aiohttp.ClientConnectorError,
+        FaultKind.CONNECT_REFUSED,
+        "The upstream refused the connection or is not reachable: is it up, and are its endpoints right?",
+    ),
+    (
+        aiohttp.ClientResponseError,
+        FaultKind.BAD_RESPONSE,
+        "The upstream's answer is not well-formed HTTP/1.1 (RFC 9112): see its log.",
+    ),
+    (
+        (aiohttp.ClientConnectionError, OSError),
+        FaultKind.UPSTREAM_CLOSED,
+        "The upstream closed the connection without an answer: see its log.",
+    ),
+)
+
+
+def _check_answer(answer: ReceivedAnswer) -> None:
+    """Refuse answers that would mean something else behind us. Raises Fault BAD_RESPONSE."""
+    if answer.status == 101:  # noqa: PLR2004 (Switching Protocols)
+        raise Fault(FaultKind.BAD_RESPONSE, "The upstream switched protocols without being asked (RFC 9110 7.8).")
+    codings = values_of(answer.fields, b"transfer-encoding")
+    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+        raise Fault(FaultKind.BAD_RESPONSE, "The upstream used a Transfer-Encoding other than chunked, once.")

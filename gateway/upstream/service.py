@@ -1,0 +1,116 @@
+"""A configured upstream at run time: its gate, its endpoints, their health, and who is tried next."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+
+from gateway.balancing import Balancer, EndpointState
+from gateway.config import Upstream
+from gateway.config.model import Health
+from gateway.config.values import Endpoint
+from gateway.errors import Fault, FaultKind
+from gateway.gate import Gate
+from gateway.tally import UpstreamTally
+from gateway.transfer import Pace
+from gateway.upstream.client import Client, ReceivedAnswer, Sending
+
+#: Met before a byte was sent: the next endpoint may be tried.
+_UNSENT: Final = frozenset(
+    {FaultKind.CONNECT_REFUSED, FaultKind.CONNECT_TIMEOUT, FaultKind.DNS_ERROR, FaultKind.TLS_ERROR}
+)
+
+
+class Service:
+    """One upstream."""
+
+    def __init__(self, name: str, config: Upstream, tally: UpstreamTally) -> None:
+        self.name = name
+        self.pace = Pace(config.timeouts.idle)
+        self.gate = Gate(
+            slots=config.max_in_flight,
+            max_queued=config.max_queued,
+            queue_seconds=config.queue_timeout,
+            tally=tally,
+        )
+        self._client = Client(config.timeouts)
+        self._states = [EndpointState(endpoint) for endpoint in config.endpoints]
+        self._balancer = Balancer(config.policy, self._states)
+        self._health = config.health
+        self._tally = tally
+        for state in self._states:
+            tally.endpoints_up[str(state.endpoint)] = True
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    @property
+    def is_available(self) -> bool:
+        """Whether at least one endpoint is up."""
+        return any(state.is_up for state in self._states)
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, make: Callable[[Endpoint], Sending], on_chosen: Callable[[Endpoint], None]
+    ) -> AsyncIterator[ReceivedAnswer]:
+        """Send a request to the first endpoint that takes the connection; hold its answer.
+
+        `make` gives the request for an endpoint; it may be called once per endpoint. Raises Fault.
+        """
+        states = self._balancer.order()
+        for number, state in enumerate(states, 1):
+            on_chosen(state.endpoint)
+            state.in_flight += 1
+            try:
+                try:
+                    answer = await self._client.send(state.endpoint, method, make(state.endpoint))
+                except Fault as fault:
+                    if fault.kind not in _UNSENT or number == len(states):
+                        raise
+                    self._tally.retries[fault.kind.code] += 1
+                    continue
+                try:
+                    yield answer
+                finally:
+                    await answer.close()
+                return
+            finally:
+                state.in_flight -= 1
+
+    async def watch_health(self) -> None:
+        """Check the endpoints for ever, where the config asks for it."""
+        if self._health is None:
+            return
+        timeout = aiohttp.ClientTimeout(total=None if math.isinf(self._health.timeout) else self._health.timeout)
+        async with (
+            aiohttp.ClientSession(
+                timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(force_close=True)
+            ) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            for state in self._states:
+                group.create_task(self._watch(session, state, self._health), name=f"health {state.endpoint}")
+
+    async def _watch(self, session: aiohttp.ClientSession, state: EndpointState, health: Health) -> None:
+        in_a_row = 0
+        while True:
+            has_passed = await _passes(session, state.endpoint, health)
+            in_a_row = in_a_row + 1 if has_passed is not state.is_up else 0
+            if in_a_row >= (health.passes if has_passed else health.fails):
+                state.is_up, in_a_row = has_passed, 0
+                self._tally.endpoints_up[str(state.endpoint)] = has_passed
+            await asyncio.sleep(health.interval)
+
+
+async def _passes(session: aiohttp.ClientSession, endpoint: Endpoint, health: Health) -> bool:
+    try:
+        async with session.get(f"{endpoint}{health.path}", allow_redirects=False) as response:
+            return response.status < 400  # noqa: PLR2004 (2xx and 3xx pass)
+    except (aiohttp.ClientError, OSError):
+        return False
