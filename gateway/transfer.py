@@ -108,6 +108,7 @@ class Transfer:
         #: What broke it, whoever noticed.
         self.fault: Fault | None = None
         self.is_exhausted = False
+        self._is_poured = False
         #: Bytes handed to the sink, and seconds waited for (read side, write side).
         self.moved_bytes = 0
         self.read_seconds = 0.0
@@ -130,16 +131,19 @@ class Transfer:
         for each in self._filters:
             each.close()
         if self.outcome is None:
-            if isinstance(exc, Fault):
-                self.fault = self.fault or exc
-            elif isinstance(exc, asyncio.CancelledError):
-                self.fault = self.fault or self._why_cancelled()
-            if self.fault is not None:
-                self.end(self.fault.outcome)
-            elif exc is None:
-                self.end(Outcome.COMPLETE if self.is_whole else Outcome.CANCELLED)
-            else:
-                self.end(Outcome.BUG)
+            self.end(self._judge_end(exc))
+
+    def _judge_end(self, exc: BaseException | None) -> Outcome:
+        """Return how it ended: its own failure first, then whether it was delivered, then what broke around it."""
+        if self.fault is not None:
+            return self.fault.outcome
+        if self._is_poured or (exc is None and self.is_whole):
+            return Outcome.COMPLETE
+        if isinstance(exc, Fault):
+            return exc.outcome
+        if exc is None or isinstance(exc, asyncio.CancelledError):
+            return self._why_cancelled().outcome
+        return Outcome.BUG
 
     @property
     def is_whole(self) -> bool:
@@ -201,6 +205,7 @@ class Transfer:
                 await write(chunk)
             if finish is not None:
                 await finish()
+            self._is_poured = True
 
     @contextmanager
     def watched(self, pending: Callable[[], int]) -> Iterator[None]:

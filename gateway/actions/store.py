@@ -40,6 +40,7 @@ class StoreAction:
             await upload.check_room(exchange.length)
             if exchange.body is None:
                 described = [await self._store_empty(exchange, found, upload)]
+                stored = await upload.commit()
             else:
                 exchange.invite()
                 pace = Pace(self._route.timeouts.idle)
@@ -49,7 +50,8 @@ class StoreAction:
                         described = [await self._store_raw(exchange, found, upload, transfer.pull)]
                     else:
                         described = await self._store_form(exchange, upload, boundary, transfer.pull)
-            stored = await upload.commit()
+                    # Within the transfer: an upload whose commit fails has not ended well.
+                    stored = await upload.commit()
         for description, file in zip(described, stored, strict=True):
             description |= {"name": file.name, "size": file.size, "sha256": file.sha256}
         body = json.dumps({"files": described}).encode() + b"\n"

@@ -1,0 +1,53 @@
+"""Fixtures every test may use, and the guard that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+
+def count_descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+async def no_leaks() -> AsyncIterator[None]:
+    """Assert that a test leaves no descriptor and no task behind. To be asked for before whatever it watches."""
+    tasks_before = asyncio.all_tasks()
+    gc.collect()
+    descriptors_before = count_descriptors()
+    yield
+    for _ in range(100):
+        left = asyncio.all_tasks() - tasks_before - {asyncio.current_task()}
+        if not left and count_descriptors() <= descriptors_before:
+            return
+        # Transports close their sockets in the next turns of the loop.
+        await asyncio.sleep(0.01)
+    assert not left, left
+    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists() or link.is_symlink()]
+    assert count_descriptors() <= descriptors_before, links
+
+
+def require_tool(name: str) -> str:
+    """Return the path of a program, or skip saying why; with CI=true its absence is a failure."""
+    import shutil  # noqa: PLC0415 (used here only)
+
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        message = f"{name} is not installed: `make tools` as root installs it on Debian"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+@pytest.fixture(scope="session")
+def tools() -> Iterator[dict[str, str]]:
+    """Paths of the programs found so far."""
+    yield {}
