@@ -292,7 +292,9 @@ def problem_of(answer: bytes) -> dict[str, Any]:
     return document
 
 
-def form(*parts: tuple[str, bytes], boundary: bytes = b"XBOUNDARYX", preamble: bytes = b"", epilogue: bytes = b"") -> bytes:
+def form(
+    *parts: tuple[str, bytes], boundary: bytes = b"XBOUNDARYX", preamble: bytes = b"", epilogue: bytes = b""
+) -> bytes:
     """Return a multipart/form-data body. A part is (disposition parameters, data)."""
     body = preamble
     for parameters, data in parts:

@@ -99,7 +99,9 @@ DEATHS = {
     ("framing", "how"),
     [("length", "fin"), ("length", "reset"), ("chunked", "fin"), ("chunked", "reset"), ("close", "reset")],
 )
-async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(framing: str, how: str, version: str) -> None:
+async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(
+    framing: str, how: str, version: str
+) -> None:
     got = asyncio.Event()
 
     async def die(wire: Wire) -> None:
@@ -288,7 +290,9 @@ async def test_whole_upload_arrives_whole(framing: str) -> None:
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         body = bytes(range(256)) * 4096
         if framing == "length":
-            request = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            request = (
+                b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
         else:
             request = CHUNKED_HEAD + chunked(body[:7], body[7:100_000], body[100_000:])
         answer = await gateway.ask(request)

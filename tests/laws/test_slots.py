@@ -67,7 +67,10 @@ async def test_slot_of_a_client_that_left_is_given_on() -> None:
         else:
             await answering(OK)(wire)
 
-    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
+    async with (
+        RawUpstream(script) as upstream,
+        run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway,
+    ):
         first = await gateway.connect()
         await first.send(GET)
         await asyncio.wait_for(upstream.connected.wait(), 5)
