@@ -296,12 +296,12 @@ def form(
     *parts: tuple[str, bytes], boundary: bytes = b"XBOUNDARYX", preamble: bytes = b"", epilogue: bytes = b""
 ) -> bytes:
     """Return a multipart/form-data body. A part is (disposition parameters, data)."""
-    body = preamble
+    body = bytearray(preamble)
     for parameters, data in parts:
         body += b"--" + boundary + b"\r\nContent-Disposition: form-data; " + parameters.encode() + b"\r\n"
         body += b"Content-Type: application/octet-stream\r\n\r\n" if "filename" in parameters else b"\r\n"
         body += data + b"\r\n"
-    return body + b"--" + boundary + b"--\r\n" + epilogue
+    return bytes(body + b"--" + boundary + b"--\r\n" + epilogue)
 
 
 def post(body: bytes, *, target: str = "/", fields: str = "", content_type: str = "") -> bytes:

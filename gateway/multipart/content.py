@@ -64,6 +64,9 @@ class FormContent:
             raise Fault(FaultKind.BAD_MULTIPART, "A boundary line has something behind the boundary: end it with CRLF.")
         elif not line:
             raise self._cut_short()
+        elif self._is_before_first and self._dash_boundary in line:
+            # Werkzeug finds the first boundary anywhere: the parts behind it would be hidden from us.
+            raise Fault(FaultKind.BAD_MULTIPART, "The first boundary stands amid a line: begin a line with it.")
         else:
             self._count_head(len(line))
         if not line.endswith(b"\r\n") and not self._is_closed:
@@ -90,14 +93,12 @@ class FormContent:
                 if data := chunk[at:end]:
                     return data, False
             keep = self._straddle(chunk, at, len(delimiter))
-            data = chunk[at:keep] if at or keep < len(chunk) else chunk
-            tail = chunk[keep:]
-            fresh = await self._more()
-            if not fresh:
+            if keep > at:
+                # Handed out before more is asked for: a limit it breaks must be seen before it is passed on.
+                self._at = keep
+                return (chunk if not at and keep == len(chunk) else chunk[at:keep]), False
+            if not await self._pull():
                 raise self._cut_short()
-            self._chunk, self._at = (tail + fresh if tail else fresh), 0
-            if data:
-                return data, False
 
     async def refuse_shared_line(self) -> None:
         """Refuse a part whose empty line doubles as the line break of the next boundary.
@@ -105,9 +106,12 @@ class FormContent:
         RFC 2046's grammar allows it for an empty part, but python-multipart and others take the boundary for data
         then and swallow the next part: nobody sends it without intent.
         """
-        while len(self._chunk) - self._at < len(self._dash_boundary) and await self._pull():
-            pass
-        if self._chunk.startswith(self._dash_boundary, self._at):
+        boundary = self._dash_boundary
+        while boundary.startswith(begun := self._chunk[self._at : self._at + len(boundary)]):
+            if len(begun) < len(boundary) and await self._pull():
+                continue
+            if len(begun) < len(boundary):
+                return
             raise Fault(
                 FaultKind.BAD_MULTIPART, "A part's header fields are followed by a boundary without a line break."
             )

@@ -25,6 +25,7 @@ class PartInspector:
         self._on_part = on_part
         content = FormContent(boundary, limits, route, self._more)
         self._course = self._read(content, boundary, limits, route)
+        self._is_ended = False
         self._is_done = False
         self._advance()
 
@@ -35,7 +36,7 @@ class PartInspector:
 
     def finish(self) -> None:
         """Judge the end of the body. Raises Fault if the form is not whole."""
-        self._chunk = b""
+        self._is_ended = True
         self._advance()
         if not self._is_done:
             raise Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: it was cut short.")
@@ -58,6 +59,8 @@ class PartInspector:
 
     async def _more(self) -> bytes:
         while self._chunk is None:
+            if self._is_ended:
+                return b""
             await _pause()
         chunk, self._chunk = self._chunk, None
         return chunk

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from gateway.errors import Fault, FaultKind
 
@@ -72,9 +73,7 @@ class AllowList:
                 "What follows the route's prefix is not an http(s) URL: write https://host/path.",
             ) from None
         # A path that climbs could leave the prefix at the far side, whoever resolves it.
-        climbs = any(
-            segment in (".", "..") for segment in path.lower().replace("%2e", ".").replace("\\", "/").split("/")
-        )
+        climbs = any(segment in (".", "..") for segment in re.split(r"[/\\]", unquote(path)))
         for allowed in self._allowed:
             below = path == allowed[3] or path.startswith(allowed[3].rstrip("/") + "/")
             if (scheme, host, port) == allowed[:3] and below and not climbs:

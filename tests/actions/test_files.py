@@ -1,0 +1,204 @@
+"""files: ranges, conditions, and no way out of the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.tally import Direction
+from tests.actors import problem_of, run_gateway, split_answer
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+DATA = bytes(range(256)) * 4096
+
+
+def config(directory: Path) -> dict[str, Any]:
+    return {"routes": [{"name": "f", "match": {"prefix": "/f/"}, "files": {"directory": str(directory)}}]}
+
+
+def ask(name: str = "a.bin", fields: str = "", method: str = "GET") -> bytes:
+    return f"{method} /f/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}\r\n".encode()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a.bin").write_bytes(DATA)
+    (root / "empty.txt").write_bytes(b"")
+    (root / "sub").mkdir()
+    (root / "sub" / "b c.txt").write_text("inner")
+    (root / ".hidden").write_text("secret")
+    (tmp_path / "outside.txt").write_text("secret")
+    (root / "escape.txt").symlink_to(tmp_path / "outside.txt")
+    (root / "updir").symlink_to(tmp_path)
+    (root / "within.bin").symlink_to("a.bin")
+    os.mkfifo(root / "pipe")
+    return root
+
+
+async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        status, fields, body = split_answer(await gateway.ask(ask()))
+        assert (status, body) == (200, DATA)
+        assert fields["content-length"] == str(len(DATA))
+        assert fields["accept-ranges"] == "bytes"
+        assert fields["etag"].startswith('"')
+        assert "last-modified" in fields
+        line = await gateway.last_line()
+        assert (line["download"], line["bytes_down"]) == ("complete", len(DATA))
+
+
+async def test_head_tells_the_length_and_sends_nothing(directory: Path) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        status, fields, body = split_answer(await gateway.ask(ask(method="HEAD")))
+        assert (status, fields["content-length"], body) == (200, str(len(DATA)), b"")
+
+
+async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        status, fields, body = split_answer(await gateway.ask(ask("empty.txt")))
+        assert (status, body, fields["content-type"]) == (200, b"", "text/plain")
+        assert split_answer(await gateway.ask(ask("sub/b%20c.txt")))[2] == b"inner"
+        assert split_answer(await gateway.ask(ask("within.bin")))[2] == DATA
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing.txt",
+        "escape.txt",
+        "updir/outside.txt",
+        "../outside.txt",
+        "%2e%2e/outside.txt",
+        "..%2foutside.txt",
+        "sub/../../outside.txt",
+        "..%5coutside.txt",
+        "sub/..%2f..%2foutside.txt",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        ".hidden",
+        "sub",
+        "sub/",
+        "",
+        "a.bin/",
+        "a.bin%00.txt",
+        "pipe",
+        "sub//b%20c.txt",
+    ],
+)
+async def test_no_way_out_of_the_directory(directory: Path, name: str) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        answer = await gateway.ask(ask(name))
+        assert problem_of(answer)["code"] == "file_not_found"
+        assert b"secret" not in answer
+
+
+SIZE = len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-19", 10, 19),
+        ("bytes=1000000-", 1_000_000, SIZE - 1),
+        ("bytes=-5", SIZE - 5, SIZE - 1),
+        (f"bytes=-{SIZE * 2}", 0, SIZE - 1),
+        (f"bytes=5-{SIZE * 9}", 5, SIZE - 1),
+        ("Bytes=1-2", 1, 2),
+    ],
+)
+async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, first: int, last: int) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        status, fields, body = split_answer(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
+        assert status == 206
+        assert fields["content-range"] == f"bytes {first}-{last}/{SIZE}"
+        assert body == DATA[first : last + 1]
+
+
+@pytest.mark.parametrize(
+    "value", ["bytes=5-2", "bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,3-4", "bytes=" + "9" * 30 + "-"]
+)
+async def test_range_that_is_none_gets_the_whole_file(directory: Path, value: str) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        status, _, body = split_answer(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
+        assert (status, len(body)) == (200, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("a.bin", f"bytes={SIZE}-"), ("a.bin", "bytes=-0"), ("empty.txt", "bytes=0-")]
+)
+async def test_range_behind_the_end_is_416_with_the_size(directory: Path, name: str, value: str) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        answer = await gateway.ask(ask(name, fields=f"Range: {value}\r\n"))
+        assert problem_of(answer)["status"] == 416
+        size = (directory / name).stat().st_size
+        assert split_answer(answer)[1]["content-range"] == f"bytes */{size}"
+
+
+async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
+    modified = (directory / "a.bin").stat().st_mtime
+    same, older, newer = (formatdate(modified + shift, usegmt=True) for shift in (0, -60, 60))
+    async with run_gateway(config(directory)) as gateway:
+        etag = split_answer(await gateway.ask(ask(method="HEAD")))[1]["etag"]
+        table = [
+            (f"If-None-Match: {etag}\r\n", 304),
+            (f'If-None-Match: W/{etag}, "x"\r\n', 304),
+            ("If-None-Match: *\r\n", 304),
+            ('If-None-Match: "x"\r\n', 200),
+            (f"If-Modified-Since: {same}\r\n", 304),
+            (f"If-Modified-Since: {older}\r\n", 200),
+            ("If-Modified-Since: yesterday\r\n", 200),
+            (f'If-None-Match: "x"\r\nIf-Modified-Since: {same}\r\n', 200),
+            (f"If-Match: {etag}\r\n", 200),
+            (f"If-Match: W/{etag}\r\n", 412),
+            ('If-Match: "x"\r\n', 412),
+            (f"If-Unmodified-Since: {older}\r\n", 412),
+            (f"If-Unmodified-Since: {newer}\r\n", 200),
+            (f"If-Range: {etag}\r\nRange: bytes=0-1\r\n", 206),
+            ('If-Range: "x"\r\nRange: bytes=0-1\r\n', 200),
+            (f"If-Range: W/{etag}\r\nRange: bytes=0-1\r\n", 200),
+            (f"If-Range: {same}\r\nRange: bytes=0-1\r\n", 206),
+            (f"If-Range: {older}\r\nRange: bytes=0-1\r\n", 200),
+        ]
+        for fields, expected in table:
+            assert split_answer(await gateway.ask(ask(fields=fields)))[0] == expected, fields
+
+
+async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> None:
+    big = directory / "big.bin"
+    with big.open("wb") as file:
+        file.truncate(200_000_000)
+    async with run_gateway(config(directory)) as gateway:
+        client = await gateway.connect()
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # so that most of it is still to be read
+        await client.send(ask("big.bin"))
+        while not gateway.tally.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved:
+            await asyncio.sleep(0)
+        os.truncate(big, 1000)
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
+        answer = await client.read_to_end()
+        await client.close()
+        assert len(answer) < 200_000_000
+        line = await gateway.last_line()
+        assert (line["code"], line["outcome"]) == ("disk_failed", "disk_failed")
+
+
+async def test_other_methods_are_405_with_allow(directory: Path) -> None:
+    async with run_gateway(config(directory)) as gateway:
+        status, fields, _ = split_answer(await gateway.ask(ask(method="DELETE")))
+        assert (status, fields["allow"]) == (405, "GET, HEAD")
+
+
+async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
+    root = tmp_path / "gone"
+    root.mkdir()
+    async with run_gateway(config(root)) as gateway:
+        root.rmdir()
+        assert problem_of(await gateway.ask(ask()))["code"] == "disk_unavailable"

@@ -1,0 +1,276 @@
+"""store: the file's bytes only, whole or not at all, under a name that cannot leave its directory."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.disk.incoming import IncomingFile, Upload
+from tests.actors import chunked, form, post, problem_of, run_gateway, split_answer
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def config(directory: Path, **store: str) -> dict[str, Any]:
+    return {
+        "routes": [{"name": "s", "match": {"prefix": "/up"}, "store": {"directory": str(directory), **store}}],
+    }
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def file(name: str, data: bytes) -> tuple[str, bytes]:
+    return f'name="file"; filename="{name}"', data
+
+
+def put(data: bytes, target: str = "/up/a.bin", fields: str = "") -> bytes:
+    head = f"PUT {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}Content-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+async def test_every_file_part_is_stored_and_described(tmp_path: Path) -> None:
+    big = os.urandom(1_000_003)
+    async with run_gateway(config(tmp_path)) as gateway:
+        body = form(("name=note", b"hello"), file("a.txt", b"A"), file("b.bin", big), file("empty", b""))
+        status, fields, answer = split_answer(await gateway.ask(post(body, target="/up")))
+        assert status == 201
+        assert fields["content-type"] == "application/json"
+        described = json.loads(answer)["files"]
+        assert [(entry["name"], entry["size"], entry["field"]) for entry in described] == [
+            ("a.txt", 1, "file"),
+            ("b.bin", len(big), "file"),
+            ("empty", 0, "file"),
+        ]
+        assert described[1]["sha256"] == hashlib.sha256(big).hexdigest()
+        assert described[1]["type"] == "application/octet-stream"
+        assert (tmp_path / "b.bin").read_bytes() == big
+        assert names(tmp_path) == ["a.txt", "b.bin", "empty"]
+        assert (await gateway.last_line())["upload"] == "complete"
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"x" * 700_000])
+async def test_raw_put_is_stored_under_the_last_segment(tmp_path: Path, data: bytes) -> None:
+    async with run_gateway(config(tmp_path)) as gateway:
+        status, _, answer = split_answer(await gateway.ask(put(data, "/up/dir/my%20file.bin?x=1")))
+        assert status == 201
+        assert json.loads(answer)["files"][0]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert (tmp_path / "my file.bin").read_bytes() == data
+
+
+async def test_chunked_raw_upload_is_stored(tmp_path: Path) -> None:
+    head = b"POST /up/c HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with run_gateway(config(tmp_path)) as gateway:
+        assert split_answer(await gateway.ask(head + chunked(b"abc", b"defg")))[0] == 201
+        assert (tmp_path / "c").read_bytes() == b"abcdefg"
+
+
+async def test_content_disposition_names_a_raw_upload(tmp_path: Path) -> None:
+    async with run_gateway(config(tmp_path)) as gateway:
+        fields = 'Content-Disposition: attachment; filename="named.txt"\r\n'
+        assert split_answer(await gateway.ask(put(b"x", "/up", fields)))[0] == 201
+        assert names(tmp_path) == ["named.txt"]
+
+
+NAMES = {
+    "../../etc/passwd": "passwd",
+    "/etc/passwd": "passwd",
+    "..\\\\..\\\\boot.ini": "boot.ini",
+    "..": "upload",
+    ".": "upload",
+    "": "upload",
+    ".bashrc": "bashrc",
+    "a\tb.txt": "a_b.txt",
+    "con.txt": "_con.txt",
+    "LPT1": "_LPT1",
+    "x" * 300 + ".tar": "x" * 246 + ".tar",
+    "\u202egpj.exe": "_gpj.exe",
+    "trailing. . ": "trailing",
+    "a:b|c?.txt": "a_b_c_.txt",
+    "日本語.txt": "日本語.txt",
+}
+
+
+@pytest.mark.parametrize("wire_name", NAMES)
+async def test_names_from_the_wire_never_become_paths(tmp_path: Path, wire_name: str) -> None:
+    directory = tmp_path / "in"
+    directory.mkdir()
+    async with run_gateway(config(directory)) as gateway:
+        answer = await gateway.ask(post(form(file(wire_name, b"x")), target="/up"))
+        assert split_answer(answer)[0] == 201, answer
+        assert names(directory) == [NAMES[wire_name]]
+        assert names(tmp_path) == ["in"]
+
+
+async def test_uuid_names_keep_only_a_plain_extension(tmp_path: Path) -> None:
+    async with run_gateway(config(tmp_path, name="uuid")) as gateway:
+        await gateway.ask(post(form(file("../x.tar.gz", b"1"), file("y.b&d", b"2")), target="/up"))
+        suffixes = sorted(Path(name).suffix for name in names(tmp_path))
+        assert suffixes == ["", ".gz"]
+        assert all(len(Path(name).stem) == 32 for name in names(tmp_path))
+
+
+async def test_taken_name_is_numbered_also_within_one_upload(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    async with run_gateway(config(tmp_path)) as gateway:
+        answer = await gateway.ask(post(form(file("a.txt", b"1"), file("a.txt", b"2")), target="/up"))
+        described = json.loads(split_answer(answer)[2])["files"]
+        assert [entry["name"] for entry in described] == ["a-1.txt", "a-2.txt"]
+        assert [(tmp_path / name).read_text() for name in ("a.txt", "a-1.txt", "a-2.txt")] == ["old", "1", "2"]
+
+
+async def test_taken_name_is_rejected_where_configured_and_nothing_of_the_upload_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    async with run_gateway(config(tmp_path, if_exists="reject")) as gateway:
+        answer = await gateway.ask(post(form(file("b.txt", b"1"), file("a.txt", b"2")), target="/up"))
+        assert problem_of(answer)["code"] == "file_exists"
+        assert names(tmp_path) == ["a.txt"]
+        answer = await gateway.ask(post(form(file("c.txt", b"1"), file("c.txt", b"2")), target="/up"))
+        assert problem_of(answer)["status"] == 409
+        assert names(tmp_path) == ["a.txt"]
+
+
+async def test_taken_name_is_replaced_where_configured(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
+        await gateway.ask(post(form(file("a.txt", b"new")), target="/up"))
+        assert (tmp_path / "a.txt").read_text() == "new"
+        assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+async def test_client_that_leaves_leaves_no_half_file(tmp_path: Path, how: str) -> None:
+    body = form(file("first", b"whole"), file("second", b"y" * 5_000_000))
+    async with run_gateway(config(tmp_path)) as gateway:
+        client = await gateway.connect()
+        await client.send(post(body, target="/up")[:3_000_000])
+        while not names(tmp_path):
+            await asyncio.sleep(0.005)
+        if how == "fin":
+            await client.close()
+        else:
+            client.reset()
+        line = await gateway.last_line()
+        assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
+        assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("mangle", "limits", "code"),
+    [
+        (lambda body: body[:-8], {}, "bad_multipart"),
+        (lambda body: body.replace(b"XBOUNDARYX", b"YYYYYYYYYY"), {}, "bad_multipart"),
+        (lambda body: body, {"max_part": 1000}, "part_too_large"),
+        (lambda body: body, {"max_parts": 1}, "too_many_parts"),
+    ],
+)
+async def test_bad_form_leaves_nothing(tmp_path: Path, mangle: Any, limits: dict[str, int], code: str) -> None:
+    settings = config(tmp_path)
+    settings["routes"][0]["limits"] = limits
+    body = mangle(form(file("a", b"a" * 900), file("b", b"b" * 400_000)))
+    async with run_gateway(settings) as gateway:
+        assert problem_of(await gateway.ask(post(body, target="/up")))["code"] == code
+        assert names(tmp_path) == []
+
+
+async def test_form_without_a_file_is_400(tmp_path: Path) -> None:
+    async with run_gateway(config(tmp_path)) as gateway:
+        answer = await gateway.ask(post(form(("name=a", b"b")), target="/up"))
+        assert problem_of(answer)["code"] == "bad_multipart"
+
+
+async def test_upload_without_a_body_is_411(tmp_path: Path) -> None:
+    async with run_gateway(config(tmp_path)) as gateway:
+        answer = await gateway.ask(b"POST /up HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert problem_of(answer)["status"] == 411
+
+
+async def test_directory_that_went_away_is_503_and_names_no_path(tmp_path: Path) -> None:
+    directory = tmp_path / "in"
+    directory.mkdir()
+    async with run_gateway(config(directory)) as gateway:
+        directory.rmdir()
+        document = problem_of(await gateway.ask(put(b"x")))
+        assert (document["status"], document["code"]) == (503, "disk_unavailable")
+        assert str(tmp_path) not in document["detail"]
+        line = await gateway.last_line()
+        assert (line["outcome"], line["blame"]) == ("disk_failed", "gateway")
+
+
+async def test_upload_larger_than_the_disk_is_507_before_a_byte_is_asked_for(tmp_path: Path) -> None:
+    head = b"PUT /up/a HTTP/1.1\r\nHost: gw\r\nExpect: 100-continue\r\nContent-Length: 9000000000000000\r\n\r\n"
+    settings = config(tmp_path)
+    settings["routes"][0]["limits"] = {"max_body": "unlimited"}
+    async with run_gateway(settings) as gateway:
+        assert problem_of(await gateway.ask(head))["status"] == 507
+
+
+async def test_full_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
+    """A real full disk: a file system of 1 MiB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = await asyncio.create_subprocess_exec(
+        "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory), stderr=asyncio.subprocess.DEVNULL
+    )
+    if await mount.wait():
+        pytest.skip("cannot mount a small file system: needs root")
+    try:
+        async with run_gateway(config(directory)) as gateway:
+            head = b"PUT /up/a HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+            answer = await gateway.ask(head, chunked(*[b"z" * 100_000] * 30))
+            assert problem_of(answer)["code"] == "disk_full"
+            assert names(directory) == []
+            line = await gateway.last_line()
+            assert (line["upload"], line["blame"]) == ("disk_failed", "gateway")
+            assert split_answer(await gateway.ask(put(b"fits")))[0] == 201
+    finally:
+        await (await asyncio.create_subprocess_exec("umount", str(directory))).wait()
+
+
+async def test_unfinished_files_are_hidden_and_beside_their_final_name(tmp_path: Path) -> None:
+    async with run_gateway(config(tmp_path)) as gateway:
+        client = await gateway.connect()
+        await client.send(put(b"x" * 1_000_000)[:600_000])
+        while not names(tmp_path):
+            await asyncio.sleep(0.005)
+        assert all(name.startswith(".") and name.endswith(".part") for name in names(tmp_path))
+        await client.close()
+        await gateway.last_line()
+
+
+async def test_commit_that_fails_on_the_second_file_takes_the_first_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name_one = Upload._name
+
+    def fail_second(self: Upload, file: IncomingFile) -> None:
+        if file.name == "b":
+            raise OSError(errno.EIO, "the disk died")
+        name_one(self, file)
+
+    monkeypatch.setattr(Upload, "_name", fail_second)
+    async with run_gateway(config(tmp_path)) as gateway:
+        answer = await gateway.ask(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
+        assert problem_of(answer)["status"] == 503
+        assert names(tmp_path) == []
+        assert (await gateway.last_line())["upload"] == "disk_failed"
+
+
+async def test_file_system_without_hard_links_is_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    async with run_gateway(config(tmp_path)) as gateway:
+        for expected in ("a.bin", "a-1.bin"):
+            answer = await gateway.ask(put(expected.encode()))
+            assert json.loads(split_answer(answer)[2])["files"][0]["name"] == expected
+            assert (tmp_path / expected).read_bytes() == expected.encode()
