@@ -90,6 +90,13 @@ class Wire:
 Script = Callable[[Wire], Awaitable[None]]
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Wait until a state of the gateway holds that announces itself by no event."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not holds():  # noqa: ASYNC110 (there is no event: the gateway counts in plain numbers)
+            await asyncio.sleep(0.001)
+
+
 class RawUpstream:
     """A server that follows a script on each connection and keeps every byte it got."""
 

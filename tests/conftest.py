@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Iterator
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ import pytest
 def count_descriptors() -> int:
     """Return how many descriptors this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def show_descriptors() -> list[str]:
+    """Return what each open descriptor leads to."""
+    return [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
 
 
 @pytest.fixture
@@ -30,14 +36,11 @@ async def no_leaks() -> AsyncIterator[None]:
         # Transports close their sockets in the next turns of the loop.
         await asyncio.sleep(0.01)
     assert not left, left
-    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists() or link.is_symlink()]
-    assert count_descriptors() <= descriptors_before, links
+    assert count_descriptors() <= descriptors_before, show_descriptors()
 
 
 def require_tool(name: str) -> str:
     """Return the path of a program, or skip saying why; with CI=true its absence is a failure."""
-    import shutil  # noqa: PLC0415 (used here only)
-
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
         message = f"{name} is not installed: `make tools` as root installs it on Debian"
@@ -45,9 +48,3 @@ def require_tool(name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return found
-
-
-@pytest.fixture(scope="session")
-def tools() -> Iterator[dict[str, str]]:
-    """Paths of the programs found so far."""
-    yield {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from email.utils import formatdate
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.tally import Direction
-from tests.actors import problem_of, run_gateway, split_answer
+from tests.actors import problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 DATA = bytes(range(256)) * 4096
@@ -179,8 +178,7 @@ async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> No
         client = await gateway.connect()
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # so that most of it is still to be read
         await client.send(ask("big.bin"))
-        while not gateway.tally.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved:
-            await asyncio.sleep(0)
+        await until(lambda: gateway.tally.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved)
         os.truncate(big, 1000)
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
         answer = await client.read_to_end()

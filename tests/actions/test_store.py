@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.disk.incoming import IncomingFile, Upload
-from tests.actors import chunked, form, post, problem_of, run_gateway, split_answer
+from tests.actors import chunked, form, post, problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -152,8 +152,7 @@ async def test_client_that_leaves_leaves_no_half_file(tmp_path: Path, how: str) 
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(post(body, target="/up")[:3_000_000])
-        while not names(tmp_path):
-            await asyncio.sleep(0.005)
+        await until(lambda: names(tmp_path))
         if how == "fin":
             await client.close()
         else:
@@ -239,8 +238,7 @@ async def test_unfinished_files_are_hidden_and_beside_their_final_name(tmp_path:
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(put(b"x" * 1_000_000)[:600_000])
-        while not names(tmp_path):
-            await asyncio.sleep(0.005)
+        await until(lambda: names(tmp_path))
         assert all(name.startswith(".") and name.endswith(".part") for name in names(tmp_path))
         await client.close()
         await gateway.last_line()

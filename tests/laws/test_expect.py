@@ -14,7 +14,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def head(length: int, target: str = "/", version: str = "1.1", method: str = "POST") -> bytes:
-    return f"{method} {target} HTTP/{version}\r\nHost: gw\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode()
+    line = f"{method} {target} HTTP/{version}\r\n"
+    return f"{line}Host: gw\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 async def test_accepted_expectation_gets_100_then_the_answer_and_keeps_the_connection() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.actors import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer
+from tests.actors import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
@@ -29,8 +29,7 @@ async def test_slot_is_held_while_the_answer_streams() -> None:
         await first.read_until(b"ab")
         second = await gateway.connect()
         await second.send(GET)
-        while gateway.tally.upstreams["up"].queue_length == 0:
-            await asyncio.sleep(0)
+        await until(lambda: gateway.tally.upstreams["up"].queue_length)
         refused = await gateway.ask(GET)
         assert problem_of(refused)["code"] == "queue_full"
         assert len(upstream.wires) == 1
@@ -77,8 +76,7 @@ async def test_slot_of_a_client_that_left_is_given_on() -> None:
         waiting = [await gateway.connect() for _ in range(2)]
         for client in waiting:
             await client.send(GET)
-        while gateway.tally.upstreams["up"].queue_length < 2:
-            await asyncio.sleep(0)
+        await until(lambda: gateway.tally.upstreams["up"].queue_length == 2)
         await waiting[0].close()
         await first.close()
         assert split_answer(await waiting[1].read_to_end())[0] == 200
@@ -135,8 +133,7 @@ async def test_endpoint_that_fails_its_checks_gets_no_requests() -> None:
     keys = {"health": {"path": "/healthz", "interval": "20ms", "fails": 2}}
     async with RawUpstream(sick) as bad, RawUpstream(answering(OK)) as good:
         async with run_gateway(forward_config([bad.url, good.url], upstream_keys=keys)) as gateway:
-            while gateway.tally.upstreams["up"].endpoints_up[bad.url]:
-                await asyncio.sleep(0.01)
+            await until(lambda: not (gateway.tally.upstreams["up"].endpoints_up[bad.url]))
             for _ in range(4):
                 assert (await gateway.ask(GET)).endswith(b"ok")
             assert gateway.tally.upstreams["up"].endpoints_up[good.url]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -106,7 +107,7 @@ def _is_whole_answer(data: bytes, case: Case) -> bool:
     return b"transfer-encoding: chunked" in lower and body.endswith(b"0\r\n\r\n")
 
 
-def judge(case: Case, answer: bytes, was_broken: bool, upstream: bytes) -> str | None:  # noqa: PLR0911 (one reason each)
+def judge(case: Case, answer: bytes, was_broken: bool, upstream: bytes) -> str | None:  # noqa: PLR0911, PLR0912 (one reason each)
     """Return what is wrong, or None."""
     status = _status(answer)
     if case.refused:
@@ -162,7 +163,8 @@ http {{
     listen 127.0.0.1:{port};
     location / {{
       proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Host $http_host;
-      proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $remote_addr; proxy_request_buffering off; proxy_buffering off;
+      proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_request_buffering off; proxy_buffering off;
     }}
   }}
 }}
@@ -186,8 +188,6 @@ backend b
 
 
 def free_port() -> int:
-    import socket  # noqa: PLC0415 (used here only)
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

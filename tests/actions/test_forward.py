@@ -1,0 +1,234 @@
+"""forward: any method, any body, any answer; what is added, what is kept, what is never passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.actors import (
+    OK,
+    RawUpstream,
+    Wire,
+    answering,
+    forward_config,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def ask(method: str = "GET", target: str = "/", fields: str = "", body: bytes = b"") -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: gw.example:8080\r\nConnection: close\r\n{fields}\r\n".encode() + body
+
+
+def fields_of(received: bytes) -> dict[str, list[str]]:
+    """Return the fields of the first request, by lower-case name, in order."""
+    fields: dict[str, list[str]] = {}
+    for line in received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]:
+        name, _, value = line.partition(": ")
+        fields.setdefault(name.lower(), []).append(value)
+    return fields
+
+
+async def send(request: bytes, **config: Any) -> tuple[bytes, bytes]:
+    """Send a request through a gateway; return what the upstream and what the client got."""
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, **config)) as gateway:
+        answer = await gateway.ask(request)
+        return upstream.received, answer
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "POST", "PROPFIND"])
+async def test_any_method_passes_with_its_body(method: str) -> None:
+    reply = OK.removesuffix(b"ok") if method == "HEAD" else OK
+    async with RawUpstream(answering(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        answer = await gateway.ask(ask(method, "/x", "Content-Length: 3\r\n", b"abc"))
+        assert upstream.received.startswith(f"{method} /x HTTP/1.1\r\nHost: gw.example:8080\r\n".encode())
+        assert upstream.received.endswith(b"\r\n\r\nabc")
+        status, fields, body = split_answer(answer)
+        assert (status, fields["content-length"]) == (200, "2")
+        assert body == (b"" if method == "HEAD" else b"ok")
+
+
+async def test_answer_passes_with_status_reason_fields_and_order() -> None:
+    reply = b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nContent-Length: 2\r\n\r\nok"
+    async with RawUpstream(answering(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        answer = await gateway.ask(ask())
+        assert answer.startswith(b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nDate: ")
+        assert b"\r\nVia: 1.1 streaming-gateway\r\n" in answer
+
+
+async def test_untrusted_client_is_described_anew() -> None:
+    spoofed = (
+        "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=6.6.6.6\r\n"
+        "X-Request-Id: mine\r\ntraceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01\r\ntracestate: x=y\r\n"
+    )
+    fields = fields_of((await send(ask(fields=spoofed)))[0])
+    assert fields["x-forwarded-for"] == ["127.0.0.1"]
+    assert fields["x-forwarded-proto"] == ["http"]
+    assert fields["x-forwarded-host"] == ["gw.example:8080"]
+    assert fields["forwarded"] == ['for=127.0.0.1;host="gw.example:8080";proto=http']
+    assert fields["x-request-id"] != ["mine"]
+    assert "a" * 32 not in fields["traceparent"][0]
+    assert "tracestate" not in fields
+
+
+async def test_trusted_proxy_is_continued() -> None:
+    said = (
+        "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: real\r\nForwarded: for=6.6.6.6\r\n"
+        "X-Request-Id: mine\r\ntraceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-00\r\ntracestate: x=y\r\n"
+    )
+    received, answer = await send(ask(fields=said), top={"trusted_proxies": ["127.0.0.0/8"]})
+    fields = fields_of(received)
+    assert fields["x-forwarded-for"] == ["6.6.6.6, 127.0.0.1"]
+    assert fields["x-forwarded-proto"] == ["https"]
+    assert fields["x-forwarded-host"] == ["real"]
+    assert fields["forwarded"][0].startswith("for=6.6.6.6, for=127.0.0.1;")
+    assert fields["x-request-id"] == ["mine"]
+    assert split_answer(answer)[1]["x-request-id"] == "mine"
+    _, trace, span, flags = fields["traceparent"][0].split("-")
+    assert (trace, flags) == ("a" * 32, "00")
+    assert span != "b" * 16
+    assert fields["tracestate"] == ["x=y"]
+
+
+@pytest.mark.parametrize(
+    "value", ["00-" + "0" * 32 + "-" + "b" * 16 + "-01", "junk", "01-" + "a" * 32 + "-" + "b" * 16 + "-01"]
+)
+async def test_unsound_traceparent_begins_a_new_trace(value: str) -> None:
+    received, _ = await send(ask(fields=f"traceparent: {value}\r\n"), top={"trusted_proxies": ["127.0.0.1"]})
+    assert fields_of(received)["traceparent"][0].split("-")[1] not in value
+
+
+async def test_host_is_the_endpoints_where_configured() -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, forward={"host": "upstream"})) as gateway:
+            await gateway.ask(ask())
+            fields = fields_of(upstream.received)
+            assert fields["host"] == [f"127.0.0.1:{upstream.port}"]
+            assert fields["x-forwarded-host"] == ["gw.example:8080"]
+
+
+@pytest.mark.parametrize(
+    ("match", "rewrite", "target", "expected"),
+    [
+        ({"path": "/v1/t"}, "/t", "/v1/t?a=b", "/t?a=b"),
+        ({"prefix": "/v1"}, "/", "/v1/x/y", "/x/y"),
+        ({"prefix": "/v1"}, "/", "/v1", "/"),
+        ({"prefix": "/v1/"}, "/api", "/v1/x", "/api/x"),
+        ({"prefix": "/v1"}, "/api/", "/v1/x%2Fy/", "/api/x%2Fy/"),
+        ({"prefix": "/v1"}, "/api", "/%76%31/x", "/api/x"),
+        ({"regex": r"/m/(\w+)/run"}, r"/run/\1", "/m/whisper/run?q", "/run/whisper?q"),
+        ({"prefix": "/"}, "/api", "/x", "/api/x"),
+    ],
+)
+async def test_rewrite(match: dict[str, str], rewrite: str, target: str, expected: str) -> None:
+    received, _ = await send(ask(target=target), match=match, forward={"rewrite": rewrite})
+    assert received.startswith(f"GET {expected} HTTP/1.1".encode())
+
+
+async def test_compressed_bodies_pass_untouched_both_ways() -> None:
+    squeezed = b"\x1f\x8b\x08not really gzip"
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        seen.append((await read_request(wire))[1])
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 18\r\n\r\n" + squeezed)
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        fields = f"Content-Encoding: gzip\r\nContent-Length: {len(squeezed)}\r\n"
+        _, _, body = split_answer(await gateway.ask(ask("POST", fields=fields, body=squeezed)))
+        assert seen == [squeezed]
+        assert body == squeezed
+
+
+async def test_events_are_flushed_one_by_one() -> None:
+    turn = asyncio.Queue[None]()
+
+    async def events(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        for number in range(3):
+            await turn.get()
+            await wire.send(b"data: %d\n\n" % number)
+        await wire.close()
+
+    async with RawUpstream(events) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(ask())
+        await client.read_head()
+        for number in range(3):
+            turn.put_nowait(None)
+            await client.read_until(b"data: %d\n\n" % number)
+        await client.read_to_end()
+        await client.close()
+
+
+async def test_head_of_an_upload_goes_out_before_its_first_byte() -> None:
+    """aiohttp's own client joins the head to the first chunk: an upstream could not refuse a client that waits."""
+    async with RawUpstream(lambda wire: wire.read_head()) as upstream:  # type: ignore[arg-type, return-value]  # result unused
+        async with run_gateway(forward_config(upstream.url)) as gateway:
+            client = await gateway.connect()
+            await client.send(ask("POST", fields="Content-Length: 5\r\n"))
+            await upstream.wait_finished()
+            assert upstream.received.startswith(b"POST / HTTP/1.1\r\n")
+            await client.close()
+            await gateway.last_line()
+
+
+async def test_connections_are_kept_on_both_sides() -> None:
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        for _ in range(5):
+            await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 3\r\n\r\nabc")
+            await client.read_head()
+            assert await client.read_exactly(2) == b"ok"
+        await client.close()
+        assert len(upstream.wires) == 1
+
+
+async def test_unresolvable_name_is_502() -> None:
+    async with run_gateway(forward_config("http://no-such-host.invalid:80")) as gateway:
+        document = problem_of(await gateway.ask(ask()))
+        assert (document["status"], document["code"]) == (502, "dns_error")
+
+
+async def test_tls_to_a_plain_upstream_is_502() -> None:
+    async def plain(wire: Wire) -> None:
+        await wire.read_some()
+        await wire.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await wire.close()
+
+    async with RawUpstream(plain) as upstream:
+        async with run_gateway(forward_config(upstream.url.replace("http:", "https:"))) as gateway:
+            assert problem_of(await gateway.ask(ask()))["status"] == 502
+
+
+async def test_problem_document_says_what_where_and_how_to_mend() -> None:
+    async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
+        answer = await gateway.ask(ask())
+        status, fields, body = split_answer(answer)
+        document = json.loads(body)
+        assert status == document["status"] == 502
+        assert set(document) == {"title", "status", "detail", "code", "route", "request_id"}
+        assert document["route"] == "r"
+        assert document["request_id"] == fields["x-request-id"]
+        assert fields["proxy-status"].startswith("streaming-gateway; error=connection_refused; details=")
+        assert "127.0.0.1" not in body.decode()
+
+
+async def test_bug_in_the_gateway_is_500_without_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object) -> None:
+        raise RuntimeError("secret detail")
+
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        monkeypatch.setattr("gateway.actions.forward.request_fields", explode)
+        answer = await gateway.ask(ask())
+        assert problem_of(answer)["code"] == "bug"
+        assert b"secret" not in answer
+        assert (await gateway.last_line())["blame"] == "gateway"

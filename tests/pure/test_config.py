@@ -1,0 +1,299 @@
+"""Config: every problem at once, each with file, line, key, what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config, ConfigError, json_schema, load_config, parse_config
+from gateway.config.values import (
+    parse_address,
+    parse_endpoint,
+    parse_rate,
+    parse_seconds,
+    parse_size,
+    show_size,
+)
+
+GOOD = """
+upstreams:
+  asr:
+    endpoints: [http://127.0.0.1:5000]
+routes:
+  - name: a
+    match: {prefix: /}
+    forward: {upstream: asr}
+"""
+
+
+def problems(text: str, **environment: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "c.yaml", environment)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    config = parse_config(GOOD)
+    assert str(config.listen) == "127.0.0.1:8080"
+    assert str(config.ops.listen) == "127.0.0.1:9090"
+    route = config.routes[0]
+    assert route.limits.max_body == 10 * 2**30
+    assert route.limits.max_parts == 64
+    assert route.timeouts.min_rate == 1024
+    assert math.isinf(route.timeouts.total)
+    assert route.action_name == "forward"
+    assert config.upstreams["asr"].timeouts.connect == 2
+
+
+def test_the_example_of_the_contract_is_understood(tmp_path: Path) -> None:
+    text = f"""
+listen: 127.0.0.1:8080
+ops:
+  listen: 127.0.0.1:9090
+upstreams:
+  asr:
+    endpoints: [http://127.0.0.1:5000, http://127.0.0.1:5001]
+    policy: round_robin
+    timeouts: {{connect: 2s, response: 60s, idle: 60s}}
+    health: {{path: /healthz, interval: 5s, timeout: 2s, passes: 1, fails: 2}}
+    max_in_flight: unlimited
+    max_queued: 100
+    queue_timeout: 10s
+routes:
+  - name: transcribe
+    match: {{host: asr.example, path: /v1/transcribe, methods: [POST]}}
+    forward: {{upstream: asr, rewrite: /transcribe, multipart: inspect}}
+    limits: {{max_body: 10GiB, max_parts: 64, max_part: 10GiB, max_field: 1MiB, max_part_headers: 16KiB}}
+    timeouts: {{idle: 60s, min_rate: 1KiB/s, grace: 10s, total: off}}
+  - name: upload
+    match: {{path: /upload, methods: [POST, PUT]}}
+    store: {{directory: {tmp_path}, name: original, if_exists: rename}}
+  - name: download
+    match: {{prefix: /files/}}
+    files: {{directory: {tmp_path}}}
+  - name: fetch
+    match: {{prefix: /fetch/}}
+    fetch: {{allow: ["https://models.example/"], private_networks: deny}}
+"""
+    assert [route.action_name for route in parse_config(text).routes] == ["forward", "store", "files", "fetch"]
+
+
+def test_five_different_mistakes_are_all_named_with_line_and_mending() -> None:
+    text = """
+listen: 127.0.0.1
+upstreams:
+  asr:
+    endpoints: [http://127.0.0.1:5000]
+    timeouts: {connect: 2 parsecs}
+routes:
+  - name: a
+    match: {prefix: /a}
+    forward: {upstream: azr}
+    limits: {max_bodi: 1GiB}
+  - name: a
+    match: {prefix: /a/}
+    forward: {upstream: asr}
+"""
+    found = problems(text)
+    assert found == [
+        "c.yaml:2: listen: '127.0.0.1' is not an address: write host:port, for example 127.0.0.1:8080",
+        "c.yaml:6: upstreams.asr.timeouts.connect: '2 parsecs' is not a time: "
+        "write seconds (30), a unit (250ms, 30s, 5m, 1h) or off",
+        "c.yaml:10: routes.a.forward.upstream: no upstream 'azr': use one of upstreams (asr)",
+        "c.yaml:11: routes.a.limits.max_bodi: the key is not known here: "
+        "use one of max_body, max_field, max_part, max_part_headers, max_parts",
+        "c.yaml:12: routes.a.name: the name 'a' is also routes[0]'s: choose another",
+        "c.yaml:13: routes.a.match: never reached: 'a' takes every such request first; remove one or narrow its match",
+    ]
+
+
+ROUTE = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]\n"
+WRONG = {
+    "": "1: the file is empty",
+    "# only a comment\n": "1: the file is empty",
+    "[a, b]": "1: a config is a mapping",
+    "a: [b": "not YAML",
+    "a: b\n\tc: d": "2: not YAML",
+    "a: &x [*x]\n" + ROUTE: "an alias contains itself",
+    "routes: []": "routes: the list is empty: give at least one",
+    "routes: 5": "routes: 5 is not a list",
+    "listen: 127.0.0.1:1\n": "routes: the key is missing",
+    "listen: 127.0.0.1:1\nlisten: 127.0.0.1:2\n" + ROUTE: "2: listen: the key stands twice, first on line 1",
+    "? [a, b]\n: c\n" + ROUTE: "a key must be a word",
+    "ops: 5\n" + ROUTE: "ops: 5 is not a mapping",
+    "ops: {listne: 127.0.0.1:1}\n" + ROUTE: "ops.listne: the key is not known here: use one of listen",
+    "upstreams: {'a b': {endpoints: [http://x]}}\n" + ROUTE: "upstreams.a b: 'a b' is not a name",
+    "upstreams: {a: {endpoints: []}}\n" + ROUTE: "upstreams.a.endpoints: the list is empty",
+    "upstreams: {a: {endpoints: [http://x], policy: rr}}\n" + ROUTE: "policy: 'rr' is not known: write 'round_robin'",
+    "upstreams: {a: {endpoints: [http://x], max_queued: -1}}\n" + ROUTE: "max_queued: -1 is too small: write 0 or more",
+    "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
+    "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
+    "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, store, files, fetch",
+    "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "one action",
+    "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
+    "routes: [{name: a, match: {regex: '('}, fetch: {allow: ['http://x/']}}]": "is not a regular expression",
+    "routes: [{name: a, match: {path: x}, fetch: {allow: ['http://x/']}}]": "begin with a slash: write /x",
+    "routes: [{name: a, match: {methods: ['G T']}, fetch: {allow: ['http://x/']}}]": "is not an HTTP method",
+    "routes: [{name: a, match: {host: 'a:1'}, fetch: {allow: ['http://x/']}}]": "is not a host",
+    "routes: [{name: a, match: {}, fetch: {allow: ['x']}}]": "fetch.allow[0]: 'x' is not a URL prefix",
+    "routes: [{name: a, match: {}, fetch: {allow: ['http://[x/']}}]": "is not a URL prefix",
+    "routes: [{name: a, match: {}, fetch: {allow: [5]}}]": "5 is not a text",
+    "routes: [{name: a, match: {}, files: {directory: /does/not/exist}}]": "is not a directory: create it",
+    "routes: [{name: a, match: {}, files: {directory: '${NOPE}'}}]": "the environment has no NOPE: set it",
+    "routes: [{name: a, match: {}, files: {directory: ${NOPE}}}]": 'put "${...}" in quotes',
+    "routes: [{name: 5, match: {}, fetch: {allow: ['http://x/']}}]": "routes[0].name: 5 is not a text",
+    "routes: [x]": "routes[0]: 'x' is not a mapping",
+    ROUTE + "other: {deep: {deeper: 1}}": "other: the key is not known here",
+    "upstreams: {a: {endpoints: [http://x], health: {path: /h, whim: 1}}}\n"
+    + ROUTE: "health.whim: the key is not known",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_mistake_is_told(text: str) -> None:
+    found = problems(text)
+    assert any(WRONG[text] in problem for problem in found), found
+    assert all(problem.startswith("c.yaml:") for problem in found)
+
+
+def test_missing_file_and_binary_file_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"not UTF-8"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_environment_fills_values_of_any_kind() -> None:
+    plain = GOOD + "    limits:\n      max_parts: ${PARTS:-7}\n      max_body: ${BODY}\n"
+    limits = parse_config(plain, environment={"BODY": "5MiB"}).routes[0].limits
+    assert (limits.max_parts, limits.max_body) == (7, 5 * 2**20)
+    assert parse_config(plain, environment={"BODY": "1", "PARTS": "9"}).routes[0].limits.max_parts == 9
+
+
+def test_merge_keys_and_words_of_yaml_1_2() -> None:
+    text = """
+upstreams:
+  base: &base
+    endpoints: [http://127.0.0.1:1]
+    timeouts: {idle: off}
+  other:
+    <<: *base
+    max_queued: 5
+routes:
+  - name: a
+    match: {prefix: /}
+    forward: {upstream: other}
+"""
+    upstream = parse_config(text).upstreams["other"]
+    assert math.isinf(upstream.timeouts.idle)
+    assert upstream.max_queued == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_reached"),
+    [
+        ("{prefix: /a}", "{prefix: /a}", False),
+        ("{prefix: /a}", "{prefix: /a, methods: [GET]}", True),
+        ("{prefix: /a, methods: [GET, POST]}", "{prefix: /a, methods: [GET]}", False),
+        ("{prefix: /a, methods: [GET]}", "{prefix: /a, methods: [GET, POST]}", True),
+        ("{prefix: /a, methods: [GET]}", "{prefix: /a}", True),
+        ("{prefix: /a}", "{prefix: /a, headers: {x: y}}", True),
+        ("{prefix: /a, headers: {x: y}}", "{prefix: /a, headers: {x: y}}", False),
+        ("{prefix: /a}", "{path: /a}", True),
+        ("{regex: a+}", "{regex: a+}", False),
+        ("{regex: a+}", "{regex: b+}", True),
+        ("{host: a}", "{host: b}", True),
+    ],
+)
+def test_route_that_is_never_reached_is_told(first: str, second: str, is_reached: bool) -> None:
+    def route(name: str, match: str) -> str:
+        return f"  - {{name: {name}, match: {match}, fetch: {{allow: ['http://x/']}}}}\n"
+
+    text = "routes:\n" + route("a", first) + route("b", second)
+    if is_reached:
+        parse_config(text)
+    else:
+        assert "never reached" in problems(text)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512KiB", 2**19),
+        ("10GiB", 10 * 2**30),
+        ("1MB", 10**6),
+        (7, 7),
+        ("7", 7),
+        ("1.5KiB", 1536),
+        ("unlimited", math.inf),
+    ],
+)
+def test_sizes(text: object, size: float) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("250ms", 0.25), ("30s", 30), ("5m", 300), ("1h", 3600), (2, 2), (0.5, 0.5), ("off", math.inf)],
+)
+def test_times(text: object, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+def test_rates() -> None:
+    assert parse_rate("1KiB/s") == 1024
+    assert parse_rate("off") == 0
+
+
+@pytest.mark.parametrize("text", ["", "10 GiBs", -1, "-1", True, None, [], "1e3"])
+def test_what_is_no_size_is_told(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", 0, -1, "1d", True, None])
+def test_what_is_no_time_is_told(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a time"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "unlimited", "fast", None])
+def test_what_is_no_rate_is_told(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a rate"):
+        parse_rate(text)
+
+
+def test_addresses_and_endpoints() -> None:
+    assert str(parse_address(":80")) == "0.0.0.0:80"
+    assert str(parse_address("[::1]:80")) == "[::1]:80"
+    assert parse_endpoint("https://[::1]").authority == "[::1]"
+    assert parse_endpoint("http://a_b:81/").authority == "a_b:81"
+    for text in ("a", "a:b", "a:99999", "::1:80", None):
+        with pytest.raises(ValueError, match="is not an address"):
+            parse_address(text)
+    for text in ("a", "http://", "http://u@h", "http://h?q", "http://h:x", "http://a b", None):
+        with pytest.raises(ValueError, match="is not an endpoint"):
+            parse_endpoint(text)
+    with pytest.raises(ValueError, match="has a path"):
+        parse_endpoint("http://h/path")
+
+
+def test_sizes_are_shown_with_their_unit() -> None:
+    assert show_size(2**31) == "2147483648 bytes (2 GiB)"
+    assert show_size(5) == "5 bytes"
+    assert show_size(math.inf) == "unlimited"
+
+
+def test_schema_describes_every_key() -> None:
+    schema = json_schema()
+    assert schema["$schema"].endswith("2020-12/schema")
+    assert set(schema["properties"]) == set(Config.model_fields)
+    json.dumps(schema)
+
+
+def test_effective_config_can_be_written_down() -> None:
+    assert json.loads(parse_config(GOOD).model_dump_json())["routes"][0]["timeouts"]["total"] == "off"

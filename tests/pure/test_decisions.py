@@ -1,0 +1,211 @@
+"""The pure deciders: fields, balancing, faults, histograms, names, gate."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+
+import pytest
+
+from gateway.balancing import Balancer, EndpointState
+from gateway.config.values import Endpoint
+from gateway.disk.names import numbered, random_name, safe_name
+from gateway.errors import Blame, Fault, FaultKind, problem_document, proxy_status
+from gateway.gate import Drain, Gate
+from gateway.headers import check_head, end_to_end, is_trusted
+from gateway.tally import Histogram, Tally, UpstreamTally, method_label
+
+
+def states(count: int) -> list[EndpointState]:
+    return [EndpointState(Endpoint("http", f"h{number}", 80)) for number in range(count)]
+
+
+def hosts(balancer: Balancer) -> list[str]:
+    return [state.endpoint.host for state in balancer.order()]
+
+
+def test_round_robin_turns_and_offers_every_endpoint() -> None:
+    balancer = Balancer("round_robin", states(3))
+    assert [hosts(balancer) for _ in range(4)] == [
+        ["h0", "h1", "h2"],
+        ["h1", "h2", "h0"],
+        ["h2", "h0", "h1"],
+        ["h0", "h1", "h2"],
+    ]
+
+
+def test_least_requests_prefers_the_idle_one() -> None:
+    known = states(3)
+    known[0].in_flight, known[1].in_flight = 2, 1
+    assert hosts(Balancer("least_requests", known)) == ["h2", "h1", "h0"]
+
+
+def test_random_two_never_begins_with_the_busiest() -> None:
+    known = states(3)
+    known[1].in_flight = 9
+    balancer = Balancer("random_two", known)
+    assert all(hosts(balancer)[0] != "h1" for _ in range(200))
+    assert hosts(Balancer("random_two", states(1))) == ["h0"]
+
+
+def test_endpoints_that_are_out_come_last_but_come() -> None:
+    known = states(3)
+    known[0].is_up = False
+    assert hosts(Balancer("round_robin", known)) == ["h1", "h2", "h0"]
+
+
+def test_every_fault_has_a_status_of_its_blame() -> None:
+    for kind in FaultKind:
+        verdict = kind.verdict
+        if verdict.blame is Blame.CLIENT:
+            assert 400 <= verdict.status < 500, kind
+        elif verdict.blame is Blame.UPSTREAM:
+            assert verdict.status in (502, 504), kind
+        else:
+            assert verdict.status in (500, 503, 507), kind
+
+
+def test_fault_is_told_as_problem_and_proxy_status() -> None:
+    fault = Fault(FaultKind.BODY_TOO_LARGE, "too much", facts={"limit": 5})
+    document = json.loads(problem_document(fault, route="r", request_id="id"))
+    assert document["code"] == "body_too_large"
+    assert document["limit"] == 5
+    assert proxy_status(fault) == b'streaming-gateway; error=http_request_error; details="Body too large"'
+    assert str(fault) == "body_too_large: too much"
+
+
+def test_histogram_counts_into_the_right_bucket() -> None:
+    histogram = Histogram((1, 2, 4))
+    for value in (0.5, 1, 1.5, 4, 5):
+        histogram.observe(value)
+    assert histogram.counts == [2, 1, 1, 1]
+    assert histogram.total == 12
+
+
+def test_labels_cannot_be_invented_by_a_client() -> None:
+    assert method_label("GET") == "GET"
+    assert method_label("BREW") == "other"
+    assert Tally.NO_ROUTE in Tally([], []).routes
+
+
+def test_trust_is_by_network_and_never_by_name() -> None:
+    networks = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fe80::/10")]
+    assert is_trusted("10.1.2.3", networks)
+    assert is_trusted("fe80::1%eth0", networks)
+    assert not is_trusted("11.0.0.1", networks)
+    assert not is_trusted("", networks)
+
+
+def test_connection_may_not_nominate_the_framing_away() -> None:
+    fields = [(b"Connection", b"content-length, x-a"), (b"Content-Length", b"3"), (b"X-A", b"1"), (b"TE", b"x")]
+    assert end_to_end(fields) == [(b"Content-Length", b"3")]
+
+
+@pytest.mark.parametrize(
+    ("version", "method", "target", "fields", "kind"),
+    [
+        ((2, 0), "GET", "/", [], FaultKind.BAD_REQUEST),
+        ((1, 1), "TRACE", "/", [], FaultKind.METHOD_NOT_ALLOWED),
+        ((1, 1), "GET", "/", [(b"A", b"x" * 70_000)], FaultKind.HEAD_TOO_LARGE),
+        ((1, 1), "GET", "/", [], FaultKind.BAD_HOST),
+        ((1, 1), "GET", "/", [(b"Host", b"[::x]")], FaultKind.BAD_HOST),
+        ((1, 1), "GET", "/", [(b"Host", b"[1::2::3]")], FaultKind.BAD_HOST),
+        ((1, 1), "GET", "/#f", [(b"Host", b"h")], FaultKind.BAD_TARGET),
+        ((1, 1), "GET", "x", [(b"Host", b"h")], FaultKind.BAD_TARGET),
+        ((1, 1), "GET", "http:///x", [(b"Host", b"h")], FaultKind.BAD_TARGET),
+        ((1, 1), "POST", "/", [(b"Host", b"h"), (b"Transfer-Encoding", b"gzip")], FaultKind.BAD_FRAMING),
+        ((1, 0), "POST", "/", [(b"Transfer-Encoding", b"chunked")], FaultKind.BAD_FRAMING),
+        (
+            (1, 1),
+            "POST",
+            "/",
+            [(b"Host", b"h"), (b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"1")],
+            FaultKind.BAD_FRAMING,
+        ),
+    ],
+)
+def test_head_that_is_not_sound_is_refused(
+    version: tuple[int, int], method: str, target: str, fields: list[tuple[bytes, bytes]], kind: FaultKind
+) -> None:
+    with pytest.raises(Fault) as caught:
+        check_head(version, method, target, fields)
+    assert caught.value.kind is kind
+
+
+def test_absolute_form_names_the_host() -> None:
+    target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", [(b"Host", b"other")])
+    assert (target.path, target.query, target.host, target.authority) == ("/", "?q", "real.example", b"Real.Example:81")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "日本", "x" * 400, "é" * 300 + ".wav", "." * 50, " . ", "\ud800", "a" * 250 + "." + "b" * 40]
+)
+def test_safe_name_is_one_that_a_file_system_takes(name: str) -> None:
+    safe = safe_name(name)
+    assert 0 < len(numbered(safe, 9999).encode()) <= 255
+    assert "/" not in safe
+    assert not safe.startswith(".")
+
+
+def test_random_names_differ_and_keep_the_extension() -> None:
+    assert random_name("a.wav") != random_name("a.wav")
+    assert random_name("a.wav").endswith(".wav")
+
+
+async def test_gate_gives_slots_in_order_and_loses_none() -> None:
+    tally = UpstreamTally("up")
+    gate = Gate(slots=1, max_queued=10, queue_seconds=float("inf"), tally=tally)
+    order: list[int] = []
+
+    async def hold(number: int) -> None:
+        async with gate.slot():
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(hold(number)) for number in range(6)]
+        await asyncio.sleep(0)
+        assert tally.queue_length == 5
+        tasks[2].cancel()
+    assert order == [0, 1, 3, 4, 5]
+    assert tally.queue_length == 0
+    async with gate.slot():
+        pass
+
+
+async def test_slot_given_to_a_waiter_that_is_cancelled_in_the_same_turn_goes_on() -> None:
+    gate = Gate(slots=1, max_queued=10, queue_seconds=float("inf"), tally=UpstreamTally("up"))
+    inside = asyncio.Event()
+    release = asyncio.Event()
+
+    async def hold() -> None:
+        async with gate.slot():
+            inside.set()
+            await release.wait()
+
+    async def take() -> bool:
+        async with gate.slot():
+            return True
+
+    first = asyncio.create_task(hold())
+    await inside.wait()
+    second, third = asyncio.create_task(take()), asyncio.create_task(take())
+    await asyncio.sleep(0)
+    release.set()
+    await first
+    second.cancel()
+    assert await third
+    await asyncio.gather(second, return_exceptions=True)
+
+
+async def test_drain_waits_for_the_last_exchange() -> None:
+    drain = Drain()
+    await drain.wait_empty()
+    with drain.exchange():
+        drain.begin()
+        waiting = asyncio.create_task(drain.wait_empty())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await waiting
+    assert drain.is_draining

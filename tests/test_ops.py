@@ -1,0 +1,229 @@
+"""The ops port: live numbers, health, readiness; and the end of a gateway's life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.tally import Direction, TransferTally
+from tests.actors import (
+    OK,
+    RawUpstream,
+    RunningGateway,
+    Wire,
+    answering,
+    form,
+    forward_config,
+    post,
+    run_gateway,
+    until,
+)
+from tests.conftest import require_tool
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+
+
+async def fetch(url: str, **fields: str) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.get(url, headers=fields) as response:
+        return response.status, response.headers["Content-Type"], await response.text()
+
+
+async def sample(gateway: RunningGateway, name: str) -> float:
+    """Read one series off /metrics."""
+    _, _, text = await fetch(gateway.ops_url + "/metrics")
+    for line in text.splitlines():
+        if line.startswith(name + " "):
+            return float(line.rpartition(" ")[2])
+    raise AssertionError(f"no series {name}")
+
+
+def _has_moved(tally: TransferTally, size: int) -> bool:
+    return tally.bytes_moved >= size
+
+
+async def test_bytes_rise_while_an_upload_flows() -> None:
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        series = 'gateway_transfer_bytes_total{direction="upload",route="r",upstream="up"}'
+        client = await gateway.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 3000\r\n\r\n")
+        seen = []
+        for _ in range(3):
+            await client.send(b"x" * 1000)
+            upload = gateway.tally.routes["r"].transfers[Direction.UPLOAD]
+            await until(functools.partial(_has_moved, upload, 1000 * len(seen) + 1000))
+            seen.append(await sample(gateway, series))
+        assert seen == [1000.0, 2000.0, 3000.0]
+        await client.read_to_end()
+        await client.close()
+
+
+async def test_metrics_tell_what_happened() -> None:
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        body = form(("name=a", b"b"), ('name="f"; filename="x"', b"y" * 5000))
+        await gateway.ask(post(body))
+        await gateway.ask(GET.replace(b"GET", b"PROPFIND"))
+        await gateway.ask(b"nonsense\r\n\r\n")
+        for series, expected in {
+            'gateway_requests_total{code="200",method="POST",route="r"}': 1.0,
+            'gateway_requests_total{code="200",method="other",route="r"}': 1.0,
+            'gateway_requests_total{code="400",method="other",route=""}': 1.0,
+            'gateway_transfers_total{direction="upload",outcome="complete",route="r"}': 1.0,
+            'gateway_transfers_total{direction="download",outcome="complete",route="r"}': 2.0,
+            'gateway_transfers_in_flight{direction="upload",route="r"}': 0.0,
+            'gateway_transfer_bytes_total{direction="upload",route="r",upstream="up"}': float(len(body)),
+            'gateway_transfer_size_bytes_bucket{direction="upload",le="16384.0",route="r"}': 1.0,
+            'gateway_transfer_size_bytes_bucket{direction="upload",le="4096.0",route="r"}': 0.0,
+            'gateway_transfer_size_bytes_sum{direction="upload",route="r"}': float(len(body)),
+            'gateway_parts_total{kind="file",route="r"}': 1.0,
+            'gateway_parts_total{kind="field",route="r"}': 1.0,
+            'gateway_part_size_bytes_sum{route="r"}': 5001.0,
+            'gateway_request_duration_seconds_count{route="r"}': 2.0,
+            'gateway_time_to_first_byte_seconds_count{route="r"}': 2.0,
+            'gateway_requests_in_flight{route="r"}': 0.0,
+            'gateway_upstream_queue_length{upstream="up"}': 0.0,
+            f'gateway_upstream_endpoint_up{{endpoint="{upstream.url}",upstream="up"}}': 1.0,
+        }.items():
+            assert await sample(gateway, series) == expected, series
+
+
+async def test_openmetrics_when_asked_and_promtool_likes_the_text() -> None:
+    promtool = require_tool("promtool")
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        await gateway.ask(post(form(('name="f"; filename="x"', b"y"))))
+        _, kind, text = await fetch(gateway.ops_url + "/metrics", Accept="application/openmetrics-text")
+        assert kind.startswith("application/openmetrics-text")
+        assert text.endswith("# EOF\n")
+        _, kind, text = await fetch(gateway.ops_url + "/metrics")
+        assert kind.startswith("text/plain")
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            promtool, "check", "metrics", stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        out, err = await process.communicate(text.encode())
+        assert process.returncode == 0, (out + err).decode()
+
+
+async def test_health_and_readiness() -> None:
+    async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
+        assert (await fetch(gateway.ops_url + "/healthz"))[0] == 200
+        assert (await fetch(gateway.ops_url + "/readyz"))[0] == 200
+        gateway.gateway._drain.begin()
+        status, _, text = await fetch(gateway.ops_url + "/readyz")
+        assert (status, text) == (503, "draining\n")
+
+
+async def test_not_ready_without_a_healthy_endpoint() -> None:
+    health = {"health": {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}}
+    async with run_gateway(forward_config("http://127.0.0.1:9", upstream_keys=health)) as gateway:
+        await until(lambda: not any(gateway.tally.upstreams["up"].endpoints_up.values()))
+        status, _, text = await fetch(gateway.ops_url + "/readyz")
+        assert (status, text) == (503, "upstream up: no healthy endpoint\n")
+
+
+async def test_ops_paths_are_not_on_the_traffic_port() -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, match={"path": "/x"})) as gateway:
+            answer = await gateway.ask(GET.replace(b"GET /", b"GET /metrics"))
+            assert answer.startswith(b"HTTP/1.1 404")
+
+
+async def test_stop_lets_an_upload_finish_and_closes_behind_it() -> None:
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        idle = await gateway.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 10\r\n\r\nhalf.")
+        await asyncio.wait_for(upstream.connected.wait(), 5)
+        stopping = asyncio.create_task(gateway.gateway.stop())
+        assert await idle.read_to_end() == b""
+        with pytest.raises(ConnectionRefusedError):
+            await gateway.connect()
+        await client.send(b"done.")
+        answer = await client.read_to_end()
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        await stopping
+        await client.close()
+        await idle.close()
+        gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # stopped already
+
+
+async def test_drain_is_bounded_and_says_so() -> None:
+    async def never(wire: Wire) -> None:
+        await wire.read_to_end()
+
+    async with RawUpstream(never) as upstream:
+        async with run_gateway(forward_config(upstream.url, top={"drain_timeout": "100ms"})) as gateway:
+            client = await gateway.connect()
+            await client.send(GET)
+            await asyncio.wait_for(upstream.connected.wait(), 5)
+            await gateway.gateway.stop()
+            answer = await client.read_to_end()
+            await client.close()
+            assert b'"code": "cancelled"' in answer
+            line = await gateway.last_line()
+            assert (line["outcome"], line["blame"]) == ("cancelled", "gateway")
+            gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # stopped already
+
+
+@contextlib.asynccontextmanager
+async def process(config: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `gateway run` as a process of its own and wait until it listens."""
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-m", "gateway", "run", "--config", str(config), *arguments]
+    running = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, start_new_session=True)
+    try:
+        yield running
+    finally:
+        if running.returncode is None:
+            os.killpg(running.pid, signal.SIGKILL)
+        await running.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    config = tmp_path / "gateway.yaml"
+    async with RawUpstream(answering(OK)) as upstream:
+        settings = forward_config(upstream.url, top={"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}})
+        config.write_text(json.dumps(settings))
+        async with process(config) as running:
+            assert running.stdout is not None
+            line = json.loads(await asyncio.wait_for(running.stdout.readline(), 10))
+            port = int(line["message"].split(",")[0].rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 4\r\n\r\nab")
+            await asyncio.wait_for(upstream.connected.wait(), 5)
+            running.send_signal(number)
+            writer.write(b"cd")
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            out, err = await asyncio.wait_for(running.communicate(), 10)
+            assert running.returncode == 0
+            assert err == b""
+            assert json.loads(out.splitlines()[-1])["event"] == "exchange"
+
+
+@pytest.mark.slow
+async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    async with RawUpstream(answering(OK)) as upstream:
+        settings = forward_config(
+            upstream.url, top={"listen": f"127.0.0.1:{upstream.port}", "ops": {"listen": "127.0.0.1:0"}}
+        )
+        config.write_text(json.dumps(settings))
+        async with process(config) as running:
+            _, err = await asyncio.wait_for(running.communicate(), 10)
+            assert running.returncode == 1
+            assert b"cannot start" in err
+            assert b"Traceback" not in err
