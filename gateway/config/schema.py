@@ -10,4 +10,4 @@ from gateway.config.model import Config
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a config file."""
     schema = Config.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "streaming-gateway config"} | schema
+    return schema | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "streaming-gateway config"}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.actors import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer
+from gateway.tally import Direction
+from tests.actors import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 BLOCK = b"x" * 65536
@@ -94,20 +95,30 @@ async def test_client_that_stops_reading_its_answer_is_cut() -> None:
         client.writer.transport.abort()
 
 
-async def test_last_bytes_of_an_answer_are_watched_too() -> None:
-    """A client that stops reading just before the end must not hold the connection: the rest sits in our buffer."""
-    size = 8 * 2**20
+@pytest.mark.parametrize("reads", [False, True], ids=["stops reading", "reads on"])
+async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
+    """The rest of an answer waits in our buffer when its source is done: a client that stops reading then must not
+    hold the connection, and one that reads on must get everything."""
+    size = 16 * 2**20
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
 
-    async def script(wire: Wire) -> None:
-        await wire.read_head()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
-        await asyncio.Event().wait()
-
-    async with RawUpstream(script) as upstream, run_gateway(config(upstream.url)) as gateway:
+    async with RawUpstream(answering(answer)) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
+        await until(lambda: gateway.gateway._traffic.connections)
+        transport = gateway.gateway._traffic.connections[0].transport
+        assert transport is not None
+        # So that every write is taken at once and the whole body waits in the buffer at its end.
+        transport.set_write_buffer_limits(high=2 * size)
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a client that does not read
-        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
-        assert (await gateway.last_line())["outcome"] == "client_slow"
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        download = gateway.tally.routes["r"].transfers[Direction.DOWNLOAD]
+        await until(lambda: download.bytes_moved == size)
+        if reads:
+            client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
+            assert len(split_answer(await client.read_to_end())[2]) == size
+        line = await gateway.last_line()
+        expected = ("complete", "complete") if reads else ("client_slow", "client_slow")
+        assert (line["outcome"], line["download"]) == expected
         client.writer.transport.abort()
 
 
