@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests soak tools format clean
+.PHONY: run test lint types tests soak tools format docs clean
 
 run: $(VENV)/.run
 	@mkdir -p uploads
@@ -30,6 +30,10 @@ soak: $(VENV)/.test tools
 format: $(VENV)/.test
 	$(BIN)/ruff format gateway tests
 	$(BIN)/ruff check --fix gateway tests
+
+# Write the tables of docs/ from the code.
+docs: $(VENV)/.test
+	$(BIN)/python -m tests.house.reference
 
 # What the tests drive beside Python: peers, a client, Prometheus's own checker. Installed when root on Debian;
 # where one is missing, the tests that need it say so and skip (with CI=true they fail).

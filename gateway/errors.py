@@ -74,7 +74,6 @@ class FaultKind(enum.Enum):
     LENGTH_REQUIRED = Verdict(411, _C, _OUT.REFUSED, _BAD, "Length required")
     PRECONDITION_FAILED = Verdict(412, _C, _OUT.REFUSED, _DENY, "Precondition failed")
     TARGET_TOO_LONG = Verdict(414, _C, _OUT.LIMIT, _BAD, "Request target too long")
-    UNSUPPORTED_MEDIA = Verdict(415, _C, _OUT.REFUSED, _BAD, "Unsupported media type")
     RANGE_NOT_SATISFIABLE = Verdict(416, _C, _OUT.REFUSED, _BAD, "Range not satisfiable")
     EXPECTATION_FAILED = Verdict(417, _C, _OUT.REFUSED, _BAD, "Expectation failed")
     HEAD_TOO_LARGE = Verdict(431, _C, _OUT.LIMIT, _BAD, "Request head too large")
@@ -197,8 +196,6 @@ def problem_document(fault: Fault, *, route: str | None, request_id: str) -> byt
 
 def proxy_status(fault: Fault) -> bytes:
     """Return the value of Proxy-Status (RFC 9209 section 2): who answers, and why."""
-    # > details: a String; sf-string is ASCII, with backslash and quote escaped (RFC 8941 section 3.3.3).
-    text = "".join(c if " " <= c <= "~" else "?" for c in fault.kind.verdict.title)
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
     verdict = fault.kind.verdict
-    return f'{PSEUDONYM}; error={verdict.proxy_error}; details="{text}"'.encode("ascii")
+    # Titles are our own: printable ASCII without quotes, as a String of RFC 8941 section 3.3.3 wants.
+    return f'{PSEUDONYM}; error={verdict.proxy_error}; details="{verdict.title}"'.encode("ascii")

@@ -120,7 +120,7 @@ def check_head(version: tuple[int, int], method: str, target: str, fields: Field
     The parser has refused what breaks the grammar; here is what it lets pass (RFC 9112 sections 2.3, 3.2, 6.1).
     """
     if version not in ((1, 0), (1, 1)):
-        # > A server that receives a major version it does not conform to can respond 505; aiohttp would answer it.
+        # aiohttp would answer HTTP/2.0 and HTTP/0.9 request lines as if they were 1.1.
         raise Fault(FaultKind.BAD_REQUEST, f"HTTP/{version[0]}.{version[1]} is not spoken here: use HTTP/1.1.")
     if method in ("CONNECT", "TRACE"):
         # RFC 9110 section 9.3.8: TRACE would hand the fields of the request to scripts.
@@ -143,8 +143,8 @@ def _check_framing(version: tuple[int, int], fields: Fields) -> None:
     if not codings:
         return
     if version < (1, 1):
-        # > A client MUST NOT send a request containing Transfer-Encoding unless it knows the server will handle
-        # > HTTP/1.1 requests; a server that gets it in 1.0 must treat the framing as faulty (RFC 9112 6.1).
+        # > A server or client that receives an HTTP/1.0 message containing a Transfer-Encoding header field MUST treat
+        # > the message as if the framing is faulty (RFC 9112 section 6.1).
         raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding in HTTP/1.0 is faulty framing: use HTTP/1.1.")
     if values_of(fields, b"content-length"):
         raise Fault(FaultKind.BAD_FRAMING, "Both Transfer-Encoding and Content-Length: send one of them.")
@@ -162,8 +162,9 @@ def _check_target(version: tuple[int, int], method: str, target: str, fields: Fi
     if "#" in target:
         raise Fault(FaultKind.BAD_TARGET, "A request target has no fragment: leave out '#' and what follows.")
     if absolute := _ABSOLUTE.fullmatch(target):
-        # > When an origin server receives a request with an absolute-form of request-target, it MUST ignore the
-        # > received Host (RFC 9112 section 3.2.2).
+        # > When an origin server receives a request with an absolute-form of request-target, the origin server MUST
+        # > ignore the received Host header field (if any) and instead use the host information of the request-target.
+        # RFC 9112 section 3.2.2
         check_host(authority)
         authority = absolute[1].encode("latin-1", "replace")
         if not authority:
@@ -266,7 +267,8 @@ def response_fields(fields: Fields, trace: Trace) -> list[Field]:
     kept = [(name, value) for name, value in end_to_end(fields) if name.lower() != b"content-length"]
     if first_value(kept, b"date") is None:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
-        # > time it was received and append a corresponding Date header field (RFC 9110 section 6.6.1).
+        # > time it was received and append a corresponding Date header field to the message's header section if it
+        # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
         kept.append((b"Date", formatdate(usegmt=True).encode()))
     kept.append((b"Via", _VIA))
     if first_value(kept, b"x-request-id") is None:

@@ -93,12 +93,8 @@ async def test_demo_comes_along_prints_what_to_try_and_goes_with_the_gateway(tmp
         while "/fetch/http://x/..." not in banner:
             banner += (await asyncio.wait_for(running.stderr.readline(), 10)).decode()
         base = banner.split(" at ")[1].split(",")[0]
-        for curl in (
-            f"curl -F file=@README.md {base}/proxy",
-            f"curl -F file=@README.md {base}/up",
-            f"curl -O {base}/files/README.md",
-        ):
-            assert curl in banner
+        for curl in ("-F file=@README.md {}/proxy", "-F file=@README.md {}/up", "-O {}/files/README.md"):
+            assert "curl " + curl.format(base) in banner
         port = int(base.rpartition(":")[2])
         body = b"--B\r\nContent-Disposition: form-data; name=f; filename=x\r\n\r\nhello\r\n--B--\r\n"
         request = (

@@ -57,7 +57,7 @@ async def test_bytes_rise_while_an_upload_flows() -> None:
         series = 'gateway_transfer_bytes_total{direction="upload",route="r",upstream="up"}'
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 3000\r\n\r\n")
-        seen = []
+        seen: list[float] = []
         for _ in range(3):
             await client.send(b"x" * 1000)
             upload = gateway.tally.routes["r"].transfers[Direction.UPLOAD]

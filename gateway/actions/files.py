@@ -82,8 +82,9 @@ def _is_unchanged(exchange: Exchange, file: OutgoingFile) -> bool:
 def _select(exchange: Exchange, file: OutgoingFile) -> tuple[int, int, bool]:
     """Return first and last byte, and whether that is a part. Raises Fault RANGE_NOT_SATISFIABLE.
 
-    > A server MAY ignore the Range header field (RFC 9110 section 14.2): malformed ones, several ranges at once, and
-    ranges of a representation that If-Range says has changed get the whole file.
+    > A server MAY ignore the Range header field. (RFC 9110 section 14.2)
+
+    So malformed ones, several ranges at once, and ranges of a file that If-Range says has changed get the whole file.
     """
     whole = (0, file.size - 1, False)
     ranges = values_of(exchange.fields, b"range")

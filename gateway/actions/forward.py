@@ -72,7 +72,7 @@ class ForwardAction:
             fields.append((b"Transfer-Encoding", b"chunked"))
         elif exchange.length or exchange.method in ("POST", "PUT", "PATCH"):
             # > A user agent SHOULD send Content-Length in a request when the method defines a meaning for enclosed
-            # > content, also for 0 (RFC 9110 section 8.6).
+            # > content and it is not sending Transfer-Encoding (RFC 9110 section 8.6).
             fields.append((b"Content-Length", b"%d" % exchange.length))
         target = f"{found.path}{exchange.target.query}".encode("latin-1")
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"

@@ -48,7 +48,7 @@ def parse_config(text: str, file: str = "config", environment: Mapping[str, str]
         else:
             problems.append(Problem(file, 1, "", "a config is a mapping: begin with `routes:`, see config/"))
     elif not problems:
-        problems.append(Problem(file, 1, "", "the file is empty: begin with `routes:`, see config/ for examples"))
+        problems.append(Problem(file, 1, "", "the file says null: begin with `routes:`, see config/ for examples"))
     if config is None or problems:
         # A value that could not be read as YAML or lacks its variable is judged no further.
         unread = {_show(path, document) for path, _, _ in document.problems if path}
@@ -86,11 +86,10 @@ def _show(path: KeyPath, document: Document) -> str:
 
 
 def _child(tree: Any, step: str | int) -> Any:
-    if isinstance(tree, dict):
-        return tree.get(step)
-    if isinstance(tree, list) and isinstance(step, int) and step < len(tree):
+    try:
         return tree[step]
-    return None
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 #: pydantic's types of error in our words: what is wrong and how to mend it.
@@ -131,22 +130,17 @@ def _unknown_key(path: KeyPath) -> str:
     model: Any = Config
     for step in path[:-1]:
         model = _inner_model(model, step)
-        if model is None:
-            return "the key is not known: remove it"
     known = ", ".join(sorted(model.model_fields))
     return f"the key is not known here: use one of {known}"
 
 
 def _inner_model(model: Any, step: str | int) -> Any:
     """Return the section a step leads to; steps into lists and mappings of sections stay where they are."""
-    fields = getattr(model, "model_fields", {})
+    fields = model.model_fields
     if isinstance(step, int) or step not in fields:
         return model
-    annotation = fields[step].annotation
-    queue = [annotation]
-    while queue:
-        candidate = queue.pop()
-        if hasattr(candidate, "model_fields"):
-            return candidate
+    # An unknown key is only reported within a section, so there is one below every step that leads to it.
+    queue = [fields[step].annotation]
+    while not hasattr(candidate := queue.pop(), "model_fields"):
         queue.extend(getattr(candidate, "__args__", ()))
-    return None
+    return candidate

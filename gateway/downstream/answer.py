@@ -82,8 +82,8 @@ class Answer(web.StreamResponse):
         fields: list[Field] = []
         self._has_body = request.method != "HEAD" and self.status not in _EMPTY_STATUSES
         if self._length is not None:
-            # > A server MUST NOT send a Content-Length header field in any response with a status code of 1xx or
-            # > 204 (RFC 9110 section 8.6).
+            # > A server MUST NOT send a Content-Length header field in any response with a status code of 1xx
+            # > (Informational) or 204 (No Content) (RFC 9110 section 8.6).
             if self.status != HTTPStatus.NO_CONTENT:
                 fields.append((b"Content-Length", b"%d" % self._length))
         elif self._has_body and request.version >= (1, 1):

@@ -79,7 +79,7 @@ class Exchange:
             return
         if expectation.strip().lower() != b"100-continue":
             raise Fault(FaultKind.EXPECTATION_FAILED, "The only expectation known is 100-continue.")
-        # > A server MUST ignore a 100-continue expectation in an HTTP/1.0 request.
+        # > A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that expectation.
         self._expects_continue = self.version >= (1, 1) and self.body is not None
 
     def invite(self) -> None:

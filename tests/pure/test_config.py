@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, ConfigError, json_schema, load_config, parse_config
+from gateway.config import Config, ConfigError, Route, json_schema, load_config, parse_config
+from gateway.config.model import Match
 from gateway.config.values import (
     parse_address,
     parse_endpoint,
@@ -114,6 +116,10 @@ ROUTE = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]\
 WRONG = {
     "": "1: the file is empty",
     "# only a comment\n": "1: the file is empty",
+    "null": "1: the file says null",
+    "a: \x01": "1: not YAML",
+    "routes: [{name: a, match: {headers: {x: 5}}, fetch: {allow: ['http://x/']}}]": "headers.x: 5 is not a text",
+    "upstreams: {a: {endpoints: [http://x], max_queued: 1.5}}\n" + ROUTE: "max_queued: Input should be a valid integer",
     "[a, b]": "1: a config is a mapping",
     "a: [b": "not YAML",
     "a: b\n\tc: d": "2: not YAML",
@@ -131,7 +137,7 @@ WRONG = {
     "upstreams: {a: {endpoints: [http://x], max_queued: -1}}\n" + ROUTE: "max_queued: -1 is too small: write 0 or more",
     "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
     "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
-    "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, store, files, fetch",
+    "upstreams: {a: {endpoints: [http://x], health: {path: /h, whim: 1}}}\n" + ROUTE: "health.whim: the key is not",
     "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "one action",
     "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
     "routes: [{name: a, match: {regex: '('}, fetch: {allow: ['http://x/']}}]": "is not a regular expression",
@@ -297,3 +303,28 @@ def test_schema_describes_every_key() -> None:
 
 def test_effective_config_can_be_written_down() -> None:
     assert json.loads(parse_config(GOOD).model_dump_json())["routes"][0]["timeouts"]["total"] == "off"
+
+
+def test_values_already_read_are_taken_as_they_are(tmp_path: Path) -> None:
+    """A config may be built from another's parts: reload and tests do."""
+    config = load_config(_written(tmp_path, GOOD + "trusted_proxies: [10.0.0.0/8]\n"))
+    again = Config.model_validate(dict(config))
+    assert again == config
+    assert Match.model_validate({"regex": re.compile("a")}).regex == re.compile("a")
+    assert parse_size(math.inf) == math.inf
+    assert parse_address(config.listen) is config.listen
+    assert parse_endpoint(config.upstreams["asr"].endpoints[0]) is config.upstreams["asr"].endpoints[0]
+    assert (
+        Config(trusted_proxies=config.trusted_proxies, routes=config.routes).trusted_proxies == config.trusted_proxies
+    )
+
+
+def test_route_without_action_has_none_to_name() -> None:
+    with pytest.raises(ValueError, match="has no action"):
+        Route(name="a", match=Match()).action_name  # noqa: B018 (the property raises)
+
+
+def _written(directory: Path, text: str) -> Path:
+    path = directory / "c.yaml"
+    path.write_text(text)
+    return path

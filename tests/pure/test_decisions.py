@@ -13,7 +13,18 @@ from gateway.config.values import Endpoint
 from gateway.disk.names import numbered, random_name, safe_name
 from gateway.errors import Blame, Fault, FaultKind, problem_document, proxy_status
 from gateway.gate import Drain, Gate
-from gateway.headers import check_head, end_to_end, is_trusted
+from gateway.headers import (
+    Origin,
+    check_head,
+    encode_head,
+    end_to_end,
+    is_trusted,
+    name_trace,
+    own_fields,
+    request_fields,
+    response_fields,
+    values_of,
+)
 from gateway.tally import Histogram, Tally, UpstreamTally, method_label
 
 
@@ -133,6 +144,21 @@ def test_head_that_is_not_sound_is_refused(
     assert caught.value.kind is kind
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "extra"),
+    [("OPTIONS", "*", []), ("POST", "/a?b", [(b"Transfer-Encoding", b"Chunked ")]), ("GET", "/", [])],
+)
+def test_head_that_is_sound_passes(method: str, target: str, extra: list[tuple[bytes, bytes]]) -> None:
+    found = check_head((1, 1), method, target, [(b"Host", b"H:80"), *extra])
+    assert (found.path + found.query, found.host) == (target, "h")
+
+
+def test_titles_can_stand_in_a_field() -> None:
+    for kind in FaultKind:
+        assert kind.verdict.title.isascii()
+        assert '"' not in kind.verdict.title
+
+
 def test_absolute_form_names_the_host() -> None:
     target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", [(b"Host", b"other")])
     assert (target.path, target.query, target.host, target.authority) == ("/", "?q", "real.example", b"Real.Example:81")
@@ -209,3 +235,83 @@ async def test_drain_waits_for_the_last_exchange() -> None:
         assert not waiting.done()
     await waiting
     assert drain.is_draining
+
+
+PARENT = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+
+
+def origin(*, is_trusted: bool) -> Origin:
+    return Origin("::1", is_trusted, b"http", b"gw:80")
+
+
+def test_fields_of_an_untrusted_client_are_said_anew() -> None:
+    fields = [
+        (b"x-forwarded-for", b"6.6.6.6"),
+        (b"X_Forwarded_For", b"6.6.6.6"),
+        (b"Forwarded", b"for=6.6.6.6"),
+        (b"tracestate", b"x=y"),
+        (b"Host", b"gw"),
+        (b"Expect", b"100-continue"),
+        (b"A_B", b"kept"),
+    ]
+    trace = name_trace([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)], is_trusted=False)
+    assert trace.request_id != b"mine"
+    sent = request_fields(fields, origin(is_trusted=False), trace)
+    assert [name for name, _ in sent] == [
+        b"A_B",
+        b"X-Forwarded-For",
+        b"X-Forwarded-Proto",
+        b"X-Forwarded-Host",
+        b"Forwarded",
+        b"X-Request-Id",
+        b"traceparent",
+        b"Via",
+    ]
+    assert values_of(sent, b"x-forwarded-for") == [b"::1"]
+    assert values_of(sent, b"forwarded") == [b'for="[::1]";host="gw:80";proto=http']
+
+
+def test_fields_of_a_trusted_proxy_are_continued() -> None:
+    fields = [
+        (b"X-Forwarded-For", b"6.6.6.6"),
+        (b"X-Forwarded-Proto", b"https"),
+        (b"Forwarded", b"for=6.6.6.6"),
+        (b"X-Request-Id", b"mine"),
+        (b"traceparent", PARENT),
+        (b"tracestate", b"x=y"),
+    ]
+    trace = name_trace(fields, is_trusted=True)
+    sent = request_fields(fields, origin(is_trusted=True), trace)
+    assert values_of(sent, b"x-forwarded-for") == [b"6.6.6.6, ::1"]
+    assert values_of(sent, b"x-forwarded-proto") == [b"https"]
+    assert values_of(sent, b"x-forwarded-host") == [b"gw:80"]
+    assert values_of(sent, b"forwarded")[0].startswith(b"for=6.6.6.6, for=")
+    assert values_of(sent, b"x-request-id") == [b"mine"]
+    assert values_of(sent, b"tracestate") == [b"x=y"]
+    assert values_of(sent, b"traceparent")[0][:36] == PARENT[:36]
+    assert values_of(sent, b"traceparent")[0] != PARENT
+
+
+@pytest.mark.parametrize("request_id", [b"", b"a b", b"x" * 129, b"a\xff"])
+def test_request_id_that_is_not_sound_is_replaced(request_id: bytes) -> None:
+    assert name_trace([(b"X-Request-Id", request_id)], is_trusted=True).request_id != request_id
+
+
+def test_answer_gets_a_date_and_a_request_id_only_if_it_has_none() -> None:
+    trace = name_trace([], is_trusted=False)
+    bare = response_fields([(b"Content-Length", b"3"), (b"A", b"b")], trace)
+    assert [name for name, _ in bare] == [b"A", b"Date", b"Via", b"X-Request-Id"]
+    full = response_fields([(b"date", b"today"), (b"x-request-id", b"theirs")], trace)
+    assert [name for name, _ in full] == [b"date", b"x-request-id", b"Via"]
+    assert values_of(own_fields(trace), b"x-request-id") == [trace.request_id]
+
+
+def test_head_in_wire_form() -> None:
+    assert (
+        encode_head(b"GET / HTTP/1.1", [(b"A", b"1"), (b"a", b"\xff")]) == b"GET / HTTP/1.1\r\nA: 1\r\na: \xff\r\n\r\n"
+    )
+
+
+def test_fault_names_its_blame_and_outcome() -> None:
+    fault = Fault(FaultKind.CLIENT_LEFT, "gone")
+    assert (fault.blame, fault.outcome, fault.status) == (Blame.CLIENT, "client_left", 499)

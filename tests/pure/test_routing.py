@@ -82,3 +82,25 @@ def test_match_is_described_in_one_line() -> None:
         "GET|POST, prefix /",
         "GET|POST, regex /b+",
     ]
+
+
+def forward(match: dict[str, Any], rewrite: str | None) -> RouteTable:
+    route = {"name": "r", "match": match, "forward": {"upstream": "u", "rewrite": rewrite}}
+    config = {"upstreams": {"u": {"endpoints": ["http://x"]}}, "routes": [route]}
+    return RouteTable(parse_config(json.dumps(config)).routes)
+
+
+@pytest.mark.parametrize(
+    ("match", "rewrite", "path", "expected"),
+    [
+        ({"path": "/v1/t"}, None, "/v1/t", "/v1/t"),
+        ({"path": "/v1/t"}, "/t", "/v1/t", "/t"),
+        ({"prefix": "/v1"}, "/", "/v1/x//y/../z", "/x//y/../z"),
+        ({"prefix": "/v1"}, "/api/", "/v1", "/api/"),
+        ({"prefix": "/v1/"}, "/api", "/%76%31/x", "/api/x"),
+        ({}, "/api", "/x", "/api/x"),
+        ({"regex": r"/m/(\w+)"}, r"/run/\1", "/m/a", "/run/a"),
+    ],
+)
+def test_path_for_the_upstream(match: dict[str, Any], rewrite: str | None, path: str, expected: str) -> None:
+    assert forward(match, rewrite).find(host="h", path=path, method="BREW", fields={}).path == expected

@@ -17,15 +17,18 @@ import hashlib
 from flask import Flask, jsonify, request
 app = Flask(__name__)
 
+def describe(field, name, data):
+    return {"field": field, "name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
 @app.post("/upload")
 def upload():
     files = []
     for field, file in request.files.items(multi=True):
         data = file.read()
-        files.append({"field": field, "name": file.filename, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        files.append(describe(field, file.filename, data))
     if not files:
         data = request.get_data()
-        files.append({"field": None, "name": None, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        files.append(describe(None, None, data))
     return jsonify(files=files, fields=request.form.to_dict(), forwarded=request.headers.get("X-Forwarded-For"))
 
 @app.get("/")
@@ -38,6 +41,9 @@ from fastapi import FastAPI, Request
 from starlette.datastructures import UploadFile
 app = FastAPI()
 
+def describe(field, name, data):
+    return {"field": field, "name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
 @app.post("/upload")
 async def upload(request: Request):
     files, fields = [], {}
@@ -46,12 +52,12 @@ async def upload(request: Request):
             for field, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     data = await value.read()
-                    files.append({"field": field, "name": value.filename, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+                    files.append(describe(field, value.filename, data))
                 else:
                     fields[field] = value
     else:
         data = await request.body()
-        files.append({"field": None, "name": None, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        files.append(describe(None, None, data))
     return {"files": files, "fields": fields, "forwarded": request.headers.get("x-forwarded-for")}
 
 @app.get("/")

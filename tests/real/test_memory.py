@@ -106,7 +106,8 @@ def send_form(port: int, target: str) -> bytes:
     head, tail = form(('name="f"; filename="big.bin"', b"@")).split(b"@")
     with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
         sock.sendall(
-            f"POST {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: {len(head) + SIZE + len(tail)}\r\n"
+            f"POST {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n"
+            f"Content-Length: {len(head) + SIZE + len(tail)}\r\n"
             "Content-Type: multipart/form-data; boundary=XBOUNDARYX\r\n\r\n".encode()
         )
         sock.sendall(head)
