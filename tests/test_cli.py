@@ -98,8 +98,8 @@ async def test_demo_comes_along_prints_what_to_try_and_goes_with_the_gateway(tmp
         port = int(base.rpartition(":")[2])
         body = b"--B\r\nContent-Disposition: form-data; name=f; filename=x\r\n\r\nhello\r\n--B--\r\n"
         request = (
-            b"POST /proxy HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body)
+            b"POST /proxy HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n"
+            b"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
         answer = b""
         while b" 200 OK" not in answer:

@@ -137,7 +137,7 @@ WRONG = {
     "upstreams: {a: {endpoints: [http://x], max_queued: -1}}\n" + ROUTE: "max_queued: -1 is too small: write 0 or more",
     "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
     "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
-    "upstreams: {a: {endpoints: [http://x], health: {path: /h, whim: 1}}}\n" + ROUTE: "health.whim: the key is not",
+    "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, store,",
     "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "one action",
     "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
     "routes: [{name: a, match: {regex: '('}, fetch: {allow: ['http://x/']}}]": "is not a regular expression",
