@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import logging
 import sys
 from typing import Any, Final
 
@@ -116,6 +117,8 @@ def main() -> int:
     parser.add_argument("port", type=int)
     parser.add_argument("--host", default="127.0.0.1")
     arguments = parser.parse_args()
+    # A client that leaves is no news to a demo.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     web.run_app(make_app(), host=arguments.host, port=arguments.port, print=None, access_log=None)
     return 0
 

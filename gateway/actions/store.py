@@ -43,8 +43,8 @@ class StoreAction:
                 stored = await upload.commit()
             else:
                 exchange.invite()
-                pace = Pace(self._route.timeouts.idle)
-                transfer = exchange.begin_upload([limit], Side.DISK_WRITE, pace)
+                # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
+                transfer = exchange.begin_upload([limit], Side.DISK_WRITE, Pace())
                 with transfer, transfer.watched(_nothing_pending):
                     if boundary is None:
                         described = [await self._store_raw(exchange, found, upload, transfer.pull)]

@@ -74,8 +74,12 @@ class TrafficConnection(RequestHandler):
 
 def _unread_fault(exc: BaseException | None) -> Fault:
     if isinstance(exc, LineTooLong):
-        if "request" in str(exc).lower() or "status line" in str(exc).lower():
-            return Fault(FaultKind.TARGET_TOO_LONG, f"The request line has more than {MAX_LINE_BYTES} bytes.")
+        # aiohttp 3.14.5 quotes the target as a bytearray and a field as bytes; another wording falls back to 431.
+        if "bytearray(b'/" in str(exc) or "bytearray(b'http" in str(exc):
+            return Fault(
+                FaultKind.TARGET_TOO_LONG,
+                f"The request target has more than {MAX_LINE_BYTES} bytes: send a shorter one.",
+            )
         return Fault(
             FaultKind.HEAD_TOO_LARGE, f"A header field has more than {MAX_LINE_BYTES} bytes: send a shorter one."
         )

@@ -59,9 +59,12 @@ class ReceivedAnswer:
             ) from exc
 
     async def close(self) -> None:
-        """Let go: the connection is kept if both bodies ended whole, closed otherwise."""
-        self._response.close() if not self._response.closed else None
+        """Let go: the connection is kept if both bodies ended whole, broken off otherwise."""
+        is_whole = self._response.closed and self._sending.is_sent
+        self._response.close()
         await self._sending.stop()
+        if not is_whole:
+            self._sending.abort()
 
 
 class Client:
@@ -113,8 +116,10 @@ class Client:
                     sending.on_sent = None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             await sending.stop()
+            sending.abort()
             raise sending.fault or self._blame_upstream(exc, is_late=deadline.expired()) from exc
         except BaseException:
+            sending.abort()
             await sending.stop()
             raise
         answer = ReceivedAnswer(response, sending)

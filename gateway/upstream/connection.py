@@ -47,8 +47,9 @@ class WireBody(payload.Payload):
         self.on_connected = on_connected
         #: Called once the whole request was handed to the connection.
         self.on_sent: Callable[[], None] | None = None
-        self.connection: Connection | None = None
+        self.transport: asyncio.Transport | None = None
         self.task: asyncio.Task[None] | None = None
+        self.is_sent = False
 
     @property
     def fault(self) -> Fault | None:
@@ -75,8 +76,8 @@ class WireBody(payload.Payload):
         hanging, and the upstream waiting for the rest.
         """
         del content_length
-        transfer, connection = self.transfer, self.connection
-        if transfer is None or connection is None or (transport := connection.transport) is None:
+        transfer, transport = self.transfer, self.transport
+        if transfer is None or transport is None:
             return
         self._consumed = True
         try:
@@ -88,6 +89,7 @@ class WireBody(payload.Payload):
 
     def sent(self) -> None:
         """Say that the whole request was handed to the connection."""
+        self.is_sent = True
         if self.on_sent is not None:
             self.on_sent()
 
@@ -96,6 +98,11 @@ class WireBody(payload.Payload):
         if self.task is not None and not self.task.done():
             self.task.cancel()
             await asyncio.wait([self.task])
+
+    def abort(self) -> None:
+        """Drop the connection with whatever waits in its buffer: a peer that does not read would hold it for ever."""
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class WireRequest(ClientRequest):
@@ -110,8 +117,8 @@ class WireRequest(ClientRequest):
         writer = StreamWriter(protocol, self.loop)
         if wire.is_chunked:
             writer.enable_chunking()
-        protocol.transport.write(wire.head)
-        wire.connection = conn
+        wire.transport = protocol.transport
+        wire.transport.write(wire.head)
         task: asyncio.Task[None] | None = None
         wire.on_connected()
         if wire.transfer is None:

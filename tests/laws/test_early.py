@@ -7,7 +7,9 @@ import socket
 
 import pytest
 
-from tests.actors import RawUpstream, Script, Wire, forward_config, run_gateway, split_answer
+from gateway.tally import Direction
+from tests.actors import RawUpstream, Script, Wire, forward_config, run_gateway, split_answer, until
+from tests.conftest import count_descriptors
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 BLOCK = b"x" * 65536
@@ -36,6 +38,34 @@ async def refuse_at_once(wire: Wire) -> None:
     await wire.read_head()
     await wire.send(REFUSAL.replace(b"413 Too Much", b"401 Who"))
     await wire.close()
+
+
+async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connection() -> None:
+    """Closing is not aborting: what waits in our buffer for a peer that does not read would keep the socket open."""
+    stuck = asyncio.Event()
+
+    async def refuse_and_hold(wire: Wire) -> None:
+        await wire.read_head()
+        wire.reader._transport.pause_reading()  # type: ignore[attr-defined]  # an upstream that reads no more
+        await stuck.wait()
+        await wire.send(REFUSAL)
+        await asyncio.Event().wait()
+
+    async with RawUpstream(refuse_and_hold) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        before = count_descriptors()
+        client = await gateway.connect()
+        sending = asyncio.create_task(client.drain_source([HEAD, *[BLOCK] * (SIZE // len(BLOCK))]))
+        upload = gateway.tally.routes["r"].transfers[Direction.UPLOAD]
+        moved = -1
+        while moved != upload.bytes_moved:
+            moved = upload.bytes_moved
+            await asyncio.sleep(0.05)
+        stuck.set()
+        assert split_answer(await client.read_to_end())[0] == 413
+        await sending
+        await client.close()
+        # Only the upstream's own end is left.
+        await until(lambda: count_descriptors() == before + 1)
 
 
 @pytest.mark.parametrize("script", [refuse_and_close, refuse_and_read_on, refuse_at_once])
