@@ -42,7 +42,6 @@ class Answer(web.StreamResponse):
         self._has_body = True
         self._writer: StreamWriter | None = None
         self._transport: asyncio.Transport | None = None
-        self.head_bytes = 0
         self._small_body = b""
 
     @classmethod
@@ -71,7 +70,6 @@ class Answer(web.StreamResponse):
         head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, fields)
         if self._small_body and self._has_body:
             head += self._small_body
-        self.head_bytes = len(head)
         transport.write(head)
         # aiohttp asks its writer whether anything was sent before it answers itself.
         writer.output_size += len(head)

@@ -21,10 +21,8 @@ from gateway.errors import Fault, FaultKind
 
 More = Callable[[], Awaitable[bytes]]
 
-#: Longest boundary line: 70 of boundary, four dashes, CRLF, and some padding.
-_MAX_BOUNDARY_LINE_BYTES: Final = 256
-#: Longest field line of a part; aiohttp's own limit for heads.
-_MAX_FIELD_LINE_BYTES: Final = 8190
+#: Longest line outside of the parts' data: aiohttp's own limit for a field.
+_MAX_LINE_BYTES: Final = 8190
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
@@ -155,21 +153,18 @@ class FormContent:
 
     async def _take_line(self) -> bytes:
         while (end := self._chunk.find(b"\n", self._at)) < 0:
-            if len(self._chunk) - self._at > self._longest_line():
+            if len(self._chunk) - self._at > _MAX_LINE_BYTES:
                 raise self._line_too_long()
             if not await self._pull():
                 end = len(self._chunk) - 1
                 break
         line = self._chunk[self._at : end + 1]
         self._at = end + 1
-        if len(line) > self._longest_line():
+        if len(line) > _MAX_LINE_BYTES:
             raise self._line_too_long()
         if _BARE.search(line):
             raise Fault(FaultKind.BAD_MULTIPART, "A line outside of the parts' data ends in a bare CR or LF: use CRLF.")
         return line
-
-    def _longest_line(self) -> int:
-        return max(_MAX_BOUNDARY_LINE_BYTES, _MAX_FIELD_LINE_BYTES)
 
     def _line_too_long(self) -> Fault:
         if self._is_before_first:
@@ -178,8 +173,8 @@ class FormContent:
             )
         return Fault(
             FaultKind.PART_HEADERS_TOO_LARGE,
-            f"A header field of a part has more than {_MAX_FIELD_LINE_BYTES} bytes: send a shorter one.",
-            facts={"limit": _MAX_FIELD_LINE_BYTES},
+            f"A header field of a part has more than {_MAX_LINE_BYTES} bytes: send a shorter one.",
+            facts={"limit": _MAX_LINE_BYTES},
         )
 
     def _count_head(self, size: int) -> None:
