@@ -1,0 +1,217 @@
+"""Clients and upstreams that cost less than the proxies between them: the kernel does their work.
+
+Bodies are sent with sendfile from a file in memory and received with MSG_TRUNC, which drops bytes without copying.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+BLOCK_BYTES = 4 * 2**20
+_BOUNDARY = b"------------------------d74496d66958873e"
+_HEAD = b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="big.bin"\r\n'
+FORM_HEAD = _HEAD + b"Content-Type: application/octet-stream\r\n\r\n"
+FORM_TAIL = b"\r\n--" + _BOUNDARY + b"--\r\n"
+FORM_TYPE = b"Content-Type: multipart/form-data; boundary=" + _BOUNDARY + b"\r\n"
+_SCRATCH = threading.local()
+
+
+def memory_file() -> int:
+    """Return a descriptor of random bytes in memory, BLOCK_BYTES long."""
+    descriptor = os.memfd_create("bench")
+    os.write(descriptor, os.urandom(BLOCK_BYTES))
+    return descriptor
+
+
+_FILE = memory_file()
+
+
+def send_body(sock: socket.socket, size: int) -> None:
+    """Send that many bytes."""
+    left = size
+    while left:
+        left -= os.sendfile(sock.fileno(), _FILE, 0, min(left, BLOCK_BYTES))
+
+
+def drop(sock: socket.socket, size: int) -> int:
+    """Receive and forget up to that many bytes; return how many came before the end."""
+    buffer = getattr(_SCRATCH, "buffer", None)
+    if buffer is None:
+        buffer = _SCRATCH.buffer = bytearray(BLOCK_BYTES)
+    left = size
+    while left:
+        count = sock.recv_into(buffer, min(left, BLOCK_BYTES), socket.MSG_TRUNC)
+        if not count:
+            break
+        left -= count
+    return size - left
+
+
+def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
+    """Return a head and what came with it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = sock.recv(65536)
+        if not piece:
+            raise ConnectionError("closed before a head")
+        data += piece
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head.lower(), rest
+
+
+def length_of(head: bytes) -> int:
+    """Return a head's Content-Length, 0 without one."""
+    return int(head.partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+
+
+def serve(sock: socket.socket) -> None:
+    """Be the upstream on one connection: swallow bodies, send /bytes/N, answer the rest with two bytes."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while True:
+        head, rest = read_head(sock)
+        if b"transfer-encoding: chunked" in head:
+            _drop_chunked(sock, rest)
+        else:
+            drop(sock, length_of(head) - len(rest))
+        if b"/bytes/" in head.split(b"\r\n", 1)[0]:
+            size = int(head.partition(b"/bytes/")[2].split(b" ")[0])
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            send_body(sock, size)
+        else:
+            sock.sendall(OK)
+
+
+def _drop_chunked(sock: socket.socket, rest: bytes) -> None:
+    """Swallow a chunked body: chunk by chunk, each without copying."""
+    data = rest
+    while True:
+        while b"\r\n" not in data:
+            data += sock.recv(65536)
+        line, _, data = data.partition(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        take = min(size, len(data))
+        data = data[take:]
+        drop(sock, size - take)
+        while len(data) < 2:
+            data += sock.recv(2 - len(data))
+        data = data[2:]
+        if not size:
+            return
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[int]:
+    """Run the upstream in threads; yield its port."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def _accept(listener: socket.socket) -> None:
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=_serve, args=(sock,), daemon=True).start()
+
+
+def _serve(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(OSError, ValueError):
+        serve(sock)
+
+
+Ask = Callable[[int], None]
+
+
+def ask_upload(port: int, size: int) -> None:
+    """PUT a raw body with a Content-Length."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(b"PUT /up HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
+        send_body(sock, size)
+        _check(sock)
+
+
+def ask_form(port: int, size: int, target: bytes = b"/up") -> None:
+    """POST one file as multipart, with a Content-Length."""
+    length = len(FORM_HEAD) + size + len(FORM_TAIL)
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        head = b"POST " + target + b" HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n" + FORM_TYPE
+        sock.sendall(head + b"Content-Length: %d\r\n\r\n" % length + FORM_HEAD)
+        send_body(sock, size)
+        sock.sendall(FORM_TAIL)
+        _check(sock)
+
+
+def ask_chunked_form(port: int, size: int) -> None:
+    """POST one file as multipart, in chunks of 256 KiB."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        head = b"POST /up HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n" + FORM_TYPE
+        sock.sendall(head + b"\r\n" + b"%x\r\n" % len(FORM_HEAD) + FORM_HEAD + b"\r\n")
+        left = size
+        while left:
+            step = min(left, 2**18)
+            sock.sendall(b"%x\r\n" % step)
+            send_body(sock, step)
+            sock.sendall(b"\r\n")
+            left -= step
+        sock.sendall(b"%x\r\n" % len(FORM_TAIL) + FORM_TAIL + b"\r\n0\r\n\r\n")
+        _check(sock)
+
+
+def ask_download(port: int, size: int, target: bytes | None = None) -> None:
+    """GET a body and drop it."""
+    target = target or b"/bytes/%d" % size
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+        head, rest = read_head(sock)
+        if b" 200 " not in head.split(b"\r\n")[0] + b" ":
+            raise ConnectionError(head.decode("latin-1"))
+        if len(rest) + drop(sock, length_of(head) - len(rest)) != size:
+            raise ConnectionError("the download was cut")
+
+
+def _check(sock: socket.socket) -> None:
+    head, _ = read_head(sock)
+    if b" 200 " not in head.split(b"\r\n")[0] + b" " and b" 201 " not in head:
+        raise ConnectionError(head.decode("latin-1"))
+
+
+def at_once(count: int, ask: Ask, port: int) -> None:
+    """Let that many clients do the same work at once."""
+    with ThreadPoolExecutor(count) as clients:
+        for done in [clients.submit(ask, port) for _ in range(count)]:
+            done.result()
+
+
+def ask_small(port: int, request: bytes, count: int, clients: int) -> list[float]:
+    """Send small requests on kept connections; return the seconds each took, sorted."""
+
+    def one(_: int) -> list[float]:
+        taken = []
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(count // clients):
+                began = time.perf_counter()
+                sock.sendall(request)
+                head, rest = read_head(sock)
+                missing = length_of(head) - len(rest)
+                if b"transfer-encoding: chunked" in head:
+                    while not rest.endswith(b"0\r\n\r\n"):
+                        rest += sock.recv(65536)
+                elif missing > 0:
+                    drop(sock, missing)
+                taken.append(time.perf_counter() - began)
+        return taken
+
+    with ThreadPoolExecutor(clients) as pool:
+        return sorted(seconds for taken in pool.map(one, range(clients)) for seconds in taken)

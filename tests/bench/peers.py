@@ -1,0 +1,215 @@
+"""Starts the gateway and its peers, each with one worker and its best settings, and reads what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+NGINX = """
+daemon off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log crit;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; client_max_body_size 0; sendfile on; tcp_nodelay on; keepalive_requests 1000000;
+  client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
+  uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+  client_body_buffer_size 1m; proxy_buffer_size 256k; proxy_buffers 4 256k;
+  upstream up {{ server 127.0.0.1:{up}; keepalive 64; keepalive_requests 1000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=512;
+    location /files/ {{ alias {files}/; }}
+    location / {{
+      proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_request_buffering off; proxy_buffering off;
+    }}
+  }}
+}}
+"""
+HAPROXY = """
+global
+  nbthread 1
+  log stderr local0 emerg
+  tune.pipesize 1048576
+defaults
+  mode http
+  option splice-auto
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+frontend f
+  bind 127.0.0.1:{port} backlog 512
+  default_backend b
+backend b
+  http-reuse always
+  server s 127.0.0.1:{up}
+"""
+ENVOY = """
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    per_connection_buffer_limit_bytes: 1048576
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          stream_idle_timeout: 0s
+          route_config:
+            virtual_hosts:
+            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: up, timeout: 0s}}}}]}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: up
+    type: STATIC
+    per_connection_buffer_limit_bytes: 1048576
+    load_assignment:
+      cluster_name: up
+      endpoints:
+      - lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {up}}}}}}}}}]
+"""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A running proxy."""
+
+    name: str
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes so far."""
+        return sum(_cpu(pid) for pid in self.pids())
+
+    def peak_bytes(self) -> int:
+        """Sum of the peak resident sets of its processes."""
+        return sum(_peak(pid) for pid in self.pids())
+
+    def pids(self) -> list[int]:
+        """The process and what it started."""
+        found = [self.pid]
+        for pid in found:
+            children = Path(f"/proc/{pid}/task/{pid}/children")
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+        return found
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def available() -> list[str]:
+    """Return the peers this machine has."""
+    names = ["gateway", "naive"]
+    names += [name for name in ("nginx", "haproxy") if _which(name)]
+    return [*names, "envoy"] if _which("envoy") else names
+
+
+def _which(name: str) -> str | None:
+    here = str(Path(sys.executable).parent)
+    return shutil.which(name) or shutil.which(name, path=f"{here}:/usr/sbin:/usr/local/sbin")
+
+
+@contextlib.contextmanager
+def run_peer(name: str, up: int, files: Path) -> Iterator[Peer]:
+    """Run one proxy in front of port `up`, serving `files`."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        process = subprocess.Popen(
+            _command(name, port, up, Path(directory), files),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            _wait_port(port)
+            yield Peer(name, port, process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _command(name: str, port: int, up: int, directory: Path, files: Path) -> list[str]:
+    texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
+    config = directory / "conf.yaml"
+    if name == "gateway":
+        config.write_text(json.dumps(_gateway_config(port, up, files)))
+        return [sys.executable, "-m", "gateway", "run", "--config", str(config)]
+    if name == "naive":
+        return [sys.executable, "-m", "tests.bench.naive", str(port), str(up)]
+    config.write_text(texts[name].format(dir=directory, port=port, up=up, files=files))
+    program = _which(name) or name
+    if name == "nginx":
+        return [program, "-c", str(config)]
+    if name == "haproxy":
+        return [program, "-db", "-f", str(config)]
+    base = str(os.getpid() % 30000 + port % 1000)
+    return [program, "-c", str(config), "--concurrency", "1", "--base-id", base, "--log-level", "off"]
+
+
+def _gateway_config(port: int, up: int, files: Path) -> dict[str, Any]:
+    return {
+        "listen": f"127.0.0.1:{port}",
+        "ops": {"listen": "127.0.0.1:0"},
+        "upstreams": {"up": {"endpoints": [f"http://127.0.0.1:{up}"]}},
+        "routes": [
+            {"name": "files", "match": {"prefix": "/files/"}, "files": {"directory": str(files)}},
+            {
+                "name": "store",
+                "match": {"prefix": "/store"},
+                "store": {"directory": str(files), "if_exists": "replace"},
+            },
+            {
+                "name": "all",
+                "match": {"prefix": "/"},
+                "forward": {"upstream": "up"},
+                "limits": {"max_body": "100GiB", "max_part": "50GiB"},
+            },
+        ],
+    }
+
+
+def _wait_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+            continue
+        return
