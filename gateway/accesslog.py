@@ -44,6 +44,8 @@ def _describe(exchange: Exchange, seconds: float) -> dict[str, Any]:
         "download": download.outcome.value if download and download.outcome else None,
         "bytes_up": upload.moved_bytes if upload else 0,
         "bytes_down": download.moved_bytes if download else 0,
+        "lane_up": upload.lane if upload else None,
+        "lane_down": download.lane if download else None,
         "seconds": round(seconds, 6),
         "first_byte_seconds": exchange.first_byte_seconds and round(exchange.first_byte_seconds, 6),
         "wait_seconds": waits,

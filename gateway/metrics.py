@@ -22,6 +22,7 @@ HELP: Final = {
     "gateway_time_to_first_byte_seconds": "Seconds from request head to the head of the answer.",
     "gateway_requests_in_flight": "Exchanges under way.",
     "gateway_transfers": "Bodies that have ended, by how.",
+    "gateway_transfers_by_lane": "Bodies that have ended, by how their bytes were moved (copy, splice).",
     "gateway_transfers_in_flight": "Bodies under way.",
     "gateway_transfer_bytes": "Bytes of bodies handed on, counted chunk by chunk while they flow.",
     "gateway_chunk_size_bytes": "Bytes of each chunk.",
@@ -99,6 +100,7 @@ def _requests(routes: Iterable[RouteTally]) -> Iterator[Metric]:
 
 def _transfers(routes: Iterable[RouteTally]) -> Iterator[Metric]:
     ended = _counter("gateway_transfers", "route", "direction", "outcome")
+    lanes = _counter("gateway_transfers_by_lane", "route", "direction", "lane")
     in_flight = _gauge("gateway_transfers_in_flight", "route", "direction")
     moved = _counter("gateway_transfer_bytes", "route", "upstream", "direction")
     chunks = _histogram("gateway_chunk_size_bytes", "route", "direction")
@@ -110,13 +112,15 @@ def _transfers(routes: Iterable[RouteTally]) -> Iterator[Metric]:
             labels = (route.route, direction.value)
             for outcome, count in list(tally.outcomes.items()):
                 ended.add_metric((*labels, outcome.value), count)
+            for lane, count in list(tally.lanes.items()):
+                lanes.add_metric((*labels, lane), count)
             in_flight.add_metric(labels, tally.in_flight)
             moved.add_metric((route.route, route.upstream, direction.value), tally.bytes_moved)
             _add(chunks, labels, tally.chunk_sizes)
             _add(chunk_rates, labels, tally.chunk_rates)
             _add(rates, labels, tally.rates)
             _add(sizes, labels, tally.sizes)
-    yield from (ended, in_flight, moved, chunks, chunk_rates, rates, sizes)
+    yield from (ended, lanes, in_flight, moved, chunks, chunk_rates, rates, sizes)
 
 
 def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:

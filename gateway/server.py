@@ -118,7 +118,10 @@ class Gateway:
             task.cancel()
 
     def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction]:
-        actions = {route.name: make_action(route, self._services, self._workers) for route in self._config.routes}
+        config = self._config
+        actions = {
+            route.name: make_action(route, self._services, self._workers, config.lanes) for route in config.routes
+        }
         for action in actions.values():
             if isinstance(action, FetchAction):
                 stack.push_async_callback(action.close)

@@ -64,12 +64,14 @@ SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 class TransferTally:
     """What the transfers of one route in one direction add up to."""
 
-    __slots__ = ("bytes_moved", "chunk_rates", "chunk_sizes", "in_flight", "outcomes", "rates", "sizes")
+    __slots__ = ("bytes_moved", "chunk_rates", "chunk_sizes", "in_flight", "lanes", "outcomes", "rates", "sizes")
 
     def __init__(self) -> None:
         self.bytes_moved = 0
         self.in_flight = 0
         self.outcomes: Counter[Outcome] = Counter()
+        #: Transfers by how most of their bytes were moved.
+        self.lanes: Counter[str] = Counter()
         self.chunk_sizes = Histogram(CHUNK_BOUNDS)
         self.chunk_rates = Histogram(RATE_BOUNDS)
         self.rates = Histogram(RATE_BOUNDS)

@@ -108,6 +108,8 @@ class Transfer:
         #: What broke it, whoever noticed.
         self.fault: Fault | None = None
         self.is_exhausted = False
+        #: How most of its bytes were moved; "copy" unless a lane says otherwise.
+        self.lane = "copy"
         self._is_poured = False
         #: Bytes handed to the sink, and seconds waited for (read side, write side).
         self.moved_bytes = 0
@@ -158,27 +160,40 @@ class Transfer:
         tally = self._tally
         tally.in_flight -= 1
         tally.outcomes[outcome] += 1
+        tally.lanes[self.lane] += 1
         tally.sizes.observe(self.moved_bytes)
         seconds = time.monotonic() - self._started
         if self.moved_bytes and seconds > 0:
             tally.rates.observe(self.moved_bytes / seconds)
+
+    @property
+    def left_bytes(self) -> int | None:
+        """How much of the body is still to come; None where its length is not known."""
+        return None if self._length is None else self._length - self.moved_bytes
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether a filter must see the bytes."""
+        return bool(self._filters)
 
     async def pull(self) -> bytes:
         """Return the next chunk for the sink, b"" at the end.
 
         Raises the source's or a filter's Fault, also on every further call. Cancelling leaves the rest unread.
         """
-        course = self.course
+        return await self.pull_from(self._source.read)
+
+    async def pull_from(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Pull from another reading end of the same source, see `pull`."""
         self._settle(time.monotonic())
         if self.fault is not None:
             raise self.fault
         if self.is_exhausted:
             return b""
-        self._waiting_on = course.read_side
+        self._waiting_on = self.course.read_side
         try:
-            chunk = await self._source.read()
-            now = time.monotonic()
-            self._charge_read(now)
+            chunk = await read()
+            self._charge_read(time.monotonic())
             if chunk:
                 self._judge(chunk)
             else:
@@ -186,8 +201,21 @@ class Transfer:
         except Fault as fault:
             self.fault = self.fault or fault
             raise
-        self._waiting_on = course.write_side
+        self._waiting_on = self.course.write_side
         return chunk
+
+    async def pull_count(self, take: Callable[[], Awaitable[int]]) -> None:
+        """Pull bytes that nobody sees: `take` moves some towards the sink and returns how many, at least one."""
+        self._settle(time.monotonic())
+        self._waiting_on = self.course.read_side
+        try:
+            size = await take()
+        except Fault as fault:
+            self.fault = self.fault or fault
+            raise
+        self._charge_read(time.monotonic())
+        self._count(size)
+        self._waiting_on = self.course.write_side
 
     async def pour(
         self,
@@ -264,6 +292,9 @@ class Transfer:
             each.see(chunk)
         if self.moved_bytes + size == self._length:
             self._finish_filters()
+        self._count(size)
+
+    def _count(self, size: int) -> None:
         self.moved_bytes += size
         self._out_bytes = size
         tally = self._tally

@@ -12,6 +12,7 @@ from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward
 from gateway.disk import DiskWorkers
 from gateway.downstream import Exchange
+from gateway.lanes import Lanes
 from gateway.routing import Found
 from gateway.upstream import Service
 
@@ -20,14 +21,16 @@ Action = Callable[[Exchange, Found], Awaitable[None]]
 __all__ = ["Action", "FetchAction", "make_action"]
 
 
-def make_action(route: Route, services: Mapping[str, Service], workers: DiskWorkers) -> Action | FetchAction:
+def make_action(
+    route: Route, services: Mapping[str, Service], workers: DiskWorkers, lanes: Lanes
+) -> Action | FetchAction:
     """Return the action of a route, ready to take exchanges."""
     match route.action:
         case Forward() as config:
-            return ForwardAction(route, config, services[config.upstream])
+            return ForwardAction(route, config, services[config.upstream], lanes)
         case Files() as config:
             return FilesAction(config, workers)
         case Fetch() as config:
-            return FetchAction(config)
+            return FetchAction(config, lanes)
         case config:
             return StoreAction(route, config, workers)

@@ -7,25 +7,29 @@ it has read everything, and is relayed at once. Whatever breaks, each side learn
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Awaitable, Callable
 
 from gateway.actions.upload import check_upload, form_boundary
 from gateway.config import Route
 from gateway.config.model import Forward
 from gateway.config.values import Endpoint
-from gateway.downstream import Exchange
+from gateway.downstream import Exchange, RequestBody
 from gateway.errors import Outcome
 from gateway.headers import Field, encode_head, request_fields, response_fields
+from gateway.lanes import Lanes, carry
 from gateway.multipart import Part, PartInspector
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Filter, Pace, Transfer
-from gateway.upstream import ReceivedAnswer, Sending, Service
+from gateway.upstream import ReceivedAnswer, Sending, Service, UpstreamSink
 
 
 class ForwardAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Forward, service: Service) -> None:
+    def __init__(self, route: Route, config: Forward, service: Service, lanes: Lanes) -> None:
+        self._lanes = lanes
         self._route = route
         self._config = config
         self._service = service
@@ -44,11 +48,13 @@ class ForwardAction:
                     lambda endpoint: _note(exchange, endpoint),
                 )
                 async with answers as answer:
-                    await relay(exchange, answer, self._service.pace, upload)
+                    await relay(exchange, answer, self._service.pace, upload, self._lanes)
 
     def _make_filters(self, exchange: Exchange) -> list[Filter]:
         """Return what looks at the body, having refused what its head already gives away."""
-        filters: list[Filter] = [check_upload(exchange, self._route)]
+        limit = check_upload(exchange, self._route)
+        # A declared length was checked: what follows it cannot be more.
+        filters: list[Filter] = [limit] if exchange.length is None else []
         if self._config.multipart == "inspect" and (boundary := form_boundary(exchange)) is not None:
             tally = exchange.named.tally
 
@@ -76,8 +82,16 @@ class ForwardAction:
             fields.append((b"Content-Length", b"%d" % exchange.length))
         target = f"{found.path}{exchange.target.query}".encode("latin-1")
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
-        is_chunked = exchange.length is None
-        return Sending(encode_head(line, fields), upload, is_chunked=is_chunked, on_connected=exchange.invite)
+        carry_body: Callable[[UpstreamSink], Awaitable[None]] | None = None
+        if upload is not None and exchange.body is not None:
+            carry_body = functools.partial(_carry_upload, upload, exchange.body, self._lanes)
+        return Sending(
+            encode_head(line, fields),
+            upload,
+            carry=carry_body,
+            is_chunked=exchange.length is None,
+            on_connected=exchange.invite,
+        )
 
     def _host(self, exchange: Exchange, endpoint: Endpoint) -> bytes:
         if self._config.host == "preserve" and exchange.target.authority:
@@ -85,7 +99,11 @@ class ForwardAction:
         return endpoint.authority.encode()
 
 
-async def relay(exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: Transfer | None) -> None:
+async def _carry_upload(upload: Transfer, body: RequestBody, lanes: Lanes, sink: UpstreamSink) -> None:
+    await carry(upload, body, sink, lanes)
+
+
+async def relay(exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: Transfer | None, lanes: Lanes) -> None:
     """Pipe an upstream's answer to the client. Raises Fault; then what the client got must be cut.
 
     An upload still running when the answer is whole has been answered early.
@@ -106,7 +124,7 @@ async def relay(exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: 
                 raise upload.fault
             await sink.end()
 
-        await download.pour(sink.write, sink.pending, finish)
+        await carry(download, answer, sink, lanes, finish)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.ANSWERED_EARLY)
 

@@ -248,5 +248,8 @@ class Config(Section):
     drain_timeout: Seconds = Field(
         30.0, description="How long a stopping gateway lets transfers finish. Keep it under the pod's grace period."
     )
+    lanes: Literal["auto", "copy"] = Field(
+        "auto", description="How bytes are moved: the cheapest way both ends allow, or always through the parser."
+    )
     upstreams: dict[Name, Upstream] = Field({}, description="Services by name.")
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(description="Routes; order breaks ties.")

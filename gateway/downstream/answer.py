@@ -20,6 +20,7 @@ from aiohttp.http_writer import StreamWriter
 
 from gateway.errors import Fault, FaultKind
 from gateway.headers import Field, Fields, encode_head
+from gateway.lanes import SocketEnd, drain_whole, is_plain
 
 #: Linger on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -96,7 +97,7 @@ class Answer(web.StreamResponse):
             fields.append((b"Connection", b"keep-alive"))
         return fields
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
+    async def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """Send a chunk of the body; returns when the client keeps up. Raises Fault CLIENT_LEFT if it is gone."""
         if self._has_body and self._writer is not None:
             try:
@@ -110,17 +111,25 @@ class Answer(web.StreamResponse):
 
     async def flush(self) -> None:
         """Wait until every byte has left this process, so that a client that stopped reading is still watched."""
-        transport, writer = self._transport, self._writer
-        if transport is None or writer is None or not transport.get_write_buffer_size():
+        if self._transport is None or self._writer is None:
             return
-        low, high = transport.get_write_buffer_limits()
-        transport.set_write_buffer_limits(high=0)
         try:
-            await writer.drain()
+            await drain_whole(self._transport, self._writer.drain)
         except ConnectionError as exc:
             raise _left() from exc
-        finally:
-            transport.set_write_buffer_limits(high=high, low=low)
+
+    async def detach(self) -> SocketEnd | None:
+        """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
+        if self._writer is None or self._writer.chunked or not self._has_body:
+            return None
+        await self.flush()
+        transport = self._transport
+        return SocketEnd(transport) if transport is not None and is_plain(transport) else None
+
+    async def fail(self, exc: OSError) -> Fault:
+        """Return what a failure to send means: the client is gone."""
+        del exc
+        return _left()
 
     async def end(self) -> None:
         """Send the end of the body and wait until it has left. Raises Fault CLIENT_LEFT."""

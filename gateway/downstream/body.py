@@ -8,25 +8,30 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.errors import Fault, FaultKind
+from gateway.lanes import Detached, SocketEnd, is_plain
 
 
 class RequestBody:
     """Yields the client's body, one chunk per read of its socket.
 
     Raises Fault CLIENT_LEFT if the connection drops and BAD_FRAMING if a chunk is broken (RFC 9112 sections 7.1
-    and 8); aiohttp's client would report either as the upstream's failure, so it is remembered in `fault`.
+    and 8).
     """
 
-    def __init__(self, request: web.BaseRequest, length: int | None) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         self._content: StreamReader = request.content
-        #: Declared length in bytes, None for a chunked body.
-        self.length = length
-        self.fault: Fault | None = None
+        self._protocol = request.protocol
+        self._detached: Detached | None = None
 
     @property
     def is_received(self) -> bool:
         """Whether the last byte has come in, read or not."""
-        return self._content.is_eof()
+        return self._content.is_eof() if self._detached is None else not self._detached.left
+
+    @property
+    def was_detached(self) -> bool:
+        """Whether bytes of it passed aiohttp's parser by, which knows no more where the next request begins."""
+        return self._detached is not None
 
     @property
     def has_begun(self) -> bool:
@@ -35,11 +40,51 @@ class RequestBody:
 
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end."""
+        if self._detached is not None and not self._detached.left:
+            return b""
         try:
-            return await self._content.readany()
+            chunk = await self._content.readany()
         except (RequestPayloadError, HttpProcessingError) as exc:
-            self.fault = Fault(FaultKind.BAD_FRAMING, "The chunked body is malformed (RFC 9112 section 7.1).")
-            raise self.fault from exc
+            raise Fault(FaultKind.BAD_FRAMING, "The chunked body is malformed (RFC 9112 section 7.1).") from exc
         except OSError as exc:
-            self.fault = Fault(FaultKind.CLIENT_LEFT, "The client closed the connection within its body.")
-            raise self.fault from exc
+            raise _left() from exc
+        if self._detached is not None:
+            # What is left of a body that was given back unfinished: only its end is still of interest.
+            self._detached.left -= min(len(chunk), self._detached.left)
+        return chunk
+
+    def pause(self) -> bool:
+        """Let nothing more come in through the transport; say whether that can be done."""
+        if self._protocol is None or self._content.is_eof() or not is_plain(self._protocol.transport):
+            return False
+        # aiohttp's flow control would resume reading with the next read; this hold of its own stays (3.14.5).
+        self._protocol._pause_reading_for_buffer()
+        return True
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether a read would return at once what came in before the pause."""
+        if not self._content._buffer and self._protocol is not None and self._protocol._reading_paused:
+            # The parser holds a tail that it only gives out when resumed.
+            self._protocol.resume_reading()
+        return bool(self._content._buffer) or self._content.exception() is not None
+
+    def detach(self, left: int) -> Detached:
+        """Take the rest of the body, so many bytes, below the transport."""
+        transport = self._protocol.transport if self._protocol is not None else None
+        if transport is None:
+            raise _left()
+        self._detached = Detached(SocketEnd(transport), left, _left)
+        return self._detached
+
+    def resume(self, *, is_whole: bool) -> None:
+        """Give the connection back: it is only watched for the client's leaving then, and closes behind the answer."""
+        del is_whole
+        if self._detached is not None:
+            self._detached.end.close()
+        if self._protocol is not None and self._protocol._buffer_paused:
+            self._protocol._resume_reading_for_buffer()
+
+
+def _left() -> Fault:
+    return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection within its body.")

@@ -69,7 +69,7 @@ class Exchange:
         length = None if self._is_chunked else int(first_value(fields, b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
-        self.body = RequestBody(request, length) if length != 0 else None
+        self.body = RequestBody(request) if length != 0 else None
         self._expects_continue = False
 
     def check_expectation(self) -> None:
@@ -241,7 +241,9 @@ class Exchange:
         aiohttp's C parser hands the last trailer of a chunked request to the next request of its connection, so
         none may follow (aiohttp 3.14.5; delete when its `cb_on_message_begin` resets the pending field).
         """
-        return self.is_draining or self._is_chunked or (self.body is not None and not self.body.is_received)
+        body = self.body
+        is_open = body is not None and (body.was_detached or not body.is_received)
+        return self.is_draining or self._is_chunked or is_open
 
     async def _send_head(self, answer: Answer) -> None:
         try:

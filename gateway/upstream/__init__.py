@@ -5,7 +5,8 @@ answer, `guard` which addresses may be connected to, `service` a configured upst
 """
 
 from gateway.upstream.client import Client, ReceivedAnswer, Sending
+from gateway.upstream.connection import UpstreamSink
 from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.service import Service
 
-__all__ = ["AddressGuard", "AllowList", "Client", "ReceivedAnswer", "Sending", "Service"]
+__all__ = ["AddressGuard", "AllowList", "Client", "ReceivedAnswer", "Sending", "Service", "UpstreamSink"]

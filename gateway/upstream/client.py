@@ -12,12 +12,14 @@ import math
 from typing import Any, Final
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.headers import Fields, first_value, values_of
+from gateway.lanes import Detached, SocketEnd, is_plain
 from gateway.upstream.connection import LiveConnector, WireBody, WireRequest
 from gateway.upstream.guard import AddressGuard
 
@@ -36,6 +38,8 @@ class ReceivedAnswer:
     def __init__(self, response: aiohttp.ClientResponse, sending: Sending) -> None:
         self._response = response
         self._content = response.content
+        self._protocol: ResponseHandler | None = None
+        self._detached: Detached | None = None
         self._sending = sending
         self.status = response.status
         self.reason = (response.reason or "").encode("utf-8", "surrogateescape")
@@ -52,11 +56,55 @@ class ReceivedAnswer:
         try:
             return await self._content.readany()
         except (aiohttp.ClientError, OSError, aiohttp.http.HttpProcessingError) as exc:
-            if self._sending.fault is not None:
-                raise self._sending.fault from exc
-            raise Fault(
-                FaultKind.RESPONSE_INCOMPLETE, "The upstream's connection was lost within its answer: see its log."
-            ) from exc
+            raise self._lost() from exc
+
+    def pause(self) -> bool:
+        """Let nothing more come in through the transport; say whether that can be done."""
+        connection = self._response.connection
+        protocol = connection.protocol if connection is not None else None
+        if protocol is None or not is_plain(protocol.transport):
+            return False
+        # aiohttp's flow control would resume reading with the next read; this hold of its own stays (3.14.5).
+        protocol._pause_reading_for_buffer()
+        self._protocol = protocol
+        return True
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether a read would return at once what came in before the pause."""
+        protocol = self._protocol
+        if not self._content._buffer and protocol is not None and protocol._reading_paused:
+            # The parser holds a tail that it only gives out when resumed.
+            protocol.resume_reading()
+        return bool(self._content._buffer) or self._content.exception() is not None
+
+    def detach(self, left: int) -> Detached:
+        """Take the rest of the body, so many bytes, below the transport."""
+        transport = self._protocol.transport if self._protocol is not None else None
+        if transport is None:
+            raise self._lost()
+        self._detached = Detached(SocketEnd(transport), left, self._lost)
+        return self._detached
+
+    def resume(self, *, is_whole: bool) -> None:
+        """Give the connection back, to be kept if the rest was taken to its end."""
+        protocol = self._protocol
+        if self._detached is not None:
+            self._detached.end.close()
+        if protocol is None:
+            return
+        if is_whole:
+            # The parser was passed by: it must see nothing more, and a new one comes with the next request.
+            protocol._parser = None
+            self._content.feed_eof()
+            protocol._payload = None
+        if protocol._buffer_paused:
+            protocol._resume_reading_for_buffer()
+
+    def _lost(self) -> Fault:
+        return self._sending.fault or Fault(
+            FaultKind.RESPONSE_INCOMPLETE, "The upstream's connection was lost within its answer: see its log."
+        )
 
     async def close(self) -> None:
         """Let go: the connection is kept if both bodies ended whole, broken off otherwise."""

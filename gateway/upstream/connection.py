@@ -13,8 +13,8 @@ import asyncio
 import functools
 import os
 import select
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import payload
@@ -25,9 +25,14 @@ from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 
 from gateway.errors import Fault
+from gateway.lanes import SocketEnd, drain_whole, is_plain
 from gateway.transfer import Transfer
 
-_READ_BYTES = 2**18
+_READ_BYTES: Final = 2**18
+#: How long the last words of an upstream that broke the connection are waited for: they are in our kernel already.
+_LAST_WORDS_SECONDS: Final = 1.0
+
+Carry = Callable[["UpstreamSink"], Awaitable[None]]
 
 
 class WireBody(payload.Payload):
@@ -37,17 +42,26 @@ class WireBody(payload.Payload):
     """
 
     def __init__(
-        self, head: bytes, transfer: Transfer | None, *, is_chunked: bool, on_connected: Callable[[], None]
+        self,
+        head: bytes,
+        transfer: Transfer | None,
+        *,
+        carry: Carry | None = None,
+        is_chunked: bool,
+        on_connected: Callable[[], None],
     ) -> None:
         super().__init__(None, content_type="application/octet-stream")
         self.head = head
         self.transfer = transfer
+        #: How the body gets into the sink it is given.
+        self._carry = carry
         self.is_chunked = is_chunked
         #: Called once an endpoint is connected, before the first byte of the body is asked for.
         self.on_connected = on_connected
         #: Called once the whole request was handed to the connection.
         self.on_sent: Callable[[], None] | None = None
         self.transport: asyncio.Transport | None = None
+        self.sink: UpstreamSink | None = None
         self.task: asyncio.Task[None] | None = None
         self.is_sent = False
 
@@ -76,14 +90,13 @@ class WireBody(payload.Payload):
         hanging, and the upstream waiting for the rest.
         """
         del content_length
-        transfer, transport = self.transfer, self.transport
-        if transfer is None or transport is None:
+        if self._carry is None or self.sink is None:
             return
         self._consumed = True
         try:
-            await transfer.pour(writer.write, transport.get_write_buffer_size)
+            await self._carry(self.sink)
         except Fault:
-            transport.abort()
+            self.abort()
             raise
         self.sent()
 
@@ -105,6 +118,34 @@ class WireBody(payload.Payload):
             self.transport.abort()
 
 
+class UpstreamSink:
+    """Where the chunks of a request's body go."""
+
+    def __init__(self, writer: StreamWriter, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
+        self.write = writer.write
+        self.pending = transport.get_write_buffer_size
+        self._writer = writer
+        self._protocol = protocol
+        self._transport = transport
+
+    async def detach(self) -> SocketEnd | None:
+        """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
+        if self._writer.chunked or not is_plain(self._transport):
+            return None
+        await drain_whole(self._transport, self._writer.drain)
+        return SocketEnd(self._transport) if is_plain(self._transport) else None
+
+    async def fail(self, exc: OSError) -> OSError:
+        """Return what a failure to send means, once the transport has read what the upstream said before it left.
+
+        Told at once, aiohttp would forget an answer that is there already.
+        """
+        closed = self._protocol.closed
+        if closed is not None:
+            await asyncio.wait([closed], timeout=_LAST_WORDS_SECONDS)
+        return exc
+
+
 class WireRequest(ClientRequest):
     """aiohttp's request, with our head."""
 
@@ -118,6 +159,7 @@ class WireRequest(ClientRequest):
         if wire.is_chunked:
             writer.enable_chunking()
         wire.transport = protocol.transport
+        wire.sink = UpstreamSink(writer, protocol, protocol.transport)
         wire.transport.write(wire.head)
         task: asyncio.Task[None] | None = None
         wire.on_connected()
@@ -189,7 +231,8 @@ class LiveConnector(aiohttp.TCPConnector):
         while (connection := await super()._get(key, traces)) is not None:
             transport = connection.transport
             sock = transport.get_extra_info("socket") if transport is not None else None
-            if sock is not None and not _has_news(sock.fileno()):
+            is_clean = connection.protocol is not None and not connection.protocol.should_close
+            if sock is not None and is_clean and not _has_news(sock.fileno()):
                 return connection
             # Closed by the upstream, or bytes nobody asked for: neither may meet the next request.
             connection.close()

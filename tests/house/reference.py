@@ -114,6 +114,7 @@ def _labels(name: str) -> tuple[str, ...]:
     tally.upstreams["u"].retries["x"] = 1
     for transfer in tally.routes["r"].transfers.values():
         transfer.outcomes[FaultKind.BUG.verdict.outcome] = 1
+        transfer.lanes["copy"] = 1
     for family in TallyCollector(tally).collect():
         if family.name == name:
             return tuple(label for label in family.samples[0].labels if label != "le")

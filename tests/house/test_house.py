@@ -28,6 +28,7 @@ ROWS = (
     ("tally",),
     ("transfer",),
     ("filters", "gate"),
+    ("lanes",),
     ("downstream", "upstream", "disk"),
     ("actions",),
     ("metrics",),

@@ -102,7 +102,10 @@ async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
     size = 16 * 2**20
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
 
-    async with RawUpstream(answering(answer)) as upstream, run_gateway(config(upstream.url)) as gateway:
+    async with (
+        RawUpstream(answering(answer)) as upstream,
+        run_gateway(config(upstream.url, top={"lanes": "copy"})) as gateway,
+    ):
         client = await gateway.connect()
         await until(lambda: gateway.gateway._traffic.connections)
         transport = gateway.gateway._traffic.connections[0].transport

@@ -1,0 +1,15 @@
+"""How bytes are moved between two ends: the copy lane everywhere, below the transports where both ends are plain TCP.
+
+`carry` is the one place where the lane of a transfer is chosen. Behaviour, counting and watching are the same on
+each: a lane only replaces what a pull reads from and where a chunk is written to.
+
+- splice: nothing needs to see the bytes; the kernel moves them through a pipe and Python only counts.
+- copy, direct: something sees them (a filter), so they come in as chunks, but straight from the socket and straight to
+  the other, past aiohttp's parser, its queue and asyncio's buffers.
+- copy: through aiohttp's streams: TLS, chunked bodies, short ones, whatever is not a plain socket.
+"""
+
+from gateway.lanes.carry import Detached, Lane, Lanes, Sink, Source, carry
+from gateway.lanes.ends import SocketEnd, drain_whole, is_plain
+
+__all__ = ["Detached", "Lane", "Lanes", "Sink", "SocketEnd", "Source", "carry", "drain_whole", "is_plain"]

@@ -1,0 +1,170 @@
+"""The choice of a lane, and the way of the bytes on each."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, Protocol
+
+from gateway.errors import Fault
+from gateway.lanes.ends import CHUNK_BYTES, SocketEnd
+from gateway.lanes.splice import Pipe
+from gateway.transfer import Transfer
+
+Lanes = Literal["auto", "copy"]
+#: Below this the descriptors and the pipe cost more than they save.
+LEAST_BYTES: Final = 2**18
+
+
+class Lane(enum.StrEnum):
+    """How the bytes of a transfer were moved."""
+
+    COPY = "copy"
+    SPLICE = "splice"
+
+
+class Source(Protocol):
+    """Where chunks come from, and how to take the rest of them below the transport."""
+
+    async def read(self) -> bytes:
+        """Return the next chunk, b"" at the end. Raises Fault."""
+        ...
+
+    def pause(self) -> bool:
+        """Let nothing more come in through the transport; say whether that can be done."""
+        ...
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether a read would return at once what came in before the pause."""
+        ...
+
+    def detach(self, left: int) -> Detached:
+        """Take the rest of the body, so many bytes. Nothing may be buffered."""
+        ...
+
+    def resume(self, *, is_whole: bool) -> None:
+        """Give the connection back to its transport, `is_whole` if the rest was taken to its end."""
+        ...
+
+
+class Sink(Protocol):
+    """Where chunks go."""
+
+    async def write(self, chunk: bytes, /) -> None:
+        """Send a chunk."""
+        ...
+
+    def pending(self) -> int:
+        """Return how many bytes wait to leave this process."""
+        ...
+
+    async def detach(self) -> SocketEnd | None:
+        """Flush, and return an end to send on below the transport; None if that cannot be done."""
+        ...
+
+    async def fail(self, exc: OSError) -> Fault | OSError:
+        """Return what a failure to send means."""
+        ...
+
+
+class Detached:
+    """The rest of a body, read straight from the socket."""
+
+    def __init__(self, end: SocketEnd, left: int, lost: Callable[[], Fault]) -> None:
+        self.end = end
+        self.left = left
+        self.lost = lost
+
+    async def read(self) -> bytes:
+        """Return the next chunk, b"" at the end. Raises the source's Fault if the peer leaves before."""
+        left = self.left
+        if not left:
+            return b""
+        try:
+            chunk = await self.end.receive(min(left, CHUNK_BYTES))
+        except OSError as exc:
+            raise self.lost() from exc
+        if not chunk:
+            raise self.lost()
+        self.left = left - len(chunk)
+        return chunk
+
+
+async def carry(
+    transfer: Transfer,
+    source: Source,
+    sink: Sink,
+    lanes: Lanes,
+    finish: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Carry a body from source to sink, on the cheapest lane that both allow.
+
+    Raises Fault for the source, a filter or a side that stalls, and what the sink says of a failure to send.
+    """
+    left = transfer.left_bytes
+    if lanes == "copy" or left is None or left < LEAST_BYTES or not source.pause():
+        await transfer.pour(sink.write, sink.pending, finish)
+        return
+    end = await _empty_buffers(transfer, source, sink)
+    left = transfer.left_bytes or 0
+    if end is None or not left:
+        source.resume(is_whole=False)
+        if end is not None:
+            end.close()
+        await transfer.pour(sink.write, sink.pending, finish)
+        return
+    detached = source.detach(left)
+    try:
+        if transfer.is_seen:
+            await _copy(transfer, detached, end, sink)
+        else:
+            await _splice(transfer, detached, end, sink)
+    finally:
+        end.close()
+        source.resume(is_whole=not detached.left)
+    await transfer.pour(sink.write, sink.pending, finish)
+
+
+async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> SocketEnd | None:
+    """Pass on what came in before the pause, in order, and wait until it has left: bytes must not overtake."""
+    with transfer.watched(sink.pending):
+        while source.has_buffered:
+            await sink.write(await transfer.pull())
+        return await sink.detach()
+
+
+async def _copy(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
+    pull = functools.partial(transfer.pull_from, detached.read)
+    with transfer.watched(lambda: end.unsent_bytes):
+        while detached.left:
+            chunk = await pull()
+            try:
+                await end.send(chunk)
+            except OSError as exc:
+                raise await sink.fail(exc) from exc
+
+
+async def _splice(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
+    transfer.lane = Lane.SPLICE.value
+    with Pipe() as pipe, transfer.watched(lambda: pipe.held_bytes):
+        fill = functools.partial(_fill, pipe, detached)
+        while detached.left:
+            await transfer.pull_count(fill)
+            try:
+                await pipe.empty_into(end)
+            except OSError as exc:
+                raise await sink.fail(exc) from exc
+
+
+async def _fill(pipe: Pipe, detached: Detached) -> int:
+    """Take bytes into the pipe and return how many."""
+    try:
+        size = await pipe.fill_from(detached.end, detached.left)
+    except OSError as exc:
+        raise detached.lost() from exc
+    if not size:
+        raise detached.lost()
+    detached.left -= size
+    return size

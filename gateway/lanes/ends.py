@@ -1,0 +1,122 @@
+"""One end of a plain TCP connection, worked on below its transport.
+
+The transport keeps the connection; here is a descriptor of its own for the same socket, since asyncio allows no
+reader or writer beside a transport's. Closing it closes nothing but itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from asyncio import selector_events
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+#: What asyncio's transports read at once, too: measured best, see docs/benchmarks.md.
+CHUNK_BYTES: Final = 2**18
+#: Steps after which others get their turn, when neither side ever makes us wait.
+_TURN: Final = 16
+
+
+def is_plain(transport: asyncio.BaseTransport | None) -> bool:
+    """Say whether a transport is an open, plain TCP connection of asyncio's selector loop."""
+    return (
+        isinstance(transport, selector_events._SelectorSocketTransport)  # type: ignore[attr-defined]  # typeshed leaves it out
+        and not transport.is_closing()
+        and transport.get_extra_info("socket").family in (socket.AF_INET, socket.AF_INET6)
+    )
+
+
+async def drain_whole(transport: asyncio.WriteTransport, drain: Callable[[], Awaitable[None]]) -> None:
+    """Wait until every byte written has left this process; `drain` is how the protocol waits to be resumed.
+
+    Raises what `drain` raises if the connection is lost.
+    """
+    if not transport.get_write_buffer_size():
+        return
+    low, high = transport.get_write_buffer_limits()
+    transport.set_write_buffer_limits(high=0)
+    try:
+        await drain()
+    finally:
+        transport.set_write_buffer_limits(high=high, low=low)
+
+
+class SocketEnd:
+    """A second descriptor of a transport's socket. `close` it."""
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        self._sock.setblocking(False)
+        self._steps = 0
+        #: Bytes of the chunk being sent that have not left yet.
+        self.unsent_bytes = 0
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor, for splice."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the descriptor; the connection stays."""
+        self._sock.close()
+
+    async def receive(self, size: int) -> bytes:
+        """Return what has come, at most `size` bytes, b"" at the peer's end. Raises OSError."""
+        await self.take_turn()
+        while True:
+            try:
+                return self._sock.recv(size)
+            except BlockingIOError:
+                await self.wait_readable()
+
+    async def send(self, chunk: bytes) -> None:
+        """Send a whole chunk; returns when the kernel has it. Raises OSError."""
+        send = self._sock.send
+        try:
+            sent = send(chunk)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(chunk):
+            return
+        view = memoryview(chunk)[sent:]
+        try:
+            while view:
+                self.unsent_bytes = len(view)
+                await self.wait_writable()
+                try:
+                    view = view[send(view) :]
+                except BlockingIOError:
+                    continue
+        finally:
+            self.unsent_bytes = 0
+
+    async def take_turn(self) -> None:
+        """Let others run now and then."""
+        self._steps += 1
+        if not self._steps % _TURN:
+            await asyncio.sleep(0)
+
+    async def wait_readable(self) -> None:
+        """Wait until bytes or the peer's end are there."""
+        await self._wait(self._loop.add_reader, self._loop.remove_reader)
+
+    async def wait_writable(self) -> None:
+        """Wait until the kernel takes bytes again, or the connection is broken."""
+        await self._wait(self._loop.add_writer, self._loop.remove_writer)
+
+    async def _wait(self, add: Callable[..., Any], remove: Callable[[int], bool]) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        descriptor = self._sock.fileno()
+        add(descriptor, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            remove(descriptor)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
