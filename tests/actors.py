@@ -16,6 +16,9 @@ from gateway.accesslog import ACCESS
 from gateway.config import parse_config
 from gateway.server import Gateway
 
+#: What every gateway of a test is configured with unless it says otherwise; `every_lane` changes it.
+DEFAULTS: dict[str, Any] = {}
+
 #: How long any step may take before a test fails; nothing waits this long when all is well.
 PATIENCE_SECONDS = 10.0
 
@@ -216,7 +219,7 @@ class _Collect(logging.Handler):
 @contextlib.asynccontextmanager
 async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
     """Run a gateway from a config as a plain dict; on leaving, assert that nothing is left over."""
-    config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s", **config}
+    config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s", **DEFAULTS, **config}
     gateway = Gateway(parse_config(json.dumps(config)))
     await gateway.start()
     running = RunningGateway(gateway)

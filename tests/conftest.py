@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.actors import DEFAULTS
+
 
 def count_descriptors() -> int:
     """Return how many descriptors this process has open."""
@@ -37,6 +39,15 @@ async def no_leaks() -> AsyncIterator[None]:
         await asyncio.sleep(0.01)
     assert not left, left
     assert count_descriptors() <= descriptors_before, show_descriptors()
+
+
+@pytest.fixture(params=["auto", "copy"])
+def every_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test on the copy lane, and on the lanes below the transports with bodies of any size."""
+    lane: str = request.param
+    monkeypatch.setitem(DEFAULTS, "lanes", lane)
+    monkeypatch.setattr("gateway.lanes.choice.LEAST_BYTES", 1)
+    return lane
 
 
 def require_tool(name: str) -> str:

@@ -13,8 +13,10 @@ from asyncio import selector_events
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-#: What asyncio's transports read at once, too: measured best, see docs/benchmarks.md.
-CHUNK_BYTES: Final = 2**18
+#: Fewer, larger steps cost less while the far side keeps up; one that does not gets less at once, so that many slow
+#: transfers hold little. Measured: docs/benchmarks.md.
+LEAST_CHUNK_BYTES: Final = 2**17
+MOST_CHUNK_BYTES: Final = 2**20
 #: Steps after which others get their turn, when neither side ever makes us wait.
 _TURN: Final = 16
 
@@ -72,15 +74,15 @@ class SocketEnd:
             except BlockingIOError:
                 await self.wait_readable()
 
-    async def send(self, chunk: bytes) -> None:
-        """Send a whole chunk; returns when the kernel has it. Raises OSError."""
+    async def send(self, chunk: bytes) -> bool:
+        """Send a whole chunk; returns when the kernel has it, saying whether it took it at once. Raises OSError."""
         send = self._sock.send
         try:
             sent = send(chunk)
         except BlockingIOError:
             sent = 0
         if sent == len(chunk):
-            return
+            return True
         view = memoryview(chunk)[sent:]
         try:
             while view:
@@ -92,6 +94,7 @@ class SocketEnd:
                     continue
         finally:
             self.unsent_bytes = 0
+        return False
 
     async def take_turn(self) -> None:
         """Let others run now and then."""

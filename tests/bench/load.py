@@ -1,6 +1,6 @@
 """Clients and upstreams that cost less than the proxies between them: the kernel does their work.
 
-Bodies are sent with sendfile from a file in memory and received with MSG_TRUNC, which drops bytes without copying.
+Bodies are received with MSG_TRUNC, which drops bytes without copying them, and sent with one copy.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ FORM_TYPE = b"Content-Type: multipart/form-data; boundary=" + _BOUNDARY + b"\r\n
 _SCRATCH = threading.local()
 
 
-def memory_file() -> int:
-    """Return a descriptor of random bytes in memory, BLOCK_BYTES long."""
-    descriptor = os.memfd_create("bench")
-    os.write(descriptor, os.urandom(BLOCK_BYTES))
-    return descriptor
-
-
-_FILE = memory_file()
+_BLOCK = memoryview(os.urandom(2**20))
 
 
 def send_body(sock: socket.socket, size: int) -> None:
-    """Send that many bytes."""
+    """Send that many bytes, as clients do: from a buffer, one copy into the kernel.
+
+    sendfile would cost less, but hands the kernel single pages where a copy fills large ones, and so makes every
+    proxy behind it work on sixteen times as many pieces.
+    """
     left = size
     while left:
-        left -= os.sendfile(sock.fileno(), _FILE, 0, min(left, BLOCK_BYTES))
+        step = min(left, len(_BLOCK))
+        sock.sendall(_BLOCK[:step])
+        left -= step
 
 
 def drop(sock: socket.socket, size: int) -> int:

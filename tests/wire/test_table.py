@@ -256,6 +256,7 @@ async def run_table(name: str) -> dict[str, str]:
     return failures
 
 
+@pytest.mark.usefixtures("every_lane")
 async def test_gateway_passes_every_case() -> None:
     assert await run_table("gateway") == {}
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal, Protocol
 
 from gateway.errors import Fault
-from gateway.lanes.ends import CHUNK_BYTES, SocketEnd
+from gateway.lanes.ends import LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES, SocketEnd
 from gateway.lanes.splice import Pipe
 from gateway.transfer import Transfer
 
@@ -76,6 +76,7 @@ class Detached:
         self.end = end
         self.left = left
         self.lost = lost
+        self.chunk_bytes = LEAST_CHUNK_BYTES
 
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end. Raises the source's Fault if the peer leaves before."""
@@ -83,7 +84,7 @@ class Detached:
         if not left:
             return b""
         try:
-            chunk = await self.end.receive(min(left, CHUNK_BYTES))
+            chunk = await self.end.receive(min(left, self.chunk_bytes))
         except OSError as exc:
             raise self.lost() from exc
         if not chunk:
@@ -107,24 +108,31 @@ async def carry(
     if lanes == "copy" or left is None or left < LEAST_BYTES or not source.pause():
         await transfer.pour(sink.write, sink.pending, finish)
         return
-    end = await _empty_buffers(transfer, source, sink)
-    left = transfer.left_bytes or 0
-    if end is None or not left:
-        source.resume(is_whole=False)
-        if end is not None:
-            end.close()
-        await transfer.pour(sink.write, sink.pending, finish)
-        return
-    detached = source.detach(left)
+    is_whole = False
     try:
-        if transfer.is_seen:
-            await _copy(transfer, detached, end, sink)
-        else:
-            await _splice(transfer, detached, end, sink)
+        end = await _empty_buffers(transfer, source, sink)
+        if end is not None:
+            try:
+                is_whole = await _carry_rest(transfer, source, sink, end)
+            finally:
+                end.close()
     finally:
-        end.close()
-        source.resume(is_whole=not detached.left)
+        # Also after a failure: the rest of a refused upload must still be drained.
+        source.resume(is_whole=is_whole)
     await transfer.pour(sink.write, sink.pending, finish)
+
+
+async def _carry_rest(transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
+    """Carry what is left below the transports; say whether anything was."""
+    left = transfer.left_bytes
+    if not left:
+        return False
+    detached = source.detach(left)
+    if transfer.is_seen:
+        await _copy(transfer, detached, end, sink)
+    else:
+        await _splice(transfer, detached, end, sink)
+    return True
 
 
 async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> SocketEnd | None:
@@ -141,7 +149,10 @@ async def _copy(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Si
         while detached.left:
             chunk = await pull()
             try:
-                await end.send(chunk)
+                if await end.send(chunk):
+                    detached.chunk_bytes = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES)
+                else:
+                    detached.chunk_bytes = LEAST_CHUNK_BYTES
             except OSError as exc:
                 raise await sink.fail(exc) from exc
 

@@ -1,0 +1,118 @@
+"""Law 10: one body, two lanes. Which one was taken is told; what arrives is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from gateway.tally import Direction
+from tests.actors import OK, RawUpstream, Wire, form, forward_config, post, read_request, run_gateway, split_answer
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+BODY = os.urandom(3_000_001)
+
+
+async def send_slowly(wire: Wire, body: bytes) -> None:
+    """Send in pieces of any size, with turns for others between them."""
+    chance = random.Random(1)
+    at = 0
+    while at < len(body):
+        size = chance.choice((1, 100, 5000, 300_000))
+        await wire.send(body[at : at + size])
+        at += size
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["raw", "form"])
+async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: str) -> None:
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        seen.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    body = form(('name="f"; filename="a"', BODY)) if kind == "form" else BODY
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        request = post(body, content_type="" if kind == "form" else "text/plain")
+        await send_slowly(client, request)
+        answer = await client.read_to_end()
+        await client.close()
+        assert split_answer(answer)[2] == b"ok"
+        assert seen == [body]
+        line = await gateway.last_line()
+        expected = "splice" if kind == "raw" and every_lane == "auto" else "copy"
+        assert (line["lane_up"], line["bytes_up"], line["upload"]) == (expected, len(body), "complete")
+        assert sum(gateway.tally.routes["r"].transfers[Direction.UPLOAD].lanes.values()) == 1
+
+
+async def test_downloads_are_identical_and_both_connections_are_kept(every_lane: str) -> None:
+    async def script(wire: Wire) -> None:
+        while True:
+            await wire.read_head()
+            await send_slowly(wire, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        for count in range(1, 4):
+            await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+            await client.read_head()
+            assert await client.read_exactly(len(BODY)) == BODY
+            line = await gateway.last_line(count)
+            expected = "splice" if every_lane == "auto" else "copy"
+            assert (line["lane_down"], line["bytes_down"], line["outcome"]) == (expected, len(BODY), "complete")
+        assert len(upstream.wires) == 1
+        await client.close()
+
+
+async def test_bytes_behind_an_upload_are_never_taken_for_its_body(every_lane: str) -> None:
+    """Below the transports nobody parses: the connection closes behind the answer, and what was pipelined with it."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def script(wire: Wire) -> None:
+        while True:
+            seen.append(await read_request(wire))
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await client.drain_source([BODY + b"GET /next HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"])
+        answer = await client.read_to_end()
+        await client.close()
+        assert seen[0][1] == BODY
+        served = answer.count(b"HTTP/1.1 200 OK")
+        assert (served, len(seen)) == ((1, 1) if every_lane == "auto" else (2, 2))
+
+
+async def test_stray_bytes_behind_a_spliced_answer_never_reach_the_next_one() -> None:
+    async def script(wire: Wire) -> None:
+        while True:
+            await wire.read_head()
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + BODY[:500_000])
+            await wire.send(BODY[500_000:1_000_000])
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        for _ in range(3):
+            await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+            await client.read_head()
+            assert await client.read_exactly(1_000_000) == BODY[:1_000_000]
+        await client.close()
+
+
+async def test_copy_is_used_where_the_config_says_so() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(forward_config(upstream.url, top={"lanes": "copy"})) as gateway:
+            answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            assert split_answer(answer)[2] == BODY
+            assert (await gateway.last_line())["lane_down"] == "copy"
