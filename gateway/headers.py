@@ -6,10 +6,11 @@ ASCII survive. What came in is never modified; what goes out is made new. Pure: 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
-import uuid
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -195,14 +196,15 @@ def check_host(authority: bytes) -> str:
 def name_trace(fields: Fields, *, is_trusted: bool) -> Trace:
     """Continue the client's request id and trace where it is trusted and they are sound, or begin new ones."""
     request_id = first_value(fields, b"x-request-id") if is_trusted else None
+    fresh = os.urandom(40).hex().encode()
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-        request_id = uuid.uuid4().hex.encode()
-    span = os.urandom(8).hex().encode()
+        request_id = fresh[:32]
+    span = fresh[32:48]
     parent = first_value(fields, b"traceparent") if is_trusted else None
     if parent is not None and _TRACEPARENT.fullmatch(parent):
         # W3C Trace Context section 3.4: keep trace id and flags, become the parent.
         return Trace(request_id, parent[:36] + span + parent[52:], is_continued=True)
-    return Trace(request_id, b"00-" + os.urandom(16).hex().encode() + b"-" + span + b"-01", is_continued=False)
+    return Trace(request_id, b"00-" + fresh[48:] + b"-" + span + b"-01", is_continued=False)
 
 
 def end_to_end(fields: Fields) -> list[Field]:
@@ -269,17 +271,23 @@ def response_fields(fields: Fields, trace: Trace) -> list[Field]:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
-        kept.append((b"Date", formatdate(usegmt=True).encode()))
+        kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
     kept.append((b"Via", _VIA))
     if first_value(kept, b"x-request-id") is None:
         kept.append((b"X-Request-Id", trace.request_id))
     return kept
 
 
+@functools.lru_cache(maxsize=1)
+def _date(seconds: int) -> bytes:
+    """Return the value of a Date field; one is made per second."""
+    return formatdate(seconds, usegmt=True).encode()
+
+
 def own_fields(trace: Trace) -> list[Field]:
     """Return the fields every answer of the gateway itself begins with."""
     return [
-        (b"Date", formatdate(usegmt=True).encode()),
+        (b"Date", _date(int(time.time()))),  # noqa: TID251 (the date, not a duration)
         (b"Server", PSEUDONYM.encode()),
         (b"X-Request-Id", trace.request_id),
     ]

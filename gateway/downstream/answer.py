@@ -24,6 +24,8 @@ from gateway.lanes import SocketEnd, drain_whole, is_plain
 
 #: Linger on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
+#: Bodies shorter than this are sent in one segment with their head.
+_JOINED_BYTES: Final = 16 * 1024
 _EMPTY_STATUSES: Final = frozenset({204, 304})
 
 
@@ -44,6 +46,7 @@ class Answer(web.StreamResponse):
         self._writer: StreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         self._small_body = b""
+        self._held_head = b""
 
     @classmethod
     def small(cls, status: int, fields: Fields, body: bytes, *, is_last: bool) -> Answer:
@@ -69,12 +72,22 @@ class Answer(web.StreamResponse):
         self._keep_alive = request.keep_alive and not self._is_last
         fields = [*self._own_fields, *self._frame(request, writer)]
         head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, fields)
-        if self._small_body and self._has_body:
-            head += self._small_body
-        transport.write(head)
         # aiohttp asks its writer whether anything was sent before it answers itself.
         writer.output_size += len(head)
+        if self._small_body and self._has_body:
+            transport.write(head + self._small_body)
+        elif self._length is not None and self._has_body and self._length < _JOINED_BYTES:
+            # A short body is most often at hand: head and body in one segment, but never later than this turn.
+            self._held_head = head
+            asyncio.get_running_loop().call_soon(self._send_held_head)
+        else:
+            transport.write(head)
         return writer
+
+    def _send_held_head(self) -> None:
+        head, self._held_head = self._held_head, b""
+        if head and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(head)
 
     def _frame(self, request: web.BaseRequest, writer: StreamWriter) -> list[Field]:
         """Decide how the body ends (RFC 9112 section 6.3) and return the fields that say so."""
@@ -100,6 +113,8 @@ class Answer(web.StreamResponse):
     async def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """Send a chunk of the body; returns when the client keeps up. Raises Fault CLIENT_LEFT if it is gone."""
         if self._has_body and self._writer is not None:
+            if self._held_head:
+                data, self._held_head = self._held_head + data, b""
             try:
                 await self._writer.write(data)
             except ConnectionError as exc:
@@ -122,6 +137,7 @@ class Answer(web.StreamResponse):
         """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
         if self._writer is None or self._writer.chunked or not self._has_body:
             return None
+        self._send_held_head()
         await self.flush()
         transport = self._transport
         return SocketEnd(transport) if transport is not None and is_plain(transport) else None
@@ -135,6 +151,7 @@ class Answer(web.StreamResponse):
         """Send the end of the body and wait until it has left. Raises Fault CLIENT_LEFT."""
         if self._is_done or self._is_cut or self._writer is None:
             return
+        self._send_held_head()
         if self._has_body:
             try:
                 await self._writer.write_eof()

@@ -19,14 +19,14 @@ async def test_slot_is_held_while_the_answer_streams() -> None:
     async def slow(wire: Wire) -> None:
         while True:
             await wire.read_head()
-            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwx")
             await release.wait()
-            await wire.send(b"cd")
+            await wire.send(b"yz")
 
     async with RawUpstream(slow) as upstream, run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
         first = await gateway.connect()
         await first.send(GET)
-        await first.read_until(b"ab")
+        await first.read_until(b"wx")
         second = await gateway.connect()
         await second.send(GET)
         await until(lambda: gateway.tally.upstreams["up"].queue_length)
@@ -34,8 +34,8 @@ async def test_slot_is_held_while_the_answer_streams() -> None:
         assert problem_of(refused)["code"] == "queue_full"
         assert len(upstream.wires) == 1
         release.set()
-        assert await first.read_to_end() == b"cd"
-        assert (await second.read_to_end()).endswith(b"abcd")
+        assert await first.read_to_end() == b"yz"
+        assert (await second.read_to_end()).endswith(b"wxyz")
         await first.close()
         await second.close()
 
