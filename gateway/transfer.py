@@ -205,7 +205,7 @@ class Transfer:
         return chunk
 
     async def pull_count(self, take: Callable[[], Awaitable[int]]) -> None:
-        """Pull bytes that nobody sees: `take` moves some towards the sink and returns how many, at least one."""
+        """Pull bytes that nobody sees: `take` moves some towards the sink and returns how many."""
         self._settle(time.monotonic())
         self._waiting_on = self.course.read_side
         try:
@@ -214,7 +214,8 @@ class Transfer:
             self.fault = self.fault or fault
             raise
         self._charge_read(time.monotonic())
-        self._count(size)
+        if size:
+            self._count(size)
         self._waiting_on = self.course.write_side
 
     async def pour(

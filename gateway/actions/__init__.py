@@ -29,7 +29,7 @@ def make_action(
         case Forward() as config:
             return ForwardAction(route, config, services[config.upstream], lanes)
         case Files() as config:
-            return FilesAction(config, workers)
+            return FilesAction(config, workers, lanes)
         case Fetch() as config:
             return FetchAction(config, lanes)
         case config:

@@ -24,7 +24,7 @@ from gateway.disk.workers import DiskWorkers
 from gateway.errors import Fault, FaultKind
 
 #: Bytes gathered before a thread is bothered; at most two such batches are held.
-_BATCH_BYTES: Final = 256 * 1024
+_BATCH_BYTES: Final = 512 * 1024
 #: Bytes after which the kernel is asked to begin writing out.
 _FLUSH_BYTES: Final = 8 * 1024 * 1024
 _MAX_NUMBER: Final = 9999

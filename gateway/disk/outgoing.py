@@ -14,6 +14,8 @@ from gateway.errors import Fault, FaultKind
 
 #: What asyncio reads from a socket at once, too: large enough for few steps, small enough for the cache.
 _BLOCK_BYTES: Final = 256 * 1024
+#: More than a socket takes at once: its buffer decides.
+_SEND_BYTES: Final = 8 * 1024 * 1024
 
 
 class OutgoingFile:
@@ -38,13 +40,33 @@ class OutgoingFile:
         """Return the next block, b"" at the end. Raises Fault, also when the file has become shorter."""
         if self._at >= self._end:
             return b""
-        block = await self._workers.wait(self._ahead or self._start())
+        self._ahead = self._ahead or self._start()
+        block = await self._workers.wait(self._ahead)
         if not block:
             self._ahead = None
             raise Fault(FaultKind.DISK_FAILED, "The file became shorter while it was sent.")
         self._at += len(block)
         self._ahead = self._start() if self._at < self._end else None
         return block
+
+    async def send_to(self, descriptor: int) -> int:
+        """Send what a non-blocking socket takes at once, in the kernel; return how many bytes, 0 if it is full.
+
+        Raises Fault when the file has become shorter, OSError when the socket is broken.
+        """
+        at, size = self._at, min(_SEND_BYTES, self._end - self._at)
+
+        def send() -> int | None:
+            try:
+                return os.sendfile(descriptor, self._descriptor, at, size) or None
+            except BlockingIOError:
+                return 0
+
+        sent = await self._workers.finish(self._workers.start(send))
+        if sent is None:
+            raise Fault(FaultKind.DISK_FAILED, "The file became shorter while it was sent.")
+        self._at += sent
+        return sent
 
     async def close(self) -> None:
         """Close the file, behind a read still under way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,9 +30,28 @@ class DiskWorkers:
     async def wait(self, started: Future[_Result]) -> _Result:
         """Return the result of a call begun before. Raises Fault. Cancelling leaves it running."""
         try:
-            return await asyncio.shield(asyncio.wrap_future(started))
+            return await self.wait_raw(started)
         except OSError as exc:
             raise disk_fault(exc) from exc
+
+    async def wait_raw(self, started: Future[_Result]) -> _Result:
+        """Return the result of a call begun before, its OSError as it is. Cancelling leaves it running."""
+        return await asyncio.shield(asyncio.wrap_future(started))
+
+    async def finish(self, started: Future[_Result]) -> _Result:
+        """Return the result of a call that works on a descriptor of ours, its OSError as it is.
+
+        Cancelling waits for a call under way and drops one that has not begun: on return nobody works on the
+        descriptor any more, so that it can be closed, and its number given to another connection.
+        """
+        try:
+            return await self.wait_raw(started)
+        except asyncio.CancelledError:
+            if not started.cancel():
+                while not started.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([asyncio.wrap_future(started)])
+            raise
 
     async def run(self, call: Callable[[], _Result]) -> _Result:
         """Run a call and return its result. Raises Fault. Cancelling leaves it running."""

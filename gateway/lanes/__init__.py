@@ -9,7 +9,7 @@ each: a lane only replaces what a pull reads from and where a chunk is written t
 - copy: through aiohttp's streams: TLS, chunked bodies, short ones, whatever is not a plain socket.
 """
 
-from gateway.lanes.choice import Detached, Lane, Lanes, Sink, Source, carry
+from gateway.lanes.choice import Detached, Lane, Lanes, Sink, Source, carry, carry_file
 from gateway.lanes.ends import SocketEnd, drain_whole, is_plain
 
-__all__ = ["Detached", "Lane", "Lanes", "Sink", "SocketEnd", "Source", "carry", "drain_whole", "is_plain"]
+__all__ = ["Detached", "Lane", "Lanes", "Sink", "SocketEnd", "Source", "carry", "carry_file", "drain_whole", "is_plain"]

@@ -135,6 +135,47 @@ async def _carry_rest(transfer: Transfer, source: Source, sink: Sink, end: Socke
     return True
 
 
+class FileSource(Protocol):
+    """A file on its way out."""
+
+    async def read(self) -> bytes:
+        """Return the next block, b"" at the end. Raises Fault."""
+        ...
+
+    async def send_to(self, descriptor: int) -> int:
+        """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
+        ...
+
+
+async def carry_file(
+    transfer: Transfer, source: FileSource, sink: Sink, lanes: Lanes, finish: Callable[[], Awaitable[None]]
+) -> None:
+    """Carry a file to a client: in the kernel (sendfile) where the client's end is plain TCP. Raises as `carry`."""
+    if lanes == "auto" and (transfer.left_bytes or 0) >= LEAST_BYTES:
+        with transfer.watched(sink.pending):
+            end = await sink.detach()
+        if end is not None:
+            try:
+                await _send_file(transfer, source, end, sink)
+            finally:
+                end.close()
+    await transfer.pour(sink.write, sink.pending, finish)
+
+
+async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sink: Sink) -> None:
+    transfer.lane = Lane.SPLICE.value
+    send = functools.partial(source.send_to, end.descriptor)
+    with transfer.watched(lambda: 0):
+        while transfer.left_bytes:
+            before = transfer.moved_bytes
+            try:
+                await transfer.pull_count(send)
+                if transfer.moved_bytes == before:
+                    await end.wait_writable()
+            except OSError as exc:
+                raise await sink.fail(exc) from exc
+
+
 async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> SocketEnd | None:
     """Pass on what came in before the pause, in order, and wait until it has left: bytes must not overtake."""
     with transfer.watched(sink.pending):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,31 @@ async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
     async with run_gateway(config(root)) as gateway:
         root.rmdir()
         assert problem_of(await gateway.ask(ask()))["code"] == "disk_unavailable"
+
+
+async def test_client_that_leaves_mid_file_ends_it_without_touching_another_descriptor(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that still works on the descriptor of a connection must be waited for before it is closed."""
+    working, go_on = threading.Event(), threading.Event()
+    used: list[str] = []
+    real = os.sendfile
+
+    def slow(out: int, *rest: Any) -> int:
+        working.set()
+        go_on.wait(5)
+        used.append(os.readlink(f"/proc/self/fd/{out}"))
+        return real(out, *rest)
+
+    monkeypatch.setattr(os, "sendfile", slow)
+    async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
+        client = await gateway.connect()
+        await client.send(ask())
+        await asyncio.to_thread(working.wait, 5)
+        connection = gateway.gateway._traffic.connections[0]
+        await client.close()
+        await until(lambda: connection.transport is None)
+        go_on.set()
+        line = await gateway.last_line()
+        assert line["outcome"] == "client_left"
+        assert all(link.startswith("socket:") for link in used)
