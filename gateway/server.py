@@ -28,6 +28,7 @@ from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
 from gateway.gate import Drain
 from gateway.headers import Origin, check_head, is_trusted, name_trace
+from gateway.lanes import Carrier
 from gateway.ops import OpsApp
 from gateway.routing import RouteTable
 from gateway.tally import Tally, method_label
@@ -118,9 +119,9 @@ class Gateway:
             task.cancel()
 
     def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction]:
-        config = self._config
+        carrier = Carrier(self._config.lanes)
         actions = {
-            route.name: make_action(route, self._services, self._workers, config.lanes) for route in config.routes
+            route.name: make_action(route, self._services, self._workers, carrier) for route in self._config.routes
         }
         for action in actions.values():
             if isinstance(action, FetchAction):

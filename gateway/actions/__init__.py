@@ -12,7 +12,7 @@ from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward
 from gateway.disk import DiskWorkers
 from gateway.downstream import Exchange
-from gateway.lanes import Lanes
+from gateway.lanes import Carrier
 from gateway.routing import Found
 from gateway.upstream import Service
 
@@ -22,15 +22,15 @@ __all__ = ["Action", "FetchAction", "make_action"]
 
 
 def make_action(
-    route: Route, services: Mapping[str, Service], workers: DiskWorkers, lanes: Lanes
+    route: Route, services: Mapping[str, Service], workers: DiskWorkers, carrier: Carrier
 ) -> Action | FetchAction:
     """Return the action of a route, ready to take exchanges."""
     match route.action:
         case Forward() as config:
-            return ForwardAction(route, config, services[config.upstream], lanes)
+            return ForwardAction(route, config, services[config.upstream], carrier)
         case Files() as config:
-            return FilesAction(config, workers, lanes)
+            return FilesAction(config, workers, carrier)
         case Fetch() as config:
-            return FetchAction(config, lanes)
+            return FetchAction(config, carrier)
         case config:
             return StoreAction(route, config, workers)

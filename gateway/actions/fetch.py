@@ -15,7 +15,7 @@ from gateway.config.values import Endpoint, parse_endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.headers import Field, encode_head, first_value
-from gateway.lanes import Lanes
+from gateway.lanes import Carrier
 from gateway.routing import Found
 from gateway.transfer import Pace
 from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
@@ -42,8 +42,8 @@ _KEPT_BACK: Final = frozenset({b"set-cookie", b"set-cookie2", b"location", b"www
 class FetchAction:
     """The action of one route."""
 
-    def __init__(self, config: Fetch, lanes: Lanes) -> None:
-        self._lanes = lanes
+    def __init__(self, config: Fetch, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._allow = AllowList(config.allow)
         self._client = Client(config.timeouts, AddressGuard(allows_private=config.private_networks == "allow"))
         self._pace = Pace(config.timeouts.idle)
@@ -65,7 +65,7 @@ class FetchAction:
                 location = _redirect(answer)
                 if location is None:
                     answer.fields = [field for field in answer.fields if field[0].lower() not in _KEPT_BACK]
-                    await relay(exchange, answer, self._pace, None, self._lanes)
+                    await relay(exchange, answer, self._pace, None, self._carrier)
                     return
                 url = self._follow(url, location)
             finally:

@@ -13,7 +13,7 @@ from gateway.disk import DiskWorkers, OutgoingFile, open_below
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.headers import Field, first_value, own_fields, values_of
-from gateway.lanes import Lanes, carry_file
+from gateway.lanes import Carrier
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Pace
@@ -25,8 +25,8 @@ _MAX_DIGITS: Final = 19
 class FilesAction:
     """The action of one route."""
 
-    def __init__(self, config: Files, workers: DiskWorkers, lanes: Lanes) -> None:
-        self._lanes = lanes
+    def __init__(self, config: Files, workers: DiskWorkers, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._directory = Path(config.directory)
         self._workers = workers
 
@@ -58,7 +58,7 @@ class FilesAction:
         idle = Pace(route.timeouts.idle) if route else Pace()
         with exchange.begin_download(file, length, Side.DISK_READ, idle) as download:
             sink = await exchange.begin_answer(status, reason, fields, length)
-            await carry_file(download, file, sink, self._lanes, sink.end)
+            await self._carrier.carry_file(download, file, sink, sink.end)
 
 
 def _validators(file: OutgoingFile) -> list[Field]:

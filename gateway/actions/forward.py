@@ -14,10 +14,10 @@ from gateway.actions.upload import check_upload, form_boundary
 from gateway.config import Route
 from gateway.config.model import Forward
 from gateway.config.values import Endpoint
-from gateway.downstream import Exchange, RequestBody
+from gateway.downstream import Exchange
 from gateway.errors import Outcome
 from gateway.headers import Field, encode_head, request_fields, response_fields
-from gateway.lanes import Lanes, carry
+from gateway.lanes import Carrier
 from gateway.multipart import Part, PartInspector
 from gateway.routing import Found
 from gateway.tally import Side
@@ -28,8 +28,8 @@ from gateway.upstream import ReceivedAnswer, Sending, Service, UpstreamSink
 class ForwardAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Forward, service: Service, lanes: Lanes) -> None:
-        self._lanes = lanes
+    def __init__(self, route: Route, config: Forward, service: Service, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._route = route
         self._config = config
         self._service = service
@@ -48,7 +48,7 @@ class ForwardAction:
                     lambda endpoint: _note(exchange, endpoint),
                 )
                 async with answers as answer:
-                    await relay(exchange, answer, self._service.pace, upload, self._lanes)
+                    await relay(exchange, answer, self._service.pace, upload, self._carrier)
 
     def _make_filters(self, exchange: Exchange) -> list[Filter]:
         """Return what looks at the body, having refused what its head already gives away."""
@@ -84,7 +84,7 @@ class ForwardAction:
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
         carry_body: Callable[[UpstreamSink], Awaitable[None]] | None = None
         if upload is not None and exchange.body is not None:
-            carry_body = functools.partial(_carry_upload, upload, exchange.body, self._lanes)
+            carry_body = functools.partial(self._carrier.carry, upload, exchange.body)
         return Sending(
             encode_head(line, fields),
             upload,
@@ -99,11 +99,9 @@ class ForwardAction:
         return endpoint.authority.encode()
 
 
-async def _carry_upload(upload: Transfer, body: RequestBody, lanes: Lanes, sink: UpstreamSink) -> None:
-    await carry(upload, body, sink, lanes)
-
-
-async def relay(exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: Transfer | None, lanes: Lanes) -> None:
+async def relay(
+    exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: Transfer | None, carrier: Carrier
+) -> None:
     """Pipe an upstream's answer to the client. Raises Fault; then what the client got must be cut.
 
     An upload still running when the answer is whole has been answered early.
@@ -124,7 +122,7 @@ async def relay(exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: 
                 raise upload.fault
             await sink.end()
 
-        await carry(download, answer, sink, lanes, finish)
+        await carrier.carry(download, answer, sink, finish)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.ANSWERED_EARLY)
 

@@ -25,6 +25,8 @@ RefuseUnread = Callable[[web.BaseRequest, Fault], Answer]
 
 #: Also the time a client has for its request head: nginx's client_header_timeout and keepalive_timeout are 60-75 s.
 KEEPALIVE_SECONDS: Final = 60.0
+#: What a connection may hold before its body is asked for: a receive, and twice this.
+READ_BUFFER_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 8190
 MAX_FIELDS: Final = 100
 
@@ -41,6 +43,7 @@ class TrafficConnection(RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # aiohttp takes None as "no log", its types do not say so
             auto_decompress=False,
             keepalive_timeout=KEEPALIVE_SECONDS,
+            read_bufsize=READ_BUFFER_BYTES,
             # Exchange lingers itself, bounded in size as well.
             lingering_time=0,
             max_line_size=MAX_LINE_BYTES,

@@ -1,6 +1,6 @@
 """How bytes are moved between two ends: the copy lane everywhere, below the transports where both ends are plain TCP.
 
-`carry` is the one place where the lane of a transfer is chosen. Behaviour, counting and watching are the same on
+`Carrier` is the one place where the lane of a transfer is chosen. Behaviour, counting and watching are the same on
 each: a lane only replaces what a pull reads from and where a chunk is written to.
 
 - splice: nothing needs to see the bytes; the kernel moves them through a pipe and Python only counts.
@@ -9,7 +9,7 @@ each: a lane only replaces what a pull reads from and where a chunk is written t
 - copy: through aiohttp's streams: TLS, chunked bodies, short ones, whatever is not a plain socket.
 """
 
-from gateway.lanes.choice import Detached, Lane, Lanes, Sink, Source, carry, carry_file
+from gateway.lanes.choice import Carrier, Detached, Lane, Lanes, Sink, Source
 from gateway.lanes.ends import SocketEnd, drain_whole, is_plain
 
-__all__ = ["Detached", "Lane", "Lanes", "Sink", "SocketEnd", "Source", "carry", "carry_file", "drain_whole", "is_plain"]
+__all__ = ["Carrier", "Detached", "Lane", "Lanes", "Sink", "SocketEnd", "Source", "drain_whole", "is_plain"]

@@ -9,12 +9,14 @@ from typing import Final, Literal, Protocol
 
 from gateway.errors import Fault
 from gateway.lanes.ends import LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES, SocketEnd
-from gateway.lanes.splice import Pipe
+from gateway.lanes.splice import Pipe, can_splice, open_pipe
 from gateway.transfer import Transfer
 
 Lanes = Literal["auto", "copy"]
 #: Below this the descriptors and the pipe cost more than they save.
 LEAST_BYTES: Final = 2**18
+#: What the chunks of all transfers on the direct copy lane may hold together, but for the least each.
+ALL_CHUNKS_BYTES: Final = 8 * 2**20
 
 
 class Lane(enum.StrEnum):
@@ -93,48 +95,6 @@ class Detached:
         return chunk
 
 
-async def carry(
-    transfer: Transfer,
-    source: Source,
-    sink: Sink,
-    lanes: Lanes,
-    finish: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    """Carry a body from source to sink, on the cheapest lane that both allow.
-
-    Raises Fault for the source, a filter or a side that stalls, and what the sink says of a failure to send.
-    """
-    left = transfer.left_bytes
-    if lanes == "copy" or left is None or left < LEAST_BYTES or not source.pause():
-        await transfer.pour(sink.write, sink.pending, finish)
-        return
-    is_whole = False
-    try:
-        end = await _empty_buffers(transfer, source, sink)
-        if end is not None:
-            try:
-                is_whole = await _carry_rest(transfer, source, sink, end)
-            finally:
-                end.close()
-    finally:
-        # Also after a failure: the rest of a refused upload must still be drained.
-        source.resume(is_whole=is_whole)
-    await transfer.pour(sink.write, sink.pending, finish)
-
-
-async def _carry_rest(transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
-    """Carry what is left below the transports; say whether anything was."""
-    left = transfer.left_bytes
-    if not left:
-        return False
-    detached = source.detach(left)
-    if transfer.is_seen:
-        await _copy(transfer, detached, end, sink)
-    else:
-        await _splice(transfer, detached, end, sink)
-    return True
-
-
 class FileSource(Protocol):
     """A file on its way out."""
 
@@ -147,19 +107,89 @@ class FileSource(Protocol):
         ...
 
 
-async def carry_file(
-    transfer: Transfer, source: FileSource, sink: Sink, lanes: Lanes, finish: Callable[[], Awaitable[None]]
-) -> None:
-    """Carry a file to a client: in the kernel (sendfile) where the client's end is plain TCP. Raises as `carry`."""
-    if lanes == "auto" and (transfer.left_bytes or 0) >= LEAST_BYTES:
-        with transfer.watched(sink.pending):
-            end = await sink.detach()
-        if end is not None:
-            try:
-                await _send_file(transfer, source, end, sink)
-            finally:
-                end.close()
-    await transfer.pour(sink.write, sink.pending, finish)
+class Carrier:
+    """Carries bodies, and shares the memory for chunks among those that are on their way at once."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._is_auto = lanes == "auto"
+        self._has_splice = can_splice()
+        #: Transfers on the direct copy lane now.
+        self._copies = 0
+
+    async def carry(
+        self,
+        transfer: Transfer,
+        source: Source,
+        sink: Sink,
+        finish: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Carry a body from source to sink, on the cheapest lane that both allow.
+
+        Raises Fault for the source, a filter or a side that stalls, and what the sink says of a failure to send.
+        """
+        left = transfer.left_bytes
+        if not self._is_auto or left is None or left < LEAST_BYTES or not source.pause():
+            await transfer.pour(sink.write, sink.pending, finish)
+            return
+        is_whole = False
+        try:
+            end = await _empty_buffers(transfer, source, sink)
+            if end is not None:
+                try:
+                    is_whole = await self._carry_rest(transfer, source, sink, end)
+                finally:
+                    end.close()
+        finally:
+            # Also after a failure: the rest of a refused upload must still be drained.
+            source.resume(is_whole=is_whole)
+        await transfer.pour(sink.write, sink.pending, finish)
+
+    async def carry_file(
+        self, transfer: Transfer, source: FileSource, sink: Sink, finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Carry a file to a client: in the kernel (sendfile) where the client's end is plain TCP. Raises as `carry`."""
+        if self._is_auto and (transfer.left_bytes or 0) >= LEAST_BYTES:
+            with transfer.watched(sink.pending):
+                end = await sink.detach()
+            if end is not None:
+                try:
+                    await _send_file(transfer, source, end, sink)
+                finally:
+                    end.close()
+        await transfer.pour(sink.write, sink.pending, finish)
+
+    async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
+        """Carry what is left below the transports; say whether anything was."""
+        left = transfer.left_bytes
+        if not left:
+            return False
+        detached = source.detach(left)
+        pipe = open_pipe() if self._has_splice and not transfer.is_seen else None
+        if pipe is not None:
+            with pipe:
+                await _splice(transfer, detached, end, sink, pipe)
+            return True
+        self._copies += 1
+        try:
+            await self._copy(transfer, detached, end, sink)
+        finally:
+            self._copies -= 1
+        return True
+
+    async def _copy(self, transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
+        pull = functools.partial(transfer.pull_from, detached.read)
+        with transfer.watched(lambda: end.unsent_bytes):
+            while detached.left:
+                chunk = await pull()
+                try:
+                    was_taken = await end.send(chunk)
+                except OSError as exc:
+                    raise await sink.fail(exc) from exc
+                # Fewer, larger steps while the far side keeps up, but no more for all together than their share.
+                share = max(ALL_CHUNKS_BYTES // self._copies, LEAST_CHUNK_BYTES)
+                grown = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES, share)
+                detached.chunk_bytes = grown if was_taken else LEAST_CHUNK_BYTES
+                del chunk
 
 
 async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sink: Sink) -> None:
@@ -184,24 +214,10 @@ async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> Sock
         return await sink.detach()
 
 
-async def _copy(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
-    pull = functools.partial(transfer.pull_from, detached.read)
-    with transfer.watched(lambda: end.unsent_bytes):
-        while detached.left:
-            chunk = await pull()
-            try:
-                if await end.send(chunk):
-                    detached.chunk_bytes = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES)
-                else:
-                    detached.chunk_bytes = LEAST_CHUNK_BYTES
-            except OSError as exc:
-                raise await sink.fail(exc) from exc
-
-
-async def _splice(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
+async def _splice(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink, pipe: Pipe) -> None:
     transfer.lane = Lane.SPLICE.value
-    with Pipe() as pipe, transfer.watched(lambda: pipe.held_bytes):
-        fill = functools.partial(_fill, pipe, detached)
+    fill = functools.partial(_fill, pipe, detached)
+    with transfer.watched(lambda: pipe.held_bytes):
         while detached.left:
             await transfer.pull_count(fill)
             try:
