@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
@@ -106,8 +106,10 @@ def first_value(fields: Fields, name: bytes) -> bytes | None:
     return None
 
 
-def is_trusted(client: str, networks: Iterable[Network]) -> bool:
+def is_trusted(client: str, networks: Sequence[Network]) -> bool:
     """Say whether a peer's address lies in one of the trusted networks."""
+    if not networks:
+        return False
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:

@@ -106,6 +106,7 @@ def test_trust_is_by_network_and_never_by_name() -> None:
     assert is_trusted("fe80::1%eth0", networks)
     assert not is_trusted("11.0.0.1", networks)
     assert not is_trusted("", networks)
+    assert not is_trusted("10.1.2.3", [])
 
 
 def test_connection_may_not_nominate_the_framing_away() -> None:
