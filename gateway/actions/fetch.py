@@ -17,8 +17,8 @@ from gateway.errors import Fault, FaultKind
 from gateway.headers import Field, encode_head, first_value
 from gateway.lanes import Carrier
 from gateway.routing import Found
-from gateway.transfer import Pace
 from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
+from gateway.watch import Pace
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})

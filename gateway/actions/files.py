@@ -16,7 +16,7 @@ from gateway.headers import Field, first_value, own_fields, values_of
 from gateway.lanes import Carrier
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Pace
+from gateway.watch import Pace
 
 _RANGE: Final = re.compile(rb"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.IGNORECASE)
 _MAX_DIGITS: Final = 19

@@ -21,8 +21,9 @@ from gateway.lanes import Carrier
 from gateway.multipart import Part, PartInspector
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Filter, Pace, Transfer
+from gateway.transfer import Filter, Transfer
 from gateway.upstream import ReceivedAnswer, Sending, Service, UpstreamSink
+from gateway.watch import Pace
 
 
 class ForwardAction:

@@ -17,7 +17,7 @@ from gateway.headers import first_value
 from gateway.multipart import FormContent, PartKind, parse_disposition, read_form
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Pace
+from gateway.watch import Pace
 
 
 class StoreAction:

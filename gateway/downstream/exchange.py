@@ -22,7 +22,8 @@ from gateway.downstream.body import RequestBody
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
 from gateway.headers import Field, Fields, Origin, Target, Trace, first_value, own_fields
 from gateway.tally import Direction, RouteTally, Side
-from gateway.transfer import Course, Filter, Pace, Source, Transfer
+from gateway.transfer import Filter, Source, Transfer
+from gateway.watch import Course, Pace
 
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
 LINGER_SECONDS: Final = 5.0

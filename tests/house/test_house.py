@@ -26,6 +26,7 @@ ROWS = (
     ("routing", "headers", "balancing"),
     ("multipart",),
     ("tally",),
+    ("watch",),
     ("transfer",),
     ("filters", "gate"),
     ("lanes",),
