@@ -27,6 +27,8 @@ RefuseUnread = Callable[[web.BaseRequest, Fault], Answer]
 KEEPALIVE_SECONDS: Final = 60.0
 #: What a connection may hold before its body is asked for: a receive, and twice this.
 READ_BUFFER_BYTES: Final = 64 * 1024
+#: What is received at once above the transports; many uploads that begin together hold one each.
+RECEIVE_BYTES: Final = 128 * 1024
 MAX_LINE_BYTES: Final = 8190
 MAX_FIELDS: Final = 100
 
@@ -51,6 +53,11 @@ class TrafficConnection(RequestHandler):
             max_headers=MAX_FIELDS,
         )
         self._refuse_unread = refuse_unread
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; read in smaller steps than asyncio's 256 KiB."""
+        super().connection_made(transport)
+        transport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]  # asyncio's, by no public name (3.11-3.13)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and tell the body being read if the parser gave up in the midst of it."""

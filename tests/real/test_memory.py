@@ -177,7 +177,7 @@ async def test_sixty_four_uploads_at_once_stay_flat(tmp_path: Path) -> None:
             idle = memory(pid, "VmRSS")
             loop = asyncio.get_running_loop()
             with ThreadPoolExecutor(64) as clients:
-                uploads = [loop.run_in_executor(clients, send_form, port, "/", GIB // 4) for _ in range(64)]
+                uploads = [loop.run_in_executor(clients, send_form, port, "/", GIB) for _ in range(64)]
                 await asyncio.gather(*uploads)
             growth = memory(pid, "VmHWM") - idle
             print(f"idle {idle / 2**20:.1f} MiB, {growth / 64 / 2**20:.2f} MiB per transfer")
