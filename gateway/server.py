@@ -178,7 +178,8 @@ class Gateway:
             except Fault as fault:
                 await exchange.fail(fault)
             except asyncio.CancelledError:
-                await exchange.fail(exchange.why_cancelled())
+                if not exchange.is_delivered:
+                    await exchange.fail(exchange.why_cancelled())
                 raise
             except Exception:
                 # The one place where a bug becomes an answer or a cut.

@@ -59,7 +59,9 @@ class Transfer:
         length: int | None,
         filters: Sequence[Filter] = (),
         why_cancelled: Callable[[], Fault],
+        is_delivered: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_delivered = is_delivered
         self._why_cancelled = why_cancelled
         self.course = course
         self._source = source
@@ -107,7 +109,7 @@ class Transfer:
         if isinstance(exc, Fault):
             return exc.outcome
         if exc is None or isinstance(exc, asyncio.CancelledError):
-            return self._why_cancelled().outcome
+            return Outcome.COMPLETE if self._is_delivered() else self._why_cancelled().outcome
         return Outcome.BUG
 
     @property
@@ -180,6 +182,11 @@ class Transfer:
         if size:
             self._count(size)
         self._waiting_on = self.course.write_side
+
+    def count_late(self, size: int) -> None:
+        """Count bytes that left although the wait for them was cancelled."""
+        if size:
+            self._count(size)
 
     async def pour(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from concurrent.futures import Future
@@ -31,6 +32,8 @@ class OutgoingFile:
         self._at = 0
         self._end = self.size
         self._ahead: Future[bytes] | None = None
+        #: Bytes sent by a call whose wait was cancelled.
+        self.late_bytes = 0
 
     def select(self, first: int, last: int) -> None:
         """Choose the bytes to be read."""
@@ -62,7 +65,13 @@ class OutgoingFile:
             except BlockingIOError:
                 return 0
 
-        sent = await self._workers.finish(self._workers.start(send))
+        started = self._workers.start(send)
+        try:
+            sent = await self._workers.finish(started)
+        except asyncio.CancelledError:
+            if not started.cancelled() and started.exception() is None:
+                self.late_bytes = started.result() or 0
+            raise
         if sent is None:
             raise Fault(FaultKind.DISK_FAILED, "The file became shorter while it was sent.")
         self._at += sent

@@ -36,7 +36,7 @@ MAX_FIELDS: Final = 100
 class TrafficConnection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_refuse_unread",)
+    __slots__ = ("_refuse_unread", "was_broken")
 
     def __init__(self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, refuse_unread: RefuseUnread) -> None:
         super().__init__(
@@ -53,11 +53,18 @@ class TrafficConnection(RequestHandler):
             max_headers=MAX_FIELDS,
         )
         self._refuse_unread = refuse_unread
+        #: Whether the connection ended with an error: bytes still on their way may not have arrived.
+        self.was_broken = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; read in smaller steps than asyncio's 256 KiB."""
         super().connection_made(transport)
         transport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]  # asyncio's, by no public name (3.11-3.13)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Note how it ended: asyncio closes without an error only once every byte written has left."""
+        self.was_broken = exc is not None
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and tell the body being read if the parser gave up in the midst of it."""

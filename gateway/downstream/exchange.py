@@ -99,6 +99,12 @@ class Exchange:
         return transport is None or transport.is_closing()
 
     @property
+    def is_delivered(self) -> bool:
+        """Whether a client that has left had its whole answer before: it may go before we know that we are done."""
+        is_whole = self.download is not None and self.download.is_whole
+        return is_whole and self.is_client_gone and not getattr(self._request.protocol, "was_broken", True)
+
+    @property
     def outcome(self) -> Outcome:
         """How the exchange as a whole ended."""
         return self.fault.outcome if self.fault else Outcome.COMPLETE
@@ -157,6 +163,7 @@ class Exchange:
             self.named.tally,
             length=length,
             why_cancelled=self.why_cancelled,
+            is_delivered=lambda: self.is_delivered,
         )
         return self.download
 

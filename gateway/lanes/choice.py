@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import functools
 from collections.abc import Awaitable, Callable
@@ -106,6 +107,11 @@ class FileSource(Protocol):
         """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
         ...
 
+    @property
+    def late_bytes(self) -> int:
+        """Bytes sent by a call whose wait was cancelled."""
+        ...
+
 
 class Carrier:
     """Carries bodies, and shares the memory for chunks among those that are on their way at once."""
@@ -204,6 +210,9 @@ async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sin
                     await end.wait_writable()
             except OSError as exc:
                 raise await sink.fail(exc) from exc
+            except asyncio.CancelledError:
+                transfer.count_late(source.late_bytes)
+                raise
 
 
 async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> SocketEnd | None:

@@ -230,3 +230,30 @@ async def test_client_that_leaves_mid_file_ends_it_without_touching_another_desc
         line = await gateway.last_line()
         assert line["outcome"] == "client_left"
         assert all(link.startswith("socket:") for link in used)
+
+
+async def test_client_that_leaves_with_the_last_byte_had_a_whole_file(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have delivered everything, and the client be gone, before the thread's word reaches the loop."""
+    left = threading.Event()
+    real = os.sendfile
+
+    def slow(out: int, *rest: Any) -> int:
+        sent = real(out, *rest)
+        left.wait(5)
+        return sent
+
+    monkeypatch.setattr(os, "sendfile", slow)
+    (directory / "short.bin").write_bytes(DATA[:300_000])
+    async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
+        client = await gateway.connect()
+        await client.send(ask("short.bin"))
+        await client.read_head()
+        assert await client.read_exactly(300_000) == DATA[:300_000]
+        connection = gateway.gateway._traffic.connections[0]
+        await client.close()
+        await until(lambda: connection.transport is None)
+        left.set()
+        line = await gateway.last_line()
+        assert (line["outcome"], line["download"], line["bytes_down"]) == ("complete", "complete", 300_000)
