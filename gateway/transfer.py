@@ -80,15 +80,15 @@ class Transfer:
         self.moved_bytes = 0
         self.read_seconds = 0.0
         self.write_seconds = 0.0
-        self._started = self._since = time.monotonic()
+        self.started = self._since = time.monotonic()
         self._out_bytes = 0
-        self._chunk_began = self._started
+        self._chunk_began = self.started
         self._waiting_on = course.read_side
 
     def __enter__(self) -> Self:
         """Begin: from here on it counts as in flight."""
         self._tally.in_flight += 1
-        self._started = self._since = time.monotonic()
+        self.started = self._since = time.monotonic()
         return self
 
     def __exit__(
@@ -127,7 +127,7 @@ class Transfer:
         tally.outcomes[outcome] += 1
         tally.lanes[self.lane] += 1
         tally.sizes.observe(self.moved_bytes)
-        seconds = time.monotonic() - self._started
+        seconds = time.monotonic() - self.started
         if self.moved_bytes and seconds > 0:
             tally.rates.observe(self.moved_bytes / seconds)
 

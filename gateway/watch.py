@@ -61,6 +61,9 @@ class Watched(Protocol):
     read_seconds: float
     write_seconds: float
 
+    #: When the transfer began, on the monotonic clock: it may be watched in several stretches.
+    started: float
+
     @property
     def waiting_on(self) -> Side:
         """The side being waited for now."""
@@ -82,7 +85,7 @@ class Watch:
         self._pending = pending
         self._task = asyncio.current_task()
         now = time.monotonic()
-        self._started = self._progress_at = self._window_began = now
+        self._progress_at = self._window_began = now
         self._last_pending = 0
         self._window_read, self._window_write = transfer.read_seconds, transfer.write_seconds
         self._window_bytes = transfer.moved_bytes
@@ -125,7 +128,7 @@ class Watch:
         moved = transfer.moved_bytes - pending
         if silent_seconds >= pace.idle_seconds:
             return _stall(side, 0, f"nothing for {pace.idle_seconds:g} s after {moved} bytes")
-        if now - self._started >= course.total_seconds:
+        if now - transfer.started >= course.total_seconds:
             return _stall(side, 1, f"{moved} bytes within the {course.total_seconds:g} s a transfer may take")
         if now - self._window_began >= self._grace:
             return self._find_slowness(now, moved)

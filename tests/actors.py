@@ -125,6 +125,7 @@ class RawUpstream:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
+        # Aborted transports close their sockets in the next turn.
         await asyncio.sleep(0)
         for result in results:
             if isinstance(result, AssertionError) and exc is None:

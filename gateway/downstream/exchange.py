@@ -102,7 +102,9 @@ class Exchange:
     def is_delivered(self) -> bool:
         """Whether a client that has left had its whole answer before: it may go before we know that we are done."""
         is_whole = self.download is not None and self.download.is_whole
-        return is_whole and self.is_client_gone and not getattr(self._request.protocol, "was_broken", True)
+        # A connection that is only closing may still hold bytes: it must be gone, and without an error.
+        is_gone = self._request.transport is None
+        return is_whole and is_gone and not getattr(self._request.protocol, "was_broken", True)
 
     @property
     def outcome(self) -> Outcome:

@@ -59,6 +59,7 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         moved = -1
         while moved != upload.bytes_moved:
             moved = upload.bytes_moved
+            # Nothing announces that bytes have ceased to move.
             await asyncio.sleep(0.05)
         stuck.set()
         assert split_answer(await client.read_to_end())[0] == 413

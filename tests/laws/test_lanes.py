@@ -23,6 +23,7 @@ async def send_slowly(wire: Wire, body: bytes) -> None:
         size = chance.choice((1, 100, 5000, 300_000))
         await wire.send(body[at : at + size])
         at += size
+        # A turn for the gateway, so that pieces are not read as one.
         await asyncio.sleep(0)
 
 

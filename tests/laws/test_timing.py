@@ -11,6 +11,7 @@ from gateway.tally import Direction
 from tests.actors import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+# The sleeps below are the stimulus, a peer that is slow on purpose; nothing is waited for with one.
 BLOCK = b"x" * 65536
 QUICK = {"idle": "200ms", "min_rate": "off"}
 
