@@ -7,8 +7,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
+from gateway.downstream.connection import TrafficConnection
 from gateway.errors import Fault, FaultKind
-from gateway.lanes import Detached, SocketEnd, is_plain
+from gateway.lanes import ChunkedDecoder, Detached, DetachedBytes, DetachedChunks, SocketEnd, is_plain
 
 
 class RequestBody:
@@ -21,12 +22,13 @@ class RequestBody:
     def __init__(self, request: web.BaseRequest) -> None:
         self._content: StreamReader = request.content
         self._protocol = request.protocol
+        self._is_chunked = request._message.chunked
         self._detached: Detached | None = None
 
     @property
     def is_received(self) -> bool:
         """Whether the last byte has come in, read or not."""
-        return self._content.is_eof() if self._detached is None else not self._detached.left
+        return self._content.is_eof() if self._detached is None else self._detached.is_ended
 
     @property
     def was_detached(self) -> bool:
@@ -40,7 +42,7 @@ class RequestBody:
 
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end."""
-        if self._detached is not None and not self._detached.left:
+        if self._detached is not None and self._detached.is_ended:
             return b""
         try:
             chunk = await self._content.readany()
@@ -50,12 +52,14 @@ class RequestBody:
             raise _left() from exc
         if self._detached is not None:
             # What is left of a body that was given back unfinished: only its end is still of interest.
-            self._detached.left -= min(len(chunk), self._detached.left)
+            self._detached.skip(len(chunk))
         return chunk
 
     def pause(self) -> bool:
         """Let nothing more come in through the transport; say whether that can be done."""
         if self._protocol is None or self._content.is_eof() or not is_plain(self._protocol.transport):
+            return False
+        if self._is_chunked and self._decoder is None:
             return False
         # aiohttp's flow control would resume reading with the next read; this hold of its own stays (3.14.5).
         self._protocol._pause_reading_for_buffer()
@@ -69,13 +73,28 @@ class RequestBody:
             self._protocol.resume_reading()
         return bool(self._content._buffer) or self._content.exception() is not None
 
-    def detach(self, left: int) -> Detached:
-        """Take the rest of the body, so many bytes, below the transport."""
-        transport = self._protocol.transport if self._protocol is not None else None
-        if transport is None:
+    def detach(self, left: int | None) -> Detached | None:
+        """Take the rest of the body, so many bytes (None: chunked), below the transport.
+
+        None if nothing is left, or the decoder that read along does not agree with the parser where it stopped.
+        """
+        protocol = self._protocol
+        if protocol is None or protocol.transport is None:
             raise _left()
-        self._detached = Detached(SocketEnd(transport), left, _left)
+        if left is not None:
+            self._detached = DetachedBytes(SocketEnd(protocol.transport), left, _left) if left else None
+            return self._detached
+        decoder = self._decoder
+        if decoder is None or decoder.is_ended or decoder.decoded_bytes != self._content.total_bytes:
+            return None
+        self._detached = DetachedChunks(SocketEnd(protocol.transport), decoder, _left)
+        if isinstance(protocol, TrafficConnection):
+            protocol.bypass_parser()
         return self._detached
+
+    @property
+    def _decoder(self) -> ChunkedDecoder | None:
+        return self._protocol.decoder if isinstance(self._protocol, TrafficConnection) else None
 
     def resume(self, *, is_whole: bool) -> None:
         """Give the connection back: it is only watched for the client's leaving then, and closes behind the answer."""

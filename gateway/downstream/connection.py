@@ -14,10 +14,12 @@ from typing import Any, Final
 import aiohttp.http_parser
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from gateway.downstream.answer import Answer
 from gateway.errors import Fault, FaultKind
+from gateway.lanes import ChunkedDecoder, is_plain
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 #: Answers a request whose head could not be read. Called with the fault; returns what to send.
@@ -29,6 +31,8 @@ KEEPALIVE_SECONDS: Final = 60.0
 READ_BUFFER_BYTES: Final = 64 * 1024
 #: What is received at once above the transports; many uploads that begin together hold one each.
 RECEIVE_BYTES: Final = 128 * 1024
+#: More than comes in before somebody asks for a body.
+_MOST_READ_ALONG_BYTES: Final = 2**20
 MAX_LINE_BYTES: Final = 8190
 MAX_FIELDS: Final = 100
 
@@ -36,7 +40,7 @@ MAX_FIELDS: Final = 100
 class TrafficConnection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_refuse_unread", "was_broken")
+    __slots__ = ("_bypassed", "_last_body", "_refuse_unread", "decoder", "was_broken")
 
     def __init__(self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, refuse_unread: RefuseUnread) -> None:
         super().__init__(
@@ -55,6 +59,12 @@ class TrafficConnection(RequestHandler):
         self._refuse_unread = refuse_unread
         #: Whether the connection ended with an error: bytes still on their way may not have arrived.
         self.was_broken = False
+        #: The body of the last head parsed.
+        self._last_body: StreamReader | None = None
+        #: Reads along a chunked body, in case its rest is to be read below the parser.
+        self.decoder: ChunkedDecoder | None = None
+        #: The body whose rest goes past the parser.
+        self._bypassed: StreamReader | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; read in smaller steps than asyncio's 256 KiB."""
@@ -68,13 +78,66 @@ class TrafficConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and tell the body being read if the parser gave up in the midst of it."""
+        if self._bypassed is not None:
+            self._read_past_parser(data, self._bypassed)
+            return
+        is_between = self._last_body is None or self._last_body.is_eof()
         super().data_received(data)
+        if self._messages and self._messages[-1][1] is not self._last_body:
+            self._last_body = self._messages[-1][1]
+            self.decoder = None
+            if is_between and len(self._messages) == 1:
+                self._begin_reading_along(data)
+        elif self.decoder is not None:
+            self._read_along(data)
         if not self._messages or self._current_request is None:
             return
         error = getattr(self._messages[-1][0], "exc", None)
         payload = self._current_request.content
         if error is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(RequestPayloadError("broken chunk"))
+
+    def bypass_parser(self) -> None:
+        """Let what still comes through the transport go to the decoder and the body, not to the parser."""
+        if self._current_request is not None:
+            self._bypassed = self._current_request.content
+
+    def _begin_reading_along(self, data: bytes) -> None:
+        """Find where a chunked body begins, in data that begins with its head; without that nobody reads along."""
+        message: Any = self._messages[0][0]
+        if not getattr(message, "chunked", False) or not is_plain(self.transport):
+            return
+        line = f"{message.method} {message.path} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
+        end = data.find(b"\r\n\r\n")
+        if data.startswith(line) and end > 0:
+            self.decoder = ChunkedDecoder()
+            self._read_along(data[end + 4 :])
+
+    def _read_along(self, data: bytes) -> None:
+        decoder = self.decoder
+        if decoder is None:
+            return
+        try:
+            decoder.decode(data)
+        except Fault:
+            self.decoder = None
+        if decoder.decoded_bytes > _MOST_READ_ALONG_BYTES:
+            # Nobody took the body over: it goes through the parser to its end.
+            self.decoder = None
+
+    def _read_past_parser(self, data: bytes, body: StreamReader) -> None:
+        decoder = self.decoder
+        if decoder is None or body.is_eof():
+            return
+        try:
+            if fresh := decoder.decode(data):
+                body.feed_data(fresh)
+        except Fault as fault:
+            self.decoder = None
+            body.set_exception(RequestPayloadError(str(fault)))
+            return
+        if decoder.is_ended:
+            body.feed_eof()
 
     def handle_error(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal, Protocol
 
 from gateway.errors import Fault
+from gateway.lanes.detached import Detached, DetachedBytes
 from gateway.lanes.ends import LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES, SocketEnd
 from gateway.lanes.splice import Pipe, can_splice, open_pipe
 from gateway.transfer import Transfer
@@ -43,8 +44,11 @@ class Source(Protocol):
         """Whether a read would return at once what came in before the pause."""
         ...
 
-    def detach(self, left: int) -> Detached:
-        """Take the rest of the body, so many bytes. Nothing may be buffered."""
+    def detach(self, left: int | None) -> Detached | None:
+        """Take the rest of the body, so many bytes (None: to its own end). Nothing may be buffered.
+
+        None if it cannot be taken: where it goes on is not known, or nothing is left.
+        """
         ...
 
     def resume(self, *, is_whole: bool) -> None:
@@ -64,36 +68,12 @@ class Sink(Protocol):
         ...
 
     async def detach(self) -> SocketEnd | None:
-        """Flush, and return an end to send on below the transport; None if that cannot be done."""
+        """Flush, and return an end to send the rest on below the transport; None if that cannot be done."""
         ...
 
     async def fail(self, exc: OSError) -> Fault | OSError:
         """Return what a failure to send means."""
         ...
-
-
-class Detached:
-    """The rest of a body, read straight from the socket."""
-
-    def __init__(self, end: SocketEnd, left: int, lost: Callable[[], Fault]) -> None:
-        self.end = end
-        self.left = left
-        self.lost = lost
-        self.chunk_bytes = LEAST_CHUNK_BYTES
-
-    async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises the source's Fault if the peer leaves before."""
-        left = self.left
-        if not left:
-            return b""
-        try:
-            chunk = await self.end.receive(min(left, self.chunk_bytes))
-        except OSError as exc:
-            raise self.lost() from exc
-        if not chunk:
-            raise self.lost()
-        self.left = left - len(chunk)
-        return chunk
 
 
 class FileSource(Protocol):
@@ -134,7 +114,8 @@ class Carrier:
         Raises Fault for the source, a filter or a side that stalls, and what the sink says of a failure to send.
         """
         left = transfer.left_bytes
-        if not self._is_auto or left is None or left < LEAST_BYTES or not source.pause():
+        is_short = left is not None and left < LEAST_BYTES
+        if not self._is_auto or is_short or not source.pause():
             await transfer.pour(sink.write, sink.pending, finish)
             return
         is_whole = False
@@ -166,15 +147,15 @@ class Carrier:
 
     async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
         """Carry what is left below the transports; say whether anything was."""
-        left = transfer.left_bytes
-        if not left:
+        detached = source.detach(transfer.left_bytes)
+        if detached is None:
             return False
-        detached = source.detach(left)
-        pipe = open_pipe() if self._has_splice and not transfer.is_seen else None
-        if pipe is not None:
-            with pipe:
-                await _splice(transfer, detached, end, sink, pipe)
-            return True
+        if self._has_splice and not transfer.is_seen and not end.is_chunked and isinstance(detached, DetachedBytes):
+            pipe = open_pipe()
+            if pipe is not None:
+                with pipe:
+                    await _splice(transfer, detached, end, sink, pipe)
+                return True
         self._copies += 1
         try:
             await self._copy(transfer, detached, end, sink)
@@ -185,8 +166,7 @@ class Carrier:
     async def _copy(self, transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
         pull = functools.partial(transfer.pull_from, detached.read)
         with transfer.watched(lambda: end.unsent_bytes):
-            while detached.left:
-                chunk = await pull()
+            while not detached.is_ended and (chunk := await pull()):
                 try:
                     was_taken = await end.send(chunk)
                 except OSError as exc:
@@ -223,7 +203,7 @@ async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> Sock
         return await sink.detach()
 
 
-async def _splice(transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink, pipe: Pipe) -> None:
+async def _splice(transfer: Transfer, detached: DetachedBytes, end: SocketEnd, sink: Sink, pipe: Pipe) -> None:
     transfer.lane = Lane.SPLICE.value
     fill = functools.partial(_fill, pipe, detached)
     with transfer.watched(lambda: pipe.held_bytes):
@@ -235,7 +215,7 @@ async def _splice(transfer: Transfer, detached: Detached, end: SocketEnd, sink: 
                 raise await sink.fail(exc) from exc
 
 
-async def _fill(pipe: Pipe, detached: Detached) -> int:
+async def _fill(pipe: Pipe, detached: DetachedBytes) -> int:
     """Take bytes into the pipe and return how many."""
     try:
         size = await pipe.fill_from(detached.end, detached.left)

@@ -46,9 +46,14 @@ async def drain_whole(transport: asyncio.WriteTransport, drain: Callable[[], Awa
 
 
 class SocketEnd:
-    """A second descriptor of a transport's socket. `close` it."""
+    """A second descriptor of a transport's socket. `close` it.
 
-    def __init__(self, transport: asyncio.BaseTransport) -> None:
+    With `is_chunked`, what is sent goes in the chunked coding (RFC 9112 section 7.1), one chunk each; its end is sent
+    by whoever wrote the head.
+    """
+
+    def __init__(self, transport: asyncio.BaseTransport, *, is_chunked: bool = False) -> None:
+        self.is_chunked = is_chunked
         self._loop = asyncio.get_running_loop()
         self._sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._sock.setblocking(False)
@@ -76,25 +81,39 @@ class SocketEnd:
 
     async def send(self, chunk: bytes) -> bool:
         """Send a whole chunk; returns when the kernel has it, saying whether it took it at once. Raises OSError."""
-        send = self._sock.send
+        if self.is_chunked:
+            return await self._send_pieces([b"%x\r\n" % len(chunk), chunk, b"\r\n"])
         try:
-            sent = send(chunk)
+            sent = self._sock.send(chunk)
         except BlockingIOError:
             sent = 0
         if sent == len(chunk):
             return True
-        view = memoryview(chunk)[sent:]
+        await self._send_rest([memoryview(chunk)], sent)
+        return False
+
+    async def _send_pieces(self, pieces: list[bytes]) -> bool:
         try:
-            while view:
-                self.unsent_bytes = len(view)
+            sent = self._sock.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        if sent == sum(map(len, pieces)):
+            return True
+        await self._send_rest([memoryview(piece) for piece in pieces], sent)
+        return False
+
+    async def _send_rest(self, pieces: list[memoryview], sent: int) -> None:
+        """Send what is left of pieces of which so many bytes are gone."""
+        try:
+            while pieces := _behind(pieces, sent):
+                self.unsent_bytes = sum(map(len, pieces))
                 await self.wait_writable()
                 try:
-                    view = view[send(view) :]
+                    sent = self._sock.sendmsg(pieces)
                 except BlockingIOError:
-                    continue
+                    sent = 0
         finally:
             self.unsent_bytes = 0
-        return False
 
     async def take_turn(self) -> None:
         """Let others run now and then."""
@@ -118,6 +137,15 @@ class SocketEnd:
             await waiter
         finally:
             remove(descriptor)
+
+
+def _behind(pieces: list[memoryview], sent: int) -> list[memoryview]:
+    left = []
+    for piece in pieces:
+        if sent < len(piece):
+            left.append(piece[sent:])
+        sent = max(0, sent - len(piece))
+    return left
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

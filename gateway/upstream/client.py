@@ -19,7 +19,7 @@ from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.headers import Fields, first_value, values_of
-from gateway.lanes import Detached, SocketEnd, is_plain
+from gateway.lanes import DetachedBytes, SocketEnd, is_plain
 from gateway.upstream.connection import LiveConnector, WireBody, WireRequest
 from gateway.upstream.guard import AddressGuard
 
@@ -39,7 +39,7 @@ class ReceivedAnswer:
         self._response = response
         self._content = response.content
         self._protocol: ResponseHandler | None = None
-        self._detached: Detached | None = None
+        self._detached: DetachedBytes | None = None
         self._sending = sending
         self.status = response.status
         self.reason = (response.reason or "").encode("utf-8", "surrogateescape")
@@ -60,6 +60,8 @@ class ReceivedAnswer:
 
     def pause(self) -> bool:
         """Let nothing more come in through the transport; say whether that can be done."""
+        if self.body_length is None:
+            return False
         connection = self._response.connection
         protocol = connection.protocol if connection is not None else None
         if protocol is None or not is_plain(protocol.transport):
@@ -78,12 +80,14 @@ class ReceivedAnswer:
             protocol.resume_reading()
         return bool(self._content._buffer) or self._content.exception() is not None
 
-    def detach(self, left: int) -> Detached:
-        """Take the rest of the body, so many bytes, below the transport."""
+    def detach(self, left: int | None) -> DetachedBytes | None:
+        """Take the rest of the body, so many bytes, below the transport; None if none is left."""
+        if not left:
+            return None
         transport = self._protocol.transport if self._protocol is not None else None
         if transport is None:
             raise self._lost()
-        self._detached = Detached(SocketEnd(transport), left, self._lost)
+        self._detached = DetachedBytes(SocketEnd(transport), left, self._lost)
         return self._detached
 
     def resume(self, *, is_whole: bool) -> None:

@@ -129,11 +129,11 @@ class UpstreamSink:
         self._transport = transport
 
     async def detach(self) -> SocketEnd | None:
-        """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
-        if self._writer.chunked or not is_plain(self._transport):
+        """Flush, and return an end to send the rest of the body on; None if it is not plain TCP."""
+        if not is_plain(self._transport):
             return None
         await drain_whole(self._transport, self._writer.drain)
-        return SocketEnd(self._transport) if is_plain(self._transport) else None
+        return SocketEnd(self._transport, is_chunked=self._writer.chunked) if is_plain(self._transport) else None
 
     async def fail(self, exc: OSError) -> OSError:
         """Return what a failure to send means, once the transport has read what the upstream said before it left.

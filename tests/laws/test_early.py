@@ -15,6 +15,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 BLOCK = b"x" * 65536
 SIZE = 20 * 2**20
 HEAD = b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % SIZE
+CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"10000\r\n" + BLOCK + b"\r\n"
 REFUSAL = b"HTTP/1.1 413 Too Much\r\nContent-Length: 4\r\n\r\nfull"
 
 
@@ -69,15 +71,18 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         await until(lambda: count_descriptors() == before + 1)
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("script", [refuse_and_close, refuse_and_read_on, refuse_at_once])
-async def test_early_answer_reaches_a_client_that_writes_everything_first(script: Script) -> None:
+async def test_early_answer_reaches_a_client_that_writes_everything_first(script: Script, framing: str) -> None:
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
 
         def blocking_client() -> bytes:
             with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
-                sock.sendall(HEAD)
+                sock.sendall(HEAD if framing == "length" else CHUNKED_HEAD)
                 for _ in range(SIZE // len(BLOCK)):
-                    sock.sendall(BLOCK)
+                    sock.sendall(BLOCK if framing == "length" else CHUNK)
+                if framing == "chunked":
+                    sock.sendall(b"0\r\n\r\n")
                 answer = b""
                 while piece := sock.recv(65536):
                     answer += piece

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 
 import pytest
 
+from gateway.lanes import ChunkedDecoder
 from gateway.tally import Direction
-from tests.actors import OK, RawUpstream, Wire, form, forward_config, post, read_request, run_gateway, split_answer
+from tests.actors import (
+    OK,
+    RawUpstream,
+    Wire,
+    chunked,
+    form,
+    forward_config,
+    post,
+    read_request,
+    run_gateway,
+    split_answer,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 BODY = os.urandom(3_000_001)
@@ -27,7 +41,7 @@ async def send_slowly(wire: Wire, body: bytes) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("kind", ["raw", "form"])
+@pytest.mark.parametrize("kind", ["raw", "form", "chunked form"])
 async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: str) -> None:
     seen: list[bytes] = []
 
@@ -35,10 +49,14 @@ async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: s
         seen.append((await read_request(wire))[1])
         await wire.send(OK)
 
-    body = form(('name="f"; filename="a"', BODY)) if kind == "form" else BODY
+    body = BODY if kind == "raw" else form(('name="f"; filename="a"', BODY))
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
-        request = post(body, content_type="" if kind == "form" else "text/plain")
+        request = post(body, content_type="text/plain" if kind == "raw" else "")
+        if kind == "chunked form":
+            head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+            cuts = [0, 1, 50, 200_000, 200_003, 1_500_000, len(body)]
+            request = head + chunked(*(body[a:b] for a, b in itertools.pairwise(cuts)))
         await send_slowly(client, request)
         answer = await client.read_to_end()
         await client.close()
@@ -117,3 +135,38 @@ async def test_copy_is_used_where_the_config_says_so() -> None:
             answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
             assert split_answer(answer)[2] == BODY
             assert (await gateway.last_line())["lane_down"] == "copy"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped(
+    count: int, every_lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder that reads along must agree with the parser, also behind another request on the connection."""
+    taken: list[int] = []
+    decode = ChunkedDecoder.decode
+
+    def note(self: ChunkedDecoder, received: bytes) -> bytes:
+        taken.append(len(received))
+        return decode(self, received)
+
+    monkeypatch.setattr(ChunkedDecoder, "decode", note)
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        while True:
+            seen.append((await read_request(wire))[1])
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        for _ in range(count - 1):
+            await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 3\r\n\r\nabc")
+            await client.read_until(b"ok")
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await until(lambda: len(upstream.wires[-1:]) == 1)
+        await send_slowly(client, chunked(BODY))
+        await client.read_to_end()
+        await client.close()
+        assert seen[-1] == BODY
+        # On the copy lane reading along ends after the first MiB or so.
+        assert (sum(taken) == len(chunked(BODY))) == (every_lane == "auto")
