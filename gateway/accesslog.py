@@ -9,28 +9,23 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from gateway.downstream import Exchange
 from gateway.transfer import Transfer
 
-ACCESS: Final = logging.getLogger("gateway.access")
+#: Takes what there is to be told of an exchange.
+Note = Callable[[dict[str, Any]], None]
 _MAX_TARGET_CHARACTERS: Final = 512
 _MOST_LINES: Final = 100_000
 _INTERVAL_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 2.0
 
 
-def log_exchange(exchange: Exchange) -> float:
-    """Log one exchange and return how many seconds it took."""
-    seconds = time.monotonic() - exchange.started
-    if ACCESS.isEnabledFor(logging.INFO):
-        ACCESS.info("exchange", extra={"exchange": _describe(exchange, seconds)})
-    return seconds
-
-
-def _describe(exchange: Exchange, seconds: float) -> dict[str, Any]:
+def describe_exchange(exchange: Exchange, seconds: float) -> dict[str, Any]:
+    """Return what the log tells of an exchange that took so many seconds."""
     named = exchange.named
     upload, download = exchange.upload, exchange.download
     waits = {**_waits(upload), **_waits(download)}
@@ -72,22 +67,24 @@ def _waits(transfer: Transfer | None) -> dict[str, float]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line, for everything that is no exchange."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record: its exchange's keys, or its message."""
+        """Write a record."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _show_time(record.created),
             "level": record.levelname.lower(),
+            "event": "message",
+            "logger": record.name,
+            "message": record.getMessage(),
         }
-        exchange = getattr(record, "exchange", None)
-        if exchange is not None:
-            line |= {"event": "exchange", **exchange}
-        else:
-            line |= {"event": "message", "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _show_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def start_logging() -> LineWriter:
@@ -119,6 +116,12 @@ class LineWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line."""
         self._lines.append(self.format(record) + "\n")
+
+    def note(self, exchange: dict[str, Any]) -> None:
+        """Take an exchange, past the logging module: a record of it would cost more than its line."""
+        now = _show_time(time.time())  # noqa: TID251 (the time of day, not a duration)
+        line = {"time": now, "level": "info", "event": "exchange", **exchange}
+        self._lines.append(json.dumps(line) + "\n")
 
     def stop(self) -> None:
         """Write what is left, unless the reader takes too long for it."""

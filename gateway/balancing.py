@@ -35,6 +35,8 @@ class Balancer:
         With every endpoint out, trying one is better than a certain refusal (Envoy's panic mode).
         """
         states = self._states
+        if len(states) == 1:
+            return list(states)
         turn = self._turn
         self._turn = (turn + 1) % len(states)
         turned = [*states[turn:], *states[:turn]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway import __version__
-from gateway.accesslog import start_logging
+from gateway.accesslog import Note, start_logging
 from gateway.config import Config, ConfigError, Route, json_schema, load_config
 from gateway.config.values import Endpoint
 from gateway.routing import RouteTable, describe_match
@@ -70,21 +70,21 @@ def _print_routes(config: Config) -> None:
 
 
 def _run(config: Config, *, is_demo: bool) -> int:
-    listener = start_logging()
+    writer = start_logging()
     try:
         with _demo_upstream(config) if is_demo else contextlib.nullcontext():
-            asyncio.run(_serve(config, is_demo=is_demo))
+            asyncio.run(_serve(config, writer.note, is_demo=is_demo))
     except (OSError, RuntimeError) as exc:
         # A port that is taken, an aiohttp without its parser.
         print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (the log may be elsewhere)
         return _FAILED
     finally:
-        listener.stop()
+        writer.stop()
     return 0
 
 
-async def _serve(config: Config, *, is_demo: bool) -> None:
-    gateway = Gateway(config)
+async def _serve(config: Config, note: Note, *, is_demo: bool) -> None:
+    gateway = Gateway(config, note)
     await gateway.start()
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:

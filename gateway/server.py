@@ -13,12 +13,13 @@ import logging
 import math
 import signal
 import socket
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
 from aiohttp import web
 
-from gateway.accesslog import log_exchange
+from gateway.accesslog import Note, describe_exchange
 from gateway.actions import Action, FetchAction, make_action
 from gateway.config import Config
 from gateway.config.values import Address
@@ -41,10 +42,11 @@ _log = logging.getLogger("gateway")
 
 
 class Gateway:
-    """One gateway: both ports, its upstreams, its exchanges."""
+    """One gateway: both ports, its upstreams, its exchanges. `note` is told of every exchange at its end."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, note: Note) -> None:
         check_aiohttp()
+        self._note = note
         self._config = config
         routes = ((route.name, route.forward.upstream if route.forward else "") for route in config.routes)
         self.tally = Tally(routes, config.upstreams)
@@ -211,7 +213,8 @@ class Gateway:
 
     def _record(self, exchange: Exchange) -> None:
         tally = exchange.named.tally
-        seconds = log_exchange(exchange)
+        seconds = time.monotonic() - exchange.started
+        self._note(describe_exchange(exchange, seconds))
         tally.requests[method_label(exchange.method), exchange.status] += 1
         tally.durations.observe(seconds)
         if exchange.first_byte_seconds is not None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from gateway.accesslog import ACCESS
 from gateway.config import parse_config
 from gateway.server import Gateway
 
@@ -161,11 +159,11 @@ class RawUpstream:
 class RunningGateway:
     """A gateway on free ports in this loop, with its access log at hand."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, log: list[dict[str, Any]], logged: asyncio.Event) -> None:
         self.gateway = gateway
         self.tally = gateway.tally
-        self.log: list[dict[str, Any]] = []
-        self._logged = asyncio.Event()
+        self.log = log
+        self._logged = logged
 
     @property
     def port(self) -> int:
@@ -203,37 +201,25 @@ class RunningGateway:
         await asyncio.wait_for(wait(), PATIENCE_SECONDS)
         return self.log[count - 1]
 
-    def note(self, line: dict[str, Any]) -> None:
-        self.log.append(line)
-        self._logged.set()
-
-
-class _Collect(logging.Handler):
-    def __init__(self, running: RunningGateway) -> None:
-        super().__init__()
-        self._running = running
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._running.note(record.exchange)  # type: ignore[attr-defined]  # put there by accesslog
-
 
 @contextlib.asynccontextmanager
 async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
     """Run a gateway from a config as a plain dict; on leaving, assert that nothing is left over."""
     config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s", **DEFAULTS, **config}
-    gateway = Gateway(parse_config(json.dumps(config)))
+    log: list[dict[str, Any]] = []
+    logged = asyncio.Event()
+
+    def note(line: dict[str, Any]) -> None:
+        log.append(line)
+        logged.set()
+
+    gateway = Gateway(parse_config(json.dumps(config)), note)
     await gateway.start()
-    running = RunningGateway(gateway)
-    collector = _Collect(running)
-    level = ACCESS.level
-    ACCESS.setLevel(logging.INFO)
-    ACCESS.addHandler(collector)
+    running = RunningGateway(gateway, log, logged)
     try:
         yield running
     finally:
         await gateway.stop()
-        ACCESS.removeHandler(collector)
-        ACCESS.setLevel(level)
         assert gateway._drain.in_flight == 0
         for route in gateway.tally.routes.values():
             assert route.in_flight == 0, route.route

@@ -17,6 +17,10 @@ from gateway.errors import Fault, FaultKind
 _BLOCK_BYTES: Final = 256 * 1024
 #: More than a socket takes at once: its buffer decides.
 _SEND_BYTES: Final = 8 * 1024 * 1024
+#: What is sent at once without a thread, if the kernel has it in memory: little enough to let others run between.
+_CACHED_BYTES: Final = 1024 * 1024
+_HAS_NOWAIT: Final = hasattr(os, "RWF_NOWAIT")
+_PROBE: Final = bytearray(1)
 
 
 class OutgoingFile:
@@ -55,27 +59,47 @@ class OutgoingFile:
     async def send_to(self, descriptor: int) -> int:
         """Send what a non-blocking socket takes at once, in the kernel; return how many bytes, 0 if it is full.
 
+        What the kernel has in memory is sent from here, anything else from a thread, which the disk may hold up.
         Raises Fault when the file has become shorter, OSError when the socket is broken.
         """
-        at, size = self._at, min(_SEND_BYTES, self._end - self._at)
-
-        def send() -> int | None:
-            try:
-                return os.sendfile(descriptor, self._descriptor, at, size) or None
-            except BlockingIOError:
-                return 0
-
-        started = self._workers.start(send)
-        try:
-            sent = await self._workers.finish(started)
-        except asyncio.CancelledError:
-            if not started.cancelled() and started.exception() is None:
-                self.late_bytes = started.result() or 0
-            raise
+        size = min(_CACHED_BYTES, self._end - self._at)
+        if self._is_cached(self._at, size):
+            sent = self._send(descriptor, self._at, size)
+        else:
+            sent = await self._send_in_thread(descriptor)
         if sent is None:
             raise Fault(FaultKind.DISK_FAILED, "The file became shorter while it was sent.")
         self._at += sent
         return sent
+
+    def _is_cached(self, at: int, size: int) -> bool:
+        """Say whether the kernel has these bytes in memory, by their ends: then sending them waits for no disk."""
+        if not _HAS_NOWAIT:
+            return False
+        try:
+            for where in (at, at + size - 1):
+                if not os.preadv(self._descriptor, (_PROBE,), where, os.RWF_NOWAIT):
+                    return False
+        except OSError:
+            # Not there, or a file system that cannot tell.
+            return False
+        return True
+
+    def _send(self, descriptor: int, at: int, size: int) -> int | None:
+        try:
+            return os.sendfile(descriptor, self._descriptor, at, size) or None
+        except BlockingIOError:
+            return 0
+
+    async def _send_in_thread(self, descriptor: int) -> int | None:
+        at, size = self._at, min(_SEND_BYTES, self._end - self._at)
+        started = self._workers.start(lambda: self._send(descriptor, at, size))
+        try:
+            return await self._workers.finish(started)
+        except asyncio.CancelledError:
+            if not started.cancelled() and started.exception() is None:
+                self.late_bytes = started.result() or 0
+            raise
 
     async def close(self) -> None:
         """Close the file, behind a read still under way."""

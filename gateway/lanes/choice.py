@@ -84,7 +84,7 @@ class FileSource(Protocol):
         ...
 
     async def send_to(self, descriptor: int) -> int:
-        """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
+        """Send some of what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
         ...
 
     @property
@@ -184,6 +184,7 @@ async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sin
     with transfer.watched(lambda: 0):
         while transfer.left_bytes:
             before = transfer.moved_bytes
+            await end.take_turn()
             try:
                 await transfer.pull_count(send)
                 if transfer.moved_bytes == before:

@@ -204,6 +204,28 @@ async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
         assert problem_of(await gateway.ask(ask()))["code"] == "disk_unavailable"
 
 
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no file be in the kernel's memory."""
+    monkeypatch.setattr("gateway.disk.outgoing._HAS_NOWAIT", False)
+
+
+@pytest.mark.usefixtures("uncached")
+async def test_file_that_is_not_in_memory_is_sent_by_threads(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callers: set[str] = set()
+    real = os.sendfile
+
+    def note(*arguments: Any) -> int:
+        callers.add(threading.current_thread().name.partition("_")[0])
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "sendfile", note)
+    async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
+        assert split_answer(await gateway.ask(ask()))[2] == DATA
+        assert callers == {"disk"}
+
+
+@pytest.mark.usefixtures("uncached")
 async def test_client_that_leaves_mid_file_ends_it_without_touching_another_descriptor(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +254,7 @@ async def test_client_that_leaves_mid_file_ends_it_without_touching_another_desc
         assert all(link.startswith("socket:") for link in used)
 
 
+@pytest.mark.usefixtures("uncached")
 async def test_client_that_leaves_with_the_last_byte_had_a_whole_file(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
