@@ -93,7 +93,7 @@ async def _serve(config: Config, note: Note, *, is_demo: bool) -> None:
 
 
 def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
-    base = f"http://{gateway.address}"
+    base = f"{'https' if config.tls else 'http'}://{gateway.address}"
     yield f"\n  gateway {__version__} at {base}, metrics at http://{gateway.ops_address}/metrics\n"
     for route in RouteTable(config.routes).routes:
         yield f"  {route.name:<12} {route.action_name:<8} {describe_match(route)}"

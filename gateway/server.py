@@ -22,6 +22,7 @@ from aiohttp import web
 from gateway.accesslog import Note, describe_exchange
 from gateway.actions import Action, FetchAction, make_action
 from gateway.config import Config
+from gateway.config.check import server_context
 from gateway.config.values import Address
 from gateway.disk import DiskWorkers
 from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
@@ -47,6 +48,7 @@ class Gateway:
     def __init__(self, config: Config, note: Note) -> None:
         check_aiohttp()
         self._note = note
+        self._scheme = b"https" if config.tls is not None else b"http"
         self._config = config
         routes = ((route.name, route.forward.upstream if route.forward else "") for route in config.routes)
         self.tally = Tally(routes, config.upstreams)
@@ -79,7 +81,9 @@ class Gateway:
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             sock = _listen(config.listen)
-            self._site = web.SockSite(runner, sock, backlog=_BACKLOG)
+            tls = config.tls
+            context = server_context(tls.certificate, tls.key) if tls is not None else None
+            self._site = web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=context)
             await self._site.start()
             self.address = Address(config.listen.host, sock.getsockname()[1])
             self._stack = stack.pop_all()
@@ -170,7 +174,7 @@ class Gateway:
         is_known = is_trusted(client, self._config.trusted_proxies)
         trace = name_trace(fields, is_trusted=is_known)
         exchange = Exchange(request, fields, trace, client, self.tally.routes[Tally.NO_ROUTE])
-        exchange.origin = Origin(client, is_known, b"http", b"")
+        exchange.origin = Origin(client, is_known, self._scheme, b"")
         return exchange
 
     async def _run_exchange(self, exchange: Exchange) -> None:
@@ -194,7 +198,7 @@ class Gateway:
         exchange.is_draining = self._drain.is_draining
         target = check_head(exchange.version, exchange.method, exchange.raw_target, exchange.fields)
         exchange.target = target
-        exchange.origin = Origin(exchange.client, exchange.origin.is_trusted, b"http", target.authority)
+        exchange.origin = Origin(exchange.client, exchange.origin.is_trusted, self._scheme, target.authority)
         if target.path == "*":
             # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
             await exchange.reply(204, (), b"")

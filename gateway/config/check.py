@@ -6,6 +6,7 @@ Works on the plain tree, not on the model, so that these problems are reported t
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def cross_check(tree: Any) -> Iterator[Finding]:
     """Yield what is wrong between keys. Anything of the wrong type is passed over: the model reports it."""
     upstreams = _mapping(_mapping(tree).get("upstreams"))
     routes = [(index, _mapping(route)) for index, route in enumerate(_sequence(_mapping(tree).get("routes")))]
+    yield from _check_tls(_mapping(_mapping(tree).get("tls")))
     yield from _check_names(routes)
     used: set[str] = set()
     for index, route in routes:
@@ -56,6 +58,31 @@ def cross_check(tree: Any) -> Iterator[Finding]:
                 known = ", ".join(sorted(map(str, upstreams))) or "none is configured"
                 yield ("routes", index, "forward", "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
     yield from _check_reach(routes)
+
+
+def server_context(certificate: str, key: str) -> ssl.SSLContext:
+    """Return what TLS for clients is spoken with. Raises OSError, of which ssl.SSLError is one."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # A key with a passphrase would make OpenSSL ask the terminal for it.
+    context.load_cert_chain(certificate, key, password="")
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _check_tls(tls: dict[str, Any]) -> Iterator[Finding]:
+    certificate, key = tls.get("certificate"), tls.get("key")
+    if not isinstance(certificate, str) or not isinstance(key, str):
+        return
+    unreadable = [(name, tls[name]) for name in ("certificate", "key") if not os.access(tls[name], os.R_OK)]
+    for name, file in unreadable:
+        yield ("tls", name), f"{file!r} cannot be read: check the path and its mode"
+    if unreadable:
+        return
+    try:
+        server_context(certificate, key)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", None) or str(exc)
+        yield ("tls",), f"certificate and key cannot be used ({reason}): give PEM files that belong together"
 
 
 def _check_names(routes: list[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:

@@ -89,6 +89,13 @@ class Ops(Section):
     )
 
 
+class Tls(Section):
+    """TLS for clients on the traffic port: TLS 1.2 or 1.3, HTTP/1.1."""
+
+    certificate: str = Field(description="PEM file with the certificate and the chain behind it.")
+    key: str = Field(description="PEM file with its private key, without a passphrase.")
+
+
 class UpstreamTimeouts(Section):
     """How long an upstream may take, per step."""
 
@@ -241,6 +248,7 @@ class Config(Section):
     """The whole config."""
 
     listen: ListenAddress = Field(Address("127.0.0.1", 8080), description="Address of the traffic port.")
+    tls: Tls | None = Field(None, description="TLS on the traffic port; without it plain HTTP.")
     ops: Ops = Field(Ops(), description="The operations port.")
     trusted_proxies: tuple[NetworkText, ...] = Field(
         (), description="Networks whose X-Forwarded-*, Forwarded, X-Request-Id and traceparent are believed."

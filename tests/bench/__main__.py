@@ -32,6 +32,7 @@ class Case:
     size: int
     #: Peers that can do it.
     peers: frozenset[str]
+    has_tls: bool = False
 
 
 @dataclass
@@ -66,6 +67,7 @@ def cases(size: int, requests: int) -> list[Case]:
         Case("multipart, 8 at once", lambda port: load.at_once(8, wrap(load.ask_form, eighth), port), eighth * 8, ALL),
         Case("raw, 8 at once", lambda port: load.at_once(8, wrap(load.ask_upload, eighth), port), eighth * 8, ALL),
         Case("chunked multipart", wrap(load.ask_chunked_form, size), size, ALL),
+        Case("multipart over TLS", wrap(load.ask_form_over_tls, size), size, ALL - {"envoy"}, has_tls=True),
         Case("download", wrap(load.ask_download, size), size, ALL),
         Case("files", wrap(load.ask_download, size, b"/files/big.bin"), size, frozenset({"gateway", "nginx"})),
         Case("store", wrap(load.ask_form, size, b"/store"), size, frozenset({"gateway"})),
@@ -101,7 +103,7 @@ Costs = dict[tuple[str, str], Cost]
 def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
     """Run every case on every peer, round by round, so that a slow minute hits them all."""
     costs: Costs = {}
-    with load.upstream() as up, tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         os.chmod(directory, 0o755)
         files = Path(directory)
         with (files / "big.bin").open("wb") as file:
@@ -109,11 +111,16 @@ def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
             for _ in range(-(-max(case.size for case in chosen) // 2**20)):
                 file.write(block)
             file.truncate(next((case.size for case in chosen if case.name == "files"), 2**20))
-        running = [stack.enter_context(run_peer(name, up, files)) for name in peers]
+        certificate = load.make_certificate(files)
+        up, up_tls = stack.enter_context(load.upstream()), stack.enter_context(load.upstream(certificate))
+        running = [(stack.enter_context(run_peer(name, up, files)), False) for name in peers]
+        if any(case.has_tls for case in chosen):
+            speaking = [name for name in peers if name != "envoy"]
+            running += [(stack.enter_context(run_peer(name, up_tls, files, certificate)), True) for name in speaking]
         for number in range(rounds):
             for case in chosen:
-                for peer in running:
-                    if peer.name in case.peers:
+                for peer, has_tls in running:
+                    if peer.name in case.peers and has_tls is case.has_tls:
                         measure(peer, case, costs.setdefault((case.name, peer.name), Cost()))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return costs

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 BLOCK_BYTES = 4 * 2**20
 _BOUNDARY = b"------------------------d74496d66958873e"
@@ -44,8 +47,9 @@ def drop(sock: socket.socket, size: int) -> int:
     if buffer is None:
         buffer = _SCRATCH.buffer = bytearray(BLOCK_BYTES)
     left = size
+    flags = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_TRUNC
     while left:
-        count = sock.recv_into(buffer, min(left, BLOCK_BYTES), socket.MSG_TRUNC)
+        count = sock.recv_into(buffer, min(left, BLOCK_BYTES), flags)
         if not count:
             break
         left -= count
@@ -108,25 +112,47 @@ def _drop_chunked(sock: socket.socket, rest: bytes) -> None:
 
 
 @contextlib.contextmanager
-def upstream() -> Iterator[int]:
-    """Run the upstream in threads; yield its port."""
+def upstream(certificate: Path | None = None) -> Iterator[int]:
+    """Run the upstream in threads, behind TLS if given a certificate; yield its port."""
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+        threading.Thread(target=_accept, args=(listener, context), daemon=True).start()
         yield listener.getsockname()[1]
 
 
-def _accept(listener: socket.socket) -> None:
+def _accept(listener: socket.socket, context: ssl.SSLContext | None) -> None:
     while True:
         try:
             sock, _ = listener.accept()
         except OSError:
             return
-        threading.Thread(target=_serve, args=(sock,), daemon=True).start()
+        threading.Thread(target=_serve, args=(sock, context), daemon=True).start()
 
 
-def _serve(sock: socket.socket) -> None:
-    with sock, contextlib.suppress(OSError, ValueError):
-        serve(sock)
+def _serve(sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    with contextlib.suppress(OSError, ValueError), sock if context is None else context.wrap_socket(sock, True) as end:
+        serve(end)
+
+
+def make_certificate(directory: Path) -> Path:
+    """Return a PEM file with a key and a certificate of 127.0.0.1, signed by itself."""
+    key, certificate, both = (directory / name for name in ("key.pem", "cert.pem", "both.pem"))
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    both.write_text(certificate.read_text() + key.read_text())
+    return both
+
+
+def ask_form_over_tls(port: int, size: int) -> None:
+    """POST one file as multipart, over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as sock:
+        _send_form(sock, size, b"/up")
 
 
 Ask = Callable[[int], None]
@@ -142,13 +168,17 @@ def ask_upload(port: int, size: int) -> None:
 
 def ask_form(port: int, size: int, target: bytes = b"/up") -> None:
     """POST one file as multipart, with a Content-Length."""
-    length = len(FORM_HEAD) + size + len(FORM_TAIL)
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        head = b"POST " + target + b" HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n" + FORM_TYPE
-        sock.sendall(head + b"Content-Length: %d\r\n\r\n" % length + FORM_HEAD)
-        send_body(sock, size)
-        sock.sendall(FORM_TAIL)
-        _check(sock)
+        _send_form(sock, size, target)
+
+
+def _send_form(sock: socket.socket, size: int, target: bytes) -> None:
+    length = len(FORM_HEAD) + size + len(FORM_TAIL)
+    head = b"POST " + target + b" HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n" + FORM_TYPE
+    sock.sendall(head + b"Content-Length: %d\r\n\r\n" % length + FORM_HEAD)
+    send_body(sock, size)
+    sock.sendall(FORM_TAIL)
+    _check(sock)
 
 
 def ask_chunked_form(port: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from collections.abc import AsyncIterator
 
@@ -42,12 +43,16 @@ async def _proxy(request: web.Request) -> web.StreamResponse:
 
 
 def main() -> None:
-    """Serve PORT in front of UPSTREAM_PORT."""
+    """Serve PORT in front of UPSTREAM_PORT; with a PEM file, TLS on both sides."""
     port, upstream = int(sys.argv[1]), int(sys.argv[2])
+    context = None
+    if len(sys.argv) > 3:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(sys.argv[3])
 
     async def start(app: web.Application) -> None:
         app["session"] = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
-        app["base"] = f"http://127.0.0.1:{upstream}"
+        app["base"] = f"{'https' if context else 'http'}://127.0.0.1:{upstream}"
 
     async def stop(app: web.Application) -> None:
         await app["session"].close()
@@ -56,7 +61,7 @@ def main() -> None:
     app.on_startup.append(start)
     app.on_cleanup.append(stop)
     app.router.add_route("*", "/{rest:.*}", _proxy)
-    web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, ssl_context=context)
 
 
 if __name__ == "__main__":

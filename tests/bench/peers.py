@@ -28,10 +28,10 @@ http {{
   client_body_buffer_size 1m; proxy_buffer_size 256k; proxy_buffers 4 256k;
   upstream up {{ server 127.0.0.1:{up}; keepalive 64; keepalive_requests 1000000; }}
   server {{
-    listen 127.0.0.1:{port} backlog=512;
+    listen 127.0.0.1:{port} {tls} backlog=512; {certificate}
     location /files/ {{ alias {files}/; }}
     location / {{
-      proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_pass {scheme}://up; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_request_buffering off; proxy_buffering off;
     }}
   }}
@@ -49,11 +49,11 @@ defaults
   timeout client 60s
   timeout server 60s
 frontend f
-  bind 127.0.0.1:{port} backlog 512
+  bind 127.0.0.1:{port} {tls} backlog 512
   default_backend b
 backend b
   http-reuse always
-  server s 127.0.0.1:{up}
+  server s 127.0.0.1:{up} {to}
 """
 ENVOY = """
 static_resources:
@@ -142,14 +142,23 @@ def _which(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=f"{here}:/usr/sbin:/usr/local/sbin")
 
 
+#: What a proxy's config has where TLS is spoken on both sides, and where it is not.
+_TLS = {
+    "nginx": {"tls": "ssl", "certificate": "ssl_certificate {pem}; ssl_certificate_key {pem};", "scheme": "https"},
+    "haproxy": {"tls": "ssl crt {pem}", "to": "ssl verify none"},
+}
+_PLAIN = {"nginx": {"tls": "", "certificate": "", "scheme": "http"}, "haproxy": {"tls": "", "to": ""}}
+
+
 @contextlib.contextmanager
-def run_peer(name: str, up: int, files: Path) -> Iterator[Peer]:
-    """Run one proxy in front of port `up`, serving `files`."""
+def run_peer(name: str, up: int, files: Path, certificate: Path | None = None) -> Iterator[Peer]:
+    """Run one proxy in front of port `up`, serving `files`; with a certificate, TLS on both sides."""
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         process = subprocess.Popen(
-            _command(name, port, up, Path(directory), files),
+            _command(name, (port, up), Path(directory), files, certificate),
+            env=os.environ | ({"SSL_CERT_FILE": str(certificate)} if certificate else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -162,15 +171,24 @@ def run_peer(name: str, up: int, files: Path) -> Iterator[Peer]:
             process.wait()
 
 
-def _command(name: str, port: int, up: int, directory: Path, files: Path) -> list[str]:
+def _command(name: str, ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None) -> list[str]:
+    port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
     if name == "gateway":
-        config.write_text(json.dumps(_gateway_config(port, up, files)))
+        config.write_text(json.dumps(_gateway_config(port, up, files, certificate)))
         return [sys.executable, "-m", "gateway", "run", "--config", str(config)]
     if name == "naive":
-        return [sys.executable, "-m", "tests.bench.naive", str(port), str(up)]
-    config.write_text(texts[name].format(dir=directory, port=port, up=up, files=files))
+        return [
+            sys.executable,
+            "-m",
+            "tests.bench.naive",
+            str(port),
+            str(up),
+            *([str(certificate)] if certificate else []),
+        ]
+    tls = {key: text.format(pem=certificate) for key, text in (_TLS if certificate else _PLAIN).get(name, {}).items()}
+    config.write_text(texts[name].format(dir=directory, port=port, up=up, files=files, **tls))
     program = _which(name) or name
     if name == "nginx":
         return [program, "-c", str(config)]
@@ -180,11 +198,13 @@ def _command(name: str, port: int, up: int, directory: Path, files: Path) -> lis
     return [program, "-c", str(config), "--concurrency", "1", "--base-id", base, "--log-level", "off"]
 
 
-def _gateway_config(port: int, up: int, files: Path) -> dict[str, Any]:
+def _gateway_config(port: int, up: int, files: Path, certificate: Path | None) -> dict[str, Any]:
+    scheme = "https" if certificate else "http"
     return {
+        **({"tls": {"certificate": str(certificate), "key": str(certificate)}} if certificate else {}),
         "listen": f"127.0.0.1:{port}",
         "ops": {"listen": "127.0.0.1:0"},
-        "upstreams": {"up": {"endpoints": [f"http://127.0.0.1:{up}"]}},
+        "upstreams": {"up": {"endpoints": [f"{scheme}://127.0.0.1:{up}"]}},
         "routes": [
             {"name": "files", "match": {"prefix": "/files/"}, "files": {"directory": str(files)}},
             {

@@ -24,6 +24,7 @@ from gateway.config.model import (
     RouteTimeouts,
     Section,
     Store,
+    Tls,
     Upstream,
     UpstreamTimeouts,
 )
@@ -36,6 +37,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS: dict[str, type[Section]] = {
     "": Config,
     "ops": Ops,
+    "tls": Tls,
     "upstreams.NAME": Upstream,
     "upstreams.NAME.timeouts": UpstreamTimeouts,
     "upstreams.NAME.health": Health,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -181,6 +182,6 @@ def test_pure_modules_are_covered_wholly_by_their_own_tests(tmp_path: Path) -> N
     houses = ["errors", "config", "routing", "headers", "balancing"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pure", "--cov-branch"]
     command += [f"--cov=gateway.{house}" for house in houses] + ["--cov-report=term-missing", "--cov-fail-under=100"]
-    environment = {"COVERAGE_FILE": str(tmp_path / "coverage"), "PATH": str(Path(sys.executable).parent)}
+    environment = {"COVERAGE_FILE": str(tmp_path / "coverage"), "PATH": os.environ["PATH"]}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

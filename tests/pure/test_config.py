@@ -19,6 +19,7 @@ from gateway.config.values import (
     parse_size,
     show_size,
 )
+from tests.bench.load import make_certificate
 
 GOOD = """
 upstreams:
@@ -328,3 +329,24 @@ def _written(directory: Path, text: str) -> Path:
     path = directory / "c.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def test_certificate_and_key_are_tried_out(certificate: Path) -> None:
+    config = parse_config(f"tls: {{certificate: {certificate}, key: {certificate}}}\n" + GOOD)
+    assert config.tls is not None
+    assert config.tls.key == str(certificate)
+
+
+def test_tls_files_that_are_missing_or_unfit_are_named(certificate: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("no certificate")
+    missing = problems(f"tls: {{certificate: /no/such.pem, key: {certificate}}}\n" + GOOD)
+    assert missing == ["c.yaml:1: tls.certificate: '/no/such.pem' cannot be read: check the path and its mode"]
+    (unfit,) = problems(f"tls: {{certificate: {tmp_path / 'bad.pem'}, key: {certificate}}}\n" + GOOD)
+    assert unfit.startswith("c.yaml:1: tls: certificate and key cannot be used (")
+    (wrong,) = problems("tls: {certificate: 1, key: 2}\n" + GOOD)[:1]
+    assert "is not a text" in wrong

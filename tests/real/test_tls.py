@@ -1,4 +1,4 @@
-"""An upstream behind TLS: the lanes stay away, the bytes arrive all the same."""
+"""TLS on either side: the lanes stay away, the bytes arrive all the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.actors import forward_config
+from tests.actors import OK, RawUpstream, Wire, answering, forward_config, run_gateway, split_answer
 from tests.conftest import require_tool
 from tests.real.test_memory import gateway_process, length_of, read_head
 
@@ -82,3 +82,72 @@ async def test_certificate_nobody_vouches_for_is_502(tmp_path: Path) -> None:
         async with gateway_process(forward_config(f"https://127.0.0.1:{port}"), tmp_path) as (_, gateway_port):
             answer = await asyncio.to_thread(requests.get, f"http://127.0.0.1:{gateway_port}/", timeout=30)
             assert (answer.status_code, answer.json()["code"]) == (502, "tls_error")
+
+
+async def connect_tls(port: int) -> Wire:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=2**20)
+    return Wire(reader, writer)
+
+
+async def test_clients_over_tls_upload_and_download_with_curl(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "body").write_bytes(BODY)
+    config = {
+        "tls": {"certificate": str(certificate), "key": str(key)},
+        "routes": [
+            {"name": "up", "match": {"prefix": "/up"}, "store": {"directory": str(tmp_path / "in")}},
+            {"name": "down", "match": {"prefix": "/files/"}, "files": {"directory": str(tmp_path / "in")}},
+        ],
+    }
+    async with gateway_process(config, tmp_path) as (_, port):
+        base = f"https://127.0.0.1:{port}"
+        curl = [require_tool("curl"), "-sSf", "--cacert", str(certificate)]
+        for words in (
+            ["-F", f"f=@{tmp_path / 'body'}", f"{base}/up"],
+            ["-o", str(tmp_path / "got"), f"{base}/files/body"],
+        ):
+            process = await asyncio.create_subprocess_exec(*curl, *words, stdout=asyncio.subprocess.DEVNULL)
+            assert await process.wait() == 0
+        assert (tmp_path / "got").read_bytes() == BODY
+
+
+async def test_upstream_learns_that_the_client_speaks_tls(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+        client = await connect_tls(gateway.port)
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert split_answer(await client.read_to_end())[2] == b"ok"
+        assert b"X-Forwarded-Proto: https\r\n" in upstream.received
+        assert b";proto=https" in upstream.received
+        await client.close()
+
+
+async def test_client_over_tls_that_leaves_mid_body_leaves_the_upstream_with_a_cut_one(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+        client = await connect_tls(gateway.port)
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await upstream.connected.wait()
+        client.writer.transport.abort()
+        await upstream.wait_finished()
+        assert b"hello" in upstream.received
+        assert not upstream.received.endswith(b"0\r\n\r\n")
+        assert (await gateway.last_line())["outcome"] == "client_left"
+
+
+async def test_plain_text_on_the_tls_port_gets_no_answer(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+        assert b"HTTP/1.1" not in await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        assert not upstream.wires
