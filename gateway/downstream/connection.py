@@ -28,9 +28,9 @@ RefuseUnread = Callable[[web.BaseRequest, Fault], Answer]
 #: Also the time a client has for its request head: nginx's client_header_timeout and keepalive_timeout are 60-75 s.
 KEEPALIVE_SECONDS: Final = 60.0
 #: What a connection may hold before its body is asked for: a receive, and twice this.
-READ_BUFFER_BYTES: Final = 64 * 1024
+READ_BUFFER_BYTES: Final = 32 * 1024
 #: What is received at once above the transports; many uploads that begin together hold one each.
-RECEIVE_BYTES: Final = 128 * 1024
+RECEIVE_BYTES: Final = 64 * 1024
 #: More than comes in before somebody asks for a body.
 _MOST_READ_ALONG_BYTES: Final = 2**20
 MAX_LINE_BYTES: Final = 8190

@@ -47,6 +47,7 @@ class Cost:
 
 
 ALL = frozenset({"gateway", "naive", "nginx", "haproxy", "envoy"})
+OURS = frozenset({"gateway"})
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 _SMALL_BODY = load.FORM_HEAD + b"x" * 1000 + load.FORM_TAIL
 SMALL_FORM = (
@@ -70,7 +71,10 @@ def cases(size: int, requests: int) -> list[Case]:
         Case("multipart over TLS", wrap(load.ask_form_over_tls, size), size, ALL - {"envoy"}, has_tls=True),
         Case("download", wrap(load.ask_download, size), size, ALL),
         Case("files", wrap(load.ask_download, size, b"/files/big.bin"), size, frozenset({"gateway", "nginx"})),
-        Case("store", wrap(load.ask_form, size, b"/store"), size, frozenset({"gateway"})),
+        Case("raw, 8 times the size", wrap(load.ask_upload, size * 8), size * 8, OURS),
+        Case("multipart, 8 times the size", wrap(load.ask_form, size * 8), size * 8, OURS),
+        Case("download, 8 times the size", wrap(load.ask_download, size * 8), size * 8, OURS),
+        Case("store", wrap(load.ask_form, size, b"/store"), size, OURS),
         Case("small GET", functools.partial(_small, REQUEST, requests), requests, ALL),
         Case("small multipart", functools.partial(_small, SMALL_FORM, requests), requests, ALL),
     ]
