@@ -48,6 +48,7 @@ def describe_exchange(exchange: Exchange, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 6),
         "first_byte_seconds": exchange.first_byte_seconds and round(exchange.first_byte_seconds, 6),
         "wait_seconds": waits,
+        "parts": exchange.parts or None,
         "client": exchange.client,
         "upstream": named.upstream or None,
         "endpoint": named.endpoint or None,

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_routes(config: Config) -> None:
     for route in RouteTable(config.routes).routes:
-        target = f" -> {route.forward.upstream}" if route.forward else ""
+        target = f" -> {route.upstream}" if route.upstream else ""
         print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (an answer)
 
 
@@ -112,6 +112,8 @@ def _curl_lines(route: Route, base: str) -> Iterator[str]:
     match route.action_name:
         case "forward":
             yield f"curl -F file=@README.md {url}"
+        case "split":
+            yield f"curl -F file=@README.md -F file=@LICENSE {url}"
         case "store":
             yield f"curl -F file=@README.md {url}"
         case "files":

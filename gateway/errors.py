@@ -76,6 +76,7 @@ class FaultKind(enum.Enum):
     TARGET_TOO_LONG = Verdict(414, _C, _OUT.LIMIT, _BAD, "Request target too long")
     RANGE_NOT_SATISFIABLE = Verdict(416, _C, _OUT.REFUSED, _BAD, "Range not satisfiable")
     EXPECTATION_FAILED = Verdict(417, _C, _OUT.REFUSED, _BAD, "Expectation failed")
+    NOT_A_FORM = Verdict(415, _C, _OUT.REFUSED, _BAD, "Not a form")
     HEAD_TOO_LARGE = Verdict(431, _C, _OUT.LIMIT, _BAD, "Request head too large")
     # The client's body.
     BAD_MULTIPART = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed multipart body")
@@ -88,6 +89,8 @@ class FaultKind(enum.Enum):
     TOO_MANY_PARTS = Verdict(413, _C, _OUT.LIMIT, _BAD, "Too many parts")
     #: 499 is nginx's word for it: nobody is left to be told, it only shows in the log and the metrics.
     CLIENT_LEFT = Verdict(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client left")
+    #: Stands in the document of a split, for a file that was not sent because one before it failed.
+    NOT_SENT = Verdict(424, _C, _OUT.REFUSED, _DENY, "Not sent")
     # Ourselves.
     BUG = Verdict(500, _G, _OUT.BUG, "proxy_internal_error", "Internal error")
     DISK_FAILED = Verdict(500, _G, _OUT.DISK_FAILED, "proxy_internal_error", "Disk error")
@@ -107,6 +110,9 @@ class FaultKind(enum.Enum):
     BAD_REDIRECT = Verdict(502, _U, _OUT.UPSTREAM_FAILED, _DENY, "Upstream redirected where it may not")
     RESPONSE_INCOMPLETE = Verdict(
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's body broke off"
+    )
+    ANSWER_TOO_LARGE = Verdict(
+        502, _U, _OUT.UPSTREAM_FAILED, "http_response_body_size", "Upstream's answer is too large"
     )
     CONNECT_TIMEOUT = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Upstream did not accept in time")
     RESPONSE_TIMEOUT = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "http_response_timeout", "Upstream did not answer in time")

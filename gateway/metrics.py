@@ -32,6 +32,7 @@ HELP: Final = {
     "gateway_wait_seconds": "Seconds transfers waited, by the side that made them wait.",
     "gateway_parts": "Parts of multipart forms, by kind (file, field).",
     "gateway_part_size_bytes": "Bytes of each part.",
+    "gateway_part_outcomes": "Parts of forms, by how they ended; files of a split by what their upstream said.",
     "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
     "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
     "gateway_upstream_retries": "Requests given to another endpoint, by why the one before could not take them.",
@@ -127,13 +128,16 @@ def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:
     waits = _counter("gateway_wait_seconds", "route", "side")
     parts = _counter("gateway_parts", "route", "kind")
     sizes = _histogram("gateway_part_size_bytes", "route")
+    outcomes = _counter("gateway_part_outcomes", "route", "outcome")
     for route in routes:
         for side, seconds in route.waits.items():
             waits.add_metric((route.route, side.value), seconds)
         for kind, count in list(route.parts.items()):
             parts.add_metric((route.route, kind), count)
+        for outcome, count in list(route.part_outcomes.items()):
+            outcomes.add_metric((route.route, outcome.value), count)
         _add(sizes, (route.route,), route.part_sizes)
-    yield from (waits, parts, sizes)
+    yield from (waits, parts, sizes, outcomes)
 
 
 def _counter(name: str, *labels: str) -> CounterMetricFamily:

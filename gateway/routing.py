@@ -68,6 +68,7 @@ class RouteTable:
 
 #: What an action can do when its route names no methods.
 _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    "split": ("POST", "PUT"),
     "store": ("POST", "PUT"),
     "files": ("GET", "HEAD"),
     "fetch": ("GET", "HEAD"),
@@ -126,7 +127,8 @@ def _path_rest(route: Route, path: str) -> str | None:
 
 def _rewrite(route: Route, path: str, plain: str) -> str:
     """Return the path for the upstream: as sent, unless the route rewrites it."""
-    rewrite = route.forward.rewrite if route.forward else None
+    action = route.forward or route.split
+    rewrite = action.rewrite if action else None
     if rewrite is None:
         return path
     match = route.match

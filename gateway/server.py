@@ -50,7 +50,7 @@ class Gateway:
         self._note = note
         self._scheme = b"https" if config.tls is not None else b"http"
         self._config = config
-        routes = ((route.name, route.forward.upstream if route.forward else "") for route in config.routes)
+        routes = ((route.name, route.upstream) for route in config.routes)
         self.tally = Tally(routes, config.upstreams)
         self._table = RouteTable(config.routes)
         self._drain = Drain()

@@ -97,10 +97,13 @@ class RouteTally:
     #: By kind of part.
     parts: Counter[str] = field(default_factory=Counter)
     part_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
+    #: By how it ended.
+    part_outcomes: Counter[Outcome] = field(default_factory=Counter)
 
-    def count_part(self, kind: str, size_bytes: int) -> None:
+    def count_part(self, kind: str, size_bytes: int, outcome: Outcome) -> None:
         """Count one part of a form at its end."""
         self.parts[kind] += 1
+        self.part_outcomes[outcome] += 1
         self.part_sizes.observe(size_bytes)
 
 

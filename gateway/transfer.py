@@ -226,6 +226,16 @@ class Transfer:
             watch.stop()
             self._settle(time.monotonic())
 
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Charge the block to the write side, unwatched: the sink has its own bounds for what it waits for."""
+        self._waiting_on = self.course.write_side
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._settle(time.monotonic())
+
     @property
     def waiting_on(self) -> Side:
         """The side being waited for now."""

@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
 from gateway.actions.forward import ForwardAction
+from gateway.actions.split import SplitAction
 from gateway.actions.store import StoreAction
 from gateway.config import Route
-from gateway.config.model import Fetch, Files, Forward
+from gateway.config.model import Fetch, Files, Forward, Split
 from gateway.disk import DiskWorkers
 from gateway.downstream import Exchange
 from gateway.lanes import Carrier
@@ -28,6 +29,8 @@ def make_action(
     match route.action:
         case Forward() as config:
             return ForwardAction(route, config, services[config.upstream], carrier)
+        case Split() as config:
+            return SplitAction(route, config, services[config.upstream])
         case Files() as config:
             return FilesAction(config, workers, carrier)
         case Fetch() as config:

@@ -57,12 +57,11 @@ class ForwardAction:
         # A declared length was checked: what follows it cannot be more.
         filters: list[Filter] = [limit] if exchange.length is None else []
         if self._config.multipart == "inspect" and (boundary := form_boundary(exchange)) is not None:
-            tally = exchange.named.tally
 
-            def count(part: Part) -> None:
-                tally.count_part(part.kind, part.size)
+            def note(part: Part) -> None:
+                exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE)
 
-            filters.append(PartInspector(boundary, self._route.limits, self._route.name, count))
+            filters.append(PartInspector(boundary, self._route.limits, self._route.name, note))
         return filters
 
     def _begin_upload(
@@ -88,8 +87,7 @@ class ForwardAction:
             carry_body = functools.partial(self._carrier.carry, upload, exchange.body)
         return Sending(
             encode_head(line, fields),
-            upload,
-            carry=carry_body,
+            carry_body,
             is_chunked=exchange.length is None,
             on_connected=exchange.invite,
         )

@@ -12,7 +12,7 @@ from gateway.config import Route
 from gateway.config.model import Store
 from gateway.disk import DiskWorkers, IncomingFile, Upload
 from gateway.downstream import Exchange
-from gateway.errors import Fault, FaultKind
+from gateway.errors import Fault, FaultKind, Outcome
 from gateway.headers import first_value
 from gateway.multipart import FormContent, PartKind, parse_disposition, read_form
 from gateway.routing import Found
@@ -74,7 +74,7 @@ class StoreAction:
             else:
                 while await part.read():
                     pass
-            exchange.named.tally.count_part(part.kind, part.size)
+            exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE)
         if not described:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
         return described

@@ -45,18 +45,16 @@ def cross_check(tree: Any) -> Iterator[Finding]:
     routes = [(index, _mapping(route)) for index, route in enumerate(_sequence(_mapping(tree).get("routes")))]
     yield from _check_tls(_mapping(_mapping(tree).get("tls")))
     yield from _check_names(routes)
-    used: set[str] = set()
     for index, route in routes:
         yield from _check_action(("routes", index), route)
         yield from _check_match(("routes", index, "match"), _mapping(route.get("match")))
         yield from _check_directories(("routes", index), route)
         yield from _check_allow(("routes", index, "fetch", "allow"), _mapping(route.get("fetch")))
-        name = _mapping(route.get("forward")).get("upstream")
-        if isinstance(name, str):
-            used.add(name)
-            if name not in upstreams:
+        for action in ("forward", "split"):
+            name = _mapping(route.get(action)).get("upstream")
+            if isinstance(name, str) and name not in upstreams:
                 known = ", ".join(sorted(map(str, upstreams))) or "none is configured"
-                yield ("routes", index, "forward", "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
+                yield ("routes", index, action, "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
     yield from _check_reach(routes)
 
 

@@ -68,6 +68,13 @@ def _parse_name(value: str) -> str:
     return value
 
 
+def _parse_field_name(value: str) -> str:
+    if not _TOKEN.fullmatch(value):
+        raise ValueError(f"{value!r} is not a field name: write a word like X-File-Name")
+    return value
+
+
+FieldName = Annotated[str, AfterValidator(_parse_field_name)]
 UrlPath = Annotated[str, AfterValidator(_parse_path)]
 Name = Annotated[str, AfterValidator(_parse_name)]
 NetworkText = Annotated[
@@ -162,6 +169,49 @@ class Forward(Section):
     )
 
 
+class FormFields(Section):
+    """What becomes of the form fields around a file that goes upstream by itself."""
+
+    keep: tuple[str, ...] | None = Field(None, description="Names of fields passed on. Default: all.")
+    drop: tuple[str, ...] = Field((), description="Names of fields left out.")
+    rename: dict[str, str] = Field({}, description="New names, by the client's names.")
+    add: dict[str, str] = Field({}, description="Fields added to every request, in place of the client's of that name.")
+    send: Literal["form", "query", "headers", "none"] | None = Field(
+        None,
+        description="Where they go: parts of the form, the query, header fields `X-Form-NAME`, or nowhere. "
+        "Default: form for `body: multipart`, query for `body: raw`.",
+    )
+
+
+class Split(Section):
+    """Make every file of a form an upstream request of its own, and answer with one document of all answers."""
+
+    upstream: str = Field(description="Name of the upstream; files are spread over its endpoints.")
+    rewrite: UrlPath | None = Field(
+        None, description="New path, as in forward; `{filename}` in it is the file's name, percent-encoded."
+    )
+    body: Literal["multipart", "raw"] = Field(
+        "multipart", description="A form with the one file, or the file's bytes with its Content-Type."
+    )
+    file_name: FieldName | None = Field(
+        "X-File-Name", description="With `body: raw`, the header field for the file's name, percent-encoded UTF-8."
+    )
+    fields: FormFields = Field(FormFields(), description="The form fields that stand before the file.")
+    host: Literal["preserve", "upstream"] = Field(
+        "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
+    )
+    max_parallel: int = Field(
+        4, ge=1, description="Files whose answers may be awaited at once; the next file waits for a place."
+    )
+    on_error: Literal["continue", "stop"] = Field(
+        "continue", description="After a file fails: go on with the next, or send no more."
+    )
+    max_answers: Size = Field(
+        _MIB,
+        description="Bytes of all answers together: they are held until the last, whose status decides 200 or 207.",
+    )
+
+
 class Store(Section):
     """Stream every file of an upload to disk, whole or not at all."""
 
@@ -199,6 +249,9 @@ class Limits(Section):
     max_parts: int = Field(64, ge=1, description="Parts of a multipart body: each costs CPU beyond its bytes.")
     max_part: Size = Field(10 * _GIB, description="Bytes of one file part.")
     max_field: Size = Field(_MIB, description="Bytes of one form field (a part without a file name).")
+    max_held: Size = Field(
+        64 * 2.0**10, description="Bytes of form fields held while the file behind them streams, all together."
+    )
     max_part_headers: Size = Field(
         16 * 2.0**10, description="Bytes of one part's header fields, and of the preamble before the first part."
     )
@@ -221,6 +274,7 @@ class Route(Section):
     name: Name = Field(description="The label in metrics and logs.")
     match: Match = Field(description="Which requests it takes.")
     forward: Forward | None = Field(None, description="Action: pipe to an upstream.")
+    split: Split | None = Field(None, description="Action: every file its own upstream request.")
     store: Store | None = Field(None, description="Action: upload to disk.")
     files: Files | None = Field(None, description="Action: download from disk.")
     fetch: Fetch | None = Field(None, description="Action: download from a URL.")
@@ -228,12 +282,18 @@ class Route(Section):
     timeouts: RouteTimeouts = Field(RouteTimeouts(), description="How slow a client may be.")
 
     @property
-    def action(self) -> Forward | Store | Files | Fetch:
+    def action(self) -> Forward | Split | Store | Files | Fetch:
         """The one action of the route."""
-        for action in (self.forward, self.store, self.files, self.fetch):
+        for action in (self.forward, self.split, self.store, self.files, self.fetch):
             if action is not None:
                 return action
         raise ValueError(f"route {self.name!r} has no action")
+
+    @property
+    def upstream(self) -> str:
+        """The upstream its bytes go to, "" where there is none."""
+        action = self.forward or self.split
+        return action.upstream if action is not None else ""
 
     @property
     def action_name(self) -> str:
@@ -241,7 +301,7 @@ class Route(Section):
         return type(self.action).__name__.lower()
 
 
-ACTIONS: Final = ("forward", "store", "files", "fetch")
+ACTIONS: Final = ("forward", "split", "store", "files", "fetch")
 
 
 class Config(Section):

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -28,6 +28,8 @@ from gateway.watch import Course, Pace
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
 LINGER_SECONDS: Final = 5.0
 LINGER_BYTES: Final = 512 * 2**20
+#: A line of the log tells of so many parts.
+_MOST_PARTS_LOGGED: Final = 64
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: Behind these nobody knows where the next request begins.
 _CLOSING: Final = frozenset(
@@ -64,6 +66,8 @@ class Exchange:
         self.upload: Transfer | None = None
         self.download: Transfer | None = None
         self.fault: Fault | None = None
+        #: What the log tells of the parts of a form, the first of them.
+        self.parts: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.first_byte_seconds: float | None = None
         self._is_chunked = first_value(fields, b"transfer-encoding") is not None
@@ -168,6 +172,12 @@ class Exchange:
             is_delivered=lambda: self.is_delivered,
         )
         return self.download
+
+    def note_part(self, number: int, kind: str, size: int, outcome: Outcome, **facts: Any) -> None:
+        """Count a part of the form that has ended, and tell the log of it."""
+        self.named.tally.count_part(kind, size, outcome)
+        if len(self.parts) < _MOST_PARTS_LOGGED:
+            self.parts.append({"part": number, "kind": str(kind), "size": size, "outcome": outcome.value, **facts})
 
     @property
     def _client_pace(self) -> Pace:

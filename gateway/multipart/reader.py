@@ -18,6 +18,9 @@ from gateway.errors import Fault, FaultKind
 from gateway.multipart.content import FormContent
 from gateway.multipart.disposition import Disposition, parse_disposition
 
+#: More than any size has, few enough for int().
+_MAX_DIGITS: Final = 18
+
 
 class PartKind(enum.StrEnum):
     """A part with a file name is a file, any other a field (RFC 7578 section 4.2)."""
@@ -78,6 +81,12 @@ class Part:
     def kind(self) -> PartKind:
         """Whether it is a file or a field."""
         return PartKind.FIELD if self.disposition.filename is None else PartKind.FILE
+
+    @property
+    def declared_bytes(self) -> int | None:
+        """The size its own Content-Length declares, None without a sound one. RFC 7578 section 4.8 deprecates it."""
+        declared: str = self.reader.headers.get("Content-Length", "")
+        return int(declared) if declared.isascii() and declared.isdigit() and len(declared) <= _MAX_DIGITS else None
 
     async def read(self) -> bytes:
         """Return the next data, b"" at the end. Raises Fault when the part outgrows its limit, before the excess."""

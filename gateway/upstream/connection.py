@@ -26,7 +26,6 @@ from aiohttp.http_writer import StreamWriter
 
 from gateway.errors import Fault
 from gateway.lanes import SocketEnd, drain_whole, is_plain
-from gateway.transfer import Transfer
 
 _READ_BYTES: Final = 2**18
 #: How long the last words of an upstream that broke the connection are waited for: they are in our kernel already.
@@ -36,25 +35,25 @@ Carry = Callable[["UpstreamSink"], Awaitable[None]]
 
 
 class WireBody(payload.Payload):
-    """A request as it goes on the wire: its head, and its body as a transfer (None without one).
+    """A request as it goes on the wire: its head, and how its body gets there (`carry`, None without one).
 
-    Handed to aiohttp as the body, so that head and transfer reach `WireRequest` through its public door.
+    Handed to aiohttp as the body, so that head and body reach `WireRequest` through its public door.
     """
 
     def __init__(
         self,
         head: bytes,
-        transfer: Transfer | None,
+        carry: Carry | None,
         *,
-        carry: Carry | None = None,
         is_chunked: bool,
         on_connected: Callable[[], None],
     ) -> None:
         super().__init__(None, content_type="application/octet-stream")
         self.head = head
-        self.transfer = transfer
         #: How the body gets into the sink it is given.
-        self._carry = carry
+        self.carry = carry
+        #: What broke our side of the request, to be asked before the upstream is blamed.
+        self.fault: Fault | None = None
         self.is_chunked = is_chunked
         #: Called once an endpoint is connected, before the first byte of the body is asked for.
         self.on_connected = on_connected
@@ -64,11 +63,6 @@ class WireBody(payload.Payload):
         self.sink: UpstreamSink | None = None
         self.task: asyncio.Task[None] | None = None
         self.is_sent = False
-
-    @property
-    def fault(self) -> Fault | None:
-        """What broke our side of the request, to be asked before the upstream is blamed."""
-        return self.transfer.fault if self.transfer is not None else None
 
     @property
     def size(self) -> int | None:
@@ -84,18 +78,19 @@ class WireBody(payload.Payload):
         await self.write_with_length(writer, None)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Pour the transfer into the connection, in aiohttp's writer task.
+        """Pour the body into the connection, in aiohttp's writer task.
 
         A failure of the source breaks the connection off at once: aiohttp would leave an answer that has begun
         hanging, and the upstream waiting for the rest.
         """
         del content_length
-        if self._carry is None or self.sink is None:
+        if self.carry is None or self.sink is None:
             return
         self._consumed = True
         try:
-            await self._carry(self.sink)
-        except Fault:
+            await self.carry(self.sink)
+        except Fault as fault:
+            self.fault = fault
             self.abort()
             raise
         self.sent()
@@ -163,7 +158,7 @@ class WireRequest(ClientRequest):
         wire.transport.write(wire.head)
         task: asyncio.Task[None] | None = None
         wire.on_connected()
-        if wire.transfer is None:
+        if wire.carry is None:
             wire.sent()
         else:
             # aiohttp keeps the task too and cancels it with the answer; named for the reader of a task dump.

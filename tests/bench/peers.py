@@ -176,7 +176,7 @@ def _command(name: str, ports: tuple[int, int], directory: Path, files: Path, ce
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
     if name == "gateway":
-        config.write_text(json.dumps(_gateway_config(port, up, files, certificate)))
+        config.write_text(json.dumps(_gateway_config((port, up), directory, files, certificate)))
         return [sys.executable, "-m", "gateway", "run", "--config", str(config)]
     if name == "naive":
         return [
@@ -198,7 +198,8 @@ def _command(name: str, ports: tuple[int, int], directory: Path, files: Path, ce
     return [program, "-c", str(config), "--concurrency", "1", "--base-id", base, "--log-level", "off"]
 
 
-def _gateway_config(port: int, up: int, files: Path, certificate: Path | None) -> dict[str, Any]:
+def _gateway_config(ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None) -> dict[str, Any]:
+    port, up = ports
     scheme = "https" if certificate else "http"
     return {
         **({"tls": {"certificate": str(certificate), "key": str(certificate)}} if certificate else {}),
@@ -210,7 +211,8 @@ def _gateway_config(port: int, up: int, files: Path, certificate: Path | None) -
             {
                 "name": "store",
                 "match": {"prefix": "/store"},
-                "store": {"directory": str(files), "if_exists": "replace"},
+                # Not where `files` serves from: a file just written would be read from the disk by whoever comes first.
+                "store": {"directory": str(directory), "if_exists": "replace"},
             },
             {
                 "name": "all",

@@ -15,6 +15,7 @@ from gateway.config.model import (
     Config,
     Fetch,
     Files,
+    FormFields,
     Forward,
     Health,
     Limits,
@@ -23,13 +24,14 @@ from gateway.config.model import (
     Route,
     RouteTimeouts,
     Section,
+    Split,
     Store,
     Tls,
     Upstream,
     UpstreamTimeouts,
 )
 from gateway.config.values import show_size
-from gateway.errors import FaultKind
+from gateway.errors import FaultKind, Outcome
 from gateway.metrics import HELP, TallyCollector
 from gateway.tally import Tally
 
@@ -44,6 +46,8 @@ SECTIONS: dict[str, type[Section]] = {
     "routes[]": Route,
     "routes[].match": Match,
     "routes[].forward": Forward,
+    "routes[].split": Split,
+    "routes[].split.fields": FormFields,
     "routes[].store": Store,
     "routes[].files": Files,
     "routes[].fetch": Fetch,
@@ -111,7 +115,7 @@ def render_metrics() -> str:
 def _labels(name: str) -> tuple[str, ...]:
     tally = Tally([("r", "u")], ["u"])
     tally.routes["r"].requests["GET", 200] = 1
-    tally.routes["r"].count_part("file", 1)
+    tally.routes["r"].count_part("file", 1, Outcome.COMPLETE)
     tally.upstreams["u"].endpoints_up["e"] = True
     tally.upstreams["u"].retries["x"] = 1
     for transfer in tally.routes["r"].transfers.values():

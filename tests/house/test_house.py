@@ -163,7 +163,7 @@ def test_readme_gives_the_two_commands_and_the_curls_of_the_default_config() -> 
     assert "make run" in text
     assert "make test" in text
     prefixes = re.findall(r"curl .*http://127\.0\.0\.1:8080(/[a-z]+)", text)
-    assert {"/proxy", "/upload", "/files", "/fetch"} <= set(prefixes)
+    assert {"/proxy", "/convert", "/upload", "/files", "/fetch"} <= set(prefixes)
 
 
 def test_names_avoid_the_words_that_say_nothing() -> None:

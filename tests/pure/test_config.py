@@ -107,7 +107,7 @@ routes:
         "write seconds (30), a unit (250ms, 30s, 5m, 1h) or off",
         "c.yaml:10: routes.a.forward.upstream: no upstream 'azr': use one of upstreams (asr)",
         "c.yaml:11: routes.a.limits.max_bodi: the key is not known here: "
-        "use one of max_body, max_field, max_part, max_part_headers, max_parts",
+        "use one of max_body, max_field, max_held, max_part, max_part_headers, max_parts",
         "c.yaml:12: routes.a.name: the name 'a' is also routes[0]'s: choose another",
         "c.yaml:13: routes.a.match: never reached: 'a' takes every such request first; remove one or narrow its match",
     ]
@@ -138,9 +138,10 @@ WRONG = {
     "upstreams: {a: {endpoints: [http://x], max_queued: -1}}\n" + ROUTE: "max_queued: -1 is too small: write 0 or more",
     "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
     "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
-    "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, store,",
+    "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, split,",
     "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "one action",
     "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
+    "routes: [{name: a, match: {prefix: /}, split: {upstream: u, file_name: a b}}]": "is not a field name",
     "routes: [{name: a, match: {regex: '('}, fetch: {allow: ['http://x/']}}]": "is not a regular expression",
     "routes: [{name: a, match: {path: x}, fetch: {allow: ['http://x/']}}]": "begin with a slash: write /x",
     "routes: [{name: a, match: {methods: ['G T']}, fetch: {allow: ['http://x/']}}]": "is not an HTTP method",
@@ -350,3 +351,10 @@ def test_tls_files_that_are_missing_or_unfit_are_named(certificate: Path, tmp_pa
     assert unfit.startswith("c.yaml:1: tls: certificate and key cannot be used (")
     (wrong,) = problems("tls: {certificate: 1, key: 2}\n" + GOOD)[:1]
     assert "is not a text" in wrong
+
+
+def test_routes_know_the_upstream_their_bytes_go_to() -> None:
+    split = parse_config(GOOD.replace("forward: {", "split: {file_name: X-Name, "))
+    assert (parse_config(GOOD).routes[0].upstream, split.routes[0].upstream) == ("asr", "asr")
+    fetch = parse_config("routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]")
+    assert fetch.routes[0].upstream == ""

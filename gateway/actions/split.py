@@ -1,0 +1,207 @@
+"""split: every file of a form its own upstream request, as its bytes arrive; one document of all answers.
+
+Files go upstream in the order of the form, one at a time, since they come one at a time; while earlier answers are
+awaited the next file streams already. Nothing of a file is held; the answers are, up to `max_answers`, because the
+status of the whole stands before them. What the client does wrong fails the whole exchange and cuts the file on its
+way; what an upstream does wrong is that file's entry in the document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from typing import Final
+
+from gateway.actions.delivery import Delivery, Entry, describe, head_of
+from gateway.actions.upload import check_upload, form_boundary
+from gateway.config import Route
+from gateway.config.model import Split
+from gateway.config.values import show_size
+from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind, Outcome
+from gateway.multipart import FormContent, FormField, Part, PartKind, read_form
+from gateway.routing import Found
+from gateway.tally import Side
+from gateway.transfer import Transfer
+from gateway.upstream import Service
+from gateway.watch import Pace
+
+_MULTI_STATUS: Final = 207
+
+
+class SplitAction:
+    """The action of one route."""
+
+    def __init__(self, route: Route, config: Split, service: Service) -> None:
+        self.route = route
+        self.config = config
+        self.service = service
+        timeouts = route.timeouts
+        self._write_pace = Pace(service.pace.idle_seconds, timeouts.min_rate, timeouts.grace)
+
+    async def __call__(self, exchange: Exchange, found: Found) -> None:
+        """Run one exchange. Raises Fault; cancelling cuts every file on its way."""
+        exchange.named.upstream = self.service.name
+        limit = check_upload(exchange, self.route)
+        boundary = form_boundary(exchange)
+        if boundary is None:
+            raise Fault(
+                FaultKind.NOT_A_FORM, "This route takes files in a form: send multipart/form-data (curl -F file=@NAME)."
+            )
+        async with contextlib.AsyncExitStack() as first:
+            # A place before the body is asked for: the first file's.
+            await first.enter_async_context(self.service.gate.slot())
+            exchange.invite()
+            with exchange.begin_upload([limit], Side.UPSTREAM_WRITE, self._write_pace) as transfer:
+                run = _Run(self, exchange, found, transfer)
+                entries = await run.work(boundary, first)
+        if not entries:
+            raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
+        status = 200 if all(entry.has_succeeded for entry in entries) else _MULTI_STATUS
+        body = describe(entries, exchange.trace.request_id.decode("latin-1"))
+        await exchange.reply(status, [(b"Content-Type", b"application/json")], body)
+
+
+class _Run:
+    """One form on its way: the fields seen so far, and what came of the files."""
+
+    def __init__(self, action: SplitAction, exchange: Exchange, found: Found, transfer: Transfer) -> None:
+        self._route = action.route
+        self._config = action.config
+        self._service = action.service
+        self._exchange = exchange
+        self._found = found
+        self._transfer = transfer
+        self._held: list[FormField] = []
+        self._held_bytes = 0
+        self._entries: list[Entry] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = asyncio.Event()
+        self._answers_left = action.config.max_answers
+
+    async def work(self, boundary: bytes, first: contextlib.AsyncExitStack) -> list[Entry]:
+        """Send every file and wait for every answer. Raises Fault for what the client did."""
+        fault: Fault | None = None
+        async with asyncio.TaskGroup() as group:
+            try:
+                await self._read_form(boundary, group, first)
+            except Fault as exc:
+                # Raised behind the group, which would wrap it; and the answers still awaited have nobody to go to.
+                fault = exc
+                for task in self._tasks:
+                    task.cancel()
+        for entry in self._entries:
+            outcome = fault.outcome if fault is not None and not entry.status else entry.outcome
+            self._exchange.note_part(entry.file.number, PartKind.FILE, entry.size, outcome)
+        if fault is not None:
+            raise fault
+        return self._entries
+
+    async def _read_form(self, boundary: bytes, group: asyncio.TaskGroup, first: contextlib.AsyncExitStack) -> None:
+        limits, name, transfer = self._route.limits, self._route.name, self._transfer
+        form = read_form(FormContent(boundary, limits, name, transfer.pull), boundary, limits, name)
+        while (part := await self._next_part(form)) is not None:
+            if part.kind is PartKind.FIELD:
+                continue
+            with transfer.held_up():
+                await self._wait_for_place()
+            if self._is_stopped:
+                self._entries.append(Entry(head_of(part), fault=_stopped()))
+            else:
+                await self._send(part, group, first)
+            if self._is_stopped:
+                transfer.end(Outcome.ANSWERED_EARLY)
+                return
+
+    async def _send(self, part: Part, group: asyncio.TaskGroup, first: contextlib.AsyncExitStack) -> None:
+        """Send one file; returns when its bytes have gone, or nobody takes them any more."""
+        delivery = Delivery(self._config, self._exchange, self._found, part, self._held)
+        self._entries.append(delivery.entry)
+        slot = first.pop_all() if len(self._entries) == 1 else self._service.gate.slot()
+        task = group.create_task(self._deliver(delivery, slot), name=f"file {part.number}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with self._transfer.held_up():
+            await delivery.connected.wait()
+        with self._transfer.watched(delivery.pending):
+            await self._stream(delivery, part, task)
+
+    async def _next_part(self, form: AsyncIterator[Part]) -> Part | None:
+        """Return the next part; a field is read to its end and held."""
+        with self._transfer.watched(_nothing_pending):
+            part = await anext(form, None)
+            if part is not None and part.kind is PartKind.FIELD:
+                self._hold(FormField(part.disposition.name, b"".join([data async for data in _data_of(part)])))
+                self._exchange.note_part(part.number, PartKind.FIELD, part.size, Outcome.COMPLETE)
+            return part
+
+    def _hold(self, field: FormField) -> None:
+        self._held_bytes += len(field.name) + len(field.value)
+        limit = self._route.limits.max_held
+        if self._held_bytes > limit:
+            key = f"routes.{self._route.name}.limits.max_held"
+            raise Fault(
+                FaultKind.FIELD_TOO_LARGE,
+                f"The form fields have more than {show_size(limit)} together: send less or raise {key}.",
+                facts={"limit": int(limit), "received": self._held_bytes, "config_key": key},
+            )
+        self._held.append(field)
+
+    @property
+    def _is_stopped(self) -> bool:
+        return self._config.on_error == "stop" and self._failed.is_set()
+
+    async def _wait_for_place(self) -> None:
+        while len(self._tasks) >= self._config.max_parallel:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _deliver(self, delivery: Delivery, slot: contextlib.AbstractAsyncContextManager[object]) -> None:
+        """Send one file and take its answer."""
+        try:
+            async with slot, self._service.exchange(self._exchange.method, delivery.make, delivery.note) as answer:
+                self._answers_left -= await delivery.take(answer, self._answers_left, self._service.pace.idle_seconds)
+        except Fault as fault:
+            delivery.entry.fault = fault
+        finally:
+            delivery.end()
+        if not delivery.entry.has_succeeded:
+            self._failed.set()
+
+    async def _stream(self, delivery: Delivery, part: Part, task: asyncio.Task[None]) -> None:
+        """Wait until the file's bytes have gone, or nobody takes them any more; then read the rest to nowhere."""
+        stopping = self._failed.wait() if self._config.on_error == "stop" else asyncio.Event().wait()
+        await _first_of(delivery.let_go.wait(), stopping)
+        if not delivery.let_go.is_set():
+            # A file before it failed, and the route says to stop: this one is cut.
+            task.cancel()
+            await asyncio.wait([task])
+            delivery.entry.fault = _stopped()
+        if delivery.source_fault is not None:
+            raise delivery.source_fault
+        if not self._is_stopped:
+            async for _ in _data_of(part):
+                pass
+
+
+async def _first_of(*waits: Awaitable[object]) -> None:
+    """Wait for the first, and drop the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _data_of(part: Part) -> AsyncIterator[bytes]:
+    while data := await part.read():
+        yield data
+
+
+def _stopped() -> Fault:
+    return Fault(FaultKind.NOT_SENT, "A file before this one failed, and the route's on_error says stop.")
+
+
+def _nothing_pending() -> int:
+    return 0

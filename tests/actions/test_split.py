@@ -1,0 +1,453 @@
+"""split: every file its own upstream request, in order, whole or cut; one document of what came of each."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.actors import (
+    RawUpstream,
+    Wire,
+    chunked,
+    form,
+    post,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def config(*endpoints: str, **route: Any) -> dict[str, Any]:
+    upstream_keys = route.pop("upstream_keys", {})
+    split = {"upstream": "up", **route.pop("split", {})}
+    return {
+        "upstreams": {"up": {"endpoints": list(endpoints), **upstream_keys}},
+        "routes": [{"name": "s", "match": {"path": "/split"}, "split": split, **route}],
+    }
+
+
+def answer(status: int, body: bytes, kind: bytes = b"text/plain") -> bytes:
+    head = b"HTTP/1.1 %d Whatever\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, kind, len(body)) + body
+
+
+class Seen:
+    """What an upstream was sent, and how it answers: by default with the SHA-256 of the body."""
+
+    def __init__(self, reply: Callable[[bytes, bytes], bytes] | None = None) -> None:
+        self.requests: list[tuple[bytes, bytes]] = []
+        self._reply = reply or (lambda _head, body: answer(200, hashlib.sha256(body).hexdigest().encode()))
+
+    async def __call__(self, wire: Wire) -> None:
+        while True:
+            head, body = await read_request(wire)
+            self.requests.append((head, body))
+            await wire.send(self._reply(head, body))
+
+    @property
+    def lines(self) -> list[bytes]:
+        return [head.split(b"\r\n")[0] for head, _ in self.requests]
+
+
+def file(name: str, data: bytes, filename: str | None = None) -> tuple[str, bytes]:
+    return f'name="{name}"; filename="{filename or name}"', data
+
+
+def request(body: bytes, **more: Any) -> bytes:
+    return post(body, target="/split", **more)
+
+
+def parts_of(raw: bytes, status: int) -> list[dict[str, Any]]:
+    got, fields, body = split_answer(raw)
+    assert (got, fields["content-type"]) == (status, "application/json"), raw
+    parts: list[dict[str, Any]] = json.loads(body)["parts"]
+    return parts
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def test_one_failing_file_leaves_the_others_whole_and_in_order() -> None:
+    files = [os.urandom(300_000), os.urandom(200_001), os.urandom(100)]
+
+    def reply(head: bytes, body: bytes) -> bytes:
+        return answer(500, b"no") if body == files[1] else answer(200, sha256(body).encode())
+
+    seen = [Seen(reply) for _ in range(3)]
+    async with RawUpstream(seen[0]) as a, RawUpstream(seen[1]) as b, RawUpstream(seen[2]) as c:
+        async with run_gateway(config(a.url, b.url, c.url, split={"body": "raw"})) as gateway:
+            body = form(*(file(f"f{number}", data) for number, data in enumerate(files)))
+            parts = parts_of(await gateway.ask(request(body)), 207)
+            assert [part["status"] for part in parts] == [200, 500, 200]
+            assert (parts[0]["body"], parts[2]["body"]) == (sha256(files[0]), sha256(files[2]))
+            assert [len(each.requests) for each in seen] == [1, 1, 1]
+            line = await gateway.last_line()
+            assert [part["outcome"] for part in line["parts"]] == ["complete", "upstream_failed", "complete"]
+            assert (line["status"], line["outcome"], line["upload"]) == (207, "complete", "complete")
+
+
+async def test_raw_files_go_with_their_type_and_name_and_the_fields_in_the_query() -> None:
+    seen = Seen()
+    async with RawUpstream(seen) as upstream:
+        keys = {"body": "raw", "rewrite": "/convert/{filename}"}
+        async with run_gateway(config(upstream.url, split=keys)) as gateway:
+            body = form(('name="lang"', b"de&en"), file("f", b"data", "ä b.txt"))
+            asked = request(body).replace(b"POST /split", b"POST /split?x=1")
+            parts = parts_of(await gateway.ask(asked), 200)
+            assert parts[0] | {"fields": 0, "body": 0} == {
+                "part": 2, "field": "f", "filename": "ä b.txt", "type": "application/octet-stream", "size": 4,
+                "status": 200, "fields": 0, "body": 0,
+            }  # fmt: skip
+            head, data = seen.requests[0]
+            assert (seen.lines, data) == ([b"POST /convert/%C3%A4%20b.txt?x=1&lang=de%26en HTTP/1.1"], b"data")
+            assert b"\r\nX-File-Name: %C3%A4%20b.txt\r\n" in head
+            assert head.lower().count(b"content-type:") == 1
+            assert b"Content-Type: application/octet-stream\r\n" in head
+            assert b"Transfer-Encoding: chunked" in head
+
+
+async def test_forms_are_made_anew_with_the_one_file_and_the_fields_before_it() -> None:
+    seen = Seen()
+    async with RawUpstream(seen) as upstream:
+        async with run_gateway(config(upstream.url)) as gateway:
+            evil = 'name="f"; filename="a\\"; name=\\"x.txt"'
+            body = form(('name="a"', b"1"), (evil, b"one"), ('name="late"', b"2"), file("g", b"two"))
+            parts_of(await gateway.ask(request(body)), 200)
+            first, second = (body for _, body in seen.requests)
+            boundary = first[2 : first.index(b"\r\n")]
+            assert boundary != b"XBOUNDARYX"
+            assert first == (
+                b"--" + boundary + b'\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+                b"--" + boundary + b'\r\nContent-Disposition: form-data; name="f"; filename="a%22; name=%22x.txt"\r\n'
+                b"Content-Type: application/octet-stream\r\n\r\none\r\n--" + boundary + b"--\r\n"
+            )
+            assert second.count(b"Content-Disposition") == 3
+            assert boundary not in second
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "fields"),
+    [
+        ({"keep": ["a"]}, b"/split?a=1", []),
+        ({"drop": ["a"]}, b"/split?b=2%0D%0A", []),
+        ({"rename": {"a": "alpha"}, "add": {"b": "9"}}, b"/split?alpha=1&b=9", []),
+        ({"send": "none"}, b"/split", []),
+        ({"send": "headers"}, b"/split", [b"X-Form-a: 1\r\n", b"X-Form-b: 2%0D%0A\r\n"]),
+    ],
+)
+async def test_form_fields_are_chosen_renamed_and_added(keys: dict[str, Any], line: bytes, fields: list[bytes]) -> None:
+    seen = Seen()
+    async with RawUpstream(seen) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw", "fields": keys})) as gateway:
+            body = form(('name="a"', b"1"), ('name="b"', b"2\r\n"), file("f", b"x"))
+            parts_of(await gateway.ask(request(body)), 200)
+            assert seen.lines == [b"POST " + line + b" HTTP/1.1"]
+            assert all(field in seen.requests[0][0] for field in fields)
+
+
+async def test_next_file_streams_while_earlier_answers_are_awaited() -> None:
+    """The first answer comes only after the third file has arrived whole."""
+    arrived = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        _, body = await read_request(wire)
+        if body == b"three":
+            arrived.set()
+        await arrived.wait()
+        await wire.send(answer(200, body))
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw", "max_parallel": 3})) as gateway:
+            body = form(file("a", b"one"), file("b", b"two"), file("c", b"three"))
+            parts = parts_of(await gateway.ask(request(body)), 200)
+            assert [part["body"] for part in parts] == ["one", "two", "three"]
+
+
+async def test_no_more_answers_are_awaited_at_once_than_allowed() -> None:
+    open_now = most = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal open_now, most
+        while True:
+            await wire.read_head()
+            open_now += 1
+            most = max(most, open_now)
+            while await wire.read_until(b"\r\n") != b"0\r\n":
+                await wire.read_until(b"\r\n")
+            await wire.read_until(b"\r\n")
+            open_now -= 1
+            await wire.send(answer(200, b"ok"))
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw", "max_parallel": 2})) as gateway:
+            body = form(*(file(f"f{number}", b"data") for number in range(9)))
+            assert len(parts_of(await gateway.ask(request(body)), 200)) == 9
+            assert most <= 2
+
+
+async def test_stop_sends_nothing_after_a_failure() -> None:
+    seen = Seen(lambda _head, body: answer(500 if body == b"two" else 200, b"."))
+    async with RawUpstream(seen) as upstream:
+        keys = {"body": "raw", "on_error": "stop", "max_parallel": 1}
+        async with run_gateway(config(upstream.url, split=keys)) as gateway:
+            body = form(file("a", b"one"), file("b", b"two"), file("c", b"three"), file("d", b"x" * 10**6))
+            parts = parts_of(await gateway.ask(request(body)), 207)
+            assert [(part["status"], part.get("error", {}).get("code")) for part in parts] == [
+                (200, None),
+                (500, None),
+                (424, "not_sent"),
+            ]
+            assert [data for _, data in seen.requests] == [b"one", b"two"]
+            assert (await gateway.last_line())["upload"] == "answered_early"
+
+
+async def test_stop_cuts_the_file_on_its_way() -> None:
+    failing = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        head = await wire.read_head()
+        if b"X-File-Name: a" in head:
+            await failing.wait()
+            await wire.send(answer(500, b"no"))
+            return
+        await wire.read_until(b"begun")
+        failing.set()
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw", "on_error": "stop"})) as gateway:
+            client = await gateway.connect()
+            body = form(file("a", b"one"), file("b", b"begun" + b"x" * 1000))
+            # The end of the second file is never sent.
+            await client.send(request(body)[:-100])
+            parts = parts_of(await client.read_to_end(), 207)
+            await client.close()
+            assert [part["status"] for part in parts] == [500, 424]
+            assert b"begun" in upstream.wires[1].received
+            assert not upstream.wires[1].received.endswith(b"0\r\n\r\n")
+
+
+async def test_client_that_leaves_mid_file_leaves_the_upstream_with_a_cut_one() -> None:
+    begun = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        while True:
+            if b"X-File-Name: b" in await wire.read_head():
+                await wire.read_until(b"begun")
+                begun.set()
+                await wire.read_to_end()
+                return
+            await wire.read_until(b"0\r\n\r\n")
+            await wire.send(answer(200, b"ok"))
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
+            client = await gateway.connect()
+            await client.send(request(form(file("a", b"one"), file("b", b"begun" + b"x" * 1000)))[:-100])
+            await begun.wait()
+            await client.close()
+            line = await gateway.last_line()
+            assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
+            await upstream.wait_finished()
+            assert all(not wire.received.endswith(b"x\r\n0\r\n\r\n") for wire in upstream.wires)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({"max_part": 1000}, "part_too_large"),
+        ({"max_parts": 1}, "too_many_parts"),
+        ({"max_body": 1500}, "body_too_large"),
+    ],
+)
+async def test_limit_broken_in_a_later_file_fails_the_whole_and_cuts(limits: dict[str, int], code: str) -> None:
+    seen = Seen()
+    async with RawUpstream(seen) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw"}, limits=limits)) as gateway:
+            body = form(file("a", b"one"), file("b", b"x" * 5000))
+            head = b"POST /split HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n"
+            head += b"Content-Type: multipart/form-data; boundary=XBOUNDARYX\r\n\r\n"
+            problem = problem_of(await gateway.ask(head + chunked(body[:200], body[200:])))
+            assert (problem["status"], problem["code"]) == (413, code)
+            assert all(len(data) < 100 for _, data in seen.requests)
+
+
+async def test_held_fields_are_bounded_together() -> None:
+    async with RawUpstream(Seen()) as upstream:
+        async with run_gateway(config(upstream.url, limits={"max_held": 100})) as gateway:
+            body = form(('name="a"', b"x" * 60), ('name="b"', b"x" * 60), file("f", b"data"))
+            problem = problem_of(await gateway.ask(request(body)))
+            assert (problem["code"], problem["config_key"]) == ("field_too_large", "routes.s.limits.max_held")
+            assert not upstream.wires
+
+
+async def test_what_is_no_form_with_a_file_is_refused() -> None:
+    async with RawUpstream(Seen()) as upstream, run_gateway(config(upstream.url)) as gateway:
+        assert problem_of(await gateway.ask(request(b"x", content_type="text/plain")))["status"] == 415
+        assert problem_of(await gateway.ask(request(form(('name="a"', b"1")))))["code"] == "bad_multipart"
+        assert not upstream.wires
+
+
+async def test_early_answer_within_a_file_skips_its_rest_and_goes_on() -> None:
+    async def script(wire: Wire) -> None:
+        head = await wire.read_head()
+        if b"X-File-Name: a" in head:
+            await wire.send(answer(413, b"full"))
+            await wire.close()
+            return
+        await wire.read_until(b"0\r\n\r\n")
+        await wire.send(answer(200, b"ok"))
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
+            body = form(file("a", b"x" * 5_000_000), file("b", b"two"))
+            parts = parts_of(await gateway.ask(request(body)), 207)
+            assert [part["status"] for part in parts] == [413, 200]
+            assert parts[0]["size"] <= 5_000_000
+
+
+async def test_endpoint_that_refuses_is_that_files_entry() -> None:
+    async with RawUpstream(Seen()) as gone:
+        url = gone.url
+    async with run_gateway(config(url, split={"body": "raw"})) as gateway:
+        parts = parts_of(await gateway.ask(request(form(file("a", b"one"), file("b", b"two")))), 207)
+        assert [(part["status"], part["error"]["code"]) for part in parts] == [(502, "connect_refused")] * 2
+
+
+async def test_upstream_that_goes_silent_within_its_answer_is_that_files_entry() -> None:
+    async def script(wire: Wire) -> None:
+        await read_request(wire)
+        await wire.send(answer(200, b"whole answer")[:-3])
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream:
+        keys = {"timeouts": {"idle": "100ms"}}
+        async with run_gateway(config(upstream.url, upstream_keys=keys)) as gateway:
+            parts = parts_of(await gateway.ask(request(form(file("a", b"one")))), 207)
+            assert (parts[0]["status"], parts[0]["error"]["code"]) == (504, "upstream_idle")
+
+
+async def test_answers_are_bounded_together() -> None:
+    seen = Seen(lambda _head, _body: answer(200, b"y" * 600))
+    async with RawUpstream(seen) as upstream:
+        async with run_gateway(config(upstream.url, split={"max_answers": 1000, "max_parallel": 1})) as gateway:
+            parts = parts_of(await gateway.ask(request(form(file("a", b"one"), file("b", b"two")))), 207)
+            assert parts[0]["body"] == "y" * 600
+            assert parts[1]["error"]["code"] == "answer_too_large"
+            assert "routes.s.split.max_answers" in parts[1]["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        (b"application/json", b'{"n": 1.10, "b": [1,\n2]}', '"body": {"n": 1.10, "b": [1,\n2]}'),
+        (b"application/problem+json; charset=utf-8", b'{"n": 1}', '"body": {"n": 1}'),
+        (b"application/json", b'{"n": NaN}', '"body_base64": "eyJuIjogTmFOfQ=="'),
+        (b"application/json", b'{"n": 1}, "status": 7', '"body_base64"'),
+        (b"text/plain", '"quoted" ä'.encode(), '"body": "\\"quoted\\" \\u00e4"'),
+        (b"image/png", b"\x89PNG", '"body_base64": "iVBORw=="'),
+    ],
+)
+async def test_answers_stand_in_the_document_as_they_were(kind: bytes, body: bytes, expected: str) -> None:
+    seen = Seen(lambda _head, _body: answer(200, body, kind))
+    async with RawUpstream(seen) as upstream, run_gateway(config(upstream.url)) as gateway:
+        raw = await gateway.ask(request(form(file("a", b"one"))))
+        assert expected in split_answer(raw)[2].decode()
+        assert len(parts_of(raw, 200)) == 1
+
+
+@pytest.mark.parametrize(("declared", "status"), [(3, 200), (2, 400), (4, 400)])
+async def test_size_a_part_declares_is_told_upstream_and_held_to(declared: int, status: int) -> None:
+    finished: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        head, body = await read_request(wire)
+        finished.append(body)
+        assert b"Content-Length: 3\r\n" in head
+        await wire.send(answer(200, b"ok"))
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
+            body = form(file("a", b"one")).replace(b"\r\n\r\none", b"\r\nContent-Length: %d\r\n\r\none" % declared)
+            assert split_answer(await gateway.ask(request(body)))[0] == status
+            assert finished == ([b"one"] if status == 200 else [])
+
+
+async def test_full_upstream_refuses_before_the_body_is_asked_for() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await read_request(wire)
+        begun.set()
+        await go_on.wait()
+        await wire.send(answer(200, b"ok"))
+
+    async with RawUpstream(script) as upstream:
+        keys = {"max_in_flight": 1, "max_queued": 0}
+        async with run_gateway(config(upstream.url, upstream_keys=keys)) as gateway:
+            first = asyncio.create_task(gateway.ask(request(form(file("a", b"one")))))
+            await begun.wait()
+            client = await gateway.connect()
+            head = request(form(file("a", b"one")), fields="Expect: 100-continue\r\n").partition(b"\r\n\r\n")[0]
+            await client.send(head + b"\r\n\r\n")
+            assert problem_of(await client.read_to_end())["code"] == "queue_full"
+            await client.close()
+            go_on.set()
+            parts_of(await first, 200)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_any_order_size_and_chunking_arrives_identical(seed: int) -> None:
+    chance = random.Random(seed)
+    parts: list[tuple[str, bytes]] = []
+    for number in range(chance.randint(1, 8)):
+        data = chance.choice((b"", b"\r\n", b"\r\n--", b"--XBOUNDARY", chance.randbytes(chance.randint(1, 200_000))))
+        parts.append(file(f"f{number}", data) if chance.random() < 0.7 else (f'name="n{number}"', data[:1000]))
+    parts.append(file("last", chance.randbytes(10)))
+    body = form(*parts)
+    files = [data for parameters, data in parts if "filename" in parameters]
+    seen = Seen()
+    async with RawUpstream(seen) as upstream:
+        keys = {"body": "raw", "fields": {"send": "none"}, "max_parallel": chance.randint(1, 4)}
+        async with run_gateway(config(upstream.url, split=keys)) as gateway:
+            client = await gateway.connect()
+            wire = request(body)
+            at = 0
+            while at < len(wire):
+                size = chance.choice((1, 7, 100, 5000, 100_000))
+                await client.send(wire[at : at + size])
+                at += size
+            entries = parts_of(await client.read_to_end(), 200)
+            await client.close()
+            assert [entry["body"] for entry in entries] == [sha256(data) for data in files]
+            assert [entry["size"] for entry in entries] == [len(data) for data in files]
+
+
+async def test_gateway_that_stops_cuts_every_file() -> None:
+    begun = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        begun.set()
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream:
+        stopping = config(upstream.url, split={"body": "raw"}) | {"drain_timeout": "100ms"}
+        async with run_gateway(stopping) as gateway:
+            client = await gateway.connect()
+            await client.send(request(form(file("a", b"x" * 100_000)))[:-50])
+            await begun.wait()
+        assert b"HTTP/1.1 200" not in await client.read_to_end()
+        await client.close()
+        assert not upstream.received.endswith(b"0\r\n\r\n")
