@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from gateway.downstream import Exchange
+from gateway.tally import Side
 from gateway.transfer import Transfer
 
 #: Takes what there is to be told of an exchange.
@@ -61,10 +62,13 @@ def _waits(transfer: Transfer | None) -> dict[str, float]:
     if transfer is None:
         return {}
     course = transfer.course
-    return {
+    waits = {
         course.read_side.value: round(transfer.read_seconds, 6),
         course.write_side.value: round(transfer.write_seconds, 6),
     }
+    if transfer.filter_seconds:
+        waits[Side.FILTER.value] = round(transfer.filter_seconds, 6)
+    return waits
 
 
 class JsonFormatter(logging.Formatter):

@@ -10,13 +10,15 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from gateway import __version__
 from gateway.accesslog import Note, start_logging
-from gateway.config import Config, ConfigError, Route, json_schema, load_config
+from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.values import Endpoint
+from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.routing import RouteTable, describe_match
 from gateway.server import Gateway
 
@@ -30,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.command:
             case "run":
-                return _run(load_config(options.config), is_demo=options.demo)
+                return _run(_load(options.config), is_demo=options.demo)
             case "check":
-                load_config(options.config)
+                _load(options.config)
                 print(f"{options.config}: fine")  # noqa: T201 (a command's answer)
             case "routes":
                 _print_routes(load_config(options.config))
@@ -43,6 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(problem, file=sys.stderr)  # noqa: T201 (a command's answer)
         return _BAD_CONFIG
     return 0
+
+
+def _load(path: Path) -> Config:
+    """Load a config and try out its filters, which may come from elsewhere. Raises ConfigError."""
+    config = load_config(path)
+    problems = []
+    with ThreadPoolExecutor(1) as threads:
+        for route in config.routes:
+            try:
+                make_filters(route, FilterContext(route.name, threads))
+            except FilterProblem as problem:
+                problems.append(Problem(str(path), 0, "", str(problem)))
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _parser() -> argparse.ArgumentParser:

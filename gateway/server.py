@@ -11,10 +11,12 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from aiohttp import web
@@ -28,6 +30,7 @@ from gateway.disk import DiskWorkers
 from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
 from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
+from gateway.filters import FilterContext, make_filters
 from gateway.gate import Drain
 from gateway.headers import Origin, check_head, is_trusted, name_trace
 from gateway.lanes import Carrier
@@ -66,6 +69,8 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             self._workers = DiskWorkers()
             stack.callback(self._workers.close)
+            self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "filter")
+            stack.callback(self._threads.shutdown)
             self._services = {
                 name: Service(name, upstream, self.tally.upstreams[name]) for name, upstream in config.upstreams.items()
             }
@@ -127,7 +132,14 @@ class Gateway:
     def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction]:
         carrier = Carrier(self._config.lanes)
         actions = {
-            route.name: make_action(route, self._services, self._workers, carrier) for route in self._config.routes
+            route.name: make_action(
+                route,
+                self._services,
+                self._workers,
+                carrier,
+                make_filters(route, FilterContext(route.name, self._threads)),
+            )
+            for route in self._config.routes
         }
         for action in actions.values():
             if isinstance(action, FetchAction):

@@ -33,6 +33,8 @@ class Side(enum.StrEnum):
     DOWNSTREAM_WRITE = "downstream_write"
     DISK_WRITE = "disk_write"
     DISK_READ = "disk_read"
+    #: Ourselves: a filter that hashes, scans or holds a rate.
+    FILTER = "filter"
 
 
 class Histogram:

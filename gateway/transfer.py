@@ -47,6 +47,14 @@ class Filter(Protocol):
         ...
 
 
+class AwaitedFilter(Protocol):
+    """Has more to do with what it saw than can be done at once."""
+
+    async def catch_up(self) -> None:
+        """Do it, before the chunk is passed on. Raises Fault."""
+        ...
+
+
 class Transfer:
     """One body on its way. A context manager: leaving it ends the transfer, as cut if nobody said otherwise."""
 
@@ -58,6 +66,7 @@ class Transfer:
         *,
         length: int | None,
         filters: Sequence[Filter] = (),
+        awaited: AwaitedFilter | None = None,
         why_cancelled: Callable[[], Fault],
         is_delivered: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -66,6 +75,7 @@ class Transfer:
         self.course = course
         self._source = source
         self._filters = filters
+        self._awaited = awaited
         self._length = length
         self._tally = tally.transfers[course.direction]
         self._waits = tally.waits
@@ -80,6 +90,7 @@ class Transfer:
         self.moved_bytes = 0
         self.read_seconds = 0.0
         self.write_seconds = 0.0
+        self.filter_seconds = 0.0
         self.started = self._since = time.monotonic()
         self._out_bytes = 0
         self._chunk_began = self.started
@@ -163,6 +174,11 @@ class Transfer:
                 self._judge(chunk)
             else:
                 self._end_source()
+            if self._awaited is not None:
+                with self.filtering():
+                    await self._awaited.catch_up()
+            if chunk:
+                self._count(len(chunk))
         except Fault as fault:
             self.fault = self.fault or fault
             raise
@@ -227,6 +243,20 @@ class Transfer:
             self._settle(time.monotonic())
 
     @contextmanager
+    def filtering(self) -> Iterator[None]:
+        """Charge the block to the filters."""
+        self._settle(time.monotonic())
+        self._waiting_on = Side.FILTER
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self.filter_seconds += now - self._since
+            self._waits[Side.FILTER] += now - self._since
+            self._since = now
+            self._waiting_on = self.course.write_side
+
+    @contextmanager
     def held_up(self) -> Iterator[None]:
         """Charge the block to the write side, unwatched: the sink has its own bounds for what it waits for."""
         self._waiting_on = self.course.write_side
@@ -273,7 +303,6 @@ class Transfer:
             each.see(chunk)
         if self.moved_bytes + size == self._length:
             self._finish_filters()
-        self._count(size)
 
     def _count(self, size: int) -> None:
         self.moved_bytes += size

@@ -126,7 +126,8 @@ class Watch:
         silent_seconds = now - max(transfer.waiting_since, self._progress_at)
         pace = course.write_pace if is_writing else course.read_pace
         moved = transfer.moved_bytes - pending
-        if silent_seconds >= pace.idle_seconds:
+        # Filters have bounds of their own, and nobody else is to be blamed for them.
+        if silent_seconds >= pace.idle_seconds and side is not Side.FILTER:
             return _stall(side, 0, f"nothing for {pace.idle_seconds:g} s after {moved} bytes")
         if now - transfer.started >= course.total_seconds:
             return _stall(side, 1, f"{moved} bytes within the {course.total_seconds:g} s a transfer may take")
@@ -138,10 +139,11 @@ class Watch:
         """Compare the bytes of the last window with the seconds each side was waited for in it."""
         transfer, course = self._transfer, self._course
         waiting = now - transfer.waiting_since
-        is_writing = transfer.waiting_on is course.write_side
+        reading = waiting if transfer.waiting_on is course.read_side else 0.0
+        writing = waiting if transfer.waiting_on is course.write_side else 0.0
         seconds = {
-            course.read_side: transfer.read_seconds - self._window_read + (0.0 if is_writing else waiting),
-            course.write_side: transfer.write_seconds - self._window_write + (waiting if is_writing else 0.0),
+            course.read_side: transfer.read_seconds - self._window_read + reading,
+            course.write_side: transfer.write_seconds - self._window_write + writing,
         }
         fresh = moved - self._window_bytes
         window = now - self._window_began
@@ -153,8 +155,8 @@ class Watch:
                     f"{fresh} bytes in {window:.3g} s and at least {pace.min_rate:g} bytes/s are asked for",
                 )
         self._window_began, self._window_bytes = now, moved
-        self._window_read = transfer.read_seconds + (0.0 if is_writing else waiting)
-        self._window_write = transfer.write_seconds + (waiting if is_writing else 0.0)
+        self._window_read = transfer.read_seconds + reading
+        self._window_write = transfer.write_seconds + writing
         return None
 
 

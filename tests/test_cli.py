@@ -34,6 +34,16 @@ def test_bad_config_is_2_with_every_problem_and_no_traceback(
     assert [line.rpartition("c.yaml:")[2].split(":")[0] for line in lines] == ["1", "2"]
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_filter_nobody_brings_is_2_and_names_those_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    text = "upstreams: {up: {endpoints: [http://x]}}\nroutes: [{name: a, match: {prefix: /}, forward: {upstream: up}, "
+    (tmp_path / "c.yaml").write_text(text + "filters: [digest, {shrink: {}}]}]")
+    assert main([command, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "routes.a.filters[1]: no filter 'shrink': use one of compress, decompress" in capsys.readouterr().err
+
+
 def test_missing_config_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--config", "/does/not/exist.yaml"]) == 2
     assert "cannot be read" in capsys.readouterr().err

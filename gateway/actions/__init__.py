@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
@@ -13,6 +13,7 @@ from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward, Split
 from gateway.disk import DiskWorkers
 from gateway.downstream import Exchange
+from gateway.filters import FilterKind
 from gateway.lanes import Carrier
 from gateway.routing import Found
 from gateway.upstream import Service
@@ -23,17 +24,21 @@ __all__ = ["Action", "FetchAction", "make_action"]
 
 
 def make_action(
-    route: Route, services: Mapping[str, Service], workers: DiskWorkers, carrier: Carrier
+    route: Route,
+    services: Mapping[str, Service],
+    workers: DiskWorkers,
+    carrier: Carrier,
+    kinds: Sequence[FilterKind],
 ) -> Action | FetchAction:
     """Return the action of a route, ready to take exchanges."""
     match route.action:
         case Forward() as config:
-            return ForwardAction(route, config, services[config.upstream], carrier)
+            return ForwardAction(route, config, services[config.upstream], carrier, kinds)
         case Split() as config:
-            return SplitAction(route, config, services[config.upstream])
+            return SplitAction(route, config, services[config.upstream], kinds)
         case Files() as config:
             return FilesAction(config, workers, carrier)
         case Fetch() as config:
             return FetchAction(config, carrier)
         case config:
-            return StoreAction(route, config, workers)
+            return StoreAction(route, config, workers, kinds)

@@ -6,19 +6,21 @@ import asyncio
 import base64
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.actions.shape import FileHead, shape_file, without_content_fields
+from gateway.actions.shape import shape_file, without_content_fields
 from gateway.config.model import Split
 from gateway.config.values import Endpoint, show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
+from gateway.filters import FileHead, FilteredFile, FilterKind, TransformKind, head_of
 from gateway.headers import Fields, encode_head, end_to_end, first_value, request_fields
 from gateway.multipart import FormField, Part
 from gateway.routing import Found
+from gateway.transfer import Transfer
 from gateway.upstream import ReceivedAnswer, Sending, UpstreamSink
 
 _FIRST_FAILURE: Final = 400
@@ -34,6 +36,8 @@ class Entry:
     fields: Fields = ()
     body: bytes = b""
     fault: Fault | None = None
+    #: What filters found out.
+    facts: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def has_succeeded(self) -> bool:
@@ -51,8 +55,21 @@ class Entry:
 class Delivery:
     """One file being sent. Its entry is filled as it goes."""
 
-    def __init__(self, config: Split, exchange: Exchange, found: Found, part: Part, held: Sequence[FormField]) -> None:
-        self.entry = Entry(head_of(part))
+    def __init__(
+        self,
+        config: Split,
+        exchange: Exchange,
+        found: Found,
+        part: Part,
+        *,
+        held: Sequence[FormField],
+        kinds: Sequence[FilterKind],
+        transfer: Transfer,
+    ) -> None:
+        file = head_of(part, exchange.client)
+        if any(isinstance(kind, TransformKind) for kind in kinds):
+            file = replace(file, size=None)
+        self.entry = Entry(file)
         #: Set once an endpoint is connected, or it is clear that none will be.
         self.connected = asyncio.Event()
         #: Set once nobody reads the file's bytes any more: they are gone, or its request has ended.
@@ -64,7 +81,14 @@ class Delivery:
         self._found = found
         self._part = part
         self._shaped = shape_file(config.body, config.fields, config.file_name, self.entry.file, held)
+        self._filtered = FilteredFile(kinds, file, self._read_part, transfer.filtering) if kinds else None
+        self._read = self._filtered.read if self._filtered is not None else self._read_part
         self._sink: UpstreamSink | None = None
+
+    async def prepare(self) -> None:
+        """Read as much as filters must see before an upstream hears of the file. Raises Fault."""
+        if self._filtered is not None:
+            await self._filtered.read_first()
 
     def make(self, endpoint: Endpoint) -> Sending:
         """Return the request for an endpoint."""
@@ -105,9 +129,12 @@ class Delivery:
         self.entry.status, self.entry.body = answer.status, bytes(body)
         return len(body)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Say that nobody reads the file's bytes any more."""
         self.entry.size = self._part.size
+        if self._filtered is not None:
+            await self._filtered.close()
+            self.entry.facts = self._filtered.facts()
         self.connected.set()
         self.let_go.set()
 
@@ -137,9 +164,9 @@ class Delivery:
             self._refuse_length()
         if shaped.suffix:
             await sink.write(shaped.suffix)
-        self.end()
+        await self.end()
 
-    async def _read(self) -> bytes:
+    async def _read_part(self) -> bytes:
         try:
             return await self._part.read()
         except Fault as fault:
@@ -166,12 +193,6 @@ async def _read_in_time(answer: ReceivedAnswer, idle_seconds: float) -> bytes:
         ) from None
 
 
-def head_of(part: Part) -> FileHead:
-    """Return what is known of a file part."""
-    said = part.disposition
-    return FileHead(part.number, said.name, said.filename or "", part.content_type, part.declared_bytes)
-
-
 def describe(entries: Sequence[Entry], request_id: str) -> bytes:
     """Return the document that tells what came of every file, in the order of the form, as JSON."""
     parts = ",\n".join(_describe_entry(entry) for entry in entries)
@@ -186,6 +207,7 @@ def _describe_entry(entry: Entry) -> str:
         "filename": file.filename,
         "type": file.content_type,
         "size": entry.size,
+        **entry.facts,
         "status": fault.status if fault is not None else entry.status,
     }
     if fault is not None:

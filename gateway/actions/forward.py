@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.actions.upload import check_upload, form_boundary
+from gateway.actions.upload import check_upload, form_boundary, raw_head
 from gateway.config import Route
 from gateway.config.model import Forward
 from gateway.config.values import Endpoint
-from gateway.downstream import Exchange
+from gateway.downstream import Exchange, RequestBody
 from gateway.errors import Outcome
+from gateway.filters import FileHead, FilesAlong, FilterKind, TransformKind
 from gateway.headers import Field, encode_head, request_fields, response_fields
 from gateway.lanes import Carrier
-from gateway.multipart import Part, PartInspector
+from gateway.multipart import Part, PartInspector, PartKind
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Filter, Transfer
@@ -29,7 +30,10 @@ from gateway.watch import Pace
 class ForwardAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Forward, service: Service, carrier: Carrier) -> None:
+    def __init__(
+        self, route: Route, config: Forward, service: Service, carrier: Carrier, kinds: Sequence[FilterKind]
+    ) -> None:
+        self._kinds = [kind for kind in kinds if not isinstance(kind, TransformKind)]
         self._carrier = carrier
         self._route = route
         self._config = config
@@ -40,38 +44,51 @@ class ForwardAction:
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; cancelling cuts both sides."""
         exchange.named.upstream = self._service.name
-        filters = self._make_filters(exchange)
+        filters, along = self._make_filters(exchange)
         async with self._service.gate.slot():
-            with self._begin_upload(exchange, filters) as upload:
+            with self._begin_upload(exchange, filters, along) as upload:
+                first = await _read_first(exchange, upload, along) if upload is not None and along is not None else []
                 answers = self._service.exchange(
                     exchange.method,
-                    lambda endpoint: self._make_request(exchange, found, endpoint, upload),
+                    lambda endpoint: self._make_request(exchange, found, endpoint, upload, first),
                     lambda endpoint: _note(exchange, endpoint),
                 )
                 async with answers as answer:
-                    await relay(exchange, answer, self._service.pace, upload, self._carrier)
+                    await relay(exchange, answer, self._service.pace, upload, self._carrier, along=along)
 
-    def _make_filters(self, exchange: Exchange) -> list[Filter]:
+    def _make_filters(self, exchange: Exchange) -> tuple[list[Filter], FilesAlong | None]:
         """Return what looks at the body, having refused what its head already gives away."""
         limit = check_upload(exchange, self._route)
         # A declared length was checked: what follows it cannot be more.
         filters: list[Filter] = [limit] if exchange.length is None else []
+        along: FilesAlong | None = None
+        if self._kinds and exchange.body is not None:
+
+            def note_file(file: FileHead, size: int, facts: dict[str, str | int]) -> None:
+                exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, **facts)
+
+            along = FilesAlong(self._kinds, exchange.client, note_file)
         if self._config.multipart == "inspect" and (boundary := form_boundary(exchange)) is not None:
 
             def note(part: Part) -> None:
-                exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE)
+                if along is None or part.kind is PartKind.FIELD:
+                    exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE)
 
-            filters.append(PartInspector(boundary, self._route.limits, self._route.name, note))
-        return filters
+            filters.append(PartInspector(boundary, self._route.limits, self._route.name, note, along))
+        elif along is not None:
+            along.take_whole_body(raw_head(exchange, ""))
+        return ([*filters, along] if along is not None else filters), along
 
     def _begin_upload(
-        self, exchange: Exchange, filters: list[Filter]
+        self, exchange: Exchange, filters: list[Filter], along: FilesAlong | None
     ) -> contextlib.AbstractContextManager[Transfer | None]:
         if exchange.body is None:
             return contextlib.nullcontext()
-        return exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace)
+        return exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace, along)
 
-    def _make_request(self, exchange: Exchange, found: Found, endpoint: Endpoint, upload: Transfer | None) -> Sending:
+    def _make_request(
+        self, exchange: Exchange, found: Found, endpoint: Endpoint, upload: Transfer | None, first: list[bytes]
+    ) -> Sending:
         fields: list[Field] = [(b"Host", self._host(exchange, endpoint))]
         fields += request_fields(exchange.fields, exchange.origin, exchange.trace)
         if exchange.length is None:
@@ -84,7 +101,7 @@ class ForwardAction:
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
         carry_body: Callable[[UpstreamSink], Awaitable[None]] | None = None
         if upload is not None and exchange.body is not None:
-            carry_body = functools.partial(self._carrier.carry, upload, exchange.body)
+            carry_body = functools.partial(_carry, self._carrier, upload, exchange.body, first)
         return Sending(
             encode_head(line, fields),
             carry_body,
@@ -98,8 +115,33 @@ class ForwardAction:
         return endpoint.authority.encode()
 
 
+async def _read_first(exchange: Exchange, upload: Transfer, along: FilesAlong) -> list[bytes]:
+    """Read and hold what filters must see of a body before an upstream hears of the request. Raises Fault."""
+    first: list[bytes] = []
+    if along.has_verdict:
+        return first
+    exchange.invite()
+    with upload.watched(_nothing_pending):
+        while not along.has_verdict and (chunk := await upload.pull()):
+            first.append(chunk)
+    return first
+
+
+async def _carry(carrier: Carrier, upload: Transfer, body: RequestBody, first: list[bytes], sink: UpstreamSink) -> None:
+    """Send what was held, then the rest."""
+    while first:
+        await sink.write(first.pop(0))
+    await carrier.carry(upload, body, sink)
+
+
 async def relay(
-    exchange: Exchange, answer: ReceivedAnswer, pace: Pace, upload: Transfer | None, carrier: Carrier
+    exchange: Exchange,
+    answer: ReceivedAnswer,
+    pace: Pace,
+    upload: Transfer | None,
+    carrier: Carrier,
+    *,
+    along: FilesAlong | None = None,
 ) -> None:
     """Pipe an upstream's answer to the client. Raises Fault; then what the client got must be cut.
 
@@ -113,6 +155,8 @@ async def relay(
     download = exchange.begin_download(answer, answer.body_length, Side.UPSTREAM_READ, pace)
     with download:
         fields = response_fields(answer.fields, exchange.trace)
+        if along is not None:
+            fields += along.answer_fields()
         sink = await exchange.begin_answer(answer.status, answer.reason, fields, answer.length)
 
         async def finish() -> None:
@@ -124,6 +168,10 @@ async def relay(
         await carrier.carry(download, answer, sink, finish)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.ANSWERED_EARLY)
+
+
+def _nothing_pending() -> int:
+    return 0
 
 
 def _note(exchange: Exchange, endpoint: Endpoint) -> None:

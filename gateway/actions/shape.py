@@ -9,23 +9,13 @@ from urllib.parse import quote, quote_from_bytes
 
 from gateway.config import FormFields
 from gateway.errors import Fault, FaultKind
+from gateway.filters import FileHead
 from gateway.headers import Field, Fields
 from gateway.multipart import FormField, FormWriter
 
 #: Fields of the client's request that speak about the envelope and not about the file in it.
 _ABOUT_CONTENT: Final = (b"content-", b"repr-digest", b"digest", b"want-")
 _MAX_FIELD_VALUE_BYTES: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class FileHead:
-    """What is known of a file before its first byte. `size` None is not known."""
-
-    number: int
-    field: str
-    filename: str
-    content_type: str | None
-    size: int | None
 
 
 @dataclass(frozen=True, slots=True)

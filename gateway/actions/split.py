@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final
 
-from gateway.actions.delivery import Delivery, Entry, describe, head_of
+from gateway.actions.delivery import Delivery, Entry, describe
 from gateway.actions.upload import check_upload, form_boundary
 from gateway.config import Route
 from gateway.config.model import Split
 from gateway.config.values import show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
+from gateway.filters import FilterKind, head_of
 from gateway.multipart import FormContent, FormField, Part, PartKind, read_form
 from gateway.routing import Found
 from gateway.tally import Side
@@ -33,7 +34,8 @@ _MULTI_STATUS: Final = 207
 class SplitAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Split, service: Service) -> None:
+    def __init__(self, route: Route, config: Split, service: Service, kinds: Sequence[FilterKind]) -> None:
+        self.kinds = kinds
         self.route = route
         self.config = config
         self.service = service
@@ -70,6 +72,7 @@ class _Run:
         self._route = action.route
         self._config = action.config
         self._service = action.service
+        self._kinds = action.kinds
         self._exchange = exchange
         self._found = found
         self._transfer = transfer
@@ -78,6 +81,7 @@ class _Run:
         self._entries: list[Entry] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
+        self._has_sent = False
         self._answers_left = action.config.max_answers
 
     async def work(self, boundary: bytes, first: contextlib.AsyncExitStack) -> list[Entry]:
@@ -93,7 +97,7 @@ class _Run:
                     task.cancel()
         for entry in self._entries:
             outcome = fault.outcome if fault is not None and not entry.status else entry.outcome
-            self._exchange.note_part(entry.file.number, PartKind.FILE, entry.size, outcome)
+            self._exchange.note_part(entry.file.number, PartKind.FILE, entry.size, outcome, **entry.facts)
         if fault is not None:
             raise fault
         return self._entries
@@ -107,7 +111,7 @@ class _Run:
             with transfer.held_up():
                 await self._wait_for_place()
             if self._is_stopped:
-                self._entries.append(Entry(head_of(part), fault=_stopped()))
+                self._entries.append(Entry(head_of(part, self._exchange.client), fault=_stopped()))
             else:
                 await self._send(part, group, first)
             if self._is_stopped:
@@ -116,9 +120,21 @@ class _Run:
 
     async def _send(self, part: Part, group: asyncio.TaskGroup, first: contextlib.AsyncExitStack) -> None:
         """Send one file; returns when its bytes have gone, or nobody takes them any more."""
-        delivery = Delivery(self._config, self._exchange, self._found, part, self._held)
+        delivery = Delivery(
+            self._config,
+            self._exchange,
+            self._found,
+            part,
+            held=self._held,
+            kinds=self._kinds,
+            transfer=self._transfer,
+        )
         self._entries.append(delivery.entry)
-        slot = first.pop_all() if len(self._entries) == 1 else self._service.gate.slot()
+        with self._transfer.watched(_nothing_pending):
+            if not await self._prepare(delivery, part):
+                return
+        slot = self._service.gate.slot() if self._has_sent else first.pop_all()
+        self._has_sent = True
         task = group.create_task(self._deliver(delivery, slot), name=f"file {part.number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -156,6 +172,21 @@ class _Run:
         while len(self._tasks) >= self._config.max_parallel:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
+    async def _prepare(self, delivery: Delivery, part: Part) -> bool:
+        """Show the first bytes to the filters that must see them; say whether the file may be sent."""
+        try:
+            await delivery.prepare()
+        except Fault as fault:
+            await delivery.end()
+            if delivery.source_fault is not None:
+                raise
+            delivery.entry.fault = fault
+            self._failed.set()
+            async for _ in _data_of(part):
+                pass
+            return False
+        return True
+
     async def _deliver(self, delivery: Delivery, slot: contextlib.AbstractAsyncContextManager[object]) -> None:
         """Send one file and take its answer."""
         try:
@@ -164,7 +195,7 @@ class _Run:
         except Fault as fault:
             delivery.entry.fault = fault
         finally:
-            delivery.end()
+            await delivery.end()
         if not delivery.entry.has_succeeded:
             self._failed.set()
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from gateway.actions.upload import check_upload, form_boundary
+from gateway.actions.upload import check_upload, form_boundary, raw_head
 from gateway.config import Route
 from gateway.config.model import Store
-from gateway.disk import DiskWorkers, IncomingFile, Upload
+from gateway.disk import DiskWorkers, Upload
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
+from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
 from gateway.headers import first_value
 from gateway.multipart import FormContent, PartKind, parse_disposition, read_form
 from gateway.routing import Found
 from gateway.tally import Side
+from gateway.transfer import Transfer
 from gateway.watch import Pace
 
 
 class StoreAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Store, workers: DiskWorkers) -> None:
+    def __init__(self, route: Route, config: Store, workers: DiskWorkers, kinds: Sequence[FilterKind]) -> None:
+        self._kinds = kinds
         self._route = route
         self._config = config
         self._workers = workers
@@ -47,9 +50,9 @@ class StoreAction:
                 transfer = exchange.begin_upload([limit], Side.DISK_WRITE, Pace())
                 with transfer, transfer.watched(_nothing_pending):
                     if boundary is None:
-                        described = [await self._store_raw(exchange, found, upload, transfer.pull)]
+                        described = [await self._store_raw(exchange, found, upload, transfer)]
                     else:
-                        described = await self._store_form(exchange, upload, boundary, transfer.pull)
+                        described = await self._store_form(exchange, upload, boundary, transfer)
                     # Within the transfer: an upload whose commit fails has not ended well.
                     stored = await upload.commit()
         for description, file in zip(described, stored, strict=True):
@@ -58,44 +61,55 @@ class StoreAction:
         await exchange.reply(201, [(b"Content-Type", b"application/json")], body)
 
     async def _store_form(
-        self, exchange: Exchange, upload: Upload, boundary: bytes, more: Callable[[], Awaitable[bytes]]
+        self, exchange: Exchange, upload: Upload, boundary: bytes, transfer: Transfer
     ) -> list[dict[str, str | int | None]]:
         """Store every file part; form fields are read and left out."""
         limits, route = self._route.limits, self._route.name
         described: list[dict[str, str | int | None]] = []
-        content = FormContent(boundary, limits, route, more)
+        content = FormContent(boundary, limits, route, transfer.pull)
         async for part in read_form(content, boundary, limits, route):
             if part.kind is PartKind.FILE:
-                filename = part.disposition.filename or ""
-                await _fill(await upload.begin(filename), part.read)
-                described.append(
-                    {"field": part.disposition.name, "filename": filename, "type": part.content_type or "text/plain"}
-                )
+                file = head_of(part, exchange.client)
+                facts = await self._fill(upload, file, part.read, transfer)
+                kind = part.content_type or "text/plain"
+                described.append({"field": file.field, "filename": file.filename, "type": kind, **facts})
             else:
+                facts = {}
                 while await part.read():
                     pass
-            exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE)
+            exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE, **facts)
         if not described:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
         return described
 
     async def _store_raw(
-        self, exchange: Exchange, found: Found, upload: Upload, pull: Callable[[], Awaitable[bytes]]
+        self, exchange: Exchange, found: Found, upload: Upload, transfer: Transfer
     ) -> dict[str, str | int | None]:
-        filename = _raw_name(exchange, found)
-        await _fill(await upload.begin(filename), pull)
-        return {"field": None, "filename": filename, "type": _content_type(exchange)}
+        filename, kind = _raw_name(exchange, found), _content_type(exchange)
+        file = raw_head(exchange, filename)
+        facts = await self._fill(upload, file, transfer.pull, transfer)
+        return {"field": None, "filename": filename, "type": kind, **facts}
+
+    async def _fill(
+        self, upload: Upload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer
+    ) -> dict[str, str | int]:
+        """Write a file as its filters give it; return what they found out."""
+        incoming = await upload.begin(file.filename)
+        filtered = FilteredFile(self._kinds, file, read, transfer.filtering) if self._kinds else None
+        try:
+            pull = read if filtered is None else filtered.read
+            while data := await pull():
+                await incoming.write(data)
+        finally:
+            if filtered is not None:
+                await filtered.close()
+        await incoming.finish()
+        return {} if filtered is None else filtered.facts()
 
     async def _store_empty(self, exchange: Exchange, found: Found, upload: Upload) -> dict[str, str | int | None]:
         filename = _raw_name(exchange, found)
         await (await upload.begin(filename)).finish()
         return {"field": None, "filename": filename, "type": _content_type(exchange)}
-
-
-async def _fill(file: IncomingFile, read: Callable[[], Awaitable[bytes]]) -> None:
-    while data := await read():
-        await file.write(data)
-    await file.finish()
 
 
 def _raw_name(exchange: Exchange, found: Found) -> str:

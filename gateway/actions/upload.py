@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.config import Route
 from gateway.downstream import Exchange
-from gateway.filters import BodyLimit
+from gateway.filters import BodyLimit, FileHead
 from gateway.headers import first_value
 from gateway.multipart import boundary_of
 
@@ -27,3 +27,9 @@ def form_boundary(exchange: Exchange) -> bytes | None:
     if exchange.body is None or content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return None
     return boundary_of(content_type)
+
+
+def raw_head(exchange: Exchange, filename: str) -> FileHead:
+    """Return what is known of a body that is no form, taken for one file."""
+    fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.fields}
+    return FileHead(0, "", filename, fields.get("content-type"), exchange.length, fields, exchange.client)

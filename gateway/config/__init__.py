@@ -6,12 +6,13 @@ Pure but for one read of the file. `document` knows YAML and positions, `values`
 
 from gateway.config.check import Problem
 from gateway.config.load import ConfigError, load_config, parse_config
-from gateway.config.model import Config, FormFields, Limits, Route, RouteTimeouts, Upstream
+from gateway.config.model import Config, FilterChoice, FormFields, Limits, Route, RouteTimeouts, Upstream
 from gateway.config.schema import json_schema
 
 __all__ = [
     "Config",
     "ConfigError",
+    "FilterChoice",
     "FormFields",
     "Limits",
     "Problem",

@@ -50,6 +50,7 @@ def cross_check(tree: Any) -> Iterator[Finding]:
         yield from _check_match(("routes", index, "match"), _mapping(route.get("match")))
         yield from _check_directories(("routes", index), route)
         yield from _check_allow(("routes", index, "fetch", "allow"), _mapping(route.get("fetch")))
+        yield from _check_filters(("routes", index), route)
         for action in ("forward", "split"):
             name = _mapping(route.get(action)).get("upstream")
             if isinstance(name, str) and name not in upstreams:
@@ -97,6 +98,15 @@ def _check_action(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
         yield path, f"the route has no action: add one of {', '.join(ACTIONS)}"
     for extra in actions[1:]:
         yield (*path, extra), f"a route has one action and this one already has {actions[0]}: make it two routes"
+
+
+def _check_filters(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
+    if not route.get("filters"):
+        return
+    if "files" in route or "fetch" in route:
+        yield (*path, "filters"), "filters look at uploads, and this route takes none: remove them"
+    if _mapping(route.get("forward")).get("multipart") == "opaque":
+        yield (*path, "filters"), "filters see no files with multipart: opaque: set it to inspect, or remove them"
 
 
 def _check_match(path: KeyPath, match: dict[str, Any]) -> Iterator[Finding]:

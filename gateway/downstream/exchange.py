@@ -22,7 +22,7 @@ from gateway.downstream.body import RequestBody
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
 from gateway.headers import Field, Fields, Origin, Target, Trace, first_value, own_fields
 from gateway.tally import Direction, RouteTally, Side
-from gateway.transfer import Filter, Source, Transfer
+from gateway.transfer import AwaitedFilter, Filter, Source, Transfer
 from gateway.watch import Course, Pace
 
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
@@ -133,7 +133,9 @@ class Exchange:
             return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer was complete.")
         return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
 
-    def begin_upload(self, filters: Sequence[Filter], write_side: Side, write_pace: Pace) -> Transfer:
+    def begin_upload(
+        self, filters: Sequence[Filter], write_side: Side, write_pace: Pace, awaited: AwaitedFilter | None = None
+    ) -> Transfer:
         """Return the transfer of the request body towards `write_side`. There must be a body."""
         if self.body is None:
             raise ValueError("a request without a body has nothing to upload")
@@ -150,6 +152,7 @@ class Exchange:
             self.named.tally,
             length=self.length,
             filters=filters,
+            awaited=awaited,
             why_cancelled=self.why_cancelled,
         )
         return self.upload

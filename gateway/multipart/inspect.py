@@ -10,19 +10,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from types import coroutine
+from typing import Protocol
 
 from gateway.config import Limits
 from gateway.errors import Fault, FaultKind
 from gateway.multipart.content import FormContent
-from gateway.multipart.reader import Part, read_form
+from gateway.multipart.reader import Part, PartKind, read_form
+
+
+class FileListener(Protocol):
+    """Told of the files of a form as they pass. Must not wait."""
+
+    def begin(self, part: Part, /) -> None:
+        """A file begins."""
+        ...
+
+    def data(self, chunk: bytes, /) -> None:
+        """Some of it has come."""
+        ...
+
+    def end(self) -> None:
+        """It was whole."""
+        ...
 
 
 class PartInspector:
     """Reads along a multipart body. Raises Fault from `see` before an offending chunk may be passed on."""
 
-    def __init__(self, boundary: bytes, limits: Limits, route: str, on_part: Callable[[Part], None]) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        limits: Limits,
+        route: str,
+        on_part: Callable[[Part], None],
+        listener: FileListener | None = None,
+    ) -> None:
         self._chunk: bytes | None = None
         self._on_part = on_part
+        self._listener = listener
         content = FormContent(boundary, limits, route, self._more)
         self._course = self._read(content, boundary, limits, route)
         self._is_ended = False
@@ -53,8 +78,15 @@ class PartInspector:
 
     async def _read(self, content: FormContent, boundary: bytes, limits: Limits, route: str) -> None:
         async for part in read_form(content, boundary, limits, route):
-            while await part.read():
-                pass
+            listener = self._listener if part.kind is PartKind.FILE else None
+            if listener is None:
+                while await part.read():
+                    pass
+            else:
+                listener.begin(part)
+                while data := await part.read():
+                    listener.data(data)
+                listener.end()
             self._on_part(part)
 
     async def _more(self) -> bytes:

@@ -12,9 +12,13 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from gateway.config.model import (
+    Compress,
     Config,
+    Decompress,
+    Digest,
     Fetch,
     Files,
+    FilterChoice,
     FormFields,
     Forward,
     Health,
@@ -24,8 +28,10 @@ from gateway.config.model import (
     Route,
     RouteTimeouts,
     Section,
+    Sniff,
     Split,
     Store,
+    Throttle,
     Tls,
     Upstream,
     UpstreamTimeouts,
@@ -51,6 +57,12 @@ SECTIONS: dict[str, type[Section]] = {
     "routes[].store": Store,
     "routes[].files": Files,
     "routes[].fetch": Fetch,
+    "routes[].filters[]": FilterChoice,
+    "routes[].filters[].digest": Digest,
+    "routes[].filters[].sniff": Sniff,
+    "routes[].filters[].throttle": Throttle,
+    "routes[].filters[].compress": Compress,
+    "routes[].filters[].decompress": Decompress,
     "routes[].limits": Limits,
     "routes[].timeouts": RouteTimeouts,
 }

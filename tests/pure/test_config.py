@@ -358,3 +358,33 @@ def test_routes_know_the_upstream_their_bytes_go_to() -> None:
     assert (parse_config(GOOD).routes[0].upstream, split.routes[0].upstream) == ("asr", "asr")
     fetch = parse_config("routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]")
     assert fetch.routes[0].upstream == ""
+
+
+def test_filters_are_names_with_options_or_names_alone() -> None:
+    text = (
+        GOOD
+        + "    filters: [digest, {sniff: {allow: [image/*]}}, {mine: {a: 1}}, {throttle: {rate: 5MB/s}}, {compress: }]"
+    )
+    route = parse_config(text).routes[0]
+    assert [choice.name for choice in route.filters] == ["digest", "sniff", "mine", "throttle", "compress"]
+    assert (route.filters[0].options.algorithm, route.filters[2].options) == ("sha256", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ("[{digest: {}, sniff: {allow: [a/b]}}]", "a filter is one name with its options"),
+        ("[{digest: {algorithm: rot13}}]", "routes.a.filters[0].digest.algorithm: 'rot13' is not known"),
+        ("[{throttle: {rate: 0}}]", "nothing would ever flow"),
+        ("[7]", "filters[0]"),
+    ],
+)
+def test_filters_that_make_no_sense_are_told(filters: str, message: str) -> None:
+    assert any(message in problem for problem in problems(GOOD + f"    filters: {filters}\n"))
+
+
+def test_filters_that_would_see_nothing_are_told() -> None:
+    opaque = GOOD.replace("upstream: asr}", "upstream: asr, multipart: opaque}") + "    filters: [digest]\n"
+    assert "filters see no files with multipart: opaque" in problems(opaque)[0]
+    fetch = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, filters: [digest]}]"
+    assert "filters look at uploads" in problems(fetch)[0]

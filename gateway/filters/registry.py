@@ -1,0 +1,61 @@
+"""From the config's names to filters: the built-in ones, and plug-ins by entry point (group `gateway.filters`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from gateway.config import FilterChoice, Route
+from gateway.config.model import Compress, Decompress, Digest, Sniff, Throttle
+from gateway.filters.coding import CompressKind, DecompressKind
+from gateway.filters.digest import DigestKind
+from gateway.filters.file import FilterContext, FilterKind, MakeKind
+from gateway.filters.sniff import SniffKind
+from gateway.filters.throttle import ThrottleKind
+
+_GROUP: Final = "gateway.filters"
+
+
+class FilterProblem(Exception):
+    """A filter that cannot be made: what, where, how to mend."""
+
+
+def make_filters(route: Route, context: FilterContext) -> list[FilterKind]:
+    """Return the filters of a route. Raises FilterProblem."""
+    return [
+        _make(choice, f"routes.{route.name}.filters[{index}]", context) for index, choice in enumerate(route.filters)
+    ]
+
+
+def _make(choice: FilterChoice, where: str, context: FilterContext) -> FilterKind:
+    try:
+        match choice.options:
+            case Digest() as options:
+                return DigestKind(options.algorithm, context)
+            case Sniff() as options:
+                return SniffKind(options.allow)
+            case Throttle() as options:
+                return ThrottleKind(options.rate, options.per)
+            case Compress() as options:
+                return CompressKind(options.coding, options.level, context)
+            case Decompress() as options:
+                return DecompressKind(options.max_bytes, context)
+            case options:
+                return _make_plugin(choice.name, options, where, context)
+    except ImportError as exc:
+        raise FilterProblem(f"{where}: {choice.name} needs a package that is not here: pip install {exc.name}") from exc
+
+
+def _make_plugin(name: str, options: Any, where: str, context: FilterContext) -> FilterKind:
+    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    if name not in found:
+        known = ", ".join(sorted({*FilterChoice.model_fields, *found}))
+        raise FilterProblem(f"{where}: no filter {name!r}: use one of {known}, or install the package that brings it")
+    make: MakeKind = found[name].load()
+    if not isinstance(options, Mapping):
+        raise FilterProblem(f"{where}.{name}: {options!r} is not a mapping: indent the filter's options below its name")
+    try:
+        return make(options, context)
+    except ValueError as exc:
+        raise FilterProblem(f"{where}.{name}: {exc}") from exc

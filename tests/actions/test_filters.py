@@ -1,0 +1,434 @@
+"""Filters on every action that takes files: what they see, what they stop, and that nothing stopped looks whole."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import hashlib
+import json
+import os
+import random
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import Fault, FaultKind
+from gateway.filters import FileHead, FilterContext, Observer
+from gateway.filters.throttle import Bucket, ThrottleKind
+from gateway.headers import Field
+from gateway.tally import Side
+from tests.actors import (
+    OK,
+    RawUpstream,
+    Wire,
+    answering,
+    chunked,
+    form,
+    forward_config,
+    post,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489") + b"\0" * 100
+DATA = os.urandom(700_000)
+FILE = 'name="f"; filename="a.bin"'
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def claim(data: bytes, algorithm: str = "sha-256") -> str:
+    name = algorithm.replace("-", "")
+    return f"{algorithm}=:{base64.b64encode(hashlib.new(name, data).digest()).decode()}:"
+
+
+async def swallow(wire: Wire) -> None:
+    """Take whatever comes, to the end."""
+    await wire.read_head()
+    await wire.read_to_end()
+
+
+def with_part_field(body: bytes, field: str) -> bytes:
+    """Add a header field to the file of a form."""
+    return body.replace(b"Content-Type: application/octet-stream", field.encode(), 1)
+
+
+def split_config(upstream: str, filters: list[Any], **keys: Any) -> dict[str, Any]:
+    return {
+        "upstreams": {"up": {"endpoints": [upstream]}},
+        "routes": [
+            {
+                "name": "r",
+                "match": {"prefix": "/"},
+                "split": {"upstream": "up", "body": "raw", **keys},
+                "filters": filters,
+            }
+        ],
+    }
+
+
+def store_config(directory: Path, filters: list[Any]) -> dict[str, Any]:
+    action = {"directory": str(directory)}
+    return {"routes": [{"name": "r", "match": {"prefix": "/"}, "store": action, "filters": filters}]}
+
+
+@pytest.mark.parametrize("kind", ["form", "raw", "chunked"])
+async def test_digest_is_told_in_the_answer_and_the_log(kind: str) -> None:
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        seen.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
+            body = DATA if kind == "raw" else form((FILE, DATA), ('name="x"', b"1"))
+            request = post(body, content_type="application/x-raw" if kind == "raw" else "")
+            if kind == "chunked":
+                head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+                request = head + chunked(body[:100_000], body[100_000:])
+            status, fields, _ = split_answer(await gateway.ask(request))
+            assert (status, seen) == (200, [body])
+            assert fields["x-upload-digest"] == claim(DATA)
+            line = await gateway.last_line()
+            files = [part for part in line["parts"] if part["kind"] == "file"]
+            assert [(part["sha256"], part["size"]) for part in files] == [(sha256(DATA), len(DATA))]
+            assert set(line["wait_seconds"]) >= {"filter", "downstream_read", "upstream_write"}
+            assert gateway.tally.routes["r"].waits[Side.FILTER] > 0
+
+
+@pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
+@pytest.mark.parametrize("kind", ["form", "raw"])
+async def test_digest_that_fits_passes_and_one_byte_less_is_cut_before_the_end(kind: str, algorithm: str) -> None:
+    async with RawUpstream(answering(OK)) as good, RawUpstream(swallow) as bad:
+        for upstream, data in ((good, DATA), (bad, DATA[:-1] + bytes([DATA[-1] ^ 1]))):
+            async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
+                field = f"Content-Digest: {claim(DATA, algorithm)}"
+                if kind == "form":
+                    request = post(with_part_field(form((FILE, data)), field))
+                else:
+                    request = post(data, content_type="x/y", fields=field + "\r\n")
+                answer = await gateway.ask(request)
+                if upstream is good:
+                    assert split_answer(answer)[0] == 200
+                    continue
+                problem = problem_of(answer)
+                assert (problem["status"], problem["code"]) == (422, "digest_mismatch")
+                assert problem["expected"] != problem["received"]
+                await bad.wait_finished()
+                assert len(bad.received.partition(b"\r\n\r\n")[2]) < len(request.partition(b"\r\n\r\n")[2])
+
+
+async def test_digest_that_is_none_is_400() -> None:
+    async with RawUpstream(swallow) as upstream:
+        async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
+            request = post(b"x", content_type="x/y", fields="Content-Digest: sha-256=abc\r\n")
+            assert problem_of(await gateway.ask(request))["code"] == "bad_digest"
+
+
+async def test_digests_are_told_per_file_and_a_wrong_one_is_that_files_entry() -> None:
+    finished: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        while True:
+            finished.append((await read_request(wire))[1])
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(split_config(upstream.url, [{"digest": {"algorithm": "crc32c"}}])) as gateway:
+            body = form((FILE, b"123456789"), (FILE, DATA), (FILE, b"three"))
+            wrong = f"Repr-Digest: {claim(b'other')}"
+            at = body.index(b"\r\n\r\n123456789") + 1
+            body = body[:at] + with_part_field(body[at:], wrong)
+            status, _, text = split_answer(await gateway.ask(post(body)))
+            parts = json.loads(text)["parts"]
+            assert [part["status"] for part in parts] == [200, 422, 200]
+            # The check value of CRC-32C (RFC 3720 appendix B.4 and every catalogue).
+            assert (status, parts[0]["crc32c"]) == (207, "e3069283")
+            assert parts[1]["error"]["code"] == "digest_mismatch"
+            assert finished == [b"123456789", b"three"]
+
+
+async def test_stored_files_are_held_to_their_digest(tmp_path: Path) -> None:
+    async with run_gateway(store_config(tmp_path, [{"digest": {"algorithm": "md5"}}])) as gateway:
+        status, _, text = split_answer(await gateway.ask(post(form((FILE, DATA)))))
+        described = json.loads(text)["files"][0]
+        assert (status, described["md5"]) == (201, hashlib.md5(DATA).hexdigest())
+        wrong = with_part_field(form((FILE, DATA)), f"Content-Digest: {claim(b'other')}")
+        assert problem_of(await gateway.ask(post(wrong)))["code"] == "digest_mismatch"
+        assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "found"),
+    [
+        (PNG, 200, "image/png"),
+        (b"%PDF-1.7\n" + b"x" * 200_000, 415, "application/pdf"),
+        (b"plain text\n" * 10, 415, "text/plain"),
+        (os.urandom(10), 415, "application/octet-stream"),
+        (b"", 415, "text/plain"),
+    ],
+)
+async def test_type_is_judged_before_the_upstream_hears_of_the_request(data: bytes, status: int, found: str) -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        filters = [{"sniff": {"allow": ["image/*"]}}]
+        async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
+            request = post(form(('name="note"', b"hi"), ('name="f"; filename="a.png"', data)))
+            answer = await gateway.ask(request)
+            assert split_answer(answer)[0] == status
+            if status == 200:
+                assert upstream.received.endswith(request.partition(b"\r\n\r\n")[2])
+                assert (await gateway.last_line())["parts"][-1]["sniffed"] == found
+            else:
+                problem = problem_of(answer)
+                assert (problem["code"], problem["sniffed"]) == ("type_not_allowed", found)
+                assert not upstream.wires
+
+
+async def test_verdict_falls_within_64_kib_while_the_client_holds_the_rest_back() -> None:
+    async with RawUpstream(swallow) as upstream:
+        filters = [{"sniff": {"allow": ["image/*"]}}]
+        async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
+            client = await gateway.connect()
+            request = post(form((FILE, b"%PDF-1.7\n" + b"x" * 500_000)))
+            await client.send(request[:70_000])
+            assert problem_of(await client.read_to_end())["code"] == "type_not_allowed"
+            await client.close()
+            assert not upstream.wires
+
+
+async def test_later_file_of_another_type_cuts_the_upstream() -> None:
+    async with RawUpstream(swallow) as upstream:
+        filters = [{"sniff": {"allow": ["image/*"]}}]
+        async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
+            body = form((FILE, PNG + b"x" * 1_000_000), (FILE, b"%PDF-1.7\n"))
+            assert problem_of(await gateway.ask(post(body)))["code"] == "type_not_allowed"
+            await upstream.wait_finished()
+            assert b"%PDF" not in upstream.received
+
+
+async def test_client_that_asks_first_is_invited_before_the_verdict() -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        filters = [{"sniff": {"allow": ["image/png"]}}]
+        async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
+            client = await gateway.connect()
+            head, _, body = post(form((FILE, PNG)), fields="Expect: 100-continue\r\n").partition(b"\r\n\r\n")
+            await client.send(head + b"\r\n\r\n")
+            assert b"100 Continue" in await client.read_head()
+            await client.send(body)
+            assert split_answer(await client.read_to_end())[0] == 200
+            await client.close()
+
+
+async def test_sniffed_files_of_a_split_fail_alone(tmp_path: Path) -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        filters = [{"sniff": {"allow": ["image/*"]}}, "digest"]
+        async with run_gateway(split_config(upstream.url, filters)) as gateway:
+            body = form((FILE, PNG), (FILE, b"text" * 50_000), (FILE, PNG))
+            parts = json.loads(split_answer(await gateway.ask(post(body)))[2])["parts"]
+            assert [part["status"] for part in parts] == [200, 415, 200]
+            assert parts[2]["sha256"] == sha256(PNG)
+
+
+@pytest.mark.parametrize("per", ["route", "client"])
+async def test_throttle_makes_files_wait_and_blames_nobody(per: str) -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        filters = [{"throttle": {"rate": "2MB/s", "per": per}}]
+        keys = {"idle": "50ms", "min_rate": "5MB/s", "grace": "50ms"}
+        async with run_gateway(forward_config(upstream.url, filters=filters, timeouts=keys)) as gateway:
+            assert split_answer(await gateway.ask(post(form((FILE, DATA)))))[0] == 200
+            line = await gateway.last_line()
+            assert line["wait_seconds"]["filter"] > line["wait_seconds"]["downstream_read"]
+            assert line["outcome"] == "complete"
+
+
+def test_bucket_grants_as_the_rate_allows() -> None:
+    bucket = Bucket(1000.0)
+    # A quarter of a second's worth at once; then the rate, shared in the order of asking; and nothing is saved up.
+    assert bucket.grant(250, 100.0) == 0
+    assert bucket.grant(1000, 100.0) == pytest.approx(1.0)
+    assert bucket.grant(500, 100.5) == pytest.approx(1.0)
+    assert bucket.grant(250, 200.0) == 0
+    assert bucket.grant(250, 200.0) == pytest.approx(0.25)
+
+
+async def test_clients_that_left_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.filters.throttle._MOST_CLIENTS", 2)
+    kind = ThrottleKind(1e9, "client")
+    for number in range(10):
+        kind(FileHead(1, "f", "a", None, None, client=str(number)))
+    assert len(kind._buckets) <= 2
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_files_are_compressed_on_their_way_to_disk(coding: str, tmp_path: Path) -> None:
+    data = b"the same again and again " * 50_000
+    async with run_gateway(store_config(tmp_path, ["digest", {"compress": {"coding": coding}}])) as gateway:
+        described = json.loads(split_answer(await gateway.ask(post(form((FILE, data)))))[2])["files"][0]
+        stored = (tmp_path / "a.bin").read_bytes()
+        assert (gzip.decompress(stored) if coding == "gzip" else zlib.decompress(stored)) == data
+        assert len(stored) == described["size"] < len(data) / 20
+        # The digest filter stands first, so it speaks of the client's bytes; store's own of those on disk.
+        assert described["sha256"] == sha256(stored)
+
+
+@pytest.mark.parametrize("made", [gzip.compress, zlib.compress, lambda data: gzip.compress(data[:9]) * 3])
+async def test_files_are_decompressed_on_their_way(made: Any, tmp_path: Path) -> None:
+    data = os.urandom(1000) * 3000
+    packed = made(data)
+    expected = data if len(packed) > 200 else data[:9] * 3
+    async with run_gateway(store_config(tmp_path, ["decompress"])) as gateway:
+        assert split_answer(await gateway.ask(post(form((FILE, packed)))))[0] == 201
+        assert (tmp_path / "a.bin").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("packed", "code"),
+    [
+        (gzip.compress(b"\0" * 5_000_000), "body_too_large"),
+        (b"no gzip", "bad_coding"),
+        (gzip.compress(DATA)[:-9], "bad_coding"),
+        (b"", "bad_coding"),
+    ],
+)
+async def test_bombs_and_rubbish_leave_no_file(packed: bytes, code: str, tmp_path: Path) -> None:
+    async with run_gateway(store_config(tmp_path, [{"decompress": {"max_bytes": "1MB"}}])) as gateway:
+        assert problem_of(await gateway.ask(post(form((FILE, packed)))))["code"] == code
+        assert not os.listdir(tmp_path)
+
+
+class FailingKind:
+    """A plug-in that raises at a byte, or at the end."""
+
+    first_bytes = 0
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.closed: list[bool] = []
+
+    def __call__(self, file: FileHead) -> Observer:
+        return _Failing(self, self._at)
+
+
+class _Failing:
+    def __init__(self, kind: FailingKind, at: int) -> None:
+        self._kind = kind
+        self._left = at
+
+    async def see(self, chunk: bytes) -> None:
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise Fault(FaultKind.TYPE_NOT_ALLOWED, "Not this one.")
+
+    async def finish(self) -> None:
+        if not self._left:
+            raise Fault(FaultKind.TYPE_NOT_ALLOWED, "Not at the end.")
+
+    def close(self) -> None:
+        self._kind.closed.append(True)
+
+    def facts(self) -> Mapping[str, str | int]:
+        return {}
+
+    def answer_fields(self) -> Sequence[Field]:
+        return ()
+
+
+class ShoutKind:
+    """A plug-in that changes bytes."""
+
+    async def transform(self, file: FileHead, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            yield chunk.upper()
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Bring plug-ins by entry points, as an installed package would."""
+    made: dict[str, Any] = {}
+
+    class Entry:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def load(self) -> Any:
+            def make(options: Mapping[str, Any], context: FilterContext) -> Any:
+                assert context.route == "r"
+                if self.name == "shout":
+                    return ShoutKind()
+                if "at" not in options:
+                    raise ValueError("at is missing: give the byte")
+                made["kind"] = FailingKind(options["at"])
+                return made["kind"]
+
+            return make
+
+    monkeypatch.setattr("gateway.filters.registry.entry_points", lambda group: [Entry("failing"), Entry("shout")])
+    return made
+
+
+@pytest.mark.parametrize("at", [0, 1, *(random.Random(7).randrange(len(DATA)) for _ in range(4)), len(DATA)])
+@pytest.mark.parametrize("action", ["form", "raw", "split", "store"])
+async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
+    at: int, action: str, plugin: dict[str, Any], tmp_path: Path
+) -> None:
+    finished: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        finished.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    filters = [{"failing": {"at": at}}]
+    async with RawUpstream(script) as upstream:
+        configs = {
+            "form": forward_config(upstream.url, filters=filters),
+            "raw": forward_config(upstream.url, filters=filters),
+            "split": split_config(upstream.url, filters),
+            "store": store_config(tmp_path, filters),
+        }
+        async with run_gateway(configs[action]) as gateway:
+            request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
+            status, _, text = split_answer(await gateway.ask(request))
+            if action == "split":
+                assert json.loads(text)["parts"][0]["status"] == 415
+            else:
+                assert (status, json.loads(text)["code"]) == (415, "type_not_allowed")
+            assert not finished
+            assert not os.listdir(tmp_path)
+            assert plugin["kind"].closed == [True]
+
+
+@pytest.mark.parametrize("action", ["split", "store"])
+async def test_plugin_changes_what_goes_on(action: str, plugin: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        seen.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        configs = {"split": split_config(upstream.url, ["shout"]), "store": store_config(tmp_path, ["shout"])}
+        async with run_gateway(configs[action]) as gateway:
+            assert split_answer(await gateway.ask(post(form((FILE, b"quiet")))))[0] in (200, 201)
+            assert (seen or [(tmp_path / "a.bin").read_bytes()]) == [b"QUIET"]
+
+
+async def test_client_that_leaves_while_a_filter_waits_ends_it(plugin: dict[str, Any]) -> None:
+    async with RawUpstream(swallow) as upstream:
+        filters = [{"failing": {"at": 10**9}}, {"throttle": {"rate": "200KB/s"}}]
+        async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
+            client = await gateway.connect()
+            await client.drain_source([post(form((FILE, DATA)))[:100_000]])
+            await asyncio.wait_for(upstream.connected.wait(), 5)
+            client.reset()
+            assert (await gateway.last_line())["outcome"] == "client_left"
+            assert plugin["kind"].closed == [True]
