@@ -2,9 +2,9 @@
 
 Precedence follows HTTPRoute of the Kubernetes Gateway API: host (exact, wildcard, any), then exact path, longest
 prefix by segments, regex; then a route that names methods before one that does not, then more header matches, then
-the order in the file. The path is matched as it was sent, with percent-encoded unreserved characters decoded (RFC
-3986 section 6.2.2.2) and nothing else resolved: dots and empty segments belong to the upstream, which gets them as
-they came.
+more form fields, then the order in the file. The path is matched as it was sent, with percent-encoded unreserved
+characters decoded (RFC 3986 section 6.2.2.2) and nothing else resolved: dots and empty segments belong to the
+upstream, which gets them as they came.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
 
-    def find(self, *, host: str, path: str, method: str, fields: Mapping[str, str]) -> Found:
+    def find(self, *, host: str, path: str, method: str, fields: Mapping[str, str]) -> list[Found]:
         """Return the route of a request. `host` has no port; `path` is as sent; `fields` are in lower case.
+
+        Where form fields have a say, return every route they may choose, in order: only the last one may have no such
+        condition.
 
         Raises Fault NO_ROUTE, or METHOD_NOT_ALLOWED with Allow where only the method is wrong (RFC 9110 15.5.6).
         """
         plain = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path)
         allowed: set[str] = set()
+        candidates: list[Found] = []
         for route in self.routes:
             match = route.match
             if not _host_matches(match.host, host) or (rest := _path_rest(route, plain)) is None:
@@ -52,8 +56,13 @@ class RouteTable:
                 continue
             methods = match.methods or _METHODS.get(route.action_name)
             if methods is None or method in methods:
-                return Found(route, rest, _rewrite(route, path, plain))
-            allowed.update(methods)
+                candidates.append(Found(route, rest, _rewrite(route, path, plain)))
+                if not match.field:
+                    return candidates
+            else:
+                allowed.update(methods)
+        if candidates:
+            return candidates
         if allowed:
             allow = ", ".join(sorted(allowed))
             raise Fault(
@@ -89,10 +98,11 @@ def describe_match(route: Route) -> str:
     else:
         words.append(f"prefix {match.prefix or '/'}")
     words += [f"{name}: {value}" for name, value in match.headers.items()]
+    words += [f"form field {name}={value}" for name, value in match.field.items()]
     return ", ".join(words)
 
 
-def _rank(numbered: tuple[int, Route]) -> tuple[int, int, int, int, int, int]:
+def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
     order, route = numbered
     match = route.match
     host = 2 if match.host is None else 1 if match.host.startswith("*.") else 0
@@ -102,7 +112,7 @@ def _rank(numbered: tuple[int, Route]) -> tuple[int, int, int, int, int, int]:
         kind, length = 2, 0
     else:
         kind, length = 1, len((match.prefix or "/").rstrip("/"))
-    return host, kind, -length, 0 if match.methods else 1, -len(match.headers), order
+    return host, kind, -length, 0 if match.methods else 1, -len(match.headers), -len(match.field), order
 
 
 def _host_matches(wanted: str | None, host: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.accesslog import Note, describe_exchange
-from gateway.actions import Action, FetchAction, make_action
+from gateway.actions import Action, FetchAction, choose_route, make_action
 from gateway.config import Config
 from gateway.config.check import server_context
 from gateway.config.values import Address
@@ -216,13 +216,15 @@ class Gateway:
             await exchange.reply(204, (), b"")
             return
         fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.fields}
-        found = self._table.find(host=target.host, path=target.path, method=exchange.method, fields=fields)
+        candidates = self._table.find(host=target.host, path=target.path, method=exchange.method, fields=fields)
+        if self._drain.is_draining:
+            exchange.named = Named(candidates[0].route, self.tally.routes[candidates[0].route.name])
+            raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
+        found = await choose_route(exchange, candidates)
         tally = self.tally.routes[found.route.name]
         exchange.named = Named(found.route, tally)
         tally.in_flight += 1
         try:
-            if self._drain.is_draining:
-                raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
             await self._actions[found.route.name](exchange, found)
         finally:
             tally.in_flight -= 1

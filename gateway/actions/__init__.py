@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from gateway.actions.choose import choose_route
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
 from gateway.actions.forward import ForwardAction
@@ -20,7 +21,7 @@ from gateway.upstream import Service
 
 Action = Callable[[Exchange, Found], Awaitable[None]]
 
-__all__ = ["Action", "FetchAction", "make_action"]
+__all__ = ["Action", "FetchAction", "choose_route", "make_action"]
 
 
 def make_action(

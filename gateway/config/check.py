@@ -173,9 +173,10 @@ def _shadows(earlier: Match, later: Match) -> bool:
             and set(later.methods) <= set(earlier.methods)
             and earlier.headers.items() <= later.headers.items()
             and (len(earlier.headers) == len(later.headers))
+            and earlier.field == later.field
         )
     # A route that names methods goes before one that does not, and one with more fields before one with fewer.
-    return later.methods is None and earlier.headers == later.headers
+    return later.methods is None and earlier.headers == later.headers and earlier.field == later.field
 
 
 def _segments(prefix: str | None) -> str | None:

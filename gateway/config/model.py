@@ -167,6 +167,11 @@ class Match(Section):
         None, description="Methods taken. Default: any the action knows."
     )
     headers: dict[str, str] = Field({}, description="Fields that must be there with exactly this value.")
+    field: dict[str, str] = Field(
+        {},
+        description="Form fields before the first file that must match, with `*` for any characters. A form that "
+        "matches no such route goes to the route of this place without field, or is refused (422).",
+    )
 
 
 class Forward(Section):

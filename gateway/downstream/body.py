@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
@@ -22,6 +25,8 @@ class RequestBody:
     def __init__(self, request: web.BaseRequest) -> None:
         self._content: StreamReader = request.content
         self._protocol = request.protocol
+        #: Read before, and given back.
+        self._unread: deque[bytes] = deque()
         self._is_chunked = request._message.chunked
         self._detached: Detached | None = None
 
@@ -40,8 +45,14 @@ class RequestBody:
         """Whether any byte of it has come in."""
         return self._content.total_bytes > 0
 
+    def unread(self, chunks: Iterable[bytes]) -> None:
+        """Give back what was read, to be read again first."""
+        self._unread.extend(chunks)
+
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end."""
+        if self._unread:
+            return self._unread.popleft()
         if self._detached is not None and self._detached.is_ended:
             return b""
         try:
@@ -68,6 +79,8 @@ class RequestBody:
     @property
     def has_buffered(self) -> bool:
         """Whether a read would return at once what came in before the pause."""
+        if self._unread:
+            return True
         if not self._content._buffer and self._protocol is not None and self._protocol._reading_paused:
             # The parser holds a tail that it only gives out when resumed.
             self._protocol.resume_reading()

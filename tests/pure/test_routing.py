@@ -23,7 +23,7 @@ def table(*matches: dict[str, Any]) -> RouteTable:
 
 
 def find(routes: RouteTable, path: str, host: str = "h", method: str = "GET", **fields: str) -> str:
-    return routes.find(host=host, path=path, method=method, fields=fields).route.name
+    return routes.find(host=host, path=path, method=method, fields=fields)[0].route.name
 
 
 def test_exact_before_longest_prefix_before_regex() -> None:
@@ -62,7 +62,7 @@ def test_unreserved_characters_match_however_they_are_spelt() -> None:
 
 
 def test_rest_is_what_follows_the_prefix() -> None:
-    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", fields={})
+    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", fields={})[0]
     assert found.rest == "/a/../b%2F"
     assert found.path == "/files//a/../b%2F"
 
@@ -103,4 +103,18 @@ def forward(match: dict[str, Any], rewrite: str | None) -> RouteTable:
     ],
 )
 def test_path_for_the_upstream(match: dict[str, Any], rewrite: str | None, path: str, expected: str) -> None:
-    assert forward(match, rewrite).find(host="h", path=path, method="BREW", fields={}).path == expected
+    assert forward(match, rewrite).find(host="h", path=path, method="BREW", fields={})[0].path == expected
+
+
+def test_form_fields_leave_a_choice_that_ends_with_a_route_without_them() -> None:
+    routes = table(
+        {"path": "/a"},
+        {"path": "/a", "field": {"model": "whisper-*"}},
+        {"path": "/a", "field": {"model": "*", "size": "big"}},
+        {"prefix": "/"},
+    )
+    found = routes.find(host="h", path="/a", method="GET", fields={})
+    assert [each.route.name for each in found] == ["r2", "r1", "r0"]
+    assert "form field model=whisper-*" in describe_match(found[1].route)
+    alone = table({"path": "/a", "field": {"model": "x"}}).find(host="h", path="/a", method="GET", fields={})
+    assert [each.route.name for each in alone] == ["r0"]
