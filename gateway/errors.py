@@ -84,6 +84,7 @@ class FaultKind(enum.Enum):
     PART_HEADERS_TOO_LARGE = Verdict(400, _C, _OUT.LIMIT, _BAD, "Part headers too large")
     BAD_DIGEST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed digest")
     BAD_CODING = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed compressed data")
+    UNEXPECTED_PART = Verdict(422, _C, _OUT.REFUSED, _BAD, "Part cannot be sent on")
     LATE_FIELD = Verdict(422, _C, _OUT.REFUSED, _BAD, "No route for these form fields")
     DIGEST_MISMATCH = Verdict(422, _C, _OUT.CLIENT_BAD, _BAD, "Digest does not fit")
     CLIENT_IDLE = Verdict(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client went silent")

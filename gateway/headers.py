@@ -17,7 +17,7 @@ from email.utils import formatdate
 from typing import Final
 
 from gateway import PSEUDONYM
-from gateway.config.model import Network
+from gateway.config.section import Network
 from gateway.errors import Fault, FaultKind
 
 Field = tuple[bytes, bytes]

@@ -142,6 +142,10 @@ class Transfer:
         if self.moved_bytes and seconds > 0:
             tally.rates.observe(self.moved_bytes / seconds)
 
+    def fail(self, fault: Fault) -> None:
+        """Note what broke it, if nothing did before."""
+        self.fault = self.fault or fault
+
     @property
     def left_bytes(self) -> int | None:
         """How much of the body is still to come; None where its length is not known."""

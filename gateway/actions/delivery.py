@@ -7,11 +7,12 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.actions.shape import shape_file, without_content_fields
+from gateway.actions.shape import Framing, file_pieces, framing_fields, join_query, shape_file, without_content_fields
 from gateway.config.model import Split
 from gateway.config.values import Endpoint, show_size
 from gateway.downstream import Exchange
@@ -65,6 +66,7 @@ class Delivery:
         held: Sequence[FormField],
         kinds: Sequence[FilterKind],
         transfer: Transfer,
+        framing: Framing,
     ) -> None:
         file = head_of(part, exchange.client)
         if any(isinstance(kind, TransformKind) for kind in kinds):
@@ -80,6 +82,7 @@ class Delivery:
         self._exchange = exchange
         self._found = found
         self._part = part
+        self._framing = framing
         self._shaped = shape_file(config.body, config.fields, config.file_name, self.entry.file, held)
         self._filtered = FilteredFile(kinds, file, self._read_part, transfer.filtering) if kinds else None
         self._read = self._filtered.read if self._filtered is not None else self._read_part
@@ -98,12 +101,12 @@ class Delivery:
         fields = [(b"Host", host)]
         fields += request_fields(without_content_fields(exchange.fields), exchange.origin, exchange.trace)
         fields += shaped.fields
-        if shaped.length is None:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        else:
-            fields.append((b"Content-Length", b"%d" % shaped.length))
+        framing = framing_fields(self._framing, shaped.length)
+        fields += framing
         head = encode_head(f"{exchange.method} {self._target()} HTTP/1.1".encode("latin-1"), fields)
-        return Sending(head, self._carry, is_chunked=shaped.length is None, on_connected=self.connected.set)
+        return Sending(
+            head, self._carry, is_chunked=framing[0][0] == b"Transfer-Encoding", on_connected=self.connected.set
+        )
 
     def note(self, endpoint: Endpoint) -> None:
         """Note where it goes."""
@@ -142,28 +145,15 @@ class Delivery:
         path = self._found.path.replace(
             "{filename}", quote(self.entry.file.filename, safe="", errors="surrogateescape")
         )
-        query = self._exchange.target.query
-        if not self._shaped.query:
-            return path + query
-        return f"{path}{query or '?'}{'&' if len(query) > 1 else ''}{self._shaped.query}"
+        return join_query(path, self._exchange.target.query, self._shaped.query)
 
     async def _carry(self, sink: UpstreamSink) -> None:
         """Send the file's bytes, and what stands around them."""
         self._sink = sink
-        shaped, declared = self._shaped, self.entry.file.size
-        if shaped.prefix:
-            await sink.write(shaped.prefix)
-        left = declared
-        while data := await self._read():
-            if left is not None:
-                left -= len(data)
-                if left < 0 or (not left and await self._read()):
-                    self._refuse_length()
-            await sink.write(data)
-        if left:
-            self._refuse_length()
-        if shaped.suffix:
-            await sink.write(shaped.suffix)
+        pieces = file_pieces(self._shaped, self.entry.file.size, self._read, wrong_length=self._wrong_length)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                await sink.write(piece)
         await self.end()
 
     async def _read_part(self) -> bytes:
@@ -173,13 +163,13 @@ class Delivery:
             self.source_fault = fault
             raise
 
-    def _refuse_length(self) -> None:
+    def _wrong_length(self) -> Fault:
         self.source_fault = Fault(
             FaultKind.BAD_MULTIPART,
             f"Part {self.entry.file.number} declares {self.entry.file.size} bytes and has another number: "
             "leave out its Content-Length.",
         )
-        raise self.source_fault
+        return self.source_fault
 
 
 async def _read_in_time(answer: ReceivedAnswer, idle_seconds: float) -> bytes:

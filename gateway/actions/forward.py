@@ -10,8 +10,10 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 
+from gateway.actions.remake import RemadeBody
+from gateway.actions.shape import framing_fields, join_query, without_content_fields
 from gateway.actions.upload import check_upload, form_boundary, raw_head
-from gateway.config import Route
+from gateway.config import FormFields, Route
 from gateway.config.model import Forward
 from gateway.config.values import Endpoint
 from gateway.downstream import Exchange, RequestBody
@@ -33,6 +35,7 @@ class ForwardAction:
     def __init__(
         self, route: Route, config: Forward, service: Service, carrier: Carrier, kinds: Sequence[FilterKind]
     ) -> None:
+        self._all_kinds = kinds
         self._kinds = [kind for kind in kinds if not isinstance(kind, TransformKind)]
         self._carrier = carrier
         self._route = route
@@ -44,7 +47,11 @@ class ForwardAction:
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; cancelling cuts both sides."""
         exchange.named.upstream = self._service.name
-        filters, along = self._make_filters(exchange)
+        boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
+        if self._must_remake(exchange, boundary):
+            await self._send_remade(exchange, found, boundary)
+            return
+        filters, along = self._make_filters(exchange, boundary)
         async with self._service.gate.slot():
             with self._begin_upload(exchange, filters, along) as upload:
                 first = await _read_first(exchange, upload, along) if upload is not None and along is not None else []
@@ -56,7 +63,36 @@ class ForwardAction:
                 async with answers as answer:
                     await relay(exchange, answer, self._service.pace, upload, self._carrier, along=along)
 
-    def _make_filters(self, exchange: Exchange) -> tuple[list[Filter], FilesAlong | None]:
+    def _must_remake(self, exchange: Exchange, boundary: bytes | None) -> bool:
+        """Say whether the body cannot go upstream byte for byte."""
+        config = self._config
+        if exchange.body is None:
+            return False
+        if len(self._kinds) != len(self._all_kinds):
+            return True
+        if boundary is None:
+            return config.body == "multipart"
+        return config.body == "raw" or config.multipart == "strict" or config.fields != FormFields()
+
+    async def _send_remade(self, exchange: Exchange, found: Found, boundary: bytes | None) -> None:
+        limit = check_upload(exchange, self._route)
+        async with self._service.gate.slot():
+            with exchange.begin_upload([limit], Side.UPSTREAM_WRITE, self._write_pace) as upload:
+                remade = RemadeBody(exchange, found, self._config, self._all_kinds, upload)
+                async with contextlib.aclosing(remade):
+                    # Its beginning decides the head, so it is asked for before an endpoint is connected.
+                    exchange.invite()
+                    remade.choose(boundary, needs_length=self._service.framing == "length_required")
+                    await remade.prepare()
+                    answers = self._service.exchange(
+                        exchange.method,
+                        lambda endpoint: self._make_remade_request(exchange, found, endpoint, remade),
+                        lambda endpoint: _note(exchange, endpoint),
+                    )
+                    async with answers as answer:
+                        await relay(exchange, answer, self._service.pace, upload, self._carrier, along=remade)
+
+    def _make_filters(self, exchange: Exchange, boundary: bytes | None) -> tuple[list[Filter], FilesAlong | None]:
         """Return what looks at the body, having refused what its head already gives away."""
         limit = check_upload(exchange, self._route)
         # A declared length was checked: what follows it cannot be more.
@@ -68,7 +104,7 @@ class ForwardAction:
                 exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, **facts)
 
             along = FilesAlong(self._kinds, exchange.client, note_file)
-        if self._config.multipart == "inspect" and (boundary := form_boundary(exchange)) is not None:
+        if boundary is not None:
 
             def note(part: Part) -> None:
                 if along is None or part.kind is PartKind.FIELD:
@@ -91,23 +127,32 @@ class ForwardAction:
     ) -> Sending:
         fields: list[Field] = [(b"Host", self._host(exchange, endpoint))]
         fields += request_fields(exchange.fields, exchange.origin, exchange.trace)
-        if exchange.length is None:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        elif exchange.length or exchange.method in ("POST", "PUT", "PATCH"):
+        is_chunked = False
+        if exchange.length != 0:
+            framing = framing_fields(self._service.framing, exchange.length)
+            is_chunked = framing[0][0] != b"Content-Length"
+            fields += framing
+        elif exchange.method in ("POST", "PUT", "PATCH"):
             # > A user agent SHOULD send Content-Length in a request when the method defines a meaning for enclosed
             # > content and it is not sending Transfer-Encoding (RFC 9110 section 8.6).
-            fields.append((b"Content-Length", b"%d" % exchange.length))
+            fields.append((b"Content-Length", b"0"))
         target = f"{found.path}{exchange.target.query}".encode("latin-1")
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
         carry_body: Callable[[UpstreamSink], Awaitable[None]] | None = None
         if upload is not None and exchange.body is not None:
             carry_body = functools.partial(_carry, self._carrier, upload, exchange.body, first)
-        return Sending(
-            encode_head(line, fields),
-            carry_body,
-            is_chunked=exchange.length is None,
-            on_connected=exchange.invite,
-        )
+        return Sending(encode_head(line, fields), carry_body, is_chunked=is_chunked, on_connected=exchange.invite)
+
+    def _make_remade_request(self, exchange: Exchange, found: Found, endpoint: Endpoint, remade: RemadeBody) -> Sending:
+        shaped = remade.shaped
+        fields: list[Field] = [(b"Host", self._host(exchange, endpoint))]
+        fields += request_fields(without_content_fields(exchange.fields), exchange.origin, exchange.trace)
+        fields += shaped.fields
+        framing = framing_fields(self._service.framing, shaped.length)
+        target = join_query(found.path, exchange.target.query, shaped.query)
+        head = encode_head(f"{exchange.method} {target} HTTP/1.1".encode("latin-1"), [*fields, *framing])
+        is_chunked = framing[0][0] != b"Content-Length"
+        return Sending(head, remade.carry, is_chunked=is_chunked, on_connected=exchange.invite)
 
     def _host(self, exchange: Exchange, endpoint: Endpoint) -> bytes:
         if self._config.host == "preserve" and exchange.target.authority:
@@ -141,7 +186,7 @@ async def relay(
     upload: Transfer | None,
     carrier: Carrier,
     *,
-    along: FilesAlong | None = None,
+    along: FilesAlong | RemadeBody | None = None,
 ) -> None:
     """Pipe an upstream's answer to the client. Raises Fault; then what the client got must be cut.
 

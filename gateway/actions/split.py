@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final
 
 from gateway.actions.delivery import Delivery, Entry, describe
+from gateway.actions.shape import HeldFields
 from gateway.actions.upload import check_upload, form_boundary
 from gateway.config import Route
 from gateway.config.model import Split
-from gateway.config.values import show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FilterKind, head_of
-from gateway.multipart import FormContent, FormField, Part, PartKind, read_form
+from gateway.multipart import FormContent, Part, PartKind, read_form
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Transfer
@@ -76,8 +76,7 @@ class _Run:
         self._exchange = exchange
         self._found = found
         self._transfer = transfer
-        self._held: list[FormField] = []
-        self._held_bytes = 0
+        self._held = HeldFields(action.route)
         self._entries: list[Entry] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
@@ -125,9 +124,10 @@ class _Run:
             self._exchange,
             self._found,
             part,
-            held=self._held,
+            held=self._held.fields,
             kinds=self._kinds,
             transfer=self._transfer,
+            framing=self._service.framing,
         )
         self._entries.append(delivery.entry)
         with self._transfer.watched(_nothing_pending):
@@ -148,21 +148,9 @@ class _Run:
         with self._transfer.watched(_nothing_pending):
             part = await anext(form, None)
             if part is not None and part.kind is PartKind.FIELD:
-                self._hold(FormField(part.disposition.name, b"".join([data async for data in _data_of(part)])))
+                await self._held.read(part)
                 self._exchange.note_part(part.number, PartKind.FIELD, part.size, Outcome.COMPLETE)
             return part
-
-    def _hold(self, field: FormField) -> None:
-        self._held_bytes += len(field.name) + len(field.value)
-        limit = self._route.limits.max_held
-        if self._held_bytes > limit:
-            key = f"routes.{self._route.name}.limits.max_held"
-            raise Fault(
-                FaultKind.FIELD_TOO_LARGE,
-                f"The form fields have more than {show_size(limit)} together: send less or raise {key}.",
-                facts={"limit": int(limit), "received": self._held_bytes, "config_key": key},
-            )
-        self._held.append(field)
 
     @property
     def _is_stopped(self) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
-from gateway.actions.upload import check_upload, form_boundary, raw_head
+from gateway.actions.upload import check_upload, form_boundary, raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Store
 from gateway.disk import DiskWorkers, Upload
@@ -15,7 +14,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
 from gateway.headers import first_value
-from gateway.multipart import FormContent, PartKind, parse_disposition, read_form
+from gateway.multipart import FormContent, PartKind, read_form
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Transfer
@@ -85,7 +84,7 @@ class StoreAction:
     async def _store_raw(
         self, exchange: Exchange, found: Found, upload: Upload, transfer: Transfer
     ) -> dict[str, str | int | None]:
-        filename, kind = _raw_name(exchange, found), _content_type(exchange)
+        filename, kind = raw_name(exchange, found), _content_type(exchange)
         file = raw_head(exchange, filename)
         facts = await self._fill(upload, file, transfer.pull, transfer)
         return {"field": None, "filename": filename, "type": kind, **facts}
@@ -107,20 +106,9 @@ class StoreAction:
         return {} if filtered is None else filtered.facts()
 
     async def _store_empty(self, exchange: Exchange, found: Found, upload: Upload) -> dict[str, str | int | None]:
-        filename = _raw_name(exchange, found)
+        filename = raw_name(exchange, found)
         await (await upload.begin(filename)).finish()
         return {"field": None, "filename": filename, "type": _content_type(exchange)}
-
-
-def _raw_name(exchange: Exchange, found: Found) -> str:
-    """Name a raw body: by its Content-Disposition, or the last segment of the path behind the route's prefix."""
-    disposition = first_value(exchange.fields, b"content-disposition")
-    if disposition is not None:
-        parameters = disposition.decode("utf-8", "surrogateescape").partition(";")[2]
-        filename = parse_disposition(f'form-data; name="";{parameters}' if parameters else None, 1).filename
-        if filename:
-            return filename
-    return unquote(found.rest.rpartition("/")[2], errors="replace")
 
 
 def _content_type(exchange: Exchange) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from gateway.config import Route
 from gateway.downstream import Exchange
 from gateway.filters import BodyLimit, FileHead
 from gateway.headers import first_value
-from gateway.multipart import boundary_of
+from gateway.multipart import boundary_of, parse_disposition
+from gateway.routing import Found
 
 
 def check_upload(exchange: Exchange, route: Route) -> BodyLimit:
@@ -33,3 +36,14 @@ def raw_head(exchange: Exchange, filename: str) -> FileHead:
     """Return what is known of a body that is no form, taken for one file."""
     fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.fields}
     return FileHead(0, "", filename, fields.get("content-type"), exchange.length, fields, exchange.client)
+
+
+def raw_name(exchange: Exchange, found: Found) -> str:
+    """Name a raw body: by its Content-Disposition, or the last segment of the path behind the route's prefix."""
+    disposition = first_value(exchange.fields, b"content-disposition")
+    if disposition is not None:
+        parameters = disposition.decode("utf-8", "surrogateescape").partition(";")[2]
+        filename = parse_disposition(f'form-data; name="";{parameters}' if parameters else None, 1).filename
+        if filename:
+            return filename
+    return unquote(found.rest.rpartition("/")[2], errors="replace")

@@ -1,12 +1,14 @@
 """From YAML to a frozen, checked `Config`, with every problem found at once.
 
 Pure but for one read of the file. `document` knows YAML and positions, `values` the words for sizes and times,
-`model` the keys and their defaults, `check` what no single key can know, `load` puts them in order.
+`section` what mappings are made of, `filters` and `model` the keys and their defaults, `check` what no single key can
+know, `load` puts them in order.
 """
 
 from gateway.config.check import Problem
+from gateway.config.filters import FilterChoice
 from gateway.config.load import ConfigError, load_config, parse_config
-from gateway.config.model import Config, FilterChoice, FormFields, Limits, Route, RouteTimeouts, Upstream
+from gateway.config.model import Config, FormFields, Limits, Route, RouteTimeouts, Upstream
 from gateway.config.schema import json_schema
 
 __all__ = [

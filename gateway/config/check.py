@@ -51,6 +51,7 @@ def cross_check(tree: Any) -> Iterator[Finding]:
         yield from _check_directories(("routes", index), route)
         yield from _check_allow(("routes", index, "fetch", "allow"), _mapping(route.get("fetch")))
         yield from _check_filters(("routes", index), route)
+        yield from _check_shape(("routes", index, "forward"), _mapping(route.get("forward")))
         for action in ("forward", "split"):
             name = _mapping(route.get(action)).get("upstream")
             if isinstance(name, str) and name not in upstreams:
@@ -107,6 +108,13 @@ def _check_filters(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
         yield (*path, "filters"), "filters look at uploads, and this route takes none: remove them"
     if _mapping(route.get("forward")).get("multipart") == "opaque":
         yield (*path, "filters"), "filters see no files with multipart: opaque: set it to inspect, or remove them"
+
+
+def _check_shape(path: KeyPath, forward: dict[str, Any]) -> Iterator[Finding]:
+    if forward.get("multipart") == "opaque":
+        for key in ("body", "fields"):
+            if forward.get(key) not in (None, "as_is"):
+                yield (*path, key), f"{key} needs forms to be read, and multipart is opaque: set it to inspect"
 
 
 def _check_match(path: KeyPath, match: dict[str, Any]) -> Iterator[Finding]:

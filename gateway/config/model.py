@@ -5,102 +5,16 @@ Each field's description is the reference text: docs/configuration.md is held to
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import Field
 
+from gateway.config.filters import FilterChoice
+from gateway.config.section import FieldName, Host, Method, Name, NetworkText, Regex, Section, UrlPath
 from gateway.config.values import Address, EndpointUrl, ListenAddress, Rate, Seconds, Size
 
 _MIB, _GIB = float(2**20), float(2**30)
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class Section(BaseModel):
-    """A mapping of the config: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
-
-
-def _parse_path(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError(f"{value!r} does not begin with a slash: write /{value}")
-    return value
-
-
-def _parse_regex(value: object) -> re.Pattern[str]:
-    if isinstance(value, re.Pattern):
-        return value
-    try:
-        return re.compile(str(value))
-    except re.error as exc:
-        raise ValueError(f"{value!r} is not a regular expression: {exc}") from exc
-
-
-def _parse_method(value: str) -> str:
-    if not _TOKEN.fullmatch(value):
-        raise ValueError(f"{value!r} is not an HTTP method: write a word like GET or POST")
-    return value.upper()
-
-
-def _parse_host(value: str) -> str:
-    if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", value):
-        raise ValueError(f"{value!r} is not a host: write a name without port (asr.example) or *.asr.example")
-    return value.lower()
-
-
-def _parse_network(value: object) -> Network:
-    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return value
-    try:
-        return ipaddress.ip_network(str(value))
-    except ValueError as exc:
-        raise ValueError(f"{value!r} is not a network: write an address or CIDR like 10.0.0.0/8 ({exc})") from exc
-
-
-def _parse_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", value):
-        raise ValueError(f"{value!r} is not a name: write up to 63 letters, digits, dots, dashes or underscores")
-    return value
-
-
-def _parse_field_name(value: str) -> str:
-    if not _TOKEN.fullmatch(value):
-        raise ValueError(f"{value!r} is not a field name: write a word like X-File-Name")
-    return value
-
-
-def _parse_positive(value: float) -> float:
-    if not value:
-        raise ValueError("nothing would ever flow: write a rate like 5MB/s")
-    return value
-
-
-FieldName = Annotated[str, AfterValidator(_parse_field_name)]
-UrlPath = Annotated[str, AfterValidator(_parse_path)]
-Name = Annotated[str, AfterValidator(_parse_name)]
-NetworkText = Annotated[
-    Network, BeforeValidator(_parse_network), PlainSerializer(str), WithJsonSchema({"type": "string"})
-]
-Regex = Annotated[
-    re.Pattern[str],
-    BeforeValidator(_parse_regex),
-    PlainSerializer(lambda regex: regex.pattern),
-    WithJsonSchema({"type": "string", "format": "regex"}),
-]
 
 
 class Ops(Section):
@@ -146,6 +60,11 @@ class Upstream(Section):
         "round_robin", description="Which endpoint gets the next request."
     )
     timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
+    framing: Literal["auto", "length_required", "chunked"] = Field(
+        "auto",
+        description="How request bodies are framed: Content-Length where it is known and chunked otherwise; "
+        "Content-Length or 411, for WSGI servers that take no chunks; or always chunked.",
+    )
     health: Health | None = Field(None, description="Active health checks; without it every endpoint counts as up.")
     max_in_flight: Size = Field(
         math.inf, description="Exchanges at once; further ones wait. Set it to what the model server can take."
@@ -157,35 +76,18 @@ class Upstream(Section):
 class Match(Section):
     """Which requests a route takes: all given conditions must hold."""
 
-    host: Annotated[str, AfterValidator(_parse_host)] | None = Field(
+    host: Host | None = Field(
         None, description="Host without port; `*.example` matches any subdomain. Default: any host."
     )
     path: UrlPath | None = Field(None, description="The whole path, exactly.")
     prefix: UrlPath | None = Field(None, description="A path prefix, by whole segments: /a matches /a and /a/b.")
     regex: Regex | None = Field(None, description="A regular expression that matches the whole path.")
-    methods: tuple[Annotated[str, AfterValidator(_parse_method)], ...] | None = Field(
-        None, description="Methods taken. Default: any the action knows."
-    )
+    methods: tuple[Method, ...] | None = Field(None, description="Methods taken. Default: any the action knows.")
     headers: dict[str, str] = Field({}, description="Fields that must be there with exactly this value.")
     field: dict[str, str] = Field(
         {},
         description="Form fields before the first file that must match, with `*` for any characters. A form that "
         "matches no such route goes to the route of this place without field, or is refused (422).",
-    )
-
-
-class Forward(Section):
-    """Pipe the request to an upstream and its answer back."""
-
-    upstream: str = Field(description="Name of the upstream.")
-    rewrite: UrlPath | None = Field(
-        None, description="New path: replaces the exact path or the prefix; for a regex, a template with \\1 groups."
-    )
-    multipart: Literal["inspect", "opaque"] = Field(
-        "inspect", description="Read multipart/form-data along the way and hold the limits, or only carry it."
-    )
-    host: Literal["preserve", "upstream"] = Field(
-        "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
     )
 
 
@@ -200,6 +102,33 @@ class FormFields(Section):
         None,
         description="Where they go: parts of the form, the query, header fields `X-Form-NAME`, or nowhere. "
         "Default: form for `body: multipart`, query for `body: raw`.",
+    )
+
+
+class Forward(Section):
+    """Pipe the request to an upstream and its answer back."""
+
+    upstream: str = Field(description="Name of the upstream.")
+    rewrite: UrlPath | None = Field(
+        None, description="New path: replaces the exact path or the prefix; for a regex, a template with \\1 groups."
+    )
+    multipart: Literal["inspect", "opaque", "strict"] = Field(
+        "inspect",
+        description="Read multipart/form-data along the way and hold the limits; or only carry it; or refuse what "
+        "parsers read in different ways, and send a canonical form with a fresh boundary.",
+    )
+    body: Literal["as_is", "raw", "multipart"] = Field(
+        "as_is", description="Unwrap the one file of a form into a raw body, or wrap a raw body into a form."
+    )
+    file_field: str = Field("file", description="With `body: multipart`, the form field of a wrapped body.")
+    file_name: FieldName | None = Field(
+        "X-File-Name", description="With `body: raw`, the header field for the file's name, percent-encoded UTF-8."
+    )
+    fields: FormFields = Field(
+        FormFields(), description="What becomes of form fields; with `body: raw` those that stand before the file."
+    )
+    host: Literal["preserve", "upstream"] = Field(
+        "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
     )
 
 
@@ -260,80 +189,6 @@ class Fetch(Section):
         "deny", description="Whether addresses that are not public may be connected to, checked at connect time."
     )
     timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
-
-
-class Digest(Section):
-    """Hash every file, tell the digest, and hold files to what their sender says of them (RFC 9530)."""
-
-    algorithm: Literal["sha256", "sha512", "sha1", "md5", "crc32c", "blake2b"] = Field(
-        "sha256", description="Told in the log, in documents, and as `X-Upload-Digest` on forwarded answers."
-    )
-
-
-class Sniff(Section):
-    """Take only files whose first bytes are of an allowed type, whatever they are called."""
-
-    allow: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="Media types, with `*` for any characters: image/*, application/pdf."
-    )
-
-
-class Throttle(Section):
-    """Let files flow at a rate."""
-
-    rate: Annotated[Rate, AfterValidator(_parse_positive)] = Field(description="Bytes per second.")
-    per: Literal["route", "client"] = Field("route", description="Who shares it: everybody, or each client address.")
-
-
-class Compress(Section):
-    """Compress files on their way."""
-
-    coding: Literal["gzip", "deflate"] = Field("gzip", description="How.")
-    level: int = Field(6, ge=1, le=9, description="From fast (1) to small (9).")
-
-
-class Decompress(Section):
-    """Decompress files on their way; gzip and zlib are told apart by their first bytes."""
-
-    max_bytes: Size = Field(10 * _GIB, description="Of one file, decompressed: bombs end here.")
-
-
-class FilterChoice(Section):
-    """One filter: its name with its options, or its name alone. Names not known here are those of plug-ins."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    digest: Digest | None = Field(None, description="Hash, and check what senders say.")
-    sniff: Sniff | None = Field(None, description="Allow types by magic bytes; needs the extra `sniff`.")
-    throttle: Throttle | None = Field(None, description="Hold a rate.")
-    compress: Compress | None = Field(None, description="Compress; forms are made anew.")
-    decompress: Decompress | None = Field(None, description="Decompress; forms are made anew.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spell_out(cls, value: Any) -> Any:
-        """Take a name alone for a name with no options."""
-        if isinstance(value, str):
-            return {value: {}}
-        if isinstance(value, dict):
-            return {name: {} if options is None else options for name, options in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _is_one(self) -> FilterChoice:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("a filter is one name with its options: begin a new `- item` for each")
-        return self
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return next(iter(self.model_fields_set))
-
-    @property
-    def options(self) -> Any:
-        """Its options: a section, or what stands there for a plug-in."""
-        return getattr(self, self.name)
 
 
 class Limits(Section):

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from gateway.config import FilterChoice, Route
-from gateway.config.model import Compress, Decompress, Digest, Sniff, Throttle
+from gateway.config.filters import Compress, Decompress, Digest, Sniff, Throttle
 from gateway.filters.coding import CompressKind, DecompressKind
 from gateway.filters.digest import DigestKind
 from gateway.filters.file import FilterContext, FilterKind, MakeKind

@@ -11,6 +11,7 @@ from gateway.multipart.content import FormContent
 from gateway.multipart.disposition import Disposition, boundary_of, parse_disposition
 from gateway.multipart.inspect import PartInspector
 from gateway.multipart.reader import Part, PartKind, PartReader, read_form
+from gateway.multipart.strict import check_strict
 from gateway.multipart.writer import FormField, FormWriter, quote_name
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PartKind",
     "PartReader",
     "boundary_of",
+    "check_strict",
     "parse_disposition",
     "quote_name",
     "read_form",

@@ -32,8 +32,10 @@ class FormContent:
     Raises Fault BAD_MULTIPART, or a limit's, from every reading method; after that it must not be read again.
     """
 
-    def __init__(self, boundary: bytes, limits: Limits, route: str, more: More) -> None:
+    def __init__(self, boundary: bytes, limits: Limits, route: str, more: More, *, is_strict: bool = False) -> None:
         self._more = more
+        self._is_strict = is_strict
+        self._pulled_bytes = 0
         self._dash_boundary = b"--" + boundary
         self._delimiter = b"\r\n--" + boundary
         self._close = b"--" + boundary + b"--"
@@ -67,9 +69,22 @@ class FormContent:
             raise Fault(FaultKind.BAD_MULTIPART, "The first boundary stands amid a line: begin a line with it.")
         else:
             self._count_head(len(line))
+            if self._is_strict:
+                self._refuse_odd_line(line)
         if not line.endswith(b"\r\n") and not self._is_closed:
             raise self._cut_short()
         return line
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the body were read."""
+        return self._pulled_bytes - (len(self._chunk) - self._at)
+
+    def _refuse_odd_line(self, line: bytes) -> None:
+        if self._is_before_first:
+            raise Fault(FaultKind.BAD_MULTIPART, "Something stands before the first boundary: begin the form with it.")
+        if line[:1] in b" \t" and line.strip():
+            raise Fault(FaultKind.BAD_MULTIPART, "A header field of a part is folded over two lines: use one.")
 
     async def read_data(self) -> tuple[bytes, bool]:
         """Return some data of a part, and whether it is the last of that part; data may be b"" only then.
@@ -120,6 +135,8 @@ class FormContent:
         while True:
             chunk = self._chunk[self._at :]
             self._chunk, self._at = b"", 0
+            if self._is_strict and chunk.strip(b"\r\n"):
+                raise Fault(FaultKind.BAD_MULTIPART, "Something follows the closing boundary: end the form with it.")
             window = tail + chunk
             if self._dash_boundary in window:
                 raise Fault(
@@ -147,6 +164,7 @@ class FormContent:
         if not fresh:
             self._is_ended = True
             return False
+        self._pulled_bytes += len(fresh)
         rest = self._chunk[self._at :]
         self._chunk, self._at = (rest + fresh if rest else fresh), 0
         return True

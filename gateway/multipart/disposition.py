@@ -24,6 +24,8 @@ class Disposition:
 
     name: str
     filename: str | None
+    #: Whether the file name came as `filename*`, which RFC 7578 section 4.2 forbids in forms.
+    is_extended: bool = False
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -53,7 +55,7 @@ def parse_disposition(value: str | None, part_number: int) -> Disposition:
         raise _bad(f"Part {part_number} has no name (RFC 7578 section 4.2).")
     extended = parameters.get("filename*")
     filename = _decode_extended(extended, part_number) if extended is not None else parameters.get("filename")
-    return Disposition(name, filename)
+    return Disposition(name, filename, extended is not None)
 
 
 def _parameters(rest: str, where: str) -> dict[str, str]:

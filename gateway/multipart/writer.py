@@ -1,7 +1,8 @@
 """Forms made new: canonical heads, a fresh boundary. Nothing a client wrote goes through unescaped.
 
 Names are quoted as browsers do it (HTML, "multipart/form-data encoding algorithm"): `"`, CR and LF percent-encoded,
-everything else as UTF-8. `filename*` is never written (RFC 7578 section 4.2 forbids it).
+everything else as UTF-8; and the backslash too, which some parsers take for an escape and others do not. `filename*`
+is never written (RFC 7578 section 4.2 forbids it).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-_ESCAPES: Final = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A", "\0": "%00"})
+_ESCAPES: Final = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A", "\0": "%00", "\\": "%5C"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class FormField:
 
     name: str
     value: bytes
+    #: As its part said; most say nothing.
+    content_type: str | None = None
 
 
 class FormWriter:
@@ -34,8 +37,9 @@ class FormWriter:
         return b"multipart/form-data; boundary=" + self._boundary
 
     def field(self, field: FormField) -> bytes:
-        """Return a whole field."""
-        return self._delimiter() + _disposition(field.name, None) + b"\r\n" + field.value
+        """Return a field; more of its value may follow."""
+        kind = b"" if field.content_type is None else b"Content-Type: " + _line(field.content_type) + b"\r\n"
+        return self._delimiter() + _disposition(field.name, None) + kind + b"\r\n" + field.value
 
     def file_head(self, name: str, filename: str, content_type: str | None) -> bytes:
         """Return what stands before a file's bytes."""

@@ -31,6 +31,7 @@ class Service:
 
     def __init__(self, name: str, config: Upstream, tally: UpstreamTally) -> None:
         self.name = name
+        self.framing = config.framing
         self.pace = Pace(config.timeouts.idle)
         self.gate = Gate(
             slots=config.max_in_flight,

@@ -11,14 +11,11 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Sniff, Throttle
 from gateway.config.model import (
-    Compress,
     Config,
-    Decompress,
-    Digest,
     Fetch,
     Files,
-    FilterChoice,
     FormFields,
     Forward,
     Health,
@@ -27,15 +24,13 @@ from gateway.config.model import (
     Ops,
     Route,
     RouteTimeouts,
-    Section,
-    Sniff,
     Split,
     Store,
-    Throttle,
     Tls,
     Upstream,
     UpstreamTimeouts,
 )
+from gateway.config.section import Section
 from gateway.config.values import show_size
 from gateway.errors import FaultKind, Outcome
 from gateway.metrics import HELP, TallyCollector

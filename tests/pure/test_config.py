@@ -386,5 +386,7 @@ def test_filters_that_make_no_sense_are_told(filters: str, message: str) -> None
 def test_filters_that_would_see_nothing_are_told() -> None:
     opaque = GOOD.replace("upstream: asr}", "upstream: asr, multipart: opaque}") + "    filters: [digest]\n"
     assert "filters see no files with multipart: opaque" in problems(opaque)[0]
+    shaped = problems(GOOD.replace("upstream: asr}", "upstream: asr, multipart: opaque, body: raw}"))
+    assert "body needs forms to be read" in shaped[0]
     fetch = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, filters: [digest]}]"
     assert "filters look at uploads" in problems(fetch)[0]
