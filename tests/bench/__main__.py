@@ -74,6 +74,10 @@ def cases(size: int, requests: int) -> list[Case]:
         Case("raw, 8 times the size", wrap(load.ask_upload, size * 8), size * 8, OURS),
         Case("multipart, 8 times the size", wrap(load.ask_form, size * 8), size * 8, OURS),
         Case("download, 8 times the size", wrap(load.ask_download, size * 8), size * 8, OURS),
+        Case("split, 8 files", wrap(load.ask_files, size), size, OURS),
+        Case("multipart, digest on", wrap(load.ask_form, size, b"/digest"), size, OURS),
+        Case("multipart, sniff on", wrap(load.ask_form, size, b"/sniff"), size, OURS),
+        Case("SHA-256 alone", wrap(load.hash_alone, size), size, frozenset({"this process"})),
         Case("store", wrap(load.ask_form, size, b"/store"), size, OURS),
         Case("small GET", functools.partial(_small, REQUEST, requests), requests, ALL),
         Case("small multipart", functools.partial(_small, SMALL_FORM, requests), requests, ALL),
@@ -117,13 +121,14 @@ def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
             file.truncate(next((case.size for case in chosen if case.name == "files"), 2**20))
         certificate = load.make_certificate(files)
         up, up_tls = stack.enter_context(load.upstream()), stack.enter_context(load.upstream(certificate))
+        here = Peer("this process", 0, os.getpid())
         running = [(stack.enter_context(run_peer(name, up, files)), False) for name in peers]
         if any(case.has_tls for case in chosen):
             speaking = [name for name in peers if name != "envoy"]
             running += [(stack.enter_context(run_peer(name, up_tls, files, certificate)), True) for name in speaking]
         for number in range(rounds):
             for case in chosen:
-                for peer, has_tls in running:
+                for peer, has_tls in [*running, (here, False)]:
                     if peer.name in case.peers and has_tls is case.has_tls:
                         measure(peer, case, costs.setdefault((case.name, peer.name), Cost()))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ Bodies are received with MSG_TRUNC, which drops bytes without copying them, and 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import ssl
@@ -170,6 +171,30 @@ def ask_form(port: int, size: int, target: bytes = b"/up") -> None:
     """POST one file as multipart, with a Content-Length."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
         _send_form(sock, size, target)
+
+
+def ask_files(port: int, size: int, count: int = 8) -> None:
+    """POST so many files in one form, of `size` bytes together."""
+    each = size // count
+    length = count * (len(FORM_HEAD) + each + 2) + len(FORM_TAIL) - 2
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        head = b"POST /split HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n" + FORM_TYPE
+        sock.sendall(head + b"Content-Length: %d\r\n\r\n" % length)
+        for number in range(count):
+            sock.sendall((b"\r\n" if number else b"") + FORM_HEAD)
+            send_body(sock, each)
+        sock.sendall(FORM_TAIL)
+        _check(sock)
+
+
+def hash_alone(_port: int, size: int) -> None:
+    """Hash so many bytes, as the digest filter does."""
+    digest = hashlib.sha256()
+    left = size
+    while left:
+        step = min(left, len(_BLOCK))
+        digest.update(_BLOCK[:step])
+        left -= step
 
 
 def _send_form(sock: socket.socket, size: int, target: bytes) -> None:

@@ -201,6 +201,7 @@ def _command(name: str, ports: tuple[int, int], directory: Path, files: Path, ce
 def _gateway_config(ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None) -> dict[str, Any]:
     port, up = ports
     scheme = "https" if certificate else "http"
+    limits = {"max_body": "100GiB", "max_part": "50GiB"}
     return {
         **({"tls": {"certificate": str(certificate), "key": str(certificate)}} if certificate else {}),
         "listen": f"127.0.0.1:{port}",
@@ -215,10 +216,30 @@ def _gateway_config(ports: tuple[int, int], directory: Path, files: Path, certif
                 "store": {"directory": str(directory), "if_exists": "replace"},
             },
             {
+                "name": "split",
+                "match": {"prefix": "/split"},
+                "split": {"upstream": "up", "body": "raw"},
+                "limits": limits,
+            },
+            {
+                "name": "digest",
+                "match": {"prefix": "/digest"},
+                "forward": {"upstream": "up"},
+                "filters": ["digest"],
+                "limits": limits,
+            },
+            {
+                "name": "sniff",
+                "match": {"prefix": "/sniff"},
+                "forward": {"upstream": "up"},
+                "filters": [{"sniff": {"allow": ["*"]}}],
+                "limits": limits,
+            },
+            {
                 "name": "all",
                 "match": {"prefix": "/"},
                 "forward": {"upstream": "up"},
-                "limits": {"max_body": "100GiB", "max_part": "50GiB"},
+                "limits": limits,
             },
         ],
     }

@@ -184,6 +184,71 @@ async def test_sixty_four_uploads_at_once_stay_flat(tmp_path: Path) -> None:
             assert idle + growth < 80 * 2**20
 
 
+def sink_chunked(connection: socket.socket) -> None:
+    """Swallow chunked bodies, one after the other, and say how many bytes each had."""
+    with connection.makefile("rb") as stream:
+        while True:
+            while (line := stream.readline()) != b"\r\n":
+                if not line:
+                    return
+            size = 0
+            while step := int(stream.readline(), 16):
+                left = step + 2
+                while left:
+                    left -= len(stream.read(min(left, 2**20)))
+                size += step
+            stream.readline()
+            text = str(size).encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+
+
+def send_files(port: int, count: int, size: int) -> bytes:
+    """Upload so many files in one form, each of `size` bytes, and return the answer."""
+    head, tail = form(('name="f"; filename="big.bin"', b"@")).split(b"@")
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
+        sock.sendall(
+            b"POST /split HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n"
+            b"Content-Type: multipart/form-data; boundary=XBOUNDARYX\r\n\r\n"
+            % (count * (len(head) + size + 2) - 2 + len(tail))
+        )
+        for number in range(count):
+            sock.sendall((b"\r\n" if number else b"") + head)
+            for _ in range(size // len(BLOCK)):
+                sock.sendall(BLOCK)
+        sock.sendall(tail)
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+        return answer
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+async def test_ten_gib_in_a_hundred_files_are_split_within_32_mib(tmp_path: Path) -> None:
+    count, size = 100, 10 * GIB // 100 // len(BLOCK) * len(BLOCK)
+    config: dict[str, Any] = {
+        "routes": [
+            {
+                "name": "s",
+                "match": {"prefix": "/"},
+                "split": {"upstream": "up", "body": "raw"},
+                "filters": ["digest"],
+                "limits": {"max_parts": count, "max_body": "20GiB"},
+            }
+        ]
+    }
+    with plain_server(_threaded(sink_chunked)) as up:
+        config["upstreams"] = {"up": {"endpoints": [f"http://127.0.0.1:{up}"]}}
+        async with gateway_process(config, tmp_path) as (pid, port):
+            idle = memory(pid, "VmRSS")
+            answer = await asyncio.to_thread(send_files, port, count, size)
+            parts = json.loads(answer.partition(b"\r\n\r\n")[2])["parts"]
+            assert [part["body"] for part in parts] == [str(size)] * count
+            growth = memory(pid, "VmHWM") - idle
+            print(f"idle {idle / 2**20:.1f} MiB, peak {(growth + idle) / 2**20:.1f} MiB")
+            assert growth < MAX_GROWTH_BYTES
+
+
 def _threaded(serve: Any) -> Any:
     def begin(connection: socket.socket) -> None:
         copy = connection.dup()
