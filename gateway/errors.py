@@ -85,6 +85,7 @@ class FaultKind(enum.Enum):
     BAD_DIGEST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed digest")
     BAD_CODING = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed compressed data")
     UNEXPECTED_PART = Verdict(422, _C, _OUT.REFUSED, _BAD, "Part cannot be sent on")
+    MALWARE_FOUND = Verdict(422, _C, _OUT.REFUSED, _DENY, "Malware found")
     LATE_FIELD = Verdict(422, _C, _OUT.REFUSED, _BAD, "No route for these form fields")
     DIGEST_MISMATCH = Verdict(422, _C, _OUT.CLIENT_BAD, _BAD, "Digest does not fit")
     CLIENT_IDLE = Verdict(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client went silent")
@@ -106,6 +107,7 @@ class FaultKind(enum.Enum):
     QUEUE_TIMEOUT = Verdict(503, _G, _OUT.REFUSED, "connection_limit_reached", "Waited too long for the upstream")
     DISK_UNAVAILABLE = Verdict(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
     DISK_SLOW = Verdict(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
+    SCANNER_FAILED = Verdict(503, _G, _OUT.REFUSED, "proxy_internal_error", "Scanner is unavailable")
     DISK_FULL = Verdict(507, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk is full")
     # The upstream.
     DNS_ERROR = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "dns_error", "Upstream's name cannot be resolved")

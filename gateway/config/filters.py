@@ -7,12 +7,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from gateway.config.section import Section
-from gateway.config.values import Rate, Size
+from gateway.config.values import Rate, Seconds, Size, parse_address
 
 
 def _parse_positive(value: float) -> float:
     if not value:
         raise ValueError("nothing would ever flow: write a rate like 5MB/s")
+    return value
+
+
+def _parse_clamd(value: str) -> str:
+    if not value.startswith("unix:/"):
+        try:
+            parse_address(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no place of clamd: write unix:/run/clamav/clamd.ctl or host:port") from None
     return value
 
 
@@ -52,6 +61,18 @@ class Decompress(Section):
     max_bytes: Size = Field(10 * 2.0**30, description="Of one file, decompressed: bombs end here.")
 
 
+class Scan(Section):
+    """Show files to ClamAV's daemon as they pass, and cut what it finds before its end."""
+
+    clamd: Annotated[str, AfterValidator(_parse_clamd)] = Field(
+        description="Where clamd listens: unix:/run/clamav/clamd.ctl, or host:port. Its StreamMaxLength bounds files."
+    )
+    timeout: Seconds = Field(60.0, description="For each answer of it, and for taking a chunk.")
+    on_error: Literal["refuse", "pass"] = Field(
+        "refuse", description="When it cannot be asked: refuse the file (503), or let it pass unscanned."
+    )
+
+
 class FilterChoice(Section):
     """One filter: its name with its options, or its name alone. Names not known here are those of plug-ins."""
 
@@ -60,6 +81,7 @@ class FilterChoice(Section):
     digest: Digest | None = Field(None, description="Hash, and check what senders say.")
     sniff: Sniff | None = Field(None, description="Allow types by magic bytes; needs the extra `sniff`.")
     throttle: Throttle | None = Field(None, description="Hold a rate.")
+    scan: Scan | None = Field(None, description="Ask ClamAV.")
     compress: Compress | None = Field(None, description="Compress; forms are made anew.")
     decompress: Decompress | None = Field(None, description="Decompress; forms are made anew.")
 

@@ -7,10 +7,11 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from gateway.config import FilterChoice, Route
-from gateway.config.filters import Compress, Decompress, Digest, Sniff, Throttle
+from gateway.config.filters import Compress, Decompress, Digest, Scan, Sniff, Throttle
 from gateway.filters.coding import CompressKind, DecompressKind
 from gateway.filters.digest import DigestKind
 from gateway.filters.file import FilterContext, FilterKind, MakeKind
+from gateway.filters.scan import ScanKind
 from gateway.filters.sniff import SniffKind
 from gateway.filters.throttle import ThrottleKind
 
@@ -30,21 +31,28 @@ def make_filters(route: Route, context: FilterContext) -> list[FilterKind]:
 
 def _make(choice: FilterChoice, where: str, context: FilterContext) -> FilterKind:
     try:
-        match choice.options:
-            case Digest() as options:
-                return DigestKind(options.algorithm, context)
-            case Sniff() as options:
-                return SniffKind(options.allow)
-            case Throttle() as options:
-                return ThrottleKind(options.rate, options.per)
-            case Compress() as options:
-                return CompressKind(options.coding, options.level, context)
-            case Decompress() as options:
-                return DecompressKind(options.max_bytes, context)
-            case options:
-                return _make_plugin(choice.name, options, where, context)
+        made = _make_own(choice.options, context)
     except ImportError as exc:
         raise FilterProblem(f"{where}: {choice.name} needs a package that is not here: pip install {exc.name}") from exc
+    return made if made is not None else _make_plugin(choice.name, choice.options, where, context)
+
+
+def _make_own(options: Any, context: FilterContext) -> FilterKind | None:
+    kind: FilterKind | None = None
+    match options:
+        case Digest():
+            kind = DigestKind(options.algorithm, context)
+        case Sniff():
+            kind = SniffKind(options.allow)
+        case Throttle():
+            kind = ThrottleKind(options.rate, options.per)
+        case Scan():
+            kind = ScanKind(options.clamd, options.timeout, options.on_error, context)
+        case Compress():
+            kind = CompressKind(options.coding, options.level, context)
+        case Decompress():
+            kind = DecompressKind(options.max_bytes, context)
+    return kind
 
 
 def _make_plugin(name: str, options: Any, where: str, context: FilterContext) -> FilterKind:

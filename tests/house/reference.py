@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Sniff, Throttle
+from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Scan, Sniff, Throttle
 from gateway.config.model import (
     Config,
     Fetch,
@@ -56,6 +56,7 @@ SECTIONS: dict[str, type[Section]] = {
     "routes[].filters[].digest": Digest,
     "routes[].filters[].sniff": Sniff,
     "routes[].filters[].throttle": Throttle,
+    "routes[].filters[].scan": Scan,
     "routes[].filters[].compress": Compress,
     "routes[].filters[].decompress": Decompress,
     "routes[].limits": Limits,

@@ -367,6 +367,9 @@ def test_filters_are_names_with_options_or_names_alone() -> None:
     )
     route = parse_config(text).routes[0]
     assert [choice.name for choice in route.filters] == ["digest", "sniff", "mine", "throttle", "compress"]
+    for place in ("unix:/run/clamd.ctl", "127.0.0.1:3310"):
+        scan = parse_config(GOOD + f"    filters: [{{scan: {{clamd: '{place}'}}}}]").routes[0].filters[0].options
+        assert scan.clamd == place
     assert (route.filters[0].options.algorithm, route.filters[2].options) == ("sha256", {"a": 1})
 
 
@@ -377,6 +380,7 @@ def test_filters_are_names_with_options_or_names_alone() -> None:
         ("[{digest: {algorithm: rot13}}]", "routes.a.filters[0].digest.algorithm: 'rot13' is not known"),
         ("[{throttle: {rate: 0}}]", "nothing would ever flow"),
         ("[7]", "filters[0]"),
+        ("[{scan: {clamd: /run/clamd.ctl}}]", "is no place of clamd"),
     ],
 )
 def test_filters_that_make_no_sense_are_told(filters: str, message: str) -> None:
