@@ -33,6 +33,8 @@ HELP: Final = {
     "gateway_parts": "Parts of multipart forms, by kind (file, field).",
     "gateway_part_size_bytes": "Bytes of each part.",
     "gateway_part_outcomes": "Parts of forms, by how they ended; files of a split by what their upstream said.",
+    "gateway_mirrors": "Requests mirrored, by how that ended (limit: the mirror was too slow and dropped).",
+    "gateway_mirror_bytes": "Bytes of mirrored bodies, by result: sent, or dropped.",
     "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
     "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
     "gateway_upstream_retries": "Requests given to another endpoint, by why the one before could not take them.",
@@ -52,6 +54,7 @@ class TallyCollector:
         yield from _requests(routes)
         yield from _transfers(routes)
         yield from _waits_and_parts(routes)
+        yield from _mirrors(routes)
         yield from self._upstreams()
         build = GaugeMetricFamily("gateway_build_info", HELP["gateway_build"], labels=("version", "aiohttp", "python"))
         build.add_metric((__version__, aiohttp.__version__, platform.python_version()), 1)
@@ -138,6 +141,17 @@ def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:
             outcomes.add_metric((route.route, outcome.value), count)
         _add(sizes, (route.route,), route.part_sizes)
     yield from (waits, parts, sizes, outcomes)
+
+
+def _mirrors(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    ended = _counter("gateway_mirrors", "route", "outcome")
+    moved = _counter("gateway_mirror_bytes", "route", "result")
+    for route in routes:
+        for outcome, count in list(route.mirrors.items()):
+            ended.add_metric((route.route, outcome.value), count)
+        for result, count in list(route.mirror_bytes.items()):
+            moved.add_metric((route.route, result), count)
+    yield from (ended, moved)
 
 
 def _counter(name: str, *labels: str) -> CounterMetricFamily:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.accesslog import Note, describe_exchange
-from gateway.actions import Action, FetchAction, choose_route, make_action
+from gateway.actions import Action, FetchAction, ForwardAction, choose_route, make_action
 from gateway.config import Config
 from gateway.config.check import server_context
 from gateway.config.values import Address
@@ -129,7 +129,7 @@ class Gateway:
         for task in self._exchanges:
             task.cancel()
 
-    def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction]:
+    def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction | ForwardAction]:
         carrier = Carrier(self._config.lanes)
         actions = {
             route.name: make_action(
@@ -142,7 +142,7 @@ class Gateway:
             for route in self._config.routes
         }
         for action in actions.values():
-            if isinstance(action, FetchAction):
+            if isinstance(action, FetchAction | ForwardAction):
                 stack.push_async_callback(action.close)
         return actions
 

@@ -99,6 +99,9 @@ class RouteTally:
     #: By kind of part.
     parts: Counter[str] = field(default_factory=Counter)
     part_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
+    #: Mirrored requests by how they ended, and their bytes: sent, dropped.
+    mirrors: Counter[Outcome] = field(default_factory=Counter)
+    mirror_bytes: Counter[str] = field(default_factory=Counter)
     #: By how it ended.
     part_outcomes: Counter[Outcome] = field(default_factory=Counter)
 

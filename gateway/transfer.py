@@ -106,10 +106,10 @@ class Transfer:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End: complete if everything was pulled and nobody raised."""
-        for each in self._filters:
-            each.close()
         if self.outcome is None:
             self.end(self._judge_end(exc))
+        for each in self._filters:
+            each.close()
 
     def _judge_end(self, exc: BaseException | None) -> Outcome:
         """Return how it ended: its own failure first, then whether it was delivered, then what broke around it."""

@@ -8,6 +8,7 @@ from gateway.actions.choose import choose_route
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
 from gateway.actions.forward import ForwardAction
+from gateway.actions.mirror import Mirror
 from gateway.actions.split import SplitAction
 from gateway.actions.store import StoreAction
 from gateway.config import Route
@@ -21,7 +22,7 @@ from gateway.upstream import Service
 
 Action = Callable[[Exchange, Found], Awaitable[None]]
 
-__all__ = ["Action", "FetchAction", "choose_route", "make_action"]
+__all__ = ["Action", "FetchAction", "ForwardAction", "choose_route", "make_action"]
 
 
 def make_action(
@@ -30,11 +31,12 @@ def make_action(
     workers: DiskWorkers,
     carrier: Carrier,
     kinds: Sequence[FilterKind],
-) -> Action | FetchAction:
+) -> Action | ForwardAction | FetchAction:
     """Return the action of a route, ready to take exchanges."""
     match route.action:
         case Forward() as config:
-            return ForwardAction(route, config, services[config.upstream], carrier, kinds)
+            mirror = _make_mirror(config, services, workers)
+            return ForwardAction(route, config, services[config.upstream], carrier, filters=kinds, mirror=mirror)
         case Split() as config:
             return SplitAction(route, config, services[config.upstream], kinds)
         case Files() as config:
@@ -43,3 +45,10 @@ def make_action(
             return FetchAction(config, carrier)
         case config:
             return StoreAction(route, config, workers, kinds)
+
+
+def _make_mirror(config: Forward, services: Mapping[str, Service], workers: DiskWorkers) -> Mirror | None:
+    if config.mirror is None:
+        return None
+    name = config.mirror.upstream
+    return Mirror(config.mirror, services[name] if name is not None else None, workers)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 
+from gateway.actions.mirror import Mirror, Tee
 from gateway.actions.remake import RemadeBody
 from gateway.actions.shape import framing_fields, join_query, without_content_fields
 from gateway.actions.upload import check_upload, form_boundary, raw_head
@@ -33,9 +34,17 @@ class ForwardAction:
     """The action of one route."""
 
     def __init__(
-        self, route: Route, config: Forward, service: Service, carrier: Carrier, kinds: Sequence[FilterKind]
+        self,
+        route: Route,
+        config: Forward,
+        service: Service,
+        carrier: Carrier,
+        *,
+        filters: Sequence[FilterKind],
+        mirror: Mirror | None,
     ) -> None:
-        self._all_kinds = kinds
+        self._mirror = mirror
+        self._all_kinds = kinds = filters
         self._kinds = [kind for kind in kinds if not isinstance(kind, TransformKind)]
         self._carrier = carrier
         self._route = route
@@ -43,6 +52,11 @@ class ForwardAction:
         self._service = service
         timeouts = route.timeouts
         self._write_pace = Pace(service.pace.idle_seconds, timeouts.min_rate, timeouts.grace)
+
+    async def close(self) -> None:
+        """Cut what is still being mirrored."""
+        if self._mirror is not None:
+            await self._mirror.close()
 
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; cancelling cuts both sides."""
@@ -53,7 +67,12 @@ class ForwardAction:
             return
         filters, along = self._make_filters(exchange, boundary)
         async with self._service.gate.slot():
+            if (tee := self._tee(exchange, found)) is not None:
+                # Behind the others: what they refuse is not mirrored either.
+                filters.append(tee)
             with self._begin_upload(exchange, filters, along) as upload:
+                if tee is not None and along is not None:
+                    tee.judge = upload
                 first = await _read_first(exchange, upload, along) if upload is not None and along is not None else []
                 answers = self._service.exchange(
                     exchange.method,
@@ -62,6 +81,9 @@ class ForwardAction:
                 )
                 async with answers as answer:
                     await relay(exchange, answer, self._service.pace, upload, self._carrier, along=along)
+
+    def _tee(self, exchange: Exchange, found: Found) -> Tee | None:
+        return self._mirror.tee(exchange, found) if self._mirror is not None else None
 
     def _must_remake(self, exchange: Exchange, boundary: bytes | None) -> bool:
         """Say whether the body cannot go upstream byte for byte."""
@@ -77,7 +99,11 @@ class ForwardAction:
     async def _send_remade(self, exchange: Exchange, found: Found, boundary: bytes | None) -> None:
         limit = check_upload(exchange, self._route)
         async with self._service.gate.slot():
-            with exchange.begin_upload([limit], Side.UPSTREAM_WRITE, self._write_pace) as upload:
+            tee = self._tee(exchange, found)
+            filters: list[Filter] = [limit] if tee is None else [limit, tee]
+            with exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace) as upload:
+                if tee is not None:
+                    tee.judge = upload
                 remade = RemadeBody(exchange, found, self._config, self._all_kinds, upload)
                 async with contextlib.aclosing(remade):
                     # Its beginning decides the head, so it is asked for before an endpoint is connected.

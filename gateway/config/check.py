@@ -50,6 +50,8 @@ def cross_check(tree: Any) -> Iterator[Finding]:
         yield from _check_match(("routes", index, "match"), _mapping(route.get("match")))
         yield from _check_directories(("routes", index), route)
         yield from _check_allow(("routes", index, "fetch", "allow"), _mapping(route.get("fetch")))
+        mirror = _mapping(_mapping(route.get("forward")).get("mirror"))
+        yield from _check_mirror(("routes", index, "forward", "mirror"), mirror, upstreams)
         yield from _check_filters(("routes", index), route)
         yield from _check_shape(("routes", index, "forward"), _mapping(route.get("forward")))
         for action in ("forward", "split"):
@@ -115,6 +117,17 @@ def _check_shape(path: KeyPath, forward: dict[str, Any]) -> Iterator[Finding]:
         for key in ("body", "fields"):
             if forward.get(key) not in (None, "as_is"):
                 yield (*path, key), f"{key} needs forms to be read, and multipart is opaque: set it to inspect"
+
+
+def _check_mirror(path: KeyPath, mirror: dict[str, Any], upstreams: dict[str, Any]) -> Iterator[Finding]:
+    name, directory = mirror.get("upstream"), mirror.get("directory")
+    if mirror and (name is None) == (directory is None):
+        yield path, "a mirror has an upstream or a directory: give one of them"
+    if isinstance(name, str) and name not in upstreams:
+        known = ", ".join(sorted(map(str, upstreams))) or "none is configured"
+        yield (*path, "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
+    if isinstance(directory, str) and not (Path(directory).is_dir() and os.access(directory, os.W_OK | os.X_OK)):
+        yield (*path, "directory"), f"{directory!r} is not a directory this user can write to: create it, or its mode"
 
 
 def _check_match(path: KeyPath, match: dict[str, Any]) -> Iterator[Finding]:

@@ -105,6 +105,15 @@ class FormFields(Section):
     )
 
 
+class Mirror(Section):
+    """Tell a share of the requests again, to an upstream or a directory, without the primary feeling it."""
+
+    upstream: str | None = Field(None, description="Name of the upstream that gets them; its answers are dropped.")
+    directory: str | None = Field(None, description="Or where bodies are written, each whole or not at all.")
+    percent: float = Field(100.0, ge=0, le=100, description="How many of a hundred requests, chosen at random.")
+    buffer: Size = Field(4 * _MIB, description="Bytes a mirror may be behind, per request, before it is dropped.")
+
+
 class Forward(Section):
     """Pipe the request to an upstream and its answer back."""
 
@@ -127,6 +136,7 @@ class Forward(Section):
     fields: FormFields = Field(
         FormFields(), description="What becomes of form fields; with `body: raw` those that stand before the file."
     )
+    mirror: Mirror | None = Field(None, description="A second place for a share of the requests.")
     host: Literal["preserve", "upstream"] = Field(
         "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
     )

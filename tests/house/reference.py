@@ -21,6 +21,7 @@ from gateway.config.model import (
     Health,
     Limits,
     Match,
+    Mirror,
     Ops,
     Route,
     RouteTimeouts,
@@ -47,6 +48,8 @@ SECTIONS: dict[str, type[Section]] = {
     "routes[]": Route,
     "routes[].match": Match,
     "routes[].forward": Forward,
+    "routes[].forward.mirror": Mirror,
+    "routes[].forward.fields": FormFields,
     "routes[].split": Split,
     "routes[].split.fields": FormFields,
     "routes[].store": Store,
@@ -124,6 +127,8 @@ def _labels(name: str) -> tuple[str, ...]:
     tally = Tally([("r", "u")], ["u"])
     tally.routes["r"].requests["GET", 200] = 1
     tally.routes["r"].count_part("file", 1, Outcome.COMPLETE)
+    tally.routes["r"].mirrors[Outcome.COMPLETE] += 1
+    tally.routes["r"].mirror_bytes["sent"] += 1
     tally.upstreams["u"].endpoints_up["e"] = True
     tally.upstreams["u"].retries["x"] = 1
     for transfer in tally.routes["r"].transfers.values():

@@ -394,3 +394,17 @@ def test_filters_that_would_see_nothing_are_told() -> None:
     assert "body needs forms to be read" in shaped[0]
     fetch = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, filters: [digest]}]"
     assert "filters look at uploads" in problems(fetch)[0]
+
+
+@pytest.mark.parametrize(
+    ("mirror", "message"),
+    [
+        ("{percent: 5}", "a mirror has an upstream or a directory"),
+        ("{upstream: asr, directory: /tmp}", "a mirror has an upstream or a directory"),
+        ("{upstream: azr}", "no upstream 'azr'"),
+        ("{directory: /no/such}", "is not a directory this user can write to"),
+    ],
+)
+def test_mirrors_that_lead_nowhere_are_told(mirror: str, message: str) -> None:
+    text = GOOD.replace("upstream: asr}", f"upstream: asr, mirror: {mirror}}}")
+    assert any(message in problem for problem in problems(text))

@@ -1,0 +1,177 @@
+"""mirror: the same request a second time, whole or cut with the primary, and never felt by it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import Outcome
+from gateway.tally import RouteTally
+from tests.actors import (
+    OK,
+    RawUpstream,
+    RunningGateway,
+    Wire,
+    answering,
+    form,
+    forward_config,
+    post,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+    until,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+DATA = os.urandom(3_000_000)
+FORM = form(('name="f"; filename="a"', DATA))
+
+
+def config(primary: str, shadow: str | None = None, **mirror: Any) -> dict[str, Any]:
+    route = mirror.pop("route", {})
+    if shadow is not None:
+        mirror["upstream"] = "shadow"
+    keys = forward_config(primary, forward={"mirror": mirror}, **route)
+    if shadow is not None:
+        keys["upstreams"]["shadow"] = {"endpoints": [shadow], "timeouts": {"idle": "1s", "response": "1s"}}
+    return keys
+
+
+async def tally_of(gateway: RunningGateway) -> RouteTally:
+    """Return the route's counts once a mirror has ended."""
+    tally = gateway.tally.routes["r"]
+    await until(lambda: tally.mirrors.total())
+    return tally
+
+
+class Keeping(RawUpstream):
+    def __init__(self) -> None:
+        self.seen: list[tuple[bytes, bytes]] = []
+        super().__init__(self._keep)
+
+    async def _keep(self, wire: Wire) -> None:
+        while True:
+            self.seen.append(await read_request(wire))
+            await wire.send(OK)
+
+
+@pytest.mark.parametrize("filters", [[], ["digest"]])
+async def test_mirror_gets_the_same_request(filters: list[str]) -> None:
+    async with Keeping() as primary, Keeping() as shadow:
+        async with run_gateway(config(primary.url, shadow.url, route={"filters": filters})) as gateway:
+            assert split_answer(await gateway.ask(post(FORM, target="/x?y")))[0] == 200
+            tally = await tally_of(gateway)
+            assert shadow.seen[0][1] == primary.seen[0][1] == FORM
+            assert shadow.seen[0][0].startswith(b"POST /x?y HTTP/1.1\r\n")
+            assert b"Content-Length: %d\r\n" % len(FORM) in shadow.seen[0][0]
+            assert (tally.mirrors, tally.mirror_bytes["sent"]) == ({Outcome.COMPLETE: 1}, len(FORM))
+
+
+async def test_request_without_a_body_is_mirrored_too() -> None:
+    async with Keeping() as primary, Keeping() as shadow:
+        async with run_gateway(config(primary.url, shadow.url)) as gateway:
+            await gateway.ask(b"GET /x HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            await tally_of(gateway)
+            assert shadow.seen[0][0].startswith(b"GET /x HTTP/1.1\r\n")
+
+
+async def test_none_of_a_hundred_is_none() -> None:
+    async with Keeping() as primary, Keeping() as shadow:
+        async with run_gateway(config(primary.url, shadow.url, percent=0)) as gateway:
+            for _ in range(5):
+                await gateway.ask(post(b"x", content_type="x/y"))
+            assert not shadow.wires
+            assert not gateway.tally.routes["r"].mirrors
+
+
+async def test_slow_mirror_is_dropped_and_its_bytes_add_up() -> None:
+    stuck = asyncio.Event()
+
+    async def never_reads(wire: Wire) -> None:
+        wire.reader._transport.pause_reading()  # type: ignore[attr-defined]  # an upstream that does not read
+        await stuck.wait()
+
+    async with Keeping() as primary, RawUpstream(never_reads) as shadow:
+        async with run_gateway(config(primary.url, shadow.url, buffer="256KiB")) as gateway:
+            big = os.urandom(1_000_000) * 12
+            assert split_answer(await gateway.ask(post(big, content_type="x/y")))[0] == 200
+            assert primary.seen[0][1] == big
+            tally = await tally_of(gateway)
+            assert tally.mirrors == {Outcome.LIMIT: 1}
+            assert tally.mirror_bytes["sent"] + tally.mirror_bytes["dropped"] == len(big)
+            assert tally.mirror_bytes["dropped"] > 0
+            stuck.set()
+
+
+async def test_mirror_that_is_down_is_not_felt() -> None:
+    async with RawUpstream(answering(OK)) as gone:
+        url = gone.url
+    async with Keeping() as primary, run_gateway(config(primary.url, url)) as gateway:
+        assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+        assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_FAILED: 1}
+
+
+async def test_mirror_that_never_answers_is_let_go() -> None:
+    async def silent(wire: Wire) -> None:
+        await wire.read_to_end()
+
+    async with Keeping() as primary, RawUpstream(silent) as shadow:
+        async with run_gateway(config(primary.url, shadow.url)) as gateway:
+            assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+            assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_SLOW: 1}
+
+
+@pytest.mark.parametrize("why", ["client", "digest"])
+async def test_body_cut_for_the_primary_is_cut_for_the_mirror(why: str) -> None:
+    async with Keeping() as primary, Keeping() as shadow:
+        async with run_gateway(config(primary.url, shadow.url, route={"filters": ["digest"]})) as gateway:
+            if why == "client":
+                client = await gateway.connect()
+                await client.drain_source([post(FORM)[:2_000_000]])
+                await asyncio.wait_for(shadow.connected.wait(), 5)
+                client.reset()
+            else:
+                wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
+                fields = f"Content-Digest: sha-256=:{wrong}:\r\n"
+                problem = problem_of(await gateway.ask(post(DATA, content_type="x/y", fields=fields)))
+                assert problem["code"] == "digest_mismatch"
+            assert (await tally_of(gateway)).mirrors == {Outcome.CANCELLED: 1}
+            assert not shadow.seen
+            assert not primary.seen
+
+
+async def test_bodies_are_mirrored_to_a_directory_whole_or_not_at_all(tmp_path: Path) -> None:
+    async with Keeping() as primary, run_gateway(config(primary.url, directory=str(tmp_path))) as gateway:
+        assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+        tally = await tally_of(gateway)
+        assert tally.mirrors == {Outcome.COMPLETE: 1}
+        (name,) = os.listdir(tmp_path)
+        assert (tmp_path / name).read_bytes() == FORM
+        client = await gateway.connect()
+        await client.drain_source([post(FORM)[:2_000_000]])
+        await until(lambda: gateway.tally.routes["r"].in_flight)
+        client.reset()
+        await until(lambda: tally.mirrors[Outcome.CANCELLED])
+        await until(lambda: len(os.listdir(tmp_path)) == 1)
+
+
+async def test_gateway_that_stops_waits_for_no_mirror() -> None:
+    begun, stuck = asyncio.Event(), asyncio.Event()
+
+    async def silent(wire: Wire) -> None:
+        begun.set()
+        await stuck.wait()
+
+    async with Keeping() as primary, RawUpstream(silent) as shadow:
+        async with run_gateway(config(primary.url, shadow.url)) as gateway:
+            assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+            await begun.wait()
+        assert gateway.tally.routes["r"].mirrors.total() == 1
+        stuck.set()
