@@ -119,6 +119,7 @@ class FaultKind(enum.Enum):
     RESPONSE_INCOMPLETE = Verdict(
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's body broke off"
     )
+    OBJECT_STORE_FAILED = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "destination_unavailable", "Object store failed")
     ANSWER_TOO_LARGE = Verdict(
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_body_size", "Upstream's answer is too large"
     )

@@ -14,6 +14,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.headers import Field, first_value, own_fields, values_of
 from gateway.lanes import Carrier
+from gateway.objects import ObjectPlace, OutgoingObject, open_object
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.watch import Pace
@@ -27,19 +28,24 @@ class FilesAction:
 
     def __init__(self, config: Files, workers: DiskWorkers, carrier: Carrier) -> None:
         self._carrier = carrier
-        self._directory = Path(config.directory)
+        self._directory = Path(config.directory or "")
+        self._place = ObjectPlace(config.url, config.endpoint, config.region) if config.url is not None else None
         self._workers = workers
 
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault."""
         exchange.check_expectation()
-        file = await open_below(self._workers, self._directory, found.rest)
+        file: OutgoingFile | OutgoingObject
+        if self._place is not None:
+            file = await open_object(self._place, found.rest)
+        else:
+            file = await open_below(self._workers, self._directory, found.rest)
         try:
             await self._send(exchange, file, found.rest)
         finally:
             await file.close()
 
-    async def _send(self, exchange: Exchange, file: OutgoingFile, name: str) -> None:
+    async def _send(self, exchange: Exchange, file: OutgoingFile | OutgoingObject, name: str) -> None:
         fields = [*own_fields(exchange.trace), *_validators(file), (b"Accept-Ranges", b"bytes")]
         if _is_unchanged(exchange, file):
             await exchange.begin_answer(304, b"Not Modified", fields, None)
@@ -56,16 +62,20 @@ class FilesAction:
         file.select(first, last)
         route = exchange.named.route
         idle = Pace(route.timeouts.idle) if route else Pace()
-        with exchange.begin_download(file, length, Side.DISK_READ, idle) as download:
+        side = Side.DISK_READ if isinstance(file, OutgoingFile) else Side.UPSTREAM_READ
+        with exchange.begin_download(file, length, side, idle) as download:
             sink = await exchange.begin_answer(status, reason, fields, length)
-            await self._carrier.carry_file(download, file, sink, sink.end)
+            if isinstance(file, OutgoingFile):
+                await self._carrier.carry_file(download, file, sink, sink.end)
+            else:
+                await download.pour(sink.write, sink.pending, sink.end)
 
 
-def _validators(file: OutgoingFile) -> list[Field]:
+def _validators(file: OutgoingFile | OutgoingObject) -> list[Field]:
     return [(b"ETag", file.etag), (b"Last-Modified", formatdate(file.modified_seconds, usegmt=True).encode())]
 
 
-def _is_unchanged(exchange: Exchange, file: OutgoingFile) -> bool:
+def _is_unchanged(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bool:
     """Evaluate the conditions in the order of RFC 9110 section 13.2.2; say whether the answer is 304.
 
     Raises Fault PRECONDITION_FAILED.
@@ -81,7 +91,7 @@ def _is_unchanged(exchange: Exchange, file: OutgoingFile) -> bool:
     return since is not None and int(file.modified_seconds) <= since
 
 
-def _select(exchange: Exchange, file: OutgoingFile) -> tuple[int, int, bool]:
+def _select(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> tuple[int, int, bool]:
     """Return first and last byte, and whether that is a part. Raises Fault RANGE_NOT_SATISFIABLE.
 
     > A server MAY ignore the Range header field. (RFC 9110 section 14.2)
@@ -113,7 +123,7 @@ def _select(exchange: Exchange, file: OutgoingFile) -> tuple[int, int, bool]:
     return first, last, True
 
 
-def _may_range(exchange: Exchange, file: OutgoingFile) -> bool:
+def _may_range(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bool:
     """Evaluate If-Range (RFC 9110 section 13.1.5): a strong validator, or the exact date."""
     condition = first_value(exchange.fields, b"if-range")
     if condition is None:

@@ -15,6 +15,7 @@ from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
 from gateway.headers import first_value
 from gateway.multipart import FormContent, PartKind, read_form
+from gateway.objects import ObjectPlace, ObjectUpload
 from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Transfer
@@ -29,7 +30,9 @@ class StoreAction:
         self._route = route
         self._config = config
         self._workers = workers
-        self._directory = Path(config.directory)
+        self._directory = Path(config.directory or "")
+        self._place = ObjectPlace(config.url, config.endpoint, config.region) if config.url is not None else None
+        self._side = Side.DISK_WRITE if self._place is None else Side.UPSTREAM_WRITE
 
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
@@ -37,7 +40,7 @@ class StoreAction:
         boundary = form_boundary(exchange)
         if exchange.body is None and first_value(exchange.fields, b"content-length") is None:
             raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")
-        upload = Upload(self._workers, self._directory, naming=self._config.name, if_exists=self._config.if_exists)
+        upload = self._make_upload()
         async with upload:
             await upload.check_room(exchange.length)
             if exchange.body is None:
@@ -46,7 +49,7 @@ class StoreAction:
             else:
                 exchange.invite()
                 # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
-                transfer = exchange.begin_upload([limit], Side.DISK_WRITE, Pace())
+                transfer = exchange.begin_upload([limit], self._side, Pace())
                 with transfer, transfer.watched(_nothing_pending):
                     if boundary is None:
                         described = [await self._store_raw(exchange, found, upload, transfer)]
@@ -59,8 +62,14 @@ class StoreAction:
         body = json.dumps({"files": described}).encode() + b"\n"
         await exchange.reply(201, [(b"Content-Type", b"application/json")], body)
 
+    def _make_upload(self) -> Upload | ObjectUpload:
+        naming, if_exists = self._config.name, self._config.if_exists
+        if self._place is not None:
+            return ObjectUpload(self._place, self._workers.threads, naming=naming, if_exists=if_exists)
+        return Upload(self._workers, self._directory, naming=naming, if_exists=if_exists)
+
     async def _store_form(
-        self, exchange: Exchange, upload: Upload, boundary: bytes, transfer: Transfer
+        self, exchange: Exchange, upload: Upload | ObjectUpload, boundary: bytes, transfer: Transfer
     ) -> list[dict[str, str | int | None]]:
         """Store every file part; form fields are read and left out."""
         limits, route = self._route.limits, self._route.name
@@ -82,7 +91,7 @@ class StoreAction:
         return described
 
     async def _store_raw(
-        self, exchange: Exchange, found: Found, upload: Upload, transfer: Transfer
+        self, exchange: Exchange, found: Found, upload: Upload | ObjectUpload, transfer: Transfer
     ) -> dict[str, str | int | None]:
         filename, kind = raw_name(exchange, found), _content_type(exchange)
         file = raw_head(exchange, filename)
@@ -90,7 +99,7 @@ class StoreAction:
         return {"field": None, "filename": filename, "type": kind, **facts}
 
     async def _fill(
-        self, upload: Upload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer
+        self, upload: Upload | ObjectUpload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer
     ) -> dict[str, str | int]:
         """Write a file as its filters give it; return what they found out."""
         incoming = await upload.begin(file.filename)
@@ -105,7 +114,9 @@ class StoreAction:
         await incoming.finish()
         return {} if filtered is None else filtered.facts()
 
-    async def _store_empty(self, exchange: Exchange, found: Found, upload: Upload) -> dict[str, str | int | None]:
+    async def _store_empty(
+        self, exchange: Exchange, found: Found, upload: Upload | ObjectUpload
+    ) -> dict[str, str | int | None]:
         filename = raw_name(exchange, found)
         await (await upload.begin(filename)).finish()
         return {"field": None, "filename": filename, "type": _content_type(exchange)}

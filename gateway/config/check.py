@@ -5,6 +5,7 @@ Works on the plain tree, not on the model, so that these problems are reported t
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import ssl
 from collections.abc import Iterator
@@ -138,7 +139,14 @@ def _check_match(path: KeyPath, match: dict[str, Any]) -> Iterator[Finding]:
 
 def _check_directories(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
     for action, mode, doing in (("store", os.W_OK | os.X_OK, "written to"), ("files", os.R_OK | os.X_OK, "read")):
-        directory = _mapping(route.get(action)).get("directory")
+        if action not in route:
+            continue
+        place = _mapping(route[action])
+        directory = place.get("directory")
+        if (directory is None) == (place.get("url") is None):
+            yield (*path, action), f"{action} has a directory or a url: give one of them"
+        if place.get("url") is not None and importlib.util.find_spec("obstore") is None:
+            yield (*path, action, "url"), "object stores need a package that is not here: pip install obstore"
         if not isinstance(directory, str):
             continue
         where = (*path, action, "directory")

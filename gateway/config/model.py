@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from gateway.config.filters import FilterChoice
-from gateway.config.section import FieldName, Host, Method, Name, NetworkText, Regex, Section, UrlPath
+from gateway.config.section import FieldName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
 from gateway.config.values import Address, EndpointUrl, ListenAddress, Rate, Seconds, Size
 
 _MIB, _GIB = float(2**20), float(2**30)
@@ -174,7 +174,16 @@ class Split(Section):
 class Store(Section):
     """Stream every file of an upload to disk, whole or not at all."""
 
-    directory: str = Field(description="Where files go. Relative paths are relative to the working directory.")
+    directory: str | None = Field(
+        None, description="Where files go. Relative paths are relative to the working directory."
+    )
+    url: S3Url | None = Field(
+        None,
+        description="Or a bucket and prefix, s3://bucket/prefix; needs the extra `s3`. Credentials come from the "
+        "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...).",
+    )
+    endpoint: str | None = Field(None, description="Of an object store that is not AWS: http(s)://host:port.")
+    region: str | None = Field(None, description="Of the bucket.")
     name: Literal["original", "uuid"] = Field(
         "original", description="Name on disk: the client's file name made safe, or a fresh UUID with its extension."
     )
@@ -186,7 +195,12 @@ class Store(Section):
 class Files(Section):
     """Stream files of a directory to the client."""
 
-    directory: str = Field(description="What is served. Dot files and whatever a symlink leads outside are not.")
+    directory: str | None = Field(
+        None, description="What is served. Dot files and whatever a symlink leads outside are not."
+    )
+    url: S3Url | None = Field(None, description="Or a bucket and prefix, s3://bucket/prefix, as in store.")
+    endpoint: str | None = Field(None, description="Of an object store that is not AWS: http(s)://host:port.")
+    region: str | None = Field(None, description="Of the bucket.")
 
 
 class Fetch(Section):

@@ -67,6 +67,13 @@ def _parse_field_name(value: str) -> str:
     return value
 
 
+def _parse_s3_url(value: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", value):
+        raise ValueError(f"{value!r} is not a bucket: write s3://bucket/prefix")
+    return value
+
+
+S3Url = Annotated[str, AfterValidator(_parse_s3_url)]
 FieldName = Annotated[str, AfterValidator(_parse_field_name)]
 UrlPath = Annotated[str, AfterValidator(_parse_path)]
 Name = Annotated[str, AfterValidator(_parse_name)]

@@ -5,8 +5,18 @@ at all, `outgoing` reads them, never from outside of their directory.
 """
 
 from gateway.disk.incoming import IncomingFile, StoredFile, Upload
-from gateway.disk.names import safe_name
+from gateway.disk.names import numbered, random_name, safe_name
 from gateway.disk.outgoing import OutgoingFile, open_below
 from gateway.disk.workers import DiskWorkers
 
-__all__ = ["DiskWorkers", "IncomingFile", "OutgoingFile", "StoredFile", "Upload", "open_below", "safe_name"]
+__all__ = [
+    "DiskWorkers",
+    "IncomingFile",
+    "OutgoingFile",
+    "StoredFile",
+    "Upload",
+    "numbered",
+    "open_below",
+    "random_name",
+    "safe_name",
+]

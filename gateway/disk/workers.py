@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from gateway.errors import Fault, FaultKind
@@ -22,6 +22,11 @@ class DiskWorkers:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, "disk")
+
+    @property
+    def threads(self) -> Executor:
+        """The threads, for work of others on what goes to a disk or a store."""
+        return self._threads
 
     def start(self, call: Callable[[], _Result]) -> Future[_Result]:
         """Begin a call, to be awaited with `wait`."""

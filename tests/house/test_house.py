@@ -32,6 +32,7 @@ ROWS = (
     ("filters", "gate"),
     ("lanes",),
     ("downstream", "upstream", "disk"),
+    ("objects",),
     ("actions",),
     ("metrics",),
     ("accesslog", "ops"),

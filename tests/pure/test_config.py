@@ -408,3 +408,29 @@ def test_filters_that_would_see_nothing_are_told() -> None:
 def test_mirrors_that_lead_nowhere_are_told(mirror: str, message: str) -> None:
     text = GOOD.replace("upstream: asr}", f"upstream: asr, mirror: {mirror}}}")
     assert any(message in problem for problem in problems(text))
+
+
+STORE = "routes: [{{name: a, match: {{prefix: /}}, store: {store}}}]"
+
+
+def test_files_go_to_a_directory_or_a_bucket() -> None:
+    config = parse_config(STORE.format(store="{url: s3://my-bucket/a/b, endpoint: 'http://127.0.0.1:9000'}"))
+    assert config.routes[0].store is not None
+    assert config.routes[0].store.url == "s3://my-bucket/a/b"
+
+
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        ("{}", "store has a directory or a url: give one of them"),
+        ("{directory: /tmp, url: s3://my-bucket}", "store has a directory or a url: give one of them"),
+        ("{url: 'https://my-bucket'}", "is not a bucket: write s3://bucket/prefix"),
+    ],
+)
+def test_places_for_files_that_make_no_sense_are_told(store: str, message: str) -> None:
+    assert any(message in problem for problem in problems(STORE.format(store=store)))
+
+
+def test_missing_package_for_object_stores_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install obstore" in problems(STORE.format(store="{url: s3://my-bucket}"))[0]
