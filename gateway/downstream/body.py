@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -13,6 +14,9 @@ from aiohttp.web_protocol import RequestPayloadError
 from gateway.downstream.connection import TrafficConnection
 from gateway.errors import Fault, FaultKind
 from gateway.lanes import ChunkedDecoder, Detached, DetachedBytes, DetachedChunks, SocketEnd, is_plain
+
+#: What is received at once of a body that is pulled through aiohttp's streams.
+_STEP_BYTES: Final = 256 * 1024
 
 
 class RequestBody:
@@ -25,6 +29,7 @@ class RequestBody:
     def __init__(self, request: web.BaseRequest) -> None:
         self._content: StreamReader = request.content
         self._protocol = request.protocol
+        self._is_asked_for = False
         #: Read before, and given back.
         self._unread: deque[bytes] = deque()
         self._is_chunked = request._message.chunked
@@ -55,6 +60,8 @@ class RequestBody:
             return self._unread.popleft()
         if self._detached is not None and self._detached.is_ended:
             return b""
+        if not self._is_asked_for:
+            self._receive_more_at_once()
         try:
             chunk = await self._content.readany()
         except (RequestPayloadError, HttpProcessingError) as exc:
@@ -65,6 +72,16 @@ class RequestBody:
             # What is left of a body that was given back unfinished: only its end is still of interest.
             self._detached.skip(len(chunk))
         return chunk
+
+    def _receive_more_at_once(self) -> None:
+        """Read in larger steps: until somebody asks, many connections must hold little; from then on steps cost."""
+        self._is_asked_for = True
+        transport = self._protocol.transport if self._protocol is not None else None
+        if is_plain(transport):
+            transport.max_size = _STEP_BYTES  # type: ignore[union-attr]  # asyncio's, by no public name (3.11-3.13)
+        # StreamReader takes its limits only when it is made (aiohttp 3.14.5).
+        self._content._low_water = max(self._content._low_water, _STEP_BYTES // 2)
+        self._content._high_water = max(self._content._high_water, _STEP_BYTES)
 
     def pause(self) -> bool:
         """Let nothing more come in through the transport; say whether that can be done."""
