@@ -53,6 +53,28 @@ class Entry:
         return Outcome.COMPLETE if self.has_succeeded else Outcome.UPSTREAM_FAILED
 
 
+class AnswerRoom:
+    """What the answers to one form may hold together."""
+
+    def __init__(self, most_bytes: float, route: str) -> None:
+        self._most = self._left = most_bytes
+        self._route = route
+
+    def take(self, size: int) -> None:
+        """Take room for so many bytes. Raises Fault ANSWER_TOO_LARGE."""
+        if size > self._left:
+            raise Fault(
+                FaultKind.ANSWER_TOO_LARGE,
+                f"The answers to this form are larger than {show_size(self._most)} together: raise "
+                f"routes.{self._route}.split.max_answers, or let the upstream say less.",
+            )
+        self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """Give room back: its answer broke off."""
+        self._left += size
+
+
 class Delivery:
     """One file being sent. Its entry is filled as it goes."""
 
@@ -116,21 +138,18 @@ class Delivery:
         """Return how many bytes wait to leave this process."""
         return self._sink.pending() if self._sink is not None else 0
 
-    async def take(self, answer: ReceivedAnswer, room: float, idle_seconds: float) -> int:
-        """Take an answer of at most so many bytes; return how many it has. Raises Fault."""
+    async def take(self, answer: ReceivedAnswer, room: AnswerRoom, idle_seconds: float) -> None:
+        """Take an answer as far as there is room for it. Raises Fault."""
         self.entry.fields = end_to_end(answer.fields)
         body = bytearray()
-        while chunk := await _read_in_time(answer, idle_seconds):
-            body += chunk
-            if len(body) > room:
-                key = f"routes.{self._found.route.name}.split.max_answers"
-                raise Fault(
-                    FaultKind.ANSWER_TOO_LARGE,
-                    f"The answers to this form are larger than {show_size(self._config.max_answers)} together: "
-                    f"raise {key}, or let the upstream say less.",
-                )
+        try:
+            while chunk := await _read_in_time(answer, idle_seconds):
+                room.take(len(chunk))
+                body += chunk
+        except BaseException:
+            room.give_back(len(body))
+            raise
         self.entry.status, self.entry.body = answer.status, bytes(body)
-        return len(body)
 
     async def end(self) -> None:
         """Say that nobody reads the file's bytes any more."""
@@ -142,9 +161,11 @@ class Delivery:
         self.let_go.set()
 
     def _target(self) -> str:
-        path = self._found.path.replace(
-            "{filename}", quote(self.entry.file.filename, safe="", errors="surrogateescape")
-        )
+        path, name = self._found.path, self.entry.file.filename
+        if self._config.rewrite is not None:
+            # A name of dots would climb out of the path it is put into.
+            name = "upload" if name in ("", ".", "..") else quote(name, safe="", errors="surrogateescape")
+            path = path.replace("{filename}", name)
         return join_query(path, self._exchange.target.query, self._shaped.query)
 
     async def _carry(self, sink: UpstreamSink) -> None:
@@ -192,12 +213,12 @@ def describe(entries: Sequence[Entry], request_id: str) -> bytes:
 def _describe_entry(entry: Entry) -> str:
     file, fault = entry.file, entry.fault
     described: dict[str, Any] = {
+        **entry.facts,
         "part": file.number,
         "field": file.field,
         "filename": file.filename,
         "type": file.content_type,
         "size": entry.size,
-        **entry.facts,
         "status": fault.status if fault is not None else entry.status,
     }
     if fault is not None:

@@ -127,7 +127,7 @@ class ForwardAction:
         if self._kinds and exchange.body is not None:
 
             def note_file(file: FileHead, size: int, facts: dict[str, str | int]) -> None:
-                exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, **facts)
+                exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, facts)
 
             along = FilesAlong(self._kinds, exchange.client, note_file)
         if boundary is not None:

@@ -140,7 +140,7 @@ class _Work:
         if filtered is not None and self._file is not None:
             file, part = self._file
             size = part.size if part is not None else self.transfer.moved_bytes
-            self.exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, **filtered.facts())
+            self.exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, filtered.facts())
             self.answer_fields += filtered.answer_fields()
 
     async def close_file(self) -> None:

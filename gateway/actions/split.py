@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final
 
-from gateway.actions.delivery import Delivery, Entry, describe
+from gateway.actions.delivery import AnswerRoom, Delivery, Entry, describe
 from gateway.actions.shape import HeldFields
 from gateway.actions.upload import check_upload, form_boundary
 from gateway.config import Route
@@ -81,7 +81,7 @@ class _Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
         self._has_sent = False
-        self._answers_left = action.config.max_answers
+        self._room = AnswerRoom(action.config.max_answers, action.route.name)
 
     async def work(self, boundary: bytes, first: contextlib.AsyncExitStack) -> list[Entry]:
         """Send every file and wait for every answer. Raises Fault for what the client did."""
@@ -96,7 +96,7 @@ class _Run:
                     task.cancel()
         for entry in self._entries:
             outcome = fault.outcome if fault is not None and not entry.status else entry.outcome
-            self._exchange.note_part(entry.file.number, PartKind.FILE, entry.size, outcome, **entry.facts)
+            self._exchange.note_part(entry.file.number, PartKind.FILE, entry.size, outcome, entry.facts)
         if fault is not None:
             raise fault
         return self._entries
@@ -179,7 +179,7 @@ class _Run:
         """Send one file and take its answer."""
         try:
             async with slot, self._service.exchange(self._exchange.method, delivery.make, delivery.note) as answer:
-                self._answers_left -= await delivery.take(answer, self._answers_left, self._service.pace.idle_seconds)
+                await delivery.take(answer, self._room, self._service.pace.idle_seconds)
         except Fault as fault:
             delivery.entry.fault = fault
         finally:

@@ -80,12 +80,12 @@ class StoreAction:
                 file = head_of(part, exchange.client)
                 facts = await self._fill(upload, file, part.read, transfer)
                 kind = part.content_type or "text/plain"
-                described.append({"field": file.field, "filename": file.filename, "type": kind, **facts})
+                described.append({**facts, "field": file.field, "filename": file.filename, "type": kind})
             else:
                 facts = {}
                 while await part.read():
                     pass
-            exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE, **facts)
+            exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE, facts)
         if not described:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
         return described
@@ -96,7 +96,7 @@ class StoreAction:
         filename, kind = raw_name(exchange, found), _content_type(exchange)
         file = raw_head(exchange, filename)
         facts = await self._fill(upload, file, transfer.pull, transfer)
-        return {"field": None, "filename": filename, "type": kind, **facts}
+        return {**facts, "field": None, "filename": filename, "type": kind}
 
     async def _fill(
         self, upload: Upload | ObjectUpload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer

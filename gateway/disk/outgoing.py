@@ -18,7 +18,7 @@ _BLOCK_BYTES: Final = 256 * 1024
 #: More than a socket takes at once: its buffer decides.
 _SEND_BYTES: Final = 8 * 1024 * 1024
 #: What is sent at once without a thread, if the kernel has it in memory: little enough to let others run between.
-_CACHED_BYTES: Final = 1024 * 1024
+_CACHED_BYTES: Final = 4 * 1024 * 1024
 _HAS_NOWAIT: Final = hasattr(os, "RWF_NOWAIT")
 _PROBE: Final = bytearray(1)
 

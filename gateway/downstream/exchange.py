@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -176,11 +176,14 @@ class Exchange:
         )
         return self.download
 
-    def note_part(self, number: int, kind: str, size: int, outcome: Outcome, **facts: Any) -> None:
+    def note_part(
+        self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None
+    ) -> None:
         """Count a part of the form that has ended, and tell the log of it."""
         self.named.tally.count_part(kind, size, outcome)
         if len(self.parts) < _MOST_PARTS_LOGGED:
-            self.parts.append({"part": number, "kind": str(kind), "size": size, "outcome": outcome.value, **facts})
+            named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
+            self.parts.append({**(facts or {}), **named})
 
     @property
     def _client_pace(self) -> Pace:

@@ -348,6 +348,33 @@ async def test_answers_are_bounded_together() -> None:
             assert "routes.s.split.max_answers" in parts[1]["error"]["detail"]
 
 
+async def test_answers_taken_at_once_share_the_room() -> None:
+    all_here, waiting = asyncio.Event(), 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal waiting
+        await read_request(wire)
+        waiting += 1
+        if waiting == 3:
+            all_here.set()
+        await all_here.wait()
+        await wire.send(answer(200, b"y" * 500))
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(config(upstream.url, split={"max_answers": 1200, "max_parallel": 3})) as gateway:
+            parts = parts_of(await gateway.ask(request(form(*(file(name, b"x") for name in "abc")))), 207)
+            assert sorted(part["status"] for part in parts) == [200, 200, 502]
+
+
+@pytest.mark.parametrize("name", [".", "..", ""])
+async def test_name_of_dots_does_not_climb_out_of_the_path(name: str) -> None:
+    seen = Seen()
+    async with RawUpstream(seen) as upstream:
+        async with run_gateway(config(upstream.url, split={"rewrite": "/convert/{filename}"})) as gateway:
+            parts_of(await gateway.ask(request(form((f'name="f"; filename="{name}"', b"x")))), 200)
+            assert seen.lines == [b"POST /convert/upload HTTP/1.1"]
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "expected"),
     [

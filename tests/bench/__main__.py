@@ -114,11 +114,12 @@ def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         os.chmod(directory, 0o755)
         files = Path(directory)
+        block = os.urandom(2**20)
         with (files / "big.bin").open("wb") as file:
-            block = os.urandom(2**20)
-            for _ in range(-(-max(case.size for case in chosen) // 2**20)):
-                file.write(block)
-            file.truncate(next((case.size for case in chosen if case.name == "files"), 2**20))
+            for size in (case.size for case in chosen if case.name == "files"):
+                for _ in range(-(-size // len(block))):
+                    file.write(block)
+                file.truncate(size)
         certificate = load.make_certificate(files)
         up, up_tls = stack.enter_context(load.upstream()), stack.enter_context(load.upstream(certificate))
         here = Peer("this process", 0, os.getpid())
