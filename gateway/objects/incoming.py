@@ -38,6 +38,7 @@ class IncomingObject:
     def __init__(self, place: ObjectPlace, key: str, threads: Executor) -> None:
         self.name = key
         self.size = 0
+        self._errors = place.errors
         self._digest = DigestKind("sha256", FilterContext("", threads))(FileHead(0, "", key, None, None))
         self._chunk = b""
         self._news = asyncio.Event()
@@ -82,13 +83,13 @@ class IncomingObject:
         self._end = _End.GIVEN_UP
         self._news.set()
         self._digest.close()
-        with contextlib.suppress(Fault):
+        with contextlib.suppress(Fault, _GivenUp):
             await self._settle()
 
     async def _settle(self) -> None:
         try:
             await asyncio.shield(self._putting)
-        except Exception as exc:
+        except self._errors as exc:
             raise store_fault(exc) from exc
 
     async def _chunks(self) -> AsyncIterator[bytes]:
@@ -155,7 +156,7 @@ class ObjectUpload:
         faults = [result for result in results if isinstance(result, BaseException)]
         if faults:
             done = [each.name for each, result in zip(self._objects, results, strict=True) if result is None]
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(*self._place.errors):
                 await self._place.library.delete_async(self._place.store, done)
             raise faults[0]
         self._is_committed = True

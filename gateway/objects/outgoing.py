@@ -41,7 +41,7 @@ class OutgoingObject:
                 got = await self._place.library.get_async(self._place.store, self._key, options=options)
                 self._blocks = aiter(got.stream(min_chunk_size=_BLOCK_BYTES))
             block = bytes(await anext(self._blocks, b""))
-        except Exception as exc:
+        except self._place.errors as exc:
             raise store_fault(exc) from exc
         if not block:
             raise Fault(FaultKind.OBJECT_STORE_FAILED, "The object ended before its size.")
@@ -64,6 +64,6 @@ async def open_object(place: ObjectPlace, path: str) -> OutgoingObject:
         meta = await place.library.head_async(place.store, key)
     except (FileNotFoundError, UnicodeDecodeError):
         raise missing from None
-    except Exception as exc:
+    except place.errors as exc:
         raise store_fault(exc) from exc
     return OutgoingObject(place, key, meta)

@@ -26,6 +26,12 @@ class ObjectPlace:
             options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http:")}}
         if region is not None:
             options["region"] = region
+        #: What its calls raise: its own errors, and for some of them Python's (FileNotFoundError, PermissionError).
+        self.errors: tuple[type[Exception], ...] = (
+            importlib.import_module("obstore.exceptions").BaseError,
+            OSError,
+            ValueError,
+        )
         stores = importlib.import_module("obstore.store")
         self.store: Any = stores.S3Store(parts.netloc, prefix=parts.path.strip("/") or None, **options)
 
@@ -35,15 +41,13 @@ class ObjectPlace:
             await self.library.head_async(self.store, key)
         except FileNotFoundError:
             return False
-        except Exception as exc:
+        except self.errors as exc:
             raise store_fault(exc) from exc
         return True
 
 
 def store_fault(exc: Exception) -> Fault:
     """Return what a failure of the store means. Its text stays in the log: it may hold addresses and keys."""
-    if isinstance(exc, Fault):
-        return exc
     return Fault(
         FaultKind.OBJECT_STORE_FAILED,
         f"The object store failed ({type(exc).__name__}): check its endpoint, bucket and credentials, and its log.",
