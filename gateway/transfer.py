@@ -66,7 +66,7 @@ class Transfer:
         *,
         length: int | None,
         filters: Sequence[Filter] = (),
-        awaited: AwaitedFilter | None = None,
+        awaited: Sequence[AwaitedFilter] = (),
         why_cancelled: Callable[[], Fault],
         is_delivered: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -178,9 +178,10 @@ class Transfer:
                 self._judge(chunk)
             else:
                 self._end_source()
-            if self._awaited is not None:
+            if self._awaited:
                 with self.filtering():
-                    await self._awaited.catch_up()
+                    for each in self._awaited:
+                        await each.catch_up()
             if chunk:
                 self._count(len(chunk))
         except Fault as fault:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from gateway.actions.mirror import Mirror, Tee
 from gateway.actions.remake import RemadeBody
 from gateway.actions.shape import framing_fields, join_query, without_content_fields
-from gateway.actions.upload import check_upload, form_boundary, raw_head
+from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head
 from gateway.config import FormFields, Route
 from gateway.config.model import Forward
 from gateway.config.values import Endpoint
@@ -70,7 +70,7 @@ class ForwardAction:
             if (tee := self._tee(exchange, found)) is not None:
                 # Behind the others: what they refuse is not mirrored either.
                 filters.append(tee)
-            with self._begin_upload(exchange, filters, along) as upload:
+            with self._begin_upload(exchange, filters, along, boundary) as upload:
                 if tee is not None and along is not None:
                     tee.judge = upload
                 first = await _read_first(exchange, upload, along) if upload is not None and along is not None else []
@@ -100,8 +100,9 @@ class ForwardAction:
         limit = check_upload(exchange, self._route)
         async with self._service.gate.slot():
             tee = self._tee(exchange, found)
-            filters: list[Filter] = [limit] if tee is None else [limit, tee]
-            with exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace) as upload:
+            whole = form_digest(exchange, self._all_kinds) if boundary is not None else []
+            filters: list[Filter] = [limit, *whole] if tee is None else [limit, *whole, tee]
+            with exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace, whole) as upload:
                 if tee is not None:
                     tee.judge = upload
                 remade = RemadeBody(exchange, found, self._config, self._all_kinds, upload)
@@ -142,11 +143,13 @@ class ForwardAction:
         return ([*filters, along] if along is not None else filters), along
 
     def _begin_upload(
-        self, exchange: Exchange, filters: list[Filter], along: FilesAlong | None
+        self, exchange: Exchange, filters: list[Filter], along: FilesAlong | None, boundary: bytes | None
     ) -> contextlib.AbstractContextManager[Transfer | None]:
         if exchange.body is None:
             return contextlib.nullcontext()
-        return exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace, along)
+        whole = form_digest(exchange, self._kinds) if boundary is not None else []
+        awaited = [*whole, along] if along is not None else whole
+        return exchange.begin_upload([*filters, *whole], Side.UPSTREAM_WRITE, self._write_pace, awaited)
 
     def _make_request(
         self, exchange: Exchange, found: Found, endpoint: Endpoint, upload: Transfer | None, first: list[bytes]

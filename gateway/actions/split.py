@@ -15,7 +15,7 @@ from typing import Final
 
 from gateway.actions.delivery import AnswerRoom, Delivery, Entry, describe
 from gateway.actions.shape import HeldFields
-from gateway.actions.upload import check_upload, form_boundary
+from gateway.actions.upload import check_upload, form_boundary, form_digest
 from gateway.config import Route
 from gateway.config.model import Split
 from gateway.downstream import Exchange
@@ -24,7 +24,7 @@ from gateway.filters import FilterKind, head_of
 from gateway.multipart import FormContent, Part, PartKind, read_form
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Transfer
+from gateway.transfer import Filter, Transfer
 from gateway.upstream import Service
 from gateway.watch import Pace
 
@@ -55,7 +55,9 @@ class SplitAction:
             # A place before the body is asked for: the first file's.
             await first.enter_async_context(self.service.gate.slot())
             exchange.invite()
-            with exchange.begin_upload([limit], Side.UPSTREAM_WRITE, self._write_pace) as transfer:
+            whole = form_digest(exchange, self.kinds)
+            filters: list[Filter] = [limit, *whole]
+            with exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace, whole) as transfer:
                 run = _Run(self, exchange, found, transfer)
                 entries = await run.work(boundary, first)
         if not entries:

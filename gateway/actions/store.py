@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from gateway.actions.upload import check_upload, form_boundary, raw_head, raw_name
+from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Store
 from gateway.disk import DiskWorkers, Upload
@@ -49,7 +49,8 @@ class StoreAction:
             else:
                 exchange.invite()
                 # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
-                transfer = exchange.begin_upload([limit], self._side, Pace())
+                whole = form_digest(exchange, self._kinds) if boundary is not None else []
+                transfer = exchange.begin_upload([limit, *whole], self._side, Pace(), whole)
                 with transfer, transfer.watched(_nothing_pending):
                     if boundary is None:
                         described = [await self._store_raw(exchange, found, upload, transfer)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 from gateway.config import Route
 from gateway.downstream import Exchange
-from gateway.filters import BodyLimit, FileHead
+from gateway.filters import BodyLimit, DigestKind, FileHead, FilesAlong, FilterKind
 from gateway.headers import first_value
 from gateway.multipart import boundary_of, parse_disposition
 from gateway.routing import Found
@@ -30,6 +31,20 @@ def form_boundary(exchange: Exchange) -> bytes | None:
     if exchange.body is None or content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return None
     return boundary_of(content_type)
+
+
+def form_digest(exchange: Exchange, kinds: Sequence[FilterKind]) -> list[FilesAlong]:
+    """Return what holds a form as a whole to the Content-Digest of its request, where the route has the digest filter.
+
+    The digests of its parts are the business of the filter itself.
+    """
+    digests = [kind for kind in kinds if isinstance(kind, DigestKind)]
+    is_claimed = any(first_value(exchange.fields, name) is not None for name in (b"content-digest", b"repr-digest"))
+    if not digests or not is_claimed:
+        return []
+    along = FilesAlong(digests, exchange.client, lambda file, size, facts: None)
+    along.take_whole_body(raw_head(exchange, ""))
+    return [along]
 
 
 def raw_head(exchange: Exchange, filename: str) -> FileHead:

@@ -134,7 +134,7 @@ class Exchange:
         return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
 
     def begin_upload(
-        self, filters: Sequence[Filter], write_side: Side, write_pace: Pace, awaited: AwaitedFilter | None = None
+        self, filters: Sequence[Filter], write_side: Side, write_pace: Pace, awaited: Sequence[AwaitedFilter] = ()
     ) -> Transfer:
         """Return the transfer of the request body towards `write_side`. There must be a body."""
         if self.body is None:

@@ -6,6 +6,7 @@ files of a body carried byte for byte to observers, `file.FilteredFile` pulls a 
 """
 
 from gateway.filters.along import FilesAlong
+from gateway.filters.digest import DigestKind
 from gateway.filters.file import (
     FileHead,
     FilterContext,
@@ -21,6 +22,7 @@ from gateway.filters.registry import FilterProblem, make_filters
 
 __all__ = [
     "BodyLimit",
+    "DigestKind",
     "FileHead",
     "FilesAlong",
     "FilterContext",

@@ -128,6 +128,38 @@ async def test_digest_that_fits_passes_and_one_byte_less_is_cut_before_the_end(k
                 assert len(bad.received.partition(b"\r\n\r\n")[2]) < len(request.partition(b"\r\n\r\n")[2])
 
 
+@pytest.mark.parametrize("action", ["forward", "remade", "split", "store"])
+@pytest.mark.parametrize("is_right", [True, False])
+async def test_digest_of_a_whole_form_is_checked_as_well(action: str, is_right: bool, tmp_path: Path) -> None:
+    finished: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        while True:
+            finished.append((await read_request(wire))[1])
+            await wire.send(OK)
+
+    body = form((FILE, DATA), ('name="x"', b"1"))
+    async with RawUpstream(script) as upstream:
+        configs = {
+            "forward": forward_config(upstream.url, filters=["digest"]),
+            "remade": forward_config(upstream.url, filters=["digest"], forward={"multipart": "strict"}),
+            "split": split_config(upstream.url, ["digest"]),
+            "store": store_config(tmp_path, ["digest"]),
+        }
+        async with run_gateway(configs[action]) as gateway:
+            fields = f"Content-Digest: {claim(body if is_right else DATA)}\r\n"
+            answer = await gateway.ask(post(body, fields=fields))
+            if is_right:
+                assert split_answer(answer)[0] in (200, 201)
+                return
+            problem = problem_of(answer)
+            assert (problem["status"], problem["code"]) == (422, "digest_mismatch")
+            assert "the body" in problem["detail"]
+            assert not os.listdir(tmp_path)
+            # A split's files have their own requests, and ends: those before the form's end went whole.
+            assert len(finished) <= (1 if action == "split" else 0)
+
+
 async def test_digest_that_is_none_is_400() -> None:
     async with RawUpstream(swallow) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
