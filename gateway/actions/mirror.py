@@ -20,7 +20,7 @@ from gateway.config.model import Mirror as MirrorConfig
 from gateway.config.values import Endpoint
 from gateway.disk import DiskWorkers, Upload
 from gateway.downstream import Exchange
-from gateway.errors import Fault, Outcome
+from gateway.errors import Fault, FaultKind, Outcome
 from gateway.headers import Field, encode_head, request_fields
 from gateway.routing import Found
 from gateway.tally import RouteTally
@@ -45,7 +45,13 @@ class Mirror:
             return None
         tee = Tee(self._config.buffer, exchange.named.tally)
         if self._service is not None:
-            work = _send(self._service, _Request(exchange, found, self._service), tee)
+            try:
+                request = _Request(exchange, found, self._service)
+            except Fault as fault:
+                # A mirror that takes no chunks, say: its business, and not the primary's.
+                tee.end(fault.outcome)
+                return None
+            work = _send(self._service, request, tee)
         else:
             work = _write(self._workers, Path(self._config.directory or ""), tee)
         task = asyncio.get_running_loop().create_task(self._run(work, tee), name="mirror")
@@ -129,11 +135,16 @@ class Tee:
         self._held = 0
 
     async def read(self) -> bytes:
-        """Return the next chunk for the mirror, b"" at the end."""
+        """Return the next chunk for the mirror, b"" at the end. Raises Fault where the mirror was dropped or cut.
+
+        The end of a body whose chunks were dropped must not be told: whoever reads may wake before it is cancelled.
+        """
         # Where others may still refuse, the last chunk waits for their word: a length would be fulfilled with it.
         while not self._is_whole and len(self._chunks) <= (0 if self.judge is None else 1):
             self._news.clear()
             await self._news.wait()
+        if self._is_over:
+            raise Fault(FaultKind.CANCELLED, "The mirror was dropped, or the request it mirrors was cut.")
         return self._chunks[0] if self._chunks else b""
 
     def sent(self, chunk: bytes) -> None:

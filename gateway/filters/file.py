@@ -171,13 +171,19 @@ class FilteredFile:
         self.first_bytes = max((kind.first_bytes for kind in kinds if not isinstance(kind, TransformKind)), default=0)
         self._first: list[bytes] = []
         chunks = _chunks_of(read)
-        for kind in kinds:
-            if isinstance(kind, TransformKind):
-                chunks = kind.transform(file, chunks)
-            else:
-                observers = Observers([kind], file)
-                self._watching.append(observers)
-                chunks = _observed(observers, chunks, charged)
+        try:
+            for kind in kinds:
+                if isinstance(kind, TransformKind):
+                    chunks = kind.transform(file, chunks)
+                else:
+                    observers = Observers([kind], file)
+                    self._watching.append(observers)
+                    chunks = _observed(observers, chunks, charged)
+        except BaseException:
+            # One refused the file by its head: those before it must still let go.
+            for observers in self._watching:
+                observers.close()
+            raise
         self._chunks = chunks
         self._facts: dict[str, str | int] = {}
         self._answer_fields: list[Field] = []

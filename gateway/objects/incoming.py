@@ -134,9 +134,12 @@ class ObjectUpload:
         """Abort what was not committed."""
         if not self._is_committed:
             giving_up = asyncio.gather(*(each.give_up() for each in self._objects))
-            with contextlib.suppress(asyncio.CancelledError):
-                # Also when cancelled: an upload left open costs its owner money.
+            try:
                 await asyncio.shield(giving_up)
+            except asyncio.CancelledError:
+                # To the end all the same: an upload left open costs its owner money.
+                await giving_up
+                raise
 
     async def check_room(self, length: int | None) -> None:
         """An object store has room."""

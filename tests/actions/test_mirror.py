@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import Outcome
+from gateway.actions.mirror import Tee
+from gateway.errors import Fault, Outcome
 from gateway.tally import RouteTally
 from tests.actors import (
     OK,
@@ -108,6 +109,51 @@ async def test_slow_mirror_is_dropped_and_its_bytes_add_up() -> None:
             assert tally.mirror_bytes["sent"] + tally.mirror_bytes["dropped"] == len(big)
             assert tally.mirror_bytes["dropped"] > 0
             stuck.set()
+
+
+async def test_mirror_dropped_with_the_last_chunk_never_looks_whole() -> None:
+    """The end of the body comes in the same breath as the drop: a final chunk would make what was sent look whole."""
+    body = b"x" * 300_000
+    head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def swallow(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.read_to_end()
+
+    async with Keeping() as primary, RawUpstream(swallow) as shadow:
+        async with run_gateway(config(primary.url, shadow.url, buffer="100KiB")) as gateway:
+            client = await gateway.connect()
+            await client.send(head + b"5\r\nfirst\r\n")
+            await asyncio.wait_for(shadow.connected.wait(), 5)
+            await client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+            assert split_answer(await client.read_to_end())[0] == 200
+            await client.close()
+            assert (await tally_of(gateway)).mirrors == {Outcome.LIMIT: 1}
+            await shadow.wait_finished()
+            assert not shadow.received.endswith(b"0\r\n\r\n")
+
+
+def test_tee_that_was_dropped_tells_no_end() -> None:
+    async def read(tee: Tee) -> None:
+        reading = asyncio.ensure_future(tee.read())
+        await asyncio.sleep(0)
+        tee.see(b"x" * 11)
+        tee.finish()
+        with pytest.raises(Fault):
+            await reading
+
+    asyncio.run(read(Tee(10, RouteTally("r"))))
+
+
+async def test_mirror_that_takes_no_chunks_is_not_felt() -> None:
+    async with Keeping() as primary, Keeping() as shadow:
+        keys = config(primary.url, shadow.url)
+        keys["upstreams"]["shadow"]["framing"] = "length_required"
+        async with run_gateway(keys) as gateway:
+            head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            assert split_answer(await gateway.ask(head + b"1\r\nx\r\n0\r\n\r\n"))[0] == 200
+            assert (await tally_of(gateway)).mirrors == {Outcome.REFUSED: 1}
+            assert not shadow.wires
 
 
 async def test_mirror_that_is_down_is_not_felt() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
+from gateway.tally import Direction
 from tests.actors import chunked, form, post, problem_of, run_gateway, split_answer, until
 from tests.real.test_memory import gateway_process, memory, send_form
 
@@ -114,7 +115,7 @@ async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(store: 
         if why == "client leaves":
             client = await gateway.connect()
             await client.drain_source([request[: len(DATA)]])
-            await until(lambda: gateway.tally.routes["up"].transfers["upload"].bytes_moved > 10**7)  # type: ignore[index]
+            await until(lambda: gateway.tally.routes["up"].transfers[Direction.UPLOAD].bytes_moved > 10**7)
             client.reset()
             assert (await gateway.last_line())["outcome"] == "client_left"
         elif why == "malformed":
