@@ -181,7 +181,7 @@ async def test_form_is_made_anew_with_its_fields_edited() -> None:
                 b'name="model"', b'name="language"', b'name="f"; filename="a b.bin"', b'name="z"',
             ]  # fmt: skip
             assert DATA in body
-            assert body.count(b"big") == 1
+            assert body.count(b"\r\n\r\nbig\r\n--gateway-") == 1
 
 
 @pytest.mark.parametrize("kind", ["form", "raw"])
