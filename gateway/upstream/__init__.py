@@ -4,8 +4,8 @@
 answer, `guard` which addresses may be connected to, `service` a configured upstream with its gate and endpoints.
 """
 
-from gateway.upstream.client import Client, ReceivedAnswer, Sending
-from gateway.upstream.connection import UpstreamSink
+from gateway.upstream.client import Client, ReceivedAnswer
+from gateway.upstream.connection import Sending, UpstreamSink
 from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.service import Service
 

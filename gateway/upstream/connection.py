@@ -1,6 +1,6 @@
 """aiohttp's client, with its gaps closed (each verified against aiohttp 3.14.5).
 
-- `WireRequest` writes the head it is given, byte for byte: aiohttp's own would fold fields that differ in case, drop
+- `Sending` writes the head it is given, byte for byte: aiohttp's own would fold fields that differ in case, drop
   bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
 - `AnswerHandler` sees a reset behind a body that only the close ends, a broken chunk in mid-body, and the answer of
   an upstream that reset the connection while we were still sending.
@@ -17,28 +17,25 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
-from aiohttp import payload
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest, ClientResponse, ConnectionKey
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 
-from gateway.errors import Fault
+from gateway.errors import Fault, FaultKind
 from gateway.lanes import SocketEnd, drain_whole, is_plain
 
 _READ_BYTES: Final = 2**18
 #: How long the last words of an upstream that broke the connection are waited for: they are in our kernel already.
 _LAST_WORDS_SECONDS: Final = 1.0
+#: Chunks shorter than this are sent in one segment with the head.
+_JOINED_BYTES: Final = 16 * 1024
 
 Carry = Callable[["UpstreamSink"], Awaitable[None]]
 
 
-class WireBody(payload.Payload):
-    """A request as it goes on the wire: its head, and how its body gets there (`carry`, None without one).
-
-    Handed to aiohttp as the body, so that head and body reach `WireRequest` through its public door.
-    """
+class Sending:
+    """A request as it goes on the wire: its head, and how its body gets there (`carry`, None without one)."""
 
     def __init__(
         self,
@@ -48,135 +45,145 @@ class WireBody(payload.Payload):
         is_chunked: bool,
         on_connected: Callable[[], None],
     ) -> None:
-        super().__init__(None, content_type="application/octet-stream")
-        self.head = head
-        #: How the body gets into the sink it is given.
-        self.carry = carry
+        self._head = head
+        self._carry = carry
+        self._is_chunked = is_chunked
+        self._on_connected = on_connected
+        self._connection: Connection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
         #: What broke our side of the request, to be asked before the upstream is blamed.
         self.fault: Fault | None = None
-        self.is_chunked = is_chunked
-        #: Called once an endpoint is connected, before the first byte of the body is asked for.
-        self.on_connected = on_connected
         #: Called once the whole request was handed to the connection.
         self.on_sent: Callable[[], None] | None = None
-        self.transport: asyncio.Transport | None = None
-        self.sink: UpstreamSink | None = None
-        self.task: asyncio.Task[None] | None = None
         self.is_sent = False
 
-    @property
-    def size(self) -> int | None:
-        """Framing stands in the head: nothing for aiohttp to derive."""
-        return 0
+    def begin(self, connection: Connection) -> None:
+        """Write the head at once, and let the body follow in a task of its own. Raises aiohttp.ClientError.
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Refuse: a stream has no text."""
-        raise TypeError("a stream cannot be decoded")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the body, see write_with_length."""
-        await self.write_with_length(writer, None)
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Pour the body into the connection, in aiohttp's writer task.
-
-        A failure of the source breaks the connection off at once: aiohttp would leave an answer that has begun
-        hanging, and the upstream waiting for the rest.
+        Connected: from here on the body may be asked for.
         """
-        del content_length
-        if self.carry is None or self.sink is None:
+        protocol, loop = connection.protocol, asyncio.get_running_loop()
+        if protocol is None or protocol.transport is None:
+            raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
+        self._connection, self._transport = connection, protocol.transport
+        self._on_connected()
+        if self._carry is None:
+            protocol.transport.write(self._head)
+            self._end()
             return
-        self._consumed = True
+        sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked)
+        # Named for the reader of a task dump. It runs before the head is sent without the body's beginning.
+        self._task = loop.create_task(self._send_body(self._carry, sink, protocol), name="gateway upload")
+        self._task.add_done_callback(self._note_bug)
+        loop.call_soon(sink.send_head)
+
+    async def stop(self) -> None:
+        """Stop sending; on return nothing reads the source any more."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def close(self, *, is_whole: bool) -> None:
+        """Give the connection back, to be kept if both bodies ended whole.
+
+        Otherwise drop it with whatever waits in its buffer: a peer that does not read would hold it for ever.
+        """
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if is_whole and self.is_sent:
+            connection.release()
+            return
+        if self._transport is not None:
+            self._transport.abort()
+        connection.close()
+
+    async def _send_body(self, carry: Carry, sink: UpstreamSink, protocol: ResponseHandler) -> None:
+        """Pour the body into the connection.
+
+        A failure of the source breaks the connection off at once: the upstream would wait for the rest, and whoever
+        awaits its answer for the upstream. A failure to send is told to them, behind an answer that has come already.
+        """
         try:
-            await self.carry(self.sink)
+            await carry(sink)
+            await sink.end()
         except Fault as fault:
             self.fault = fault
-            self.abort()
-            raise
-        self.sent()
+            if self._transport is not None:
+                self._transport.abort()
+        except OSError as exc:
+            if protocol.exception() is None:
+                protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
+        else:
+            self._end()
 
-    def sent(self) -> None:
-        """Say that the whole request was handed to the connection."""
+    def _note_bug(self, task: asyncio.Task[None]) -> None:
+        """Break the connection off for what nobody foresaw, too, and say so in the log."""
+        if task.cancelled() or (exc := task.exception()) is None:
+            return
+        self.fault = Fault(FaultKind.BUG, "The gateway failed; its log has the reason.")
+        if self._transport is not None:
+            self._transport.abort()
+        task.get_loop().call_exception_handler({"message": "bug while a body was sent", "exception": exc})
+
+    def _end(self) -> None:
         self.is_sent = True
         if self.on_sent is not None:
             self.on_sent()
 
-    async def stop(self) -> None:
-        """Stop sending; on return nothing reads the source any more."""
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-            await asyncio.wait([self.task])
-
-    def abort(self) -> None:
-        """Drop the connection with whatever waits in its buffer: a peer that does not read would hold it for ever."""
-        if self.transport is not None:
-            self.transport.abort()
-
 
 class UpstreamSink:
-    """Where the chunks of a request's body go."""
+    """Where the chunks of a request's body go; the first takes the head along if it is there at once."""
 
-    def __init__(self, writer: StreamWriter, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
-        self.write = writer.write
+    def __init__(
+        self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes, *, is_chunked: bool
+    ) -> None:
         self.pending = transport.get_write_buffer_size
-        self._writer = writer
+        self._writer = StreamWriter(protocol, asyncio.get_running_loop())
+        if is_chunked:
+            self._writer.enable_chunking()
         self._protocol = protocol
         self._transport = transport
+        self._held_head = head
+
+    def send_head(self) -> None:
+        """Send the head, if no chunk has taken it along."""
+        head, self._held_head = self._held_head, b""
+        if head:
+            self._transport.write(head)
+
+    async def write(self, chunk: bytes, /) -> None:
+        """Send a chunk; returns when the upstream keeps up. Raises OSError if it is gone."""
+        if self._held_head:
+            if len(chunk) < _JOINED_BYTES and not self._writer.chunked:
+                chunk, self._held_head = self._held_head + chunk, b""
+            else:
+                self.send_head()
+        await self._writer.write(chunk)
+
+    async def end(self) -> None:
+        """Send the end of the body, where its framing has one."""
+        self.send_head()
+        await self._writer.write_eof()
 
     async def detach(self) -> SocketEnd | None:
         """Flush, and return an end to send the rest of the body on; None if it is not plain TCP."""
         if not is_plain(self._transport):
             return None
+        self.send_head()
         await drain_whole(self._transport, self._writer.drain)
         return SocketEnd(self._transport, is_chunked=self._writer.chunked) if is_plain(self._transport) else None
 
     async def fail(self, exc: OSError) -> OSError:
         """Return what a failure to send means, once the transport has read what the upstream said before it left.
 
-        Told at once, aiohttp would forget an answer that is there already.
+        Told at once, an answer that is there already would be forgotten.
         """
         closed = self._protocol.closed
         if closed is not None:
             await asyncio.wait([closed], timeout=_LAST_WORDS_SECONDS)
         return exc
-
-
-class WireRequest(ClientRequest):
-    """aiohttp's request, with our head."""
-
-    async def send(self, conn: Connection) -> ClientResponse:
-        """Write the head at once, start the body, return the response to be awaited."""
-        wire = self._body
-        protocol = conn.protocol
-        if not isinstance(wire, WireBody) or protocol is None or protocol.transport is None:
-            raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
-        writer = StreamWriter(protocol, self.loop)
-        if wire.is_chunked:
-            writer.enable_chunking()
-        wire.transport = protocol.transport
-        wire.sink = UpstreamSink(writer, protocol, protocol.transport)
-        wire.transport.write(wire.head)
-        task: asyncio.Task[None] | None = None
-        wire.on_connected()
-        if wire.carry is None:
-            wire.sent()
-        else:
-            # aiohttp keeps the task too and cancels it with the answer; named for the reader of a task dump.
-            task = wire.task = self.loop.create_task(self.write_bytes(writer, conn), name="gateway upload")
-            self._writer = task
-        self.response = ClientResponse(
-            self.method,
-            self.original_url,
-            writer=task,
-            continue100=None,
-            timer=self._timer,
-            request_info=self.request_info,
-            traces=[],
-            loop=self.loop,
-            session=self._session,
-            stream_writer=writer,
-        )
-        return self.response
 
 
 class AnswerHandler(ResponseHandler):

@@ -17,7 +17,8 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.gate import Gate
 from gateway.tally import UpstreamTally
-from gateway.upstream.client import Client, ReceivedAnswer, Sending
+from gateway.upstream.client import Client, ReceivedAnswer
+from gateway.upstream.connection import Sending
 from gateway.watch import Pace
 
 #: Met before a byte was sent: the next endpoint may be tried.

@@ -343,8 +343,9 @@ class FailingKind:
 
     first_bytes = 0
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, *, has_bug: bool) -> None:
         self._at = at
+        self.has_bug = has_bug
         self.closed: list[bool] = []
 
     def __call__(self, file: FileHead) -> Observer:
@@ -359,6 +360,8 @@ class _Failing:
     async def see(self, chunk: bytes) -> None:
         self._left -= len(chunk)
         if self._left < 0:
+            if self._kind.has_bug:
+                raise ZeroDivisionError("a bug of somebody's")
             raise Fault(FaultKind.TYPE_NOT_ALLOWED, "Not this one.")
 
     async def finish(self) -> None:
@@ -399,7 +402,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                     return ShoutKind()
                 if "at" not in options:
                     raise ValueError("at is missing: give the byte")
-                made["kind"] = FailingKind(options["at"])
+                made["kind"] = FailingKind(options["at"], has_bug=options.get("bug", False))
                 return made["kind"]
 
             return make
@@ -437,6 +440,38 @@ async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
             assert not finished
             assert not os.listdir(tmp_path)
             assert plugin["kind"].closed == [True]
+
+
+@pytest.mark.parametrize("action", ["form", "raw", "split", "store"])
+async def test_bug_in_a_plugin_is_ours_and_leaves_nothing_that_looks_whole(
+    action: str, plugin: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        finished.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    filters = [{"failing": {"at": 300_000, "bug": True}}]
+    async with RawUpstream(script) as upstream:
+        configs = {
+            "form": forward_config(upstream.url, filters=filters),
+            "raw": forward_config(upstream.url, filters=filters),
+            "split": split_config(upstream.url, filters),
+            "store": store_config(tmp_path, filters),
+        }
+        async with run_gateway(configs[action]) as gateway:
+            request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
+            status, _, text = split_answer(await gateway.ask(request))
+            if action == "split":
+                assert json.loads(text)["parts"][0]["error"]["code"] == "bug"
+            else:
+                line = await gateway.last_line()
+                assert (status, json.loads(text)["code"], line["blame"]) == (500, "bug", "gateway")
+            assert not finished
+            assert not os.listdir(tmp_path)
+            assert plugin["kind"].closed == [True]
+    assert "a bug of somebody's" in caplog.text
 
 
 @pytest.mark.parametrize("action", ["split", "store"])

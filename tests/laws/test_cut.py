@@ -31,7 +31,9 @@ async def swallow(wire: Wire) -> None:
 
 def is_whole_request(received: bytes) -> bool:
     """Say whether an upstream could take this for a whole request."""
-    head, _, body = received.partition(b"\r\n\r\n")
+    head, end_of_head, body = received.partition(b"\r\n\r\n")
+    if not end_of_head:
+        return False
     if b"transfer-encoding: chunked" in head.lower():
         return body.endswith(b"0\r\n\r\n")
     length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
