@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
@@ -50,6 +50,11 @@ _OWNED: Final = frozenset(
     }
 )
 _FRAMING: Final = frozenset({b"content-length", b"expect", b"host"})
+_NOT_UPSTREAM: Final = _HOP_BY_HOP | _FRAMING | _OWNED
+#: A tracestate belongs to the trace it came with.
+_NOT_UPSTREAM_UNTRACED: Final = _NOT_UPSTREAM | {b"tracestate"}
+_NOT_DOWNSTREAM: Final = _HOP_BY_HOP | {b"content-length"}
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 _VIA: Final = f"1.1 {PSEUDONYM}".encode()
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -93,17 +98,47 @@ class Origin:
     authority: bytes
 
 
-def values_of(fields: Fields, name: bytes) -> list[bytes]:
-    """Return the values of every field of that name (lower case), in order."""
-    return [value for key, value in fields if key.lower() == name]
+class FieldLines:
+    """The fields of a head that came in, in order; every name is lowered and looked at once.
 
+    Iterating yields them as they stood on the wire.
+    """
 
-def first_value(fields: Fields, name: bytes) -> bytes | None:
-    """Return the first field of that name (lower case), or None."""
-    for key, value in fields:
-        if key.lower() == name:
-            return value
-    return None
+    __slots__ = ("_fields", "_values", "keys", "size_bytes")
+
+    def __init__(self, fields: Iterable[Field]) -> None:
+        self._fields = tuple(fields)
+        self._values: dict[bytes, list[bytes]] = {}
+        #: The names in lower case, in order.
+        self.keys: list[bytes] = []
+        #: What they take on the wire, line breaks included.
+        self.size_bytes = 0
+        for name, value in self._fields:
+            key = name.lower()
+            self.keys.append(key)
+            self.size_bytes += len(name) + len(value) + 4
+            if key in self._values:
+                self._values[key].append(value)
+            else:
+                self._values[key] = [value]
+
+    def __iter__(self) -> Iterator[Field]:
+        """Iterate over (name, value)."""
+        return iter(self._fields)
+
+    def all(self, key: bytes) -> Sequence[bytes]:
+        """Return the values of every field of that name (lower case), in order."""
+        return self._values.get(key, ())
+
+    def joined(self, key: bytes) -> bytes | None:
+        """Return the value of a field, lines of the same name joined by commas (RFC 9110 section 5.2), or None."""
+        values = self._values.get(key)
+        return b", ".join(values) if values else None
+
+    def first(self, key: bytes) -> bytes | None:
+        """Return the first field of that name (lower case), or None."""
+        values = self._values.get(key)
+        return values[0] if values else None
 
 
 def is_trusted(client: str, networks: Sequence[Network]) -> bool:
@@ -117,7 +152,7 @@ def is_trusted(client: str, networks: Sequence[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
-def check_head(version: tuple[int, int], method: str, target: str, fields: Fields) -> Target:
+def check_head(version: tuple[int, int], method: str, target: str, fields: FieldLines) -> Target:
     """Return the target of a request whose head is sound. Raises Fault for one that is not.
 
     The parser has refused what breaks the grammar; here is what it lets pass (RFC 9112 sections 2.3, 3.2, 6.1).
@@ -128,7 +163,7 @@ def check_head(version: tuple[int, int], method: str, target: str, fields: Field
     if method in ("CONNECT", "TRACE"):
         # RFC 9110 section 9.3.8: TRACE would hand the fields of the request to scripts.
         raise Fault(FaultKind.METHOD_NOT_ALLOWED, f"{method} is never passed on by this gateway.", fields=_NO_ALLOW)
-    size = len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
+    size = len(target) + fields.size_bytes
     if size > MAX_HEAD_BYTES:
         raise Fault(
             FaultKind.HEAD_TOO_LARGE,
@@ -141,15 +176,15 @@ def check_head(version: tuple[int, int], method: str, target: str, fields: Field
 _NO_ALLOW: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
 
 
-def _check_framing(version: tuple[int, int], fields: Fields) -> None:
-    codings = values_of(fields, b"transfer-encoding")
+def _check_framing(version: tuple[int, int], fields: FieldLines) -> None:
+    codings = fields.all(b"transfer-encoding")
     if not codings:
         return
     if version < (1, 1):
         # > A server or client that receives an HTTP/1.0 message containing a Transfer-Encoding header field MUST treat
         # > the message as if the framing is faulty (RFC 9112 section 6.1).
         raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding in HTTP/1.0 is faulty framing: use HTTP/1.1.")
-    if values_of(fields, b"content-length"):
+    if fields.all(b"content-length"):
         raise Fault(FaultKind.BAD_FRAMING, "Both Transfer-Encoding and Content-Length: send one of them.")
     if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
         # Stricter than RFC 9112 section 6.1, which has 501 for codings not known: nobody sends them, and a coding
@@ -157,8 +192,8 @@ def _check_framing(version: tuple[int, int], fields: Fields) -> None:
         raise Fault(FaultKind.BAD_FRAMING, "The only Transfer-Encoding taken is chunked, once.")
 
 
-def _check_target(version: tuple[int, int], method: str, target: str, fields: Fields) -> Target:
-    hosts = values_of(fields, b"host")
+def _check_target(version: tuple[int, int], method: str, target: str, fields: FieldLines) -> Target:
+    hosts = fields.all(b"host")
     if len(hosts) > 1 or (not hosts and version >= (1, 1)):
         raise Fault(FaultKind.BAD_HOST, f"A request has exactly one Host, this one has {len(hosts)}.")
     authority = hosts[0] if hosts else b""
@@ -195,49 +230,54 @@ def check_host(authority: bytes) -> str:
     return found[1].decode().lower()
 
 
-def name_trace(fields: Fields, *, is_trusted: bool) -> Trace:
+def name_trace(fields: FieldLines, *, is_trusted: bool) -> Trace:
     """Continue the client's request id and trace where it is trusted and they are sound, or begin new ones."""
-    request_id = first_value(fields, b"x-request-id") if is_trusted else None
+    request_id = fields.first(b"x-request-id") if is_trusted else None
     fresh = os.urandom(40).hex().encode()
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = fresh[:32]
     span = fresh[32:48]
-    parent = first_value(fields, b"traceparent") if is_trusted else None
+    parent = fields.first(b"traceparent") if is_trusted else None
     if parent is not None and _TRACEPARENT.fullmatch(parent):
         # W3C Trace Context section 3.4: keep trace id and flags, become the parent.
         return Trace(request_id, parent[:36] + span + parent[52:], is_continued=True)
     return Trace(request_id, b"00-" + fresh[48:] + b"-" + span + b"-01", is_continued=False)
 
 
-def end_to_end(fields: Fields) -> list[Field]:
+def end_to_end(fields: FieldLines) -> list[Field]:
     """Return the fields that cross a hop: not the hop-by-hop ones, nor those Connection nominates (RFC 9110 7.6.1)."""
-    nominated = {
-        option.strip().lower() for value in values_of(fields, b"connection") for option in value.split(b",")
-    } - _FRAMING
-    # Content-Length may not be nominated away: it frames the body that follows.
-    return [
-        (name, value) for name, value in fields if (key := name.lower()) not in _HOP_BY_HOP and key not in nominated
-    ]
+    return _without(fields, _HOP_BY_HOP | _nominated(fields))
 
 
-def request_fields(fields: Fields, origin: Origin, trace: Trace) -> list[Field]:
+def _nominated(fields: FieldLines) -> frozenset[bytes]:
+    """Return the names Connection nominates. Content-Length may not be among them: it frames the body that follows."""
+    options = fields.all(b"connection")
+    if not options:
+        return _NOTHING
+    return frozenset(option.strip().lower() for value in options for option in value.split(b",")) - _FRAMING
+
+
+def _without(fields: FieldLines, dropped: frozenset[bytes]) -> list[Field]:
+    return [field for key, field in zip(fields.keys, fields, strict=True) if key not in dropped]
+
+
+def request_fields(fields: FieldLines, origin: Origin, trace: Trace) -> list[Field]:
     """Return the client's fields as they go upstream, with what the gateway says about the client.
 
     Content-Length, Host and Expect are left out: they are decided with the framing and the endpoint.
     """
+    dropped = _NOT_UPSTREAM if trace.is_continued else _NOT_UPSTREAM_UNTRACED
+    if nominated := _nominated(fields):
+        dropped |= nominated
     kept = []
-    for name, value in end_to_end(fields):
-        key = name.lower().replace(b"_", b"-")
-        is_lookalike = key != name.lower() and (key in _HOP_BY_HOP or key in _FRAMING or key in _OWNED)
-        if key in _FRAMING or key in _OWNED or is_lookalike or key in _HOP_BY_HOP:
+    for key, field in zip(fields.keys, fields, strict=True):
+        if key in dropped or (b"_" in key and key.replace(b"_", b"-") in _NOT_UPSTREAM):
             continue
-        if key == b"tracestate" and not trace.is_continued:
-            continue
-        kept.append((name, value))
+        kept.append(field)
     return [*kept, *_about_client(fields, origin), *_about_exchange(trace), (b"Via", _VIA)]
 
 
-def _about_client(fields: Fields, origin: Origin) -> list[Field]:
+def _about_client(fields: FieldLines, origin: Origin) -> list[Field]:
     client = origin.client.encode()
     element = _forwarded_element(origin)
     if not origin.is_trusted:
@@ -248,10 +288,10 @@ def _about_client(fields: Fields, origin: Origin) -> list[Field]:
             (b"Forwarded", element),
         ]
     return [
-        (b"X-Forwarded-For", b", ".join([*values_of(fields, b"x-forwarded-for"), client])),
-        (b"X-Forwarded-Proto", first_value(fields, b"x-forwarded-proto") or origin.scheme),
-        (b"X-Forwarded-Host", first_value(fields, b"x-forwarded-host") or origin.authority),
-        (b"Forwarded", b", ".join([*values_of(fields, b"forwarded"), element])),
+        (b"X-Forwarded-For", b", ".join([*fields.all(b"x-forwarded-for"), client])),
+        (b"X-Forwarded-Proto", fields.first(b"x-forwarded-proto") or origin.scheme),
+        (b"X-Forwarded-Host", fields.first(b"x-forwarded-host") or origin.authority),
+        (b"Forwarded", b", ".join([*fields.all(b"forwarded"), element])),
     ]
 
 
@@ -266,16 +306,17 @@ def _about_exchange(trace: Trace) -> list[Field]:
     return [(b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent)]
 
 
-def response_fields(fields: Fields, trace: Trace) -> list[Field]:
+def response_fields(fields: FieldLines, trace: Trace) -> list[Field]:
     """Return an upstream's fields as they go to the client. Framing is decided by who sends the body."""
-    kept = [(name, value) for name, value in end_to_end(fields) if name.lower() != b"content-length"]
-    if first_value(kept, b"date") is None:
+    nominated = _nominated(fields)
+    kept = _without(fields, _NOT_DOWNSTREAM | nominated if nominated else _NOT_DOWNSTREAM)
+    if fields.first(b"date") is None or b"date" in nominated:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
         kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
     kept.append((b"Via", _VIA))
-    if first_value(kept, b"x-request-id") is None:
+    if fields.first(b"x-request-id") is None or b"x-request-id" in nominated:
         kept.append((b"X-Request-Id", trace.request_id))
     return kept
 

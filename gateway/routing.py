@@ -10,7 +10,7 @@ upstream, which gets them as they came.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,31 +36,31 @@ class RouteTable:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
+        self._rows = [_make_row(route) for route in self.routes]
 
-    def find(self, *, host: str, path: str, method: str, fields: Mapping[str, str]) -> list[Found]:
-        """Return the route of a request. `host` has no port; `path` is as sent; `fields` are in lower case.
+    def find(self, *, host: str, path: str, method: str, field: Callable[[bytes], bytes | None]) -> list[Found]:
+        """Return the route of a request. `host` has no port, `path` is as sent, `field` looks up a header field.
 
         Where form fields have a say, return every route they may choose, in order: only the last one may have no such
         condition.
 
         Raises Fault NO_ROUTE, or METHOD_NOT_ALLOWED with Allow where only the method is wrong (RFC 9110 15.5.6).
         """
-        plain = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path)
+        plain = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path) if "%" in path else path
         allowed: set[str] = set()
         candidates: list[Found] = []
-        for route in self.routes:
-            match = route.match
-            if not _host_matches(match.host, host) or (rest := _path_rest(route, plain)) is None:
+        for row in self._rows:
+            route = row.route
+            if not _host_matches(route.match.host, host) or (rest := _path_rest(row, plain)) is None:
                 continue
-            if any(fields.get(name.lower()) != value for name, value in match.headers.items()):
+            if row.headers and any(field(key) != value for key, value in row.headers):
                 continue
-            methods = match.methods or _METHODS.get(route.action_name)
-            if methods is None or method in methods:
-                candidates.append(Found(route, rest, _rewrite(route, path, plain)))
-                if not match.field:
+            if row.methods is None or method in row.methods:
+                candidates.append(Found(route, rest, _rewrite(row, path, plain)))
+                if not route.match.field:
                     return candidates
             else:
-                allowed.update(methods)
+                allowed.update(row.methods)
         if candidates:
             return candidates
         if allowed:
@@ -73,6 +73,18 @@ class RouteTable:
         raise Fault(
             FaultKind.NO_ROUTE, "No route matches this host and path: check the URL, or `gateway routes` for the table."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A route, and what of its conditions can be made ready before a request comes."""
+
+    route: Route
+    #: Without its last slash.
+    prefix: str
+    headers: Sequence[tuple[bytes, bytes]]
+    methods: Sequence[str] | None
+    rewrite: str | None
 
 
 #: What an action can do when its route names no methods.
@@ -102,6 +114,17 @@ def describe_match(route: Route) -> str:
     return ", ".join(words)
 
 
+def _make_row(route: Route) -> _Row:
+    match, action = route.match, route.forward or route.split
+    return _Row(
+        route,
+        (match.prefix or "/").rstrip("/"),
+        [(name.lower().encode(), value.encode(errors="surrogateescape")) for name, value in match.headers.items()],
+        match.methods or _METHODS.get(route.action_name),
+        action.rewrite if action else None,
+    )
+
+
 def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
     order, route = numbered
     match = route.match
@@ -123,31 +146,30 @@ def _host_matches(wanted: str | None, host: str) -> bool:
     return host == wanted
 
 
-def _path_rest(route: Route, path: str) -> str | None:
-    match = route.match
+def _path_rest(row: _Row, path: str) -> str | None:
+    match = row.route.match
     if match.path is not None:
         return "" if path == match.path else None
     if match.regex is not None:
         return "" if match.regex.fullmatch(path) else None
-    prefix = (match.prefix or "/").rstrip("/")
+    prefix = row.prefix
     if path == prefix:
         return ""
     return path[len(prefix) + 1 :] if path.startswith(prefix + "/") else None
 
 
-def _rewrite(route: Route, path: str, plain: str) -> str:
+def _rewrite(row: _Row, path: str, plain: str) -> str:
     """Return the path for the upstream: as sent, unless the route rewrites it."""
-    action = route.forward or route.split
-    rewrite = action.rewrite if action else None
+    rewrite = row.rewrite
     if rewrite is None:
         return path
-    match = route.match
+    match = row.route.match
     if match.path is not None:
         return rewrite
     if match.regex is not None:
         found = match.regex.fullmatch(plain)
         return found.expand(rewrite) if found else path
-    prefix = (match.prefix or "/").rstrip("/")
+    prefix = row.prefix
     # The prefix may be spelt with percent-encoding: count its segments, not its characters.
     behind = path.split("/", prefix.count("/") + 1)[prefix.count("/") + 1 :]
     if not behind:

@@ -32,7 +32,7 @@ from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FilterContext, make_filters
 from gateway.gate import Drain
-from gateway.headers import Origin, check_head, is_trusted, name_trace
+from gateway.headers import FieldLines, Origin, check_head, is_trusted, name_trace
 from gateway.lanes import Carrier
 from gateway.ops import OpsApp
 from gateway.routing import RouteTable
@@ -180,7 +180,7 @@ class Gateway:
         return exchange.answer or Answer.small(500, (), b"", is_last=True)
 
     def _make_exchange(self, request: web.BaseRequest) -> Exchange:
-        fields = tuple(request._message.raw_headers)
+        fields = FieldLines(request._message.raw_headers)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         client = peer[0] if peer else ""
         is_known = is_trusted(client, self._config.trusted_proxies)
@@ -215,8 +215,9 @@ class Gateway:
             # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
             await exchange.reply(204, (), b"")
             return
-        fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.fields}
-        candidates = self._table.find(host=target.host, path=target.path, method=exchange.method, fields=fields)
+        candidates = self._table.find(
+            host=target.host, path=target.path, method=exchange.method, field=exchange.fields.joined
+        )
         if self._drain.is_draining:
             exchange.named = Named(candidates[0].route, self.tally.routes[candidates[0].route.name])
             raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)

@@ -18,7 +18,7 @@ from gateway.config.values import Endpoint, show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, TransformKind, head_of
-from gateway.headers import Fields, encode_head, end_to_end, first_value, request_fields
+from gateway.headers import FieldLines, Fields, encode_head, end_to_end, request_fields
 from gateway.multipart import FormField, Part
 from gateway.routing import Found
 from gateway.transfer import Transfer
@@ -242,7 +242,7 @@ def _describe_fields(fields: Fields) -> dict[str, str | list[str]]:
 
 
 def _describe_body(entry: Entry) -> str:
-    kind = (first_value(entry.fields, b"content-type") or b"").partition(b";")[0].strip().lower()
+    kind = (FieldLines(entry.fields).first(b"content-type") or b"").partition(b";")[0].strip().lower()
     try:
         text = entry.body.decode()
         if kind == b"application/json" or kind.endswith(b"+json"):

@@ -14,7 +14,7 @@ from gateway.config.model import Fetch
 from gateway.config.values import Endpoint, parse_endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.headers import Field, encode_head, first_value
+from gateway.headers import Field, FieldLines, encode_head
 from gateway.lanes import Carrier
 from gateway.routing import Found
 from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
@@ -64,7 +64,7 @@ class FetchAction:
             try:
                 location = _redirect(answer)
                 if location is None:
-                    answer.fields = [field for field in answer.fields if field[0].lower() not in _KEPT_BACK]
+                    answer.fields = FieldLines(field for field in answer.fields if field[0].lower() not in _KEPT_BACK)
                     await relay(exchange, answer, self._pace, None, self._carrier)
                     return
                 url = self._follow(url, location)
@@ -85,7 +85,7 @@ class FetchAction:
 
 
 def _redirect(answer: ReceivedAnswer) -> bytes | None:
-    return first_value(answer.fields, b"location") if answer.status in _REDIRECTS else None
+    return answer.fields.first(b"location") if answer.status in _REDIRECTS else None
 
 
 def _endpoint(url: str) -> Endpoint:

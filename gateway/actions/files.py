@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from collections.abc import Sequence
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from gateway.config.model import Files
 from gateway.disk import DiskWorkers, OutgoingFile, open_below
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.headers import Field, first_value, own_fields, values_of
+from gateway.headers import Field, own_fields
 from gateway.lanes import Carrier
 from gateway.objects import ObjectPlace, OutgoingObject, open_object
 from gateway.routing import Found
@@ -80,12 +81,12 @@ def _is_unchanged(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bo
 
     Raises Fault PRECONDITION_FAILED.
     """
-    if matches := values_of(exchange.fields, b"if-match"):
+    if matches := exchange.fields.all(b"if-match"):
         if not _lists(matches, file.etag, is_weak=False):
             raise _precondition_failed()
     elif (since := _date(exchange, b"if-unmodified-since")) is not None and int(file.modified_seconds) > since:
         raise _precondition_failed()
-    if matches := values_of(exchange.fields, b"if-none-match"):
+    if matches := exchange.fields.all(b"if-none-match"):
         return _lists(matches, file.etag, is_weak=True)
     since = _date(exchange, b"if-modified-since")
     return since is not None and int(file.modified_seconds) <= since
@@ -99,7 +100,7 @@ def _select(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> tuple[in
     So malformed ones, several ranges at once, and ranges of a file that If-Range says has changed get the whole file.
     """
     whole = (0, file.size - 1, False)
-    ranges = values_of(exchange.fields, b"range")
+    ranges = exchange.fields.all(b"range")
     if len(ranges) != 1 or exchange.method != "GET" or not _may_range(exchange, file):
         return whole
     found = _RANGE.fullmatch(ranges[0])
@@ -125,7 +126,7 @@ def _select(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> tuple[in
 
 def _may_range(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bool:
     """Evaluate If-Range (RFC 9110 section 13.1.5): a strong validator, or the exact date."""
-    condition = first_value(exchange.fields, b"if-range")
+    condition = exchange.fields.first(b"if-range")
     if condition is None:
         return True
     if condition.startswith((b'"', b"W/")):
@@ -133,7 +134,7 @@ def _may_range(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bool:
     return _date(exchange, b"if-range") == int(file.modified_seconds)
 
 
-def _lists(values: list[bytes], etag: bytes, *, is_weak: bool) -> bool:
+def _lists(values: Sequence[bytes], etag: bytes, *, is_weak: bool) -> bool:
     tags = [tag.strip() for value in values for tag in value.split(b",")]
     if is_weak:
         tags = [tag.removeprefix(b"W/") for tag in tags]
@@ -142,7 +143,7 @@ def _lists(values: list[bytes], etag: bytes, *, is_weak: bool) -> bool:
 
 def _date(exchange: Exchange, name: bytes) -> int | None:
     """Return a date field in seconds since the epoch; one that is no date is ignored (RFC 9110 section 13.1.3)."""
-    value = first_value(exchange.fields, name)
+    value = exchange.fields.first(name)
     if value is None:
         return None
     try:

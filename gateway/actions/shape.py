@@ -11,7 +11,7 @@ from gateway.config import FormFields, Route
 from gateway.config.values import show_size
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead
-from gateway.headers import Field, Fields
+from gateway.headers import Field, FieldLines
 from gateway.multipart import FormField, FormWriter, Part
 
 #: Fields of the client's request that speak about the envelope and not about the file in it.
@@ -160,9 +160,11 @@ def join_query(path: str, query: str, more: str) -> str:
     return f"{path}{query or '?'}{'&' if len(query) > 1 else ''}{more}"
 
 
-def without_content_fields(fields: Fields) -> list[Field]:
+def without_content_fields(fields: FieldLines) -> FieldLines:
     """Return the client's fields less those about the content of its envelope."""
-    return [(name, value) for name, value in fields if not name.lower().startswith(_ABOUT_CONTENT)]
+    return FieldLines(
+        field for key, field in zip(fields.keys, fields, strict=True) if not key.startswith(_ABOUT_CONTENT)
+    )
 
 
 def _as_header(field: FormField) -> Field:

@@ -13,7 +13,6 @@ from gateway.disk import DiskWorkers, Upload
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
-from gateway.headers import first_value
 from gateway.multipart import FormContent, PartKind, read_form
 from gateway.objects import ObjectPlace, ObjectUpload
 from gateway.routing import Found
@@ -38,7 +37,7 @@ class StoreAction:
         """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
         limit = check_upload(exchange, self._route)
         boundary = form_boundary(exchange)
-        if exchange.body is None and first_value(exchange.fields, b"content-length") is None:
+        if exchange.body is None and exchange.fields.first(b"content-length") is None:
             raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")
         upload = self._make_upload()
         async with upload:
@@ -124,7 +123,7 @@ class StoreAction:
 
 
 def _content_type(exchange: Exchange) -> str:
-    return (first_value(exchange.fields, b"content-type") or b"application/octet-stream").decode("latin-1")
+    return (exchange.fields.first(b"content-type") or b"application/octet-stream").decode("latin-1")
 
 
 def _nothing_pending() -> int:

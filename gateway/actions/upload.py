@@ -8,7 +8,6 @@ from urllib.parse import unquote
 from gateway.config import Route
 from gateway.downstream import Exchange
 from gateway.filters import BodyLimit, DigestKind, FileHead, FilesAlong, FilterKind
-from gateway.headers import first_value
 from gateway.multipart import boundary_of, parse_disposition
 from gateway.routing import Found
 
@@ -27,7 +26,7 @@ def check_upload(exchange: Exchange, route: Route) -> BodyLimit:
 
 def form_boundary(exchange: Exchange) -> bytes | None:
     """Return the boundary of a multipart/form-data body, None for any other. Raises Fault BAD_MULTIPART."""
-    content_type = (first_value(exchange.fields, b"content-type") or b"").decode("latin-1")
+    content_type = (exchange.fields.first(b"content-type") or b"").decode("latin-1")
     if exchange.body is None or content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return None
     return boundary_of(content_type)
@@ -39,7 +38,7 @@ def form_digest(exchange: Exchange, kinds: Sequence[FilterKind]) -> list[FilesAl
     The digests of its parts are the business of the filter itself.
     """
     digests = [kind for kind in kinds if isinstance(kind, DigestKind)]
-    is_claimed = any(first_value(exchange.fields, name) is not None for name in (b"content-digest", b"repr-digest"))
+    is_claimed = any(exchange.fields.first(name) is not None for name in (b"content-digest", b"repr-digest"))
     if not digests or not is_claimed:
         return []
     along = FilesAlong(digests, exchange.client, lambda file, size, facts: None)
@@ -55,7 +54,7 @@ def raw_head(exchange: Exchange, filename: str) -> FileHead:
 
 def raw_name(exchange: Exchange, found: Found) -> str:
     """Name a raw body: by its Content-Disposition, or the last segment of the path behind the route's prefix."""
-    disposition = first_value(exchange.fields, b"content-disposition")
+    disposition = exchange.fields.first(b"content-disposition")
     if disposition is not None:
         parameters = disposition.decode("utf-8", "surrogateescape").partition(";")[2]
         filename = parse_disposition(f'form-data; name="";{parameters}' if parameters else None, 1).filename

@@ -20,7 +20,7 @@ from gateway.config import Route
 from gateway.downstream.answer import Answer, abort
 from gateway.downstream.body import RequestBody
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
-from gateway.headers import Field, Fields, Origin, Target, Trace, first_value, own_fields
+from gateway.headers import Field, FieldLines, Fields, Origin, Target, Trace, own_fields
 from gateway.tally import Direction, RouteTally, Side
 from gateway.transfer import AwaitedFilter, Filter, Source, Transfer
 from gateway.watch import Course, Pace
@@ -50,7 +50,9 @@ class Named:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, request: web.BaseRequest, fields: Fields, trace: Trace, client: str, tally: RouteTally) -> None:
+    def __init__(
+        self, request: web.BaseRequest, fields: FieldLines, trace: Trace, client: str, tally: RouteTally
+    ) -> None:
         self._request = request
         self.method = request.method
         self.version = (request.version.major, request.version.minor)
@@ -70,8 +72,8 @@ class Exchange:
         self.parts: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.first_byte_seconds: float | None = None
-        self._is_chunked = first_value(fields, b"transfer-encoding") is not None
-        length = None if self._is_chunked else int(first_value(fields, b"content-length") or 0)
+        self._is_chunked = fields.first(b"transfer-encoding") is not None
+        length = None if self._is_chunked else int(fields.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
         self.body = RequestBody(request) if length != 0 else None
@@ -79,7 +81,7 @@ class Exchange:
 
     def check_expectation(self) -> None:
         """Note 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 10.1.1)."""
-        expectation = first_value(self.fields, b"expect")
+        expectation = self.fields.first(b"expect")
         if expectation is None:
             return
         if expectation.strip().lower() != b"100-continue":

@@ -23,7 +23,7 @@ from yarl import URL
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.headers import Fields, first_value, values_of
+from gateway.headers import FieldLines
 from gateway.lanes import DetachedBytes, SocketEnd, is_plain
 from gateway.upstream.connection import LiveConnector, Sending
 from gateway.upstream.guard import AddressGuard
@@ -52,8 +52,8 @@ class ReceivedAnswer:
         self._sending = sending
         self.status = message.code
         self.reason = (message.reason or "").encode("utf-8", "surrogateescape")
-        self.fields: Fields = message.raw_headers
-        declared = first_value(self.fields, b"content-length")
+        self.fields = FieldLines(message.raw_headers)
+        declared = self.fields.first(b"content-length")
         #: Content-Length as declared, also where no body follows (HEAD, 304); None without one.
         self.length = int(declared) if declared is not None else None
         is_bodiless = method == "HEAD" or self.status in _BODILESS
@@ -270,6 +270,6 @@ def _check_answer(answer: ReceivedAnswer) -> None:
     """Refuse answers that would mean something else behind us. Raises Fault BAD_RESPONSE."""
     if answer.status == 101:  # noqa: PLR2004 (Switching Protocols)
         raise Fault(FaultKind.BAD_RESPONSE, "The upstream switched protocols without being asked (RFC 9110 7.8).")
-    codings = values_of(answer.fields, b"transfer-encoding")
+    codings = answer.fields.all(b"transfer-encoding")
     if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
         raise Fault(FaultKind.BAD_RESPONSE, "The upstream used a Transfer-Encoding other than chunked, once.")

@@ -14,6 +14,7 @@ from gateway.disk.names import numbered, random_name, safe_name
 from gateway.errors import Blame, Fault, FaultKind, problem_document, proxy_status
 from gateway.gate import Drain, Gate
 from gateway.headers import (
+    FieldLines,
     Origin,
     check_head,
     encode_head,
@@ -23,7 +24,6 @@ from gateway.headers import (
     own_fields,
     request_fields,
     response_fields,
-    values_of,
 )
 from gateway.tally import Histogram, Tally, UpstreamTally, method_label
 
@@ -111,7 +111,7 @@ def test_trust_is_by_network_and_never_by_name() -> None:
 
 def test_connection_may_not_nominate_the_framing_away() -> None:
     fields = [(b"Connection", b"content-length, x-a"), (b"Content-Length", b"3"), (b"X-A", b"1"), (b"TE", b"x")]
-    assert end_to_end(fields) == [(b"Content-Length", b"3")]
+    assert end_to_end(FieldLines(fields)) == [(b"Content-Length", b"3")]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_head_that_is_not_sound_is_refused(
     version: tuple[int, int], method: str, target: str, fields: list[tuple[bytes, bytes]], kind: FaultKind
 ) -> None:
     with pytest.raises(Fault) as caught:
-        check_head(version, method, target, fields)
+        check_head(version, method, target, FieldLines(fields))
     assert caught.value.kind is kind
 
 
@@ -150,7 +150,7 @@ def test_head_that_is_not_sound_is_refused(
     [("OPTIONS", "*", []), ("POST", "/a?b", [(b"Transfer-Encoding", b"Chunked ")]), ("GET", "/", [])],
 )
 def test_head_that_is_sound_passes(method: str, target: str, extra: list[tuple[bytes, bytes]]) -> None:
-    found = check_head((1, 1), method, target, [(b"Host", b"H:80"), *extra])
+    found = check_head((1, 1), method, target, FieldLines([(b"Host", b"H:80"), *extra]))
     assert (found.path + found.query, found.host) == (target, "h")
 
 
@@ -161,7 +161,7 @@ def test_titles_can_stand_in_a_field() -> None:
 
 
 def test_absolute_form_names_the_host() -> None:
-    target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", [(b"Host", b"other")])
+    target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", FieldLines([(b"Host", b"other")]))
     assert (target.path, target.query, target.host, target.authority) == ("/", "?q", "real.example", b"Real.Example:81")
 
 
@@ -255,9 +255,10 @@ def test_fields_of_an_untrusted_client_are_said_anew() -> None:
         (b"Expect", b"100-continue"),
         (b"A_B", b"kept"),
     ]
-    trace = name_trace([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)], is_trusted=False)
+    named = FieldLines([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)])
+    trace = name_trace(named, is_trusted=False)
     assert trace.request_id != b"mine"
-    sent = request_fields(fields, origin(is_trusted=False), trace)
+    sent = FieldLines(request_fields(FieldLines(fields), origin(is_trusted=False), trace))
     assert [name for name, _ in sent] == [
         b"A_B",
         b"X-Forwarded-For",
@@ -268,8 +269,8 @@ def test_fields_of_an_untrusted_client_are_said_anew() -> None:
         b"traceparent",
         b"Via",
     ]
-    assert values_of(sent, b"x-forwarded-for") == [b"::1"]
-    assert values_of(sent, b"forwarded") == [b'for="[::1]";host="gw:80";proto=http']
+    assert sent.all(b"x-forwarded-for") == [b"::1"]
+    assert sent.all(b"forwarded") == [b'for="[::1]";host="gw:80";proto=http']
 
 
 def test_fields_of_a_trusted_proxy_are_continued() -> None:
@@ -281,30 +282,49 @@ def test_fields_of_a_trusted_proxy_are_continued() -> None:
         (b"traceparent", PARENT),
         (b"tracestate", b"x=y"),
     ]
-    trace = name_trace(fields, is_trusted=True)
-    sent = request_fields(fields, origin(is_trusted=True), trace)
-    assert values_of(sent, b"x-forwarded-for") == [b"6.6.6.6, ::1"]
-    assert values_of(sent, b"x-forwarded-proto") == [b"https"]
-    assert values_of(sent, b"x-forwarded-host") == [b"gw:80"]
-    assert values_of(sent, b"forwarded")[0].startswith(b"for=6.6.6.6, for=")
-    assert values_of(sent, b"x-request-id") == [b"mine"]
-    assert values_of(sent, b"tracestate") == [b"x=y"]
-    assert values_of(sent, b"traceparent")[0][:36] == PARENT[:36]
-    assert values_of(sent, b"traceparent")[0] != PARENT
+    trace = name_trace(FieldLines(fields), is_trusted=True)
+    sent = FieldLines(request_fields(FieldLines(fields), origin(is_trusted=True), trace))
+    assert sent.all(b"x-forwarded-for") == [b"6.6.6.6, ::1"]
+    assert sent.all(b"x-forwarded-proto") == [b"https"]
+    assert sent.all(b"x-forwarded-host") == [b"gw:80"]
+    assert sent.all(b"forwarded")[0].startswith(b"for=6.6.6.6, for=")
+    assert sent.all(b"x-request-id") == [b"mine"]
+    assert sent.all(b"tracestate") == [b"x=y"]
+    assert sent.all(b"traceparent")[0][:36] == PARENT[:36]
+    assert sent.all(b"traceparent")[0] != PARENT
+
+
+def test_fields_that_connection_nominates_end_here_both_ways() -> None:
+    fields = FieldLines(
+        [
+            (b"Connection", b"X-A, date"),
+            (b"X-a", b"1"),
+            (b"Date", b"d"),
+            (b"Connection", b"x-request-id"),
+            (b"X-B", b"2"),
+        ]
+    )
+    trace = name_trace(fields, is_trusted=False)
+    sent = [name for name, _ in request_fields(fields, origin(is_trusted=False), trace)]
+    assert sent[0] == b"X-B"
+    assert b"X-a" not in sent
+    answered = FieldLines(response_fields(fields, trace))
+    assert answered.keys == [b"x-b", b"date", b"via", b"x-request-id"]
+    assert answered.first(b"date") != b"d"
 
 
 @pytest.mark.parametrize("request_id", [b"", b"a b", b"x" * 129, b"a\xff"])
 def test_request_id_that_is_not_sound_is_replaced(request_id: bytes) -> None:
-    assert name_trace([(b"X-Request-Id", request_id)], is_trusted=True).request_id != request_id
+    assert name_trace(FieldLines([(b"X-Request-Id", request_id)]), is_trusted=True).request_id != request_id
 
 
 def test_answer_gets_a_date_and_a_request_id_only_if_it_has_none() -> None:
-    trace = name_trace([], is_trusted=False)
-    bare = response_fields([(b"Content-Length", b"3"), (b"A", b"b")], trace)
+    trace = name_trace(FieldLines([]), is_trusted=False)
+    bare = response_fields(FieldLines([(b"Content-Length", b"3"), (b"A", b"b")]), trace)
     assert [name for name, _ in bare] == [b"A", b"Date", b"Via", b"X-Request-Id"]
-    full = response_fields([(b"date", b"today"), (b"x-request-id", b"theirs")], trace)
+    full = response_fields(FieldLines([(b"date", b"today"), (b"x-request-id", b"theirs")]), trace)
     assert [name for name, _ in full] == [b"date", b"x-request-id", b"Via"]
-    assert values_of(own_fields(trace), b"x-request-id") == [trace.request_id]
+    assert FieldLines(own_fields(trace)).all(b"x-request-id") == [trace.request_id]
 
 
 def test_head_in_wire_form() -> None:
