@@ -20,6 +20,10 @@ class EndpointState:
     in_flight: int = 0
     is_up: bool = True
 
+    def leave(self) -> None:
+        """Note that an exchange with it has ended."""
+        self.in_flight -= 1
+
 
 class Balancer:
     """Orders the endpoints of one upstream for one request: the first is tried first, the rest on refusal."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
 
 from gateway.errors import Fault, FaultKind
 from gateway.tally import UpstreamTally
 
 
 class Gate:
-    """Slots of one upstream, given in the order of asking and held until the last byte of both directions."""
+    """Slots of one upstream, given in the order of asking and held until the last byte of both directions.
+
+    Entering it takes a slot, leaving it gives one back: `async with gate`, by any number of tasks at once.
+    """
 
     def __init__(self, *, slots: float, max_queued: int, queue_seconds: float, tally: UpstreamTally) -> None:
         self._slots = slots
@@ -22,17 +24,18 @@ class Gate:
         self._taken = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot. Raises Fault QUEUE_FULL or QUEUE_TIMEOUT (503); cancelling the wait gives the place up."""
+    async def __aenter__(self) -> None:
+        """Take a slot. Raises Fault QUEUE_FULL or QUEUE_TIMEOUT (503); cancelling the wait gives the place up."""
         if self._taken < self._slots and not self._waiters:
             self._taken += 1
         else:
             await self._queue()
-        try:
-            yield
-        finally:
-            self._leave()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the slot back."""
+        self._leave()
 
     async def _queue(self) -> None:
         upstream = self._tally.upstream
@@ -88,17 +91,18 @@ class Drain:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    @contextmanager
-    def exchange(self) -> Iterator[None]:
-        """Count one exchange from its head to its end."""
+    def __enter__(self) -> None:
+        """Count an exchange, until the block is left."""
         self.in_flight += 1
         self._empty.clear()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if not self.in_flight:
-                self._empty.set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let an exchange go."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._empty.set()
 
     def begin(self) -> None:
         """Refuse further exchanges; those in flight go on, and close their connections."""

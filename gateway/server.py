@@ -32,11 +32,11 @@ from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FilterContext, make_filters
 from gateway.gate import Drain
-from gateway.headers import FieldLines, Origin, check_head, is_trusted, name_trace
 from gateway.lanes import Carrier
 from gateway.ops import OpsApp
 from gateway.routing import RouteTable
 from gateway.tally import Tally, method_label
+from gateway.timers import Timers
 from gateway.upstream import Service
 
 _BACKLOG: Final = 1024
@@ -55,6 +55,8 @@ class Gateway:
         self._config = config
         routes = ((route.name, route.upstream) for route in config.routes)
         self.tally = Tally(routes, config.upstreams)
+        self._no_route = self.tally.routes[Tally.NO_ROUTE]
+        self._timers = Timers()
         self._table = RouteTable(config.routes)
         self._drain = Drain()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -67,12 +69,14 @@ class Gateway:
         """Open both ports. Raises OSError if one is taken; then nothing is left open."""
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._timers.close)
             self._workers = DiskWorkers()
             stack.callback(self._workers.close)
             self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "filter")
             stack.callback(self._threads.shutdown)
             self._services = {
-                name: Service(name, upstream, self.tally.upstreams[name]) for name, upstream in config.upstreams.items()
+                name: Service(name, upstream, self.tally.upstreams[name], self._timers)
+                for name, upstream in config.upstreams.items()
             }
             for service in self._services.values():
                 stack.push_async_callback(service.close)
@@ -137,7 +141,8 @@ class Gateway:
                 self._services,
                 self._workers,
                 carrier,
-                make_filters(route, FilterContext(route.name, self._threads)),
+                self._timers,
+                kinds=make_filters(route, FilterContext(route.name, self._threads)),
             )
             for route in self._config.routes
         }
@@ -170,7 +175,7 @@ class Gateway:
         task = asyncio.current_task()
         if task is not None:
             self._exchanges.add(task)
-        with self._drain.exchange():
+        with self._drain:
             try:
                 await self._run_exchange(exchange)
                 await exchange.linger()
@@ -180,14 +185,8 @@ class Gateway:
         return exchange.answer or Answer.small(500, (), b"", is_last=True)
 
     def _make_exchange(self, request: web.BaseRequest) -> Exchange:
-        fields = FieldLines(request._message.raw_headers)
-        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        client = peer[0] if peer else ""
-        is_known = is_trusted(client, self._config.trusted_proxies)
-        trace = name_trace(fields, is_trusted=is_known)
-        exchange = Exchange(request, fields, trace, client, self.tally.routes[Tally.NO_ROUTE])
-        exchange.origin = Origin(client, is_known, self._scheme, b"")
-        return exchange
+        trusted = self._config.trusted_proxies
+        return Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
 
     async def _run_exchange(self, exchange: Exchange) -> None:
         try:
@@ -208,9 +207,7 @@ class Gateway:
 
     async def _find_and_act(self, exchange: Exchange) -> None:
         exchange.is_draining = self._drain.is_draining
-        target = check_head(exchange.version, exchange.method, exchange.raw_target, exchange.fields)
-        exchange.target = target
-        exchange.origin = Origin(exchange.client, exchange.origin.is_trusted, self._scheme, target.authority)
+        target = exchange.check_head()
         if target.path == "*":
             # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
             await exchange.reply(204, (), b"")

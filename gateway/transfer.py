@@ -20,6 +20,7 @@ from typing import Protocol, Self
 
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.tally import Direction, RouteTally, Side
+from gateway.timers import Timers
 from gateway.watch import Course, Watch
 
 
@@ -63,6 +64,7 @@ class Transfer:
         course: Course,
         source: Source,
         tally: RouteTally,
+        timers: Timers,
         *,
         length: int | None,
         filters: Sequence[Filter] = (),
@@ -77,6 +79,7 @@ class Transfer:
         self._filters = filters
         self._awaited = awaited
         self._length = length
+        self._timers = timers
         self._tally = tally.transfers[course.direction]
         self._waits = tally.waits
         self.outcome: Outcome | None = None
@@ -231,7 +234,7 @@ class Transfer:
     def watched(self, pending: Callable[[], int]) -> Iterator[None]:
         """Watch the pace while the block pulls. A stall cancels what it awaits and comes out as its Fault."""
         self._since = self._chunk_began = time.monotonic()
-        watch = Watch(self, self.course, pending)
+        watch = Watch(self, self.course, pending, self._timers)
         try:
             yield
         except asyncio.CancelledError:

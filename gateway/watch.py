@@ -7,6 +7,7 @@ waits, and comes out of the transfer as the fault of the side that was being wai
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Final, Protocol
 
 from gateway.errors import Fault, FaultKind
 from gateway.tally import Direction, Side
+from gateway.timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,9 @@ class Pace:
     grace_seconds: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Course:
-    """What is fixed about a transfer before its first byte."""
+    """What is fixed about a transfer before its first byte. One is made for many transfers."""
 
     direction: Direction
     #: The side chunks are read from and the side they are written to.
@@ -38,7 +40,22 @@ class Course:
     write_pace: Pace = Pace()
     total_seconds: float = math.inf
 
+    @functools.cached_property
+    def look_seconds(self) -> float:
+        """How long a watch waits between two looks; infinite where nothing is limited."""
+        paces = (self.read_pace, self.write_pace)
+        shortest = min(self.total_seconds, *(p.idle_seconds for p in paces), *(p.grace_seconds for p in paces))
+        return max(shortest / _LOOKS, _MIN_LOOK_SECONDS)
 
+    @functools.cached_property
+    def grace_seconds(self) -> float:
+        """How long bytes are counted before they are held to a rate."""
+        return min(self.read_pace.grace_seconds, self.write_pace.grace_seconds)
+
+
+#: How often a watch looks, in times per shortest limit.
+_LOOKS: Final = 4
+_MIN_LOOK_SECONDS: Final = 0.02
 #: Fault for (silent, too slow) by side.
 _STALLED: Final[dict[Side, tuple[FaultKind, FaultKind, str]]] = {
     Side.DOWNSTREAM_READ: (FaultKind.CLIENT_IDLE, FaultKind.CLIENT_TOO_SLOW, "The client sent"),
@@ -48,9 +65,6 @@ _STALLED: Final[dict[Side, tuple[FaultKind, FaultKind, str]]] = {
     Side.DISK_WRITE: (FaultKind.DISK_SLOW, FaultKind.DISK_SLOW, "The disk took"),
     Side.DISK_READ: (FaultKind.DISK_SLOW, FaultKind.DISK_SLOW, "The disk gave"),
 }
-#: How often a watch looks, in times per shortest limit.
-_LOOKS: Final = 4
-_MIN_LOOK_SECONDS: Final = 0.02
 
 
 class Watched(Protocol):
@@ -78,7 +92,7 @@ class Watched(Protocol):
 class Watch:
     """Looks at a transfer a few times per limit; costs nothing per chunk."""
 
-    def __init__(self, transfer: Watched, course: Course, pending: Callable[[], int]) -> None:
+    def __init__(self, transfer: Watched, course: Course, pending: Callable[[], int], timers: Timers) -> None:
         self.fault: Fault | None = None
         self._transfer = transfer
         self._course = course
@@ -89,28 +103,21 @@ class Watch:
         self._last_pending = 0
         self._window_read, self._window_write = transfer.read_seconds, transfer.write_seconds
         self._window_bytes = transfer.moved_bytes
-        paces = (course.read_pace, course.write_pace)
-        shortest = min(course.total_seconds, *(p.idle_seconds for p in paces), *(p.grace_seconds for p in paces))
-        self._grace = min(pace.grace_seconds for pace in paces)
-        self._look_seconds = max(shortest / _LOOKS, _MIN_LOOK_SECONDS)
-        self._timer: asyncio.TimerHandle | None = None
-        if not math.isinf(shortest):
-            self._arm()
+        self._looks = timers.of(course.look_seconds) if course.look_seconds < math.inf else None
+        if self._looks is not None:
+            self._looks.start(self, self._look)
 
     def stop(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._look_seconds, self._look)
+        if self._looks is not None:
+            self._looks.stop(self)
 
     def _look(self) -> None:
         now = time.monotonic()
         self.fault = self._find_stall(now)
         if self.fault is None:
-            self._arm()
+            if self._looks is not None:
+                self._looks.start(self, self._look)
         elif self._task is not None:
             self._task.cancel()
 
@@ -131,7 +138,7 @@ class Watch:
             return _stall(side, 0, f"nothing for {pace.idle_seconds:g} s after {moved} bytes")
         if now - transfer.started >= course.total_seconds:
             return _stall(side, 1, f"{moved} bytes within the {course.total_seconds:g} s a transfer may take")
-        if now - self._window_began >= self._grace:
+        if now - self._window_began >= course.grace_seconds:
             return self._find_slowness(now, moved)
         return None
 

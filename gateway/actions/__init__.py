@@ -18,6 +18,7 @@ from gateway.downstream import Exchange
 from gateway.filters import FilterKind
 from gateway.lanes import Carrier
 from gateway.routing import Found
+from gateway.timers import Timers
 from gateway.upstream import Service
 
 Action = Callable[[Exchange, Found], Awaitable[None]]
@@ -30,6 +31,8 @@ def make_action(
     services: Mapping[str, Service],
     workers: DiskWorkers,
     carrier: Carrier,
+    timers: Timers,
+    *,
     kinds: Sequence[FilterKind],
 ) -> Action | ForwardAction | FetchAction:
     """Return the action of a route, ready to take exchanges."""
@@ -40,9 +43,9 @@ def make_action(
         case Split() as config:
             return SplitAction(route, config, services[config.upstream], kinds)
         case Files() as config:
-            return FilesAction(config, workers, carrier)
+            return FilesAction(route, config, workers, carrier)
         case Fetch() as config:
-            return FetchAction(config, carrier)
+            return FetchAction(route, config, carrier, timers)
         case config:
             return StoreAction(route, config, workers, kinds)
 

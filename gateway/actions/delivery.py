@@ -130,10 +130,6 @@ class Delivery:
             head, self._carry, is_chunked=framing[0][0] == b"Transfer-Encoding", on_connected=self.connected.set
         )
 
-    def note(self, endpoint: Endpoint) -> None:
-        """Note where it goes."""
-        self._exchange.named.endpoint = str(endpoint)
-
     def pending(self) -> int:
         """Return how many bytes wait to leave this process."""
         return self._sink.pending() if self._sink is not None else 0

@@ -9,7 +9,9 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from gateway import PSEUDONYM, __version__
+from gateway.actions.courses import answer_courses
 from gateway.actions.forward import relay
+from gateway.config import Route
 from gateway.config.model import Fetch
 from gateway.config.values import Endpoint, parse_endpoint
 from gateway.downstream import Exchange
@@ -17,8 +19,8 @@ from gateway.errors import Fault, FaultKind
 from gateway.headers import Field, FieldLines, encode_head
 from gateway.lanes import Carrier
 from gateway.routing import Found
+from gateway.timers import Timers
 from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
-from gateway.watch import Pace
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -42,11 +44,12 @@ _KEPT_BACK: Final = frozenset({b"set-cookie", b"set-cookie2", b"location", b"www
 class FetchAction:
     """The action of one route."""
 
-    def __init__(self, config: Fetch, carrier: Carrier) -> None:
+    def __init__(self, route: Route, config: Fetch, carrier: Carrier, timers: Timers) -> None:
         self._carrier = carrier
         self._allow = AllowList(config.allow)
-        self._client = Client(config.timeouts, AddressGuard(allows_private=config.private_networks == "allow"))
-        self._pace = Pace(config.timeouts.idle)
+        guard = AddressGuard(allows_private=config.private_networks == "allow")
+        self._client = Client(config.timeouts, timers, guard)
+        self._courses = answer_courses(route, config.timeouts.idle)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -65,7 +68,7 @@ class FetchAction:
                 location = _redirect(answer)
                 if location is None:
                     answer.fields = FieldLines(field for field in answer.fields if field[0].lower() not in _KEPT_BACK)
-                    await relay(exchange, answer, self._pace, None, self._carrier)
+                    await relay(exchange, answer, self._courses, None, self._carrier)
                     return
                 url = self._follow(url, location)
             finally:

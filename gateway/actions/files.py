@@ -9,6 +9,8 @@ from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
+from gateway.actions.courses import download_course
+from gateway.config import Route
 from gateway.config.model import Files
 from gateway.disk import DiskWorkers, OutgoingFile, open_below
 from gateway.downstream import Exchange
@@ -27,8 +29,11 @@ _MAX_DIGITS: Final = 19
 class FilesAction:
     """The action of one route."""
 
-    def __init__(self, config: Files, workers: DiskWorkers, carrier: Carrier) -> None:
+    def __init__(self, route: Route, config: Files, workers: DiskWorkers, carrier: Carrier) -> None:
         self._carrier = carrier
+        pace = Pace(route.timeouts.idle)
+        self._disk_course = download_course(route, Side.DISK_READ, pace)
+        self._bucket_course = download_course(route, Side.UPSTREAM_READ, pace)
         self._directory = Path(config.directory or "")
         self._place = ObjectPlace(config.url, config.endpoint, config.region) if config.url is not None else None
         self._workers = workers
@@ -61,10 +66,8 @@ class FilesAction:
             await exchange.begin_answer(status, reason, fields, length)
             return
         file.select(first, last)
-        route = exchange.named.route
-        idle = Pace(route.timeouts.idle) if route else Pace()
-        side = Side.DISK_READ if isinstance(file, OutgoingFile) else Side.UPSTREAM_READ
-        with exchange.begin_download(file, length, side, idle) as download:
+        course = self._disk_course if isinstance(file, OutgoingFile) else self._bucket_course
+        with exchange.begin_download(course, file, length) as download:
             sink = await exchange.begin_answer(status, reason, fields, length)
             if isinstance(file, OutgoingFile):
                 await self._carrier.carry_file(download, file, sink, sink.end)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 
+from gateway.actions.courses import AnswerCourses, answer_courses, upload_course, upstream_pace
 from gateway.actions.mirror import Mirror, Tee
 from gateway.actions.remake import RemadeBody
 from gateway.actions.shape import framing_fields, join_query, without_content_fields
@@ -27,7 +28,6 @@ from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Filter, Transfer
 from gateway.upstream import ReceivedAnswer, Sending, Service, UpstreamSink
-from gateway.watch import Pace
 
 
 class ForwardAction:
@@ -44,14 +44,17 @@ class ForwardAction:
         mirror: Mirror | None,
     ) -> None:
         self._mirror = mirror
-        self._all_kinds = kinds = filters
+        self._all_kinds = kinds = list(filters)
         self._kinds = [kind for kind in kinds if not isinstance(kind, TransformKind)]
+        # What makes a body go upstream in another form than it came: any, or only forms.
+        self._has_transforms = len(self._kinds) != len(kinds)
+        self._must_remake_forms = config.body == "raw" or config.multipart == "strict" or config.fields != FormFields()
         self._carrier = carrier
         self._route = route
         self._config = config
         self._service = service
-        timeouts = route.timeouts
-        self._write_pace = Pace(service.pace.idle_seconds, timeouts.min_rate, timeouts.grace)
+        self._upload_course = upload_course(route, Side.UPSTREAM_WRITE, upstream_pace(route, service.idle_seconds))
+        self._answer_courses = answer_courses(route, service.idle_seconds)
 
     async def close(self) -> None:
         """Cut what is still being mirrored."""
@@ -66,7 +69,7 @@ class ForwardAction:
             await self._send_remade(exchange, found, boundary)
             return
         filters, along = self._make_filters(exchange, boundary)
-        async with self._service.gate.slot():
+        async with self._service.gate:
             if (tee := self._tee(exchange, found)) is not None:
                 # Behind the others: what they refuse is not mirrored either.
                 filters.append(tee)
@@ -74,35 +77,32 @@ class ForwardAction:
                 if tee is not None and along is not None:
                     tee.judge = upload
                 first = await _read_first(exchange, upload, along) if upload is not None and along is not None else []
-                answers = self._service.exchange(
+                answer = await self._service.send(
                     exchange.method,
                     lambda endpoint: self._make_request(exchange, found, endpoint, upload, first),
-                    lambda endpoint: _note(exchange, endpoint),
+                    exchange.note_endpoint,
                 )
-                async with answers as answer:
-                    await relay(exchange, answer, self._service.pace, upload, self._carrier, along=along)
+                async with answer:
+                    await relay(exchange, answer, self._answer_courses, upload, self._carrier, along=along)
 
     def _tee(self, exchange: Exchange, found: Found) -> Tee | None:
         return self._mirror.tee(exchange, found) if self._mirror is not None else None
 
     def _must_remake(self, exchange: Exchange, boundary: bytes | None) -> bool:
         """Say whether the body cannot go upstream byte for byte."""
-        config = self._config
         if exchange.body is None:
             return False
-        if len(self._kinds) != len(self._all_kinds):
+        if self._has_transforms:
             return True
-        if boundary is None:
-            return config.body == "multipart"
-        return config.body == "raw" or config.multipart == "strict" or config.fields != FormFields()
+        return self._config.body == "multipart" if boundary is None else self._must_remake_forms
 
     async def _send_remade(self, exchange: Exchange, found: Found, boundary: bytes | None) -> None:
         limit = check_upload(exchange, self._route)
-        async with self._service.gate.slot():
+        async with self._service.gate:
             tee = self._tee(exchange, found)
             whole = form_digest(exchange, self._all_kinds) if boundary is not None else []
             filters: list[Filter] = [limit, *whole] if tee is None else [limit, *whole, tee]
-            with exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace, whole) as upload:
+            with exchange.begin_upload(self._upload_course, filters, whole) as upload:
                 if tee is not None:
                     tee.judge = upload
                 remade = RemadeBody(exchange, found, self._config, self._all_kinds, upload)
@@ -111,13 +111,13 @@ class ForwardAction:
                     exchange.invite()
                     remade.choose(boundary, needs_length=self._service.framing == "length_required")
                     await remade.prepare()
-                    answers = self._service.exchange(
+                    answer = await self._service.send(
                         exchange.method,
                         lambda endpoint: self._make_remade_request(exchange, found, endpoint, remade),
-                        lambda endpoint: _note(exchange, endpoint),
+                        exchange.note_endpoint,
                     )
-                    async with answers as answer:
-                        await relay(exchange, answer, self._service.pace, upload, self._carrier, along=remade)
+                    async with answer:
+                        await relay(exchange, answer, self._answer_courses, upload, self._carrier, along=remade)
 
     def _make_filters(self, exchange: Exchange, boundary: bytes | None) -> tuple[list[Filter], FilesAlong | None]:
         """Return what looks at the body, having refused what its head already gives away."""
@@ -149,7 +149,7 @@ class ForwardAction:
             return contextlib.nullcontext()
         whole = form_digest(exchange, self._kinds) if boundary is not None else []
         awaited = [*whole, along] if along is not None else whole
-        return exchange.begin_upload([*filters, *whole], Side.UPSTREAM_WRITE, self._write_pace, awaited)
+        return exchange.begin_upload(self._upload_course, [*filters, *whole], awaited)
 
     def _make_request(
         self, exchange: Exchange, found: Found, endpoint: Endpoint, upload: Transfer | None, first: list[bytes]
@@ -211,7 +211,7 @@ async def _carry(carrier: Carrier, upload: Transfer, body: RequestBody, first: l
 async def relay(
     exchange: Exchange,
     answer: ReceivedAnswer,
-    pace: Pace,
+    courses: AnswerCourses,
     upload: Transfer | None,
     carrier: Carrier,
     *,
@@ -221,13 +221,8 @@ async def relay(
 
     An upload still running when the answer is whole has been answered early.
     """
-    if answer.body_length is not None:
-        # A body of known length is a file: it may be held to a rate. One without may be a stream of events.
-        timeouts = exchange.named.route.timeouts if exchange.named.route else None
-        if timeouts is not None:
-            pace = Pace(pace.idle_seconds, timeouts.min_rate, timeouts.grace)
-    download = exchange.begin_download(answer, answer.body_length, Side.UPSTREAM_READ, pace)
-    with download:
+    course = courses.endless if answer.body_length is None else courses.sized
+    with exchange.begin_download(course, answer, answer.body_length) as download:
         fields = response_fields(answer.fields, exchange.trace)
         if along is not None:
             fields += along.answer_fields()
@@ -246,7 +241,3 @@ async def relay(
 
 def _nothing_pending() -> int:
     return 0
-
-
-def _note(exchange: Exchange, endpoint: Endpoint) -> None:
-    exchange.named.endpoint = str(endpoint)

@@ -173,7 +173,7 @@ class _Request:
 
 
 async def _send(service: Service, request: _Request, tee: Tee) -> None:
-    idle = None if math.isinf(service.pace.idle_seconds) else service.pace.idle_seconds
+    idle = None if math.isinf(service.idle_seconds) else service.idle_seconds
 
     async def carry(sink: UpstreamSink) -> None:
         while chunk := await tee.read():
@@ -181,9 +181,9 @@ async def _send(service: Service, request: _Request, tee: Tee) -> None:
                 await sink.write(chunk)
             tee.sent(chunk)
 
-    answers = service.exchange(request.method, lambda endpoint: request.make(endpoint, carry), _not_noted)
-    async with service.gate.slot(), answers as answer:
-        async with asyncio.timeout(idle):
+    async with service.gate:
+        answer = await service.send(request.method, lambda endpoint: request.make(endpoint, carry), _not_noted)
+        async with answer, asyncio.timeout(idle):
             while await answer.read():
                 pass
 

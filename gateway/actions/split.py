@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final
 
+from gateway.actions.courses import upload_course, upstream_pace
 from gateway.actions.delivery import AnswerRoom, Delivery, Entry, describe
 from gateway.actions.shape import HeldFields
 from gateway.actions.upload import check_upload, form_boundary, form_digest
@@ -26,7 +27,6 @@ from gateway.routing import Found
 from gateway.tally import Side
 from gateway.transfer import Filter, Transfer
 from gateway.upstream import Service
-from gateway.watch import Pace
 
 _MULTI_STATUS: Final = 207
 
@@ -39,8 +39,7 @@ class SplitAction:
         self.route = route
         self.config = config
         self.service = service
-        timeouts = route.timeouts
-        self._write_pace = Pace(service.pace.idle_seconds, timeouts.min_rate, timeouts.grace)
+        self._course = upload_course(route, Side.UPSTREAM_WRITE, upstream_pace(route, service.idle_seconds))
 
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; cancelling cuts every file on its way."""
@@ -53,11 +52,11 @@ class SplitAction:
             )
         async with contextlib.AsyncExitStack() as first:
             # A place before the body is asked for: the first file's.
-            await first.enter_async_context(self.service.gate.slot())
+            await first.enter_async_context(self.service.gate)
             exchange.invite()
             whole = form_digest(exchange, self.kinds)
             filters: list[Filter] = [limit, *whole]
-            with exchange.begin_upload(filters, Side.UPSTREAM_WRITE, self._write_pace, whole) as transfer:
+            with exchange.begin_upload(self._course, filters, whole) as transfer:
                 run = _Run(self, exchange, found, transfer)
                 entries = await run.work(boundary, first)
         if not entries:
@@ -135,7 +134,7 @@ class _Run:
         with self._transfer.watched(_nothing_pending):
             if not await self._prepare(delivery, part):
                 return
-        slot = self._service.gate.slot() if self._has_sent else first.pop_all()
+        slot = self._service.gate if self._has_sent else first.pop_all()
         self._has_sent = True
         task = group.create_task(self._deliver(delivery, slot), name=f"file {part.number}")
         self._tasks.add(task)
@@ -180,8 +179,10 @@ class _Run:
     async def _deliver(self, delivery: Delivery, slot: contextlib.AbstractAsyncContextManager[object]) -> None:
         """Send one file and take its answer."""
         try:
-            async with slot, self._service.exchange(self._exchange.method, delivery.make, delivery.note) as answer:
-                await delivery.take(answer, self._room, self._service.pace.idle_seconds)
+            async with slot:
+                answer = await self._service.send(self._exchange.method, delivery.make, self._exchange.note_endpoint)
+                async with answer:
+                    await delivery.take(answer, self._room, self._service.idle_seconds)
         except Fault as fault:
             delivery.entry.fault = fault
         finally:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from gateway.actions.courses import upload_course
 from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Store
@@ -31,7 +32,9 @@ class StoreAction:
         self._workers = workers
         self._directory = Path(config.directory or "")
         self._place = ObjectPlace(config.url, config.endpoint, config.region) if config.url is not None else None
-        self._side = Side.DISK_WRITE if self._place is None else Side.UPSTREAM_WRITE
+        side = Side.DISK_WRITE if self._place is None else Side.UPSTREAM_WRITE
+        # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
+        self._course = upload_course(route, side, Pace())
 
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
@@ -47,9 +50,8 @@ class StoreAction:
                 stored = await upload.commit()
             else:
                 exchange.invite()
-                # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
                 whole = form_digest(exchange, self._kinds) if boundary is not None else []
-                transfer = exchange.begin_upload([limit, *whole], self._side, Pace(), whole)
+                transfer = exchange.begin_upload(self._course, [limit, *whole], whole)
                 with transfer, transfer.watched(_nothing_pending):
                     if boundary is None:
                         described = [await self._store_raw(exchange, found, upload, transfer)]

@@ -8,7 +8,6 @@ time and size (RFC 9112 section 9.6), so that the client reads the answer and no
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,16 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.config import Route
+from gateway.config.section import Network
+from gateway.config.values import Endpoint
 from gateway.downstream.answer import Answer, abort
 from gateway.downstream.body import RequestBody
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
-from gateway.headers import Field, FieldLines, Fields, Origin, Target, Trace, own_fields
-from gateway.tally import Direction, RouteTally, Side
+from gateway.headers import Field, FieldLines, Fields, Origin, Target, check_head, is_trusted, name_trace, own_fields
+from gateway.tally import RouteTally
+from gateway.timers import Timers
 from gateway.transfer import AwaitedFilter, Filter, Source, Transfer
-from gateway.watch import Course, Pace
+from gateway.watch import Course
 
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
 LINGER_SECONDS: Final = 5.0
@@ -51,15 +53,26 @@ class Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, request: web.BaseRequest, fields: FieldLines, trace: Trace, client: str, tally: RouteTally
+        self,
+        request: web.BaseRequest,
+        tally: RouteTally,
+        timers: Timers,
+        *,
+        trusted: Sequence[Network],
+        scheme: bytes,
     ) -> None:
         self._request = request
+        self._timers = timers
+        self._scheme = scheme
         self.method = request.method
         self.version = (request.version.major, request.version.minor)
         self.raw_target = request._message.path
-        self.fields = fields
-        self.trace = trace
-        self.client = client
+        self.fields = fields = FieldLines(request._message.raw_headers)
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        #: The peer's address.
+        self.client: str = peer[0] if peer else ""
+        self._is_trusted = is_trusted(self.client, trusted)
+        self.trace = name_trace(fields, is_trusted=self._is_trusted)
         self.named = Named(None, tally)
         self.origin: Origin
         self.target: Target
@@ -78,6 +91,12 @@ class Exchange:
         self.length = length
         self.body = RequestBody(request) if length != 0 else None
         self._expects_continue = False
+
+    def check_head(self) -> Target:
+        """Return the target of the request. Raises Fault if its head is not sound."""
+        self.target = check_head(self.version, self.method, self.raw_target, self.fields)
+        self.origin = Origin(self.client, self._is_trusted, self._scheme, self.target.authority)
+        return self.target
 
     def check_expectation(self) -> None:
         """Note 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 10.1.1)."""
@@ -136,22 +155,16 @@ class Exchange:
         return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
 
     def begin_upload(
-        self, filters: Sequence[Filter], write_side: Side, write_pace: Pace, awaited: Sequence[AwaitedFilter] = ()
+        self, course: Course, filters: Sequence[Filter], awaited: Sequence[AwaitedFilter] = ()
     ) -> Transfer:
-        """Return the transfer of the request body towards `write_side`. There must be a body."""
+        """Return the transfer of the request body. There must be one."""
         if self.body is None:
             raise ValueError("a request without a body has nothing to upload")
         self.upload = Transfer(
-            Course(
-                Direction.UPLOAD,
-                Side.DOWNSTREAM_READ,
-                write_side,
-                self._client_pace,
-                write_pace,
-                self._total_seconds,
-            ),
+            course,
             self.body,
             self.named.tally,
+            self._timers,
             length=self.length,
             filters=filters,
             awaited=awaited,
@@ -159,24 +172,22 @@ class Exchange:
         )
         return self.upload
 
-    def begin_download(self, source: Source, length: int | None, read_side: Side, read_pace: Pace) -> Transfer:
-        """Return the transfer of an answer's body from `read_side` to the client."""
+    def begin_download(self, course: Course, source: Source, length: int | None) -> Transfer:
+        """Return the transfer of an answer's body to the client."""
         self.download = Transfer(
-            Course(
-                Direction.DOWNLOAD,
-                read_side,
-                Side.DOWNSTREAM_WRITE,
-                read_pace,
-                self._client_pace,
-                self._total_seconds,
-            ),
+            course,
             source,
             self.named.tally,
+            self._timers,
             length=length,
             why_cancelled=self.why_cancelled,
             is_delivered=lambda: self.is_delivered,
         )
         return self.download
+
+    def note_endpoint(self, endpoint: Endpoint) -> None:
+        """Note which endpoint is asked."""
+        self.named.endpoint = str(endpoint)
 
     def note_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None
@@ -186,18 +197,6 @@ class Exchange:
         if len(self.parts) < _MOST_PARTS_LOGGED:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
             self.parts.append({**(facts or {}), **named})
-
-    @property
-    def _client_pace(self) -> Pace:
-        route = self.named.route
-        if route is None:
-            return Pace()
-        timeouts = route.timeouts
-        return Pace(timeouts.idle, timeouts.min_rate, timeouts.grace if timeouts.min_rate else math.inf)
-
-    @property
-    def _total_seconds(self) -> float:
-        return self.named.route.timeouts.total if self.named.route else math.inf
 
     async def begin_answer(self, status: int, reason: bytes, fields: Fields, length: int | None) -> Answer:
         """Send the head of an answer whose body follows. Raises Fault CLIENT_LEFT."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-from typing import Any, Final
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -25,6 +27,7 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.headers import FieldLines
 from gateway.lanes import DetachedBytes, SocketEnd, is_plain
+from gateway.timers import Timers
 from gateway.upstream.connection import LiveConnector, Sending
 from gateway.upstream.guard import AddressGuard
 
@@ -59,6 +62,18 @@ class ReceivedAnswer:
         is_bodiless = method == "HEAD" or self.status in _BODILESS
         #: Bytes to be read; None until the body's end.
         self.body_length = 0 if is_bodiless else self.length
+        #: Called once it was closed.
+        self.on_closed: Callable[[], None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Hold it until the block is left."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.close()
 
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end. Raises Fault, the sending side's own first."""
@@ -116,6 +131,9 @@ class ReceivedAnswer:
         """Let go: the connection is kept if both bodies ended whole, broken off otherwise."""
         # Nobody resumes a connection that waits for what was never read.
         self._sending.close(is_whole=self._content.is_eof() and not self._protocol._reading_paused)
+        if self.on_closed is not None:
+            self.on_closed()
+            self.on_closed = None
         await self._sending.stop()
 
 
@@ -126,7 +144,7 @@ class Client:
     here, and is a sixth of what a small request costs.
     """
 
-    def __init__(self, timeouts: UpstreamTimeouts, guard: AddressGuard | None = None) -> None:
+    def __init__(self, timeouts: UpstreamTimeouts, timers: Timers, guard: AddressGuard | None = None) -> None:
         self._connector = LiveConnector(
             limit=0,  # the gate counts, with a bound, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
@@ -137,6 +155,7 @@ class Client:
         # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf)
         self._response_seconds = timeouts.response
+        self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
         #: What aiohttp's pool knows an endpoint by: a request that is never sent. As many as the config names.
         self._addresses: dict[Endpoint, ClientRequest] = {}
 
@@ -186,14 +205,9 @@ class Client:
             max_field_size=_MAX_LINE_BYTES,
             max_headers=_MAX_FIELDS,
         )
-        timer: asyncio.TimerHandle | None = None
-
-        def begin_waiting() -> None:
-            nonlocal timer
-            timer = asyncio.get_running_loop().call_later(self._response_seconds, _give_up, protocol)
-
-        if not math.isinf(self._response_seconds):
-            sending.on_sent = begin_waiting
+        deadlines = self._deadlines
+        if deadlines is not None:
+            sending.on_sent = lambda: deadlines.start(sending, lambda: _give_up(protocol))
         try:
             sending.begin(connection)
             while True:
@@ -202,8 +216,8 @@ class Client:
                     return ReceivedAnswer(message, content, protocol, sending, method)
         finally:
             sending.on_sent = None
-            if timer is not None:
-                timer.cancel()
+            if deadlines is not None:
+                deadlines.stop(sending)
 
     def _blame_upstream(self, exc: Exception) -> Fault:
         if isinstance(exc, aiohttp.SocketTimeoutError):

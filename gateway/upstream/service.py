@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -17,9 +16,9 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.gate import Gate
 from gateway.tally import UpstreamTally
+from gateway.timers import Timers
 from gateway.upstream.client import Client, ReceivedAnswer
 from gateway.upstream.connection import Sending
-from gateway.watch import Pace
 
 #: Met before a byte was sent: the next endpoint may be tried.
 _UNSENT: Final = frozenset(
@@ -30,17 +29,17 @@ _UNSENT: Final = frozenset(
 class Service:
     """One upstream."""
 
-    def __init__(self, name: str, config: Upstream, tally: UpstreamTally) -> None:
+    def __init__(self, name: str, config: Upstream, tally: UpstreamTally, timers: Timers) -> None:
         self.name = name
         self.framing = config.framing
-        self.pace = Pace(config.timeouts.idle)
+        self.idle_seconds = config.timeouts.idle
         self.gate = Gate(
             slots=config.max_in_flight,
             max_queued=config.max_queued,
             queue_seconds=config.queue_timeout,
             tally=tally,
         )
-        self._client = Client(config.timeouts)
+        self._client = Client(config.timeouts, timers)
         self._states = [EndpointState(endpoint) for endpoint in config.endpoints]
         self._balancer = Balancer(config.policy, self._states)
         self._health = config.health
@@ -57,33 +56,39 @@ class Service:
         """Whether at least one endpoint is up."""
         return any(state.is_up for state in self._states)
 
-    @asynccontextmanager
-    async def exchange(
+    async def send(
         self, method: str, make: Callable[[Endpoint], Sending], on_chosen: Callable[[Endpoint], None]
-    ) -> AsyncIterator[ReceivedAnswer]:
-        """Send a request to the first endpoint that takes the connection; hold its answer.
+    ) -> ReceivedAnswer:
+        """Send a request to the first endpoint that takes the connection; return its answer, which is to be closed.
 
         `make` gives the request for an endpoint; it may be called once per endpoint. Raises Fault.
         """
-        states = self._balancer.order()
-        for number, state in enumerate(states, 1):
-            on_chosen(state.endpoint)
-            state.in_flight += 1
+        *others, last = self._balancer.order()
+        for state in others:
             try:
-                try:
-                    answer = await self._client.send(state.endpoint, method, make(state.endpoint))
-                except Fault as fault:
-                    if fault.kind not in _UNSENT or number == len(states):
-                        raise
-                    self._tally.retries[fault.kind.code] += 1
-                    continue
-                try:
-                    yield answer
-                finally:
-                    await answer.close()
-                return
-            finally:
-                state.in_flight -= 1
+                return await self._send(state, method, make, on_chosen)
+            except Fault as fault:
+                if fault.kind not in _UNSENT:
+                    raise
+                self._tally.retries[fault.kind.code] += 1
+        return await self._send(last, method, make, on_chosen)
+
+    async def _send(
+        self,
+        state: EndpointState,
+        method: str,
+        make: Callable[[Endpoint], Sending],
+        on_chosen: Callable[[Endpoint], None],
+    ) -> ReceivedAnswer:
+        on_chosen(state.endpoint)
+        state.in_flight += 1
+        try:
+            answer = await self._client.send(state.endpoint, method, make(state.endpoint))
+        except BaseException:
+            state.in_flight -= 1
+            raise
+        answer.on_closed = state.leave
+        return answer
 
     async def watch_health(self) -> None:
         """Check the endpoints for ever, where the config asks for it."""

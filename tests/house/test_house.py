@@ -26,7 +26,7 @@ ROWS = (
     ("config",),
     ("routing", "headers", "balancing"),
     ("multipart",),
-    ("tally",),
+    ("tally", "timers"),
     ("watch",),
     ("transfer",),
     ("filters", "gate"),

@@ -50,6 +50,9 @@ def test_least_requests_prefers_the_idle_one() -> None:
     known = states(3)
     known[0].in_flight, known[1].in_flight = 2, 1
     assert hosts(Balancer("least_requests", known)) == ["h2", "h1", "h0"]
+    known[0].leave()
+    known[0].leave()
+    assert hosts(Balancer("least_requests", known))[0] == "h0"
 
 
 def test_random_two_never_begins_with_the_busiest() -> None:
@@ -186,7 +189,7 @@ async def test_gate_gives_slots_in_order_and_loses_none() -> None:
     order: list[int] = []
 
     async def hold(number: int) -> None:
-        async with gate.slot():
+        async with gate:
             order.append(number)
             await asyncio.sleep(0)
 
@@ -197,7 +200,7 @@ async def test_gate_gives_slots_in_order_and_loses_none() -> None:
         tasks[2].cancel()
     assert order == [0, 1, 3, 4, 5]
     assert tally.queue_length == 0
-    async with gate.slot():
+    async with gate:
         pass
 
 
@@ -207,12 +210,12 @@ async def test_slot_given_to_a_waiter_that_is_cancelled_in_the_same_turn_goes_on
     release = asyncio.Event()
 
     async def hold() -> None:
-        async with gate.slot():
+        async with gate:
             inside.set()
             await release.wait()
 
     async def take() -> bool:
-        async with gate.slot():
+        async with gate:
             return True
 
     first = asyncio.create_task(hold())
@@ -229,7 +232,7 @@ async def test_slot_given_to_a_waiter_that_is_cancelled_in_the_same_turn_goes_on
 async def test_drain_waits_for_the_last_exchange() -> None:
     drain = Drain()
     await drain.wait_empty()
-    with drain.exchange():
+    with drain:
         drain.begin()
         waiting = asyncio.create_task(drain.wait_empty())
         await asyncio.sleep(0)
