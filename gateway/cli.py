@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import subprocess
@@ -106,6 +107,9 @@ async def _serve(config: Config, note: Note, *, is_demo: bool) -> None:
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:
         print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the person there)
+    # What is here now stays: the collector need not walk through it again, 10 ms each time.
+    gc.collect()
+    gc.freeze()
     await gateway.run()
 
 

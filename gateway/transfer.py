@@ -56,6 +56,19 @@ class AwaitedFilter(Protocol):
         ...
 
 
+class Owner(Protocol):
+    """Whose transfer it is: asked at its end, and let go then, so that neither waits for the garbage collector."""
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether a client that has left had its whole answer before."""
+        ...
+
+    def why_cancelled(self) -> Fault:
+        """Say why the transfer was cancelled."""
+        ...
+
+
 class Transfer:
     """One body on its way. A context manager: leaving it ends the transfer, as cut if nobody said otherwise."""
 
@@ -66,14 +79,12 @@ class Transfer:
         tally: RouteTally,
         timers: Timers,
         *,
+        owner: Owner,
         length: int | None,
         filters: Sequence[Filter] = (),
         awaited: Sequence[AwaitedFilter] = (),
-        why_cancelled: Callable[[], Fault],
-        is_delivered: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._is_delivered = is_delivered
-        self._why_cancelled = why_cancelled
+        self._owner: Owner | None = owner
         self.course = course
         self._source = source
         self._filters = filters
@@ -111,7 +122,8 @@ class Transfer:
         """End: complete if everything was pulled and nobody raised."""
         if self.outcome is None:
             self.end(self._judge_end(exc))
-        for each in self._filters:
+        filters, self._filters, self._awaited, self._owner = self._filters, (), (), None
+        for each in filters:
             each.close()
 
     def _judge_end(self, exc: BaseException | None) -> Outcome:
@@ -122,8 +134,9 @@ class Transfer:
             return Outcome.COMPLETE
         if isinstance(exc, Fault):
             return exc.outcome
-        if exc is None or isinstance(exc, asyncio.CancelledError):
-            return Outcome.COMPLETE if self._is_delivered() else self._why_cancelled().outcome
+        if self._owner is not None and (exc is None or isinstance(exc, asyncio.CancelledError)):
+            is_delivered = self.course.direction is Direction.DOWNLOAD and self._owner.is_delivered
+            return Outcome.COMPLETE if is_delivered else self._owner.why_cancelled().outcome
         return Outcome.BUG
 
     @property

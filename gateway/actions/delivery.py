@@ -107,7 +107,6 @@ class Delivery:
         self._framing = framing
         self._shaped = shape_file(config.body, config.fields, config.file_name, self.entry.file, held)
         self._filtered = FilteredFile(kinds, file, self._read_part, transfer.filtering) if kinds else None
-        self._read = self._filtered.read if self._filtered is not None else self._read_part
         self._sink: UpstreamSink | None = None
 
     async def prepare(self) -> None:
@@ -153,6 +152,8 @@ class Delivery:
         if self._filtered is not None:
             await self._filtered.close()
             self.entry.facts = self._filtered.facts()
+            # Let go: it holds our way to read.
+            self._filtered = None
         self.connected.set()
         self.let_go.set()
 
@@ -167,7 +168,8 @@ class Delivery:
     async def _carry(self, sink: UpstreamSink) -> None:
         """Send the file's bytes, and what stands around them."""
         self._sink = sink
-        pieces = file_pieces(self._shaped, self.entry.file.size, self._read, wrong_length=self._wrong_length)
+        read = self._filtered.read if self._filtered is not None else self._read_part
+        pieces = file_pieces(self._shaped, self.entry.file.size, read, wrong_length=self._wrong_length)
         async with aclosing(pieces):
             async for piece in pieces:
                 await sink.write(piece)

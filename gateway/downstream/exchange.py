@@ -165,24 +165,16 @@ class Exchange:
             self.body,
             self.named.tally,
             self._timers,
+            owner=self,
             length=self.length,
             filters=filters,
             awaited=awaited,
-            why_cancelled=self.why_cancelled,
         )
         return self.upload
 
     def begin_download(self, course: Course, source: Source, length: int | None) -> Transfer:
         """Return the transfer of an answer's body to the client."""
-        self.download = Transfer(
-            course,
-            source,
-            self.named.tally,
-            self._timers,
-            length=length,
-            why_cancelled=self.why_cancelled,
-            is_delivered=lambda: self.is_delivered,
-        )
+        self.download = Transfer(course, source, self.named.tally, self._timers, owner=self, length=length)
         return self.download
 
     def note_endpoint(self, endpoint: Endpoint) -> None:

@@ -46,9 +46,10 @@ class Sending:
         on_connected: Callable[[], None],
     ) -> None:
         self._head = head
+        #: Dropped once begun, like what is called then: they belong to an exchange, which holds the answer to this.
         self._carry = carry
         self._is_chunked = is_chunked
-        self._on_connected = on_connected
+        self._on_connected: Callable[[], None] | None = on_connected
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -67,14 +68,17 @@ class Sending:
         if protocol is None or protocol.transport is None:
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
         self._connection, self._transport = connection, protocol.transport
-        self._on_connected()
-        if self._carry is None:
+        if self._on_connected is not None:
+            self._on_connected()
+            self._on_connected = None
+        carry, self._carry = self._carry, None
+        if carry is None:
             protocol.transport.write(self._head)
             self._end()
             return
         sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked)
         # Named for the reader of a task dump. It runs before the head is sent without the body's beginning.
-        self._task = loop.create_task(self._send_body(self._carry, sink, protocol), name="gateway upload")
+        self._task = loop.create_task(self._send_body(carry, sink, protocol), name="gateway upload")
         self._task.add_done_callback(self._note_bug)
         loop.call_soon(sink.send_head)
 
