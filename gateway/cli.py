@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import subprocess
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from gateway import __version__
+from gateway import __version__, memory
 from gateway.accesslog import Note, start_logging
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.values import Endpoint
@@ -107,9 +106,7 @@ async def _serve(config: Config, note: Note, *, is_demo: bool) -> None:
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:
         print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the person there)
-    # What is here now stays: the collector need not walk through it again, 10 ms each time.
-    gc.collect()
-    gc.freeze()
+    memory.settle()
     await gateway.run()
 
 

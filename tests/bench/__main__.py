@@ -127,9 +127,12 @@ def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
         if any(case.has_tls for case in chosen):
             speaking = [name for name in peers if name != "envoy"]
             running += [(stack.enter_context(run_peer(name, up_tls, files, certificate)), True) for name in speaking]
+        running.append((here, False))
         for number in range(rounds):
+            # Whoever comes first meets the machine as the case before left it: each does so in its turn.
+            turn = number % len(running)
             for case in chosen:
-                for peer, has_tls in [*running, (here, False)]:
+                for peer, has_tls in [*running[turn:], *running[:turn]]:
                     if peer.name in case.peers and has_tls is case.has_tls:
                         measure(peer, case, costs.setdefault((case.name, peer.name), Cost()))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)

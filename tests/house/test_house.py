@@ -36,7 +36,7 @@ ROWS = (
     ("actions",),
     ("metrics",),
     ("accesslog", "ops"),
-    ("server",),
+    ("server", "memory"),
     ("demo", "cli"),
     ("__main__",),
 )
