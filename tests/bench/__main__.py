@@ -47,6 +47,10 @@ class Cost:
 
 
 ALL = frozenset({"gateway", "naive", "nginx", "haproxy", "envoy"})
+#: With what the ground costs beside them, see `alone`.
+KERNEL, AIOHTTP = frozenset({"kernel alone"}), frozenset({"aiohttp alone"})
+#: A client that sends no faster than a hash goes, for the cost of the pace.
+_HASH_RATE = 1.25e9
 OURS = frozenset({"gateway"})
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 _SMALL_BODY = load.FORM_HEAD + b"x" * 1000 + load.FORM_TAIL
@@ -63,23 +67,24 @@ def cases(size: int, requests: int) -> list[Case]:
 
     eighth = size // 8
     return [
-        Case("raw upload", wrap(load.ask_upload, size), size, ALL),
+        Case("raw upload", wrap(load.ask_upload, size), size, ALL | KERNEL),
         Case("multipart upload", wrap(load.ask_form, size), size, ALL),
         Case("multipart, 8 at once", lambda port: load.at_once(8, wrap(load.ask_form, eighth), port), eighth * 8, ALL),
         Case("raw, 8 at once", lambda port: load.at_once(8, wrap(load.ask_upload, eighth), port), eighth * 8, ALL),
         Case("chunked multipart", wrap(load.ask_chunked_form, size), size, ALL),
         Case("multipart over TLS", wrap(load.ask_form_over_tls, size), size, ALL - {"envoy"}, has_tls=True),
-        Case("download", wrap(load.ask_download, size), size, ALL),
-        Case("files", wrap(load.ask_download, size, b"/files/big.bin"), size, frozenset({"gateway", "nginx"})),
+        Case("download", wrap(load.ask_download, size), size, ALL | KERNEL),
+        Case("files", wrap(load.ask_download, size, b"/files/big.bin"), size, OURS | {"nginx"} | KERNEL),
         Case("raw, 8 times the size", wrap(load.ask_upload, size * 8), size * 8, OURS),
         Case("multipart, 8 times the size", wrap(load.ask_form, size * 8), size * 8, OURS),
         Case("download, 8 times the size", wrap(load.ask_download, size * 8), size * 8, OURS),
         Case("split, 8 files", wrap(load.ask_files, size), size, OURS),
+        Case("multipart at 1.25 GB/s", wrap(load.ask_form, size, b"/up", _HASH_RATE), size, OURS),
         Case("multipart, digest on", wrap(load.ask_form, size, b"/digest"), size, OURS),
         Case("multipart, sniff on", wrap(load.ask_form, size, b"/sniff"), size, OURS),
         Case("SHA-256 alone", wrap(load.hash_alone, size), size, frozenset({"this process"})),
         Case("store", wrap(load.ask_form, size, b"/store"), size, OURS),
-        Case("small GET", functools.partial(_small, REQUEST, requests), requests, ALL),
+        Case("small GET", functools.partial(_small, REQUEST, requests), requests, ALL | AIOHTTP),
         Case("small multipart", functools.partial(_small, SMALL_FORM, requests), requests, ALL),
     ]
 
@@ -125,7 +130,7 @@ def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
         here = Peer("this process", 0, os.getpid())
         running = [(stack.enter_context(run_peer(name, up, files)), False) for name in peers]
         if any(case.has_tls for case in chosen):
-            speaking = [name for name in peers if name != "envoy"]
+            speaking = [name for name in peers if name != "envoy" and not name.endswith(" alone")]
             running += [(stack.enter_context(run_peer(name, up_tls, files, certificate)), True) for name in speaking]
         running.append((here, False))
         for number in range(rounds):

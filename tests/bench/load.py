@@ -29,17 +29,19 @@ _SCRATCH = threading.local()
 _BLOCK = memoryview(os.urandom(2**20))
 
 
-def send_body(sock: socket.socket, size: int) -> None:
-    """Send that many bytes, as clients do: from a buffer, one copy into the kernel.
+def send_body(sock: socket.socket, size: int, rate: float | None = None) -> None:
+    """Send that many bytes, as clients do: from a buffer, one copy into the kernel; at most at a rate (bytes/s).
 
     sendfile would cost less, but hands the kernel single pages where a copy fills large ones, and so makes every
     proxy behind it work on sixteen times as many pieces.
     """
-    left = size
+    left, began = size, time.perf_counter()
     while left:
         step = min(left, len(_BLOCK))
         sock.sendall(_BLOCK[:step])
         left -= step
+        if rate is not None:
+            time.sleep(max(0.0, began + (size - left) / rate - time.perf_counter()))
 
 
 def drop(sock: socket.socket, size: int) -> int:
@@ -167,10 +169,10 @@ def ask_upload(port: int, size: int) -> None:
         _check(sock)
 
 
-def ask_form(port: int, size: int, target: bytes = b"/up") -> None:
-    """POST one file as multipart, with a Content-Length."""
+def ask_form(port: int, size: int, target: bytes = b"/up", rate: float | None = None) -> None:
+    """POST one file as multipart, with a Content-Length; at most at a rate (bytes/s)."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        _send_form(sock, size, target)
+        _send_form(sock, size, target, rate)
 
 
 def ask_files(port: int, size: int, count: int = 8) -> None:
@@ -197,11 +199,11 @@ def hash_alone(_port: int, size: int) -> None:
         left -= step
 
 
-def _send_form(sock: socket.socket, size: int, target: bytes) -> None:
+def _send_form(sock: socket.socket, size: int, target: bytes, rate: float | None = None) -> None:
     length = len(FORM_HEAD) + size + len(FORM_TAIL)
     head = b"POST " + target + b" HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n" + FORM_TYPE
     sock.sendall(head + b"Content-Length: %d\r\n\r\n" % length + FORM_HEAD)
-    send_body(sock, size)
+    send_body(sock, size, rate)
     sock.sendall(FORM_TAIL)
     _check(sock)
 

@@ -132,7 +132,7 @@ def free_port() -> int:
 
 def available() -> list[str]:
     """Return the peers this machine has."""
-    names = ["gateway", "naive"]
+    names = ["gateway", "naive", "kernel alone", "aiohttp alone"]
     names += [name for name in ("nginx", "haproxy") if _which(name)]
     return [*names, "envoy"] if _which("envoy") else names
 
@@ -187,6 +187,9 @@ def _command(name: str, ports: tuple[int, int], directory: Path, files: Path, ce
             str(up),
             *([str(certificate)] if certificate else []),
         ]
+    if name.endswith(" alone"):
+        kind = name.removesuffix(" alone")
+        return [sys.executable, "-m", "tests.bench.alone", kind, str(port), str(up), str(files)]
     tls = {key: text.format(pem=certificate) for key, text in (_TLS if certificate else _PLAIN).get(name, {}).items()}
     config.write_text(texts[name].format(dir=directory, port=port, up=up, files=files, **tls))
     program = _which(name) or name
