@@ -338,5 +338,4 @@ def own_fields(trace: Trace) -> list[Field]:
 
 def encode_head(start_line: bytes, fields: Fields) -> bytes:
     """Return a head in wire form. Names and values came from a parser or are our own: none holds CR or LF."""
-    lines = [start_line, *(name + b": " + value for name, value in fields), b"", b""]
-    return b"\r\n".join(lines)
+    return b"\r\n".join([start_line, *map(b": ".join, fields), b"", b""])

@@ -235,9 +235,10 @@ class Transfer:
 
         Raises Fault for the source, a filter or a side that stalls; what `write` raises passes through.
         """
-        pull = self.pull
+        read = self._source.read
         with self.watched(pending):
-            while chunk := await pull():
+            # A body of known length needs no look behind its last byte.
+            while self.moved_bytes != self._length and (chunk := await self.pull_from(read)):
                 await write(chunk)
             if finish is not None:
                 await finish()
