@@ -209,8 +209,8 @@ async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
     log: list[dict[str, Any]] = []
     logged = asyncio.Event()
 
-    def note(line: dict[str, Any]) -> None:
-        log.append(line)
+    def note(line: str) -> None:
+        log.append(json.loads(line))
         logged.set()
 
     gateway = Gateway(parse_config(json.dumps(config)), note)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import aiohttp
@@ -227,3 +228,19 @@ async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
             assert running.returncode == 1
             assert b"cannot start" in err
             assert b"Traceback" not in err
+
+
+async def test_line_of_the_log_is_json_whatever_a_client_says() -> None:
+    target = b'/a"b\\c' + b"x" * 600
+    async with RawUpstream(answering(OK)) as upstream:
+        config = forward_config(upstream.url, top={"trusted_proxies": ["127.0.0.0/8"]})
+        async with run_gateway(config) as gateway:
+            head = b"GET " + target + b" HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nX-Request-Id: a/b=c\r\n\r\n"
+            await gateway.ask(head)
+            line = await gateway.last_line()
+    # json.loads has read it; the target is cut, and says what was sent.
+    assert len(line["target"]) == 512
+    assert line["target"].startswith('/a"b\\c')
+    assert line["request_id"] == "a/b=c"
+    assert set(line["wait_seconds"]) == {"upstream_read", "downstream_write"}
+    assert datetime.fromisoformat(line["time"]).tzinfo is not None

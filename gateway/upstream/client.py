@@ -6,7 +6,6 @@ the sending side is asked first.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import math
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
@@ -28,7 +26,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.headers import FieldLines
 from gateway.lanes import DetachedBytes, SocketEnd, is_plain
 from gateway.timers import Timers
-from gateway.upstream.connection import LiveConnector, Sending
+from gateway.upstream.connection import Address, LiveConnector, Sending
 from gateway.upstream.guard import AddressGuard
 
 #: Below the shortest idle timeout of servers seen behind gateways (uvicorn and Node: 5 s).
@@ -156,8 +154,8 @@ class Client:
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf)
         self._response_seconds = timeouts.response
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
-        #: What aiohttp's pool knows an endpoint by: a request that is never sent. As many as the config names.
-        self._addresses: dict[Endpoint, ClientRequest] = {}
+        #: As many as the config names.
+        self._addresses: dict[Endpoint, Address] = {}
 
     async def close(self) -> None:
         """Close every kept connection."""
@@ -186,11 +184,11 @@ class Client:
             raise
         return answer
 
-    def _address(self, endpoint: Endpoint) -> ClientRequest:
+    def _address(self, endpoint: Endpoint) -> Address:
         address = self._addresses.get(endpoint)
         if address is None:
             url = URL.build(scheme=endpoint.scheme, host=endpoint.host, port=endpoint.port, path="/")
-            address = self._addresses[endpoint] = ClientRequest("GET", url, loop=asyncio.get_running_loop())
+            address = self._addresses[endpoint] = Address(url)
         return address
 
     async def _ask(self, connection: Connection, method: str, sending: Sending) -> ReceivedAnswer:

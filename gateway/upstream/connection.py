@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
+from yarl import URL
 
 from gateway.errors import Fault, FaultKind
 from gateway.lanes import SocketEnd, drain_whole, is_plain
@@ -224,6 +225,19 @@ class AnswerHandler(ResponseHandler):
         except OSError:
             # Nothing more to be read: the reset itself, or an empty socket.
             return
+
+
+class Address(ClientRequest):
+    """What aiohttp's pool knows an endpoint by: a request that is never sent. One is made for many."""
+
+    def __init__(self, url: URL) -> None:
+        super().__init__("GET", url, loop=asyncio.get_running_loop())
+        self._key = super().connection_key
+
+    @property
+    def connection_key(self) -> ConnectionKey:
+        """The key: aiohttp makes it anew for every request."""
+        return self._key
 
 
 class LiveConnector(aiohttp.TCPConnector):
