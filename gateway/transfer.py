@@ -244,25 +244,18 @@ class Transfer:
                 await finish()
             self._is_poured = True
 
-    @contextmanager
-    def watched(self, pending: Callable[[], int]) -> Iterator[None]:
+    def watched(self, pending: Callable[[], int]) -> Stretch:
         """Watch the pace while the block pulls. A stall cancels what it awaits and comes out as its Fault."""
-        self._since = self._chunk_began = time.monotonic()
-        watch = Watch(self, self.course, pending, self._timers)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if watch.fault is None:
-                raise
-            task = asyncio.current_task()
-            # Cancelled by the watch alone: a client that left at the same moment still counts as cancelled.
-            if task is not None and task.uncancel() > 0:
-                raise
-            self.fault = self.fault or watch.fault
-            raise self.fault from None
-        finally:
-            watch.stop()
-            self._settle(time.monotonic())
+        return Stretch(self, pending)
+
+    def begin_stretch(self, pending: Callable[[], int]) -> Watch:
+        """Begin to watch the pace."""
+        now = self._since = self._chunk_began = time.monotonic()
+        return Watch(self, self.course, pending, self._timers, now)
+
+    def end_stretch(self) -> None:
+        """Charge what is left to be charged: nobody pulls for now."""
+        self._settle(time.monotonic())
 
     @contextmanager
     def filtering(self) -> Iterator[None]:
@@ -348,3 +341,33 @@ class Transfer:
     def _finish_filters(self) -> None:
         for each in self._filters:
             each.finish()
+
+
+class Stretch:
+    """A stretch of a transfer that is watched. A class and not a generator, which would cost each body 2 us more."""
+
+    __slots__ = ("_pending", "_transfer", "_watch")
+
+    def __init__(self, transfer: Transfer, pending: Callable[[], int]) -> None:
+        self._transfer = transfer
+        self._pending = pending
+
+    def __enter__(self) -> None:
+        """Begin to watch the task that runs."""
+        self._watch: Watch = self._transfer.begin_stretch(self._pending)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Watch no more. Raises the Fault of a stall that cancelled the block."""
+        watch, transfer = self._watch, self._transfer
+        watch.stop()
+        transfer.end_stretch()
+        if watch.fault is None or not isinstance(exc, asyncio.CancelledError):
+            return
+        task = asyncio.current_task()
+        # Cancelled by the watch alone: a client that left at the same moment still counts as cancelled.
+        if task is not None and task.uncancel() > 0:
+            return
+        transfer.fail(watch.fault)
+        raise transfer.fault or watch.fault from None

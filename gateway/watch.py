@@ -92,13 +92,14 @@ class Watched(Protocol):
 class Watch:
     """Looks at a transfer a few times per limit; costs nothing per chunk."""
 
-    def __init__(self, transfer: Watched, course: Course, pending: Callable[[], int], timers: Timers) -> None:
+    def __init__(
+        self, transfer: Watched, course: Course, pending: Callable[[], int], timers: Timers, now: float
+    ) -> None:
         self.fault: Fault | None = None
         self._transfer = transfer
         self._course = course
         self._pending = pending
         self._task = asyncio.current_task()
-        now = time.monotonic()
         self._progress_at = self._window_began = now
         self._last_pending = 0
         self._window_read, self._window_write = transfer.read_seconds, transfer.write_seconds
