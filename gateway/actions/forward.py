@@ -64,34 +64,54 @@ class ForwardAction:
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; cancelling cuts both sides."""
         exchange.named.upstream = self._service.name
-        boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
-        if self._must_remake(exchange, boundary):
-            await self._send_remade(exchange, found, boundary)
+        if exchange.body is None:
+            exchange.check_expectation()
+            async with self._service.gate:
+                self._tee(exchange, found)
+                await self._send(exchange, found, None, None, [])
             return
+        boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
+        if self._must_remake(boundary):
+            await self._send_remade(exchange, found, boundary)
+        else:
+            await self._send_as_it_is(exchange, found, boundary)
+
+    async def _send_as_it_is(self, exchange: Exchange, found: Found, boundary: bytes | None) -> None:
         filters, along = self._make_filters(exchange, boundary)
         async with self._service.gate:
             if (tee := self._tee(exchange, found)) is not None:
                 # Behind the others: what they refuse is not mirrored either.
                 filters.append(tee)
-            with self._begin_upload(exchange, filters, along, boundary) as upload:
+            whole = form_digest(exchange, self._kinds) if boundary is not None else []
+            awaited = [*whole, along] if along is not None else whole
+            with exchange.begin_upload(self._upload_course, [*filters, *whole], awaited) as upload:
                 if tee is not None and along is not None:
                     tee.judge = upload
-                first = await _read_first(exchange, upload, along) if upload is not None and along is not None else []
-                answer = await self._service.send(
-                    exchange.method,
-                    lambda endpoint: self._make_request(exchange, found, endpoint, upload, first),
-                    exchange.note_endpoint,
-                )
-                async with answer:
-                    await relay(exchange, answer, self._answer_courses, upload, self._carrier, along=along)
+                first = await _read_first(exchange, upload, along) if along is not None else []
+                await self._send(exchange, found, upload, along, first)
+
+    async def _send(
+        self,
+        exchange: Exchange,
+        found: Found,
+        upload: Transfer | None,
+        along: FilesAlong | None,
+        first: list[bytes],
+    ) -> None:
+        """Send the request, with `first` before the rest of its upload, and relay its answer."""
+        answer = await self._service.send(
+            exchange.method,
+            lambda endpoint: self._make_request(exchange, found, endpoint, upload, first),
+            exchange.note_endpoint,
+        )
+        async with answer:
+            await relay(exchange, answer, self._answer_courses, upload, self._carrier, along=along)
 
     def _tee(self, exchange: Exchange, found: Found) -> Tee | None:
         return self._mirror.tee(exchange, found) if self._mirror is not None else None
 
-    def _must_remake(self, exchange: Exchange, boundary: bytes | None) -> bool:
-        """Say whether the body cannot go upstream byte for byte."""
-        if exchange.body is None:
-            return False
+    def _must_remake(self, boundary: bytes | None) -> bool:
+        """Say whether a body cannot go upstream byte for byte."""
         if self._has_transforms:
             return True
         return self._config.body == "multipart" if boundary is None else self._must_remake_forms
@@ -125,7 +145,7 @@ class ForwardAction:
         # A declared length was checked: what follows it cannot be more.
         filters: list[Filter] = [limit] if exchange.length is None else []
         along: FilesAlong | None = None
-        if self._kinds and exchange.body is not None:
+        if self._kinds:
 
             def note_file(file: FileHead, size: int, facts: dict[str, str | int]) -> None:
                 exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, facts)
@@ -141,15 +161,6 @@ class ForwardAction:
         elif along is not None:
             along.take_whole_body(raw_head(exchange, ""))
         return ([*filters, along] if along is not None else filters), along
-
-    def _begin_upload(
-        self, exchange: Exchange, filters: list[Filter], along: FilesAlong | None, boundary: bytes | None
-    ) -> contextlib.AbstractContextManager[Transfer | None]:
-        if exchange.body is None:
-            return contextlib.nullcontext()
-        whole = form_digest(exchange, self._kinds) if boundary is not None else []
-        awaited = [*whole, along] if along is not None else whole
-        return exchange.begin_upload(self._upload_course, [*filters, *whole], awaited)
 
     def _make_request(
         self, exchange: Exchange, found: Found, endpoint: Endpoint, upload: Transfer | None, first: list[bytes]
@@ -226,7 +237,9 @@ async def relay(
         fields = response_fields(answer.fields, exchange.trace)
         if along is not None:
             fields += along.answer_fields()
-        sink = await exchange.begin_answer(answer.status, answer.reason, fields, answer.length)
+        sink = await exchange.begin_answer(
+            answer.status, answer.reason, fields, answer.length, is_at_hand=answer.is_at_hand
+        )
 
         async def finish() -> None:
             if upload is not None and upload.fault is not None:

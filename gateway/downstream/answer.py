@@ -32,11 +32,22 @@ _EMPTY_STATUSES: Final = frozenset({204, 304})
 class Answer(web.StreamResponse):
     """One answer on its way to the client. `length` None is a body of unknown length."""
 
-    def __init__(self, status: int, reason: bytes, fields: Fields, *, length: int | None, is_last: bool) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: bytes,
+        fields: Fields,
+        *,
+        length: int | None,
+        is_last: bool,
+        is_at_hand: bool = False,
+    ) -> None:
         super().__init__(status=status, reason=None)
         self._phrase = reason
         self._own_fields = fields
         self._length = length
+        #: Whether `write` follows in the same turn of the loop.
+        self._is_at_hand = is_at_hand
         #: Whether the connection closes behind it.
         self._is_last = is_last
         self._is_cut = False
@@ -79,7 +90,8 @@ class Answer(web.StreamResponse):
         elif self._length is not None and self._has_body and self._length < _JOINED_BYTES:
             # A short body is most often at hand: head and body in one segment, but never later than this turn.
             self._held_head = head
-            asyncio.get_running_loop().call_soon(self._send_held_head)
+            if not self._is_at_hand:
+                asyncio.get_running_loop().call_soon(self._send_held_head)
         else:
             transport.write(head)
         return writer

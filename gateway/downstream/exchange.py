@@ -190,9 +190,14 @@ class Exchange:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
             self.parts.append({**(facts or {}), **named})
 
-    async def begin_answer(self, status: int, reason: bytes, fields: Fields, length: int | None) -> Answer:
-        """Send the head of an answer whose body follows. Raises Fault CLIENT_LEFT."""
-        self.answer = Answer(status, reason, fields, length=length, is_last=self._must_close)
+    async def begin_answer(
+        self, status: int, reason: bytes, fields: Fields, length: int | None, *, is_at_hand: bool = False
+    ) -> Answer:
+        """Send the head of an answer whose body follows. Raises Fault CLIENT_LEFT.
+
+        With `is_at_hand` the caller writes its first bytes without waiting for anything before.
+        """
+        self.answer = Answer(status, reason, fields, length=length, is_last=self._must_close, is_at_hand=is_at_hand)
         await self._send_head(self.answer)
         return self.answer
 

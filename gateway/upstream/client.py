@@ -80,6 +80,12 @@ class ReceivedAnswer:
         except (aiohttp.ClientError, OSError, aiohttp.http.HttpProcessingError) as exc:
             raise self._lost() from exc
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether some of the body has come: then the next read returns it without waiting."""
+        # Where there is none, aiohttp's stream is a stand-in without a buffer.
+        return self.body_length != 0 and bool(self._content._buffer)
+
     def pause(self) -> bool:
         """Let nothing more come in through the transport; say whether that can be done."""
         protocol = self._protocol
