@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
-from tests.wire.test_table import free_port
+from tests.bench.peers import free_port
 
 GOOD = "routes: [{name: a, match: {prefix: /a}, fetch: {allow: ['http://x/']}}]\n"
 

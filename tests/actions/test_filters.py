@@ -411,6 +411,15 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return made
 
 
+def config_of(action: str, upstream: str, filters: list[Any], directory: Path) -> dict[str, Any]:
+    return {
+        "form": forward_config(upstream, filters=filters),
+        "raw": forward_config(upstream, filters=filters),
+        "split": split_config(upstream, filters),
+        "store": store_config(directory, filters),
+    }[action]
+
+
 @pytest.mark.parametrize("at", [0, 1, *(random.Random(7).randrange(len(DATA)) for _ in range(4)), len(DATA)])
 @pytest.mark.parametrize("action", ["form", "raw", "split", "store"])
 async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
@@ -424,13 +433,7 @@ async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
 
     filters = [{"failing": {"at": at}}]
     async with RawUpstream(script) as upstream:
-        configs = {
-            "form": forward_config(upstream.url, filters=filters),
-            "raw": forward_config(upstream.url, filters=filters),
-            "split": split_config(upstream.url, filters),
-            "store": store_config(tmp_path, filters),
-        }
-        async with run_gateway(configs[action]) as gateway:
+        async with run_gateway(config_of(action, upstream.url, filters, tmp_path)) as gateway:
             request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
             status, _, text = split_answer(await gateway.ask(request))
             if action == "split":
@@ -454,13 +457,7 @@ async def test_bug_in_a_plugin_is_ours_and_leaves_nothing_that_looks_whole(
 
     filters = [{"failing": {"at": 300_000, "bug": True}}]
     async with RawUpstream(script) as upstream:
-        configs = {
-            "form": forward_config(upstream.url, filters=filters),
-            "raw": forward_config(upstream.url, filters=filters),
-            "split": split_config(upstream.url, filters),
-            "store": store_config(tmp_path, filters),
-        }
-        async with run_gateway(configs[action]) as gateway:
+        async with run_gateway(config_of(action, upstream.url, filters, tmp_path)) as gateway:
             request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
             status, _, text = split_answer(await gateway.ask(request))
             if action == "split":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.actors import RawUpstream, Wire, forward_config, run_gateway
+from tests.bench.peers import free_port
 from tests.conftest import require_tool
 from tests.wire.table import TABLE, Case
 
@@ -185,13 +185,6 @@ frontend f
 backend b
   server s 127.0.0.1:{up}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.asynccontextmanager
