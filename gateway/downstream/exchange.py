@@ -247,14 +247,15 @@ class Exchange:
             return
         if transport.is_closing():
             return
-        if transport.can_write_eof():
-            transport.write_eof()
         drained = 0
         try:
+            if transport.can_write_eof():
+                # Raises where the kernel knows of a reset that the transport has yet to read.
+                transport.write_eof()
             async with asyncio.timeout(LINGER_SECONDS):
                 while drained < LINGER_BYTES and (chunk := await self.body.read()):
                     drained += len(chunk)
-        except (TimeoutError, Fault):
+        except (OSError, Fault):
             # Either bound, or the client closed: the answer was sent, nothing more is owed.
             return
 

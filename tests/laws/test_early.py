@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 
 import pytest
 
+from gateway.downstream import Exchange
 from gateway.tally import Direction
 from tests.actors import RawUpstream, Script, Wire, forward_config, run_gateway, split_answer, until
 from tests.conftest import count_descriptors
@@ -162,3 +164,24 @@ async def test_drain_behind_an_early_answer_is_bounded(monkeypatch: pytest.Monke
         assert split_answer(await client.read_to_end())[0] == 401
         await asyncio.wait_for(gateway.gateway._drain.wait_empty(), 5)
         await client.close()
+
+
+async def test_client_that_resets_behind_an_early_answer_is_no_second_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel knew of the reset before the transport did: half-closing failed, and was logged as a bad request."""
+    client = socket.socket()
+    client.setblocking(False)
+    linger = Exchange.linger
+
+    async def reset_and_linger(exchange: Exchange) -> None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await linger(exchange)
+
+    monkeypatch.setattr(Exchange, "linger", reset_and_linger)
+    async with RawUpstream(refuse_at_once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", gateway.port))
+        await loop.sock_sendall(client, HEAD + BLOCK)
+        assert (await gateway.last_line())["status"] == 401
+        await until(lambda: not gateway.gateway._drain.in_flight)
+    assert len(gateway.log) == 1
