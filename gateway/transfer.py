@@ -56,6 +56,11 @@ class AwaitedFilter(Protocol):
         ...
 
 
+def nothing_pending() -> int:
+    """Say that no written bytes wait: for stretches whose sink keeps none, see `Transfer.watched`."""
+    return 0
+
+
 class Owner(Protocol):
     """Whose transfer it is: asked at its end, and let go then, so that neither waits for the garbage collector."""
 

@@ -142,6 +142,7 @@ class Delivery:
                 room.take(len(chunk))
                 body += chunk
         except BaseException:
+            # Also when cancelled: others still share the room.
             room.give_back(len(body))
             raise
         self.entry.status, self.entry.body = answer.status, bytes(body)

@@ -111,8 +111,4 @@ def _make_request(exchange: Exchange, url: str, endpoint: Endpoint) -> Sending:
         *((name, value) for name, value in exchange.fields if name.lower() in _PASSED_ON),
     ]
     line = f"{exchange.method} {target} HTTP/1.1".encode("ascii")
-    return Sending(encode_head(line, fields), None, is_chunked=False, on_connected=_nothing_to_invite)
-
-
-def _nothing_to_invite() -> None:
-    """A download has no body to ask for."""
+    return Sending(encode_head(line, fields), None, is_chunked=False)

@@ -26,7 +26,7 @@ from gateway.lanes import Carrier
 from gateway.multipart import Part, PartInspector, PartKind
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Filter, Transfer
+from gateway.transfer import Filter, Transfer, nothing_pending
 from gateway.upstream import ReceivedAnswer, Sending, Service, UpstreamSink
 
 
@@ -206,7 +206,7 @@ async def _read_first(exchange: Exchange, upload: Transfer, along: FilesAlong) -
     if along.has_verdict:
         return first
     exchange.invite()
-    with upload.watched(_nothing_pending):
+    with upload.watched(nothing_pending):
         while not along.has_verdict and (chunk := await upload.pull()):
             first.append(chunk)
     return first
@@ -250,7 +250,3 @@ async def relay(
         await carrier.carry(download, answer, sink, finish)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.ANSWERED_EARLY)
-
-
-def _nothing_pending() -> int:
-    return 0

@@ -169,7 +169,7 @@ class _Request:
         line = f"{self.method} {self._target} HTTP/1.1".encode("latin-1")
         head = encode_head(line, [(b"Host", endpoint.authority.encode()), *self._fields, *self._framing])
         is_chunked = bool(self._framing) and self._framing[0][0] != b"Content-Length"
-        return Sending(head, carry if self._framing else None, is_chunked=is_chunked, on_connected=_no_invitation)
+        return Sending(head, carry if self._framing else None, is_chunked=is_chunked)
 
 
 async def _send(service: Service, request: _Request, tee: Tee) -> None:
@@ -197,10 +197,6 @@ async def _write(workers: DiskWorkers, directory: Path, tee: Tee) -> None:
             tee.sent(chunk)
         await file.finish()
         await upload.commit()
-
-
-def _no_invitation() -> None:
-    """The client was invited by the primary."""
 
 
 def _not_noted(_endpoint: Endpoint) -> None:

@@ -22,7 +22,7 @@ from gateway.filters import FileHead, FilteredFile, FilterKind, TransformKind, h
 from gateway.headers import Field
 from gateway.multipart import FormContent, FormField, FormWriter, Part, PartKind, check_strict, read_form
 from gateway.routing import Found
-from gateway.transfer import Transfer
+from gateway.transfer import Transfer, nothing_pending
 from gateway.upstream import UpstreamSink
 
 _NO_FILE: Final = "The form has no file: send one with a name (curl -F file=@NAME)."
@@ -72,7 +72,7 @@ class RemadeBody:
 
     async def prepare(self) -> None:
         """Read what must be known before an upstream hears of the request. Raises Fault."""
-        with self._transfer.watched(_nothing_pending):
+        with self._transfer.watched(nothing_pending):
             await self._made.prepare()
 
     async def carry(self, sink: UpstreamSink) -> None:
@@ -298,7 +298,3 @@ def _wrong_length() -> Fault:
         "The upstream wants to know the length before the file, and the form does not end behind its file: send the "
         "fields first, then one file.",
     )
-
-
-def _nothing_pending() -> int:
-    return 0

@@ -25,7 +25,7 @@ from gateway.filters import FilterKind, head_of
 from gateway.multipart import FormContent, Part, PartKind, read_form
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Filter, Transfer
+from gateway.transfer import Filter, Transfer, nothing_pending
 from gateway.upstream import Service
 
 _MULTI_STATUS: Final = 207
@@ -131,7 +131,7 @@ class _Run:
             framing=self._service.framing,
         )
         self._entries.append(delivery.entry)
-        with self._transfer.watched(_nothing_pending):
+        with self._transfer.watched(nothing_pending):
             if not await self._prepare(delivery, part):
                 return
         slot = self._service.gate if self._has_sent else first.pop_all()
@@ -146,7 +146,7 @@ class _Run:
 
     async def _next_part(self, form: AsyncIterator[Part]) -> Part | None:
         """Return the next part; a field is read to its end and held."""
-        with self._transfer.watched(_nothing_pending):
+        with self._transfer.watched(nothing_pending):
             part = await anext(form, None)
             if part is not None and part.kind is PartKind.FIELD:
                 await self._held.read(part)
@@ -223,7 +223,3 @@ async def _data_of(part: Part) -> AsyncIterator[bytes]:
 
 def _stopped() -> Fault:
     return Fault(FaultKind.NOT_SENT, "A file before this one failed, and the route's on_error says stop.")
-
-
-def _nothing_pending() -> int:
-    return 0

@@ -18,7 +18,7 @@ from gateway.multipart import FormContent, PartKind, read_form
 from gateway.objects import ObjectPlace, ObjectUpload
 from gateway.routing import Found
 from gateway.tally import Side
-from gateway.transfer import Transfer
+from gateway.transfer import Transfer, nothing_pending
 from gateway.watch import Pace
 
 
@@ -52,7 +52,7 @@ class StoreAction:
                 exchange.invite()
                 whole = form_digest(exchange, self._kinds) if boundary is not None else []
                 transfer = exchange.begin_upload(self._course, [limit, *whole], whole)
-                with transfer, transfer.watched(_nothing_pending):
+                with transfer, transfer.watched(nothing_pending):
                     if boundary is None:
                         described = [await self._store_raw(exchange, found, upload, transfer)]
                     else:
@@ -126,7 +126,3 @@ class StoreAction:
 
 def _content_type(exchange: Exchange) -> str:
     return (exchange.fields.first(b"content-type") or b"application/octet-stream").decode("latin-1")
-
-
-def _nothing_pending() -> int:
-    return 0

@@ -89,12 +89,12 @@ class _Digest:
         self._algorithm = algorithm = kind.algorithm
         self._claims = claims
         self._file = file
-        self._is_open = True
-        kind.open_count += 1
         self._hashes = {name: make_hash(name) for name in {algorithm, *(name for name, _ in claims)}}
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._hashing: Future[None] | None = None
+        self._is_open = True
+        kind.open_count += 1
 
     async def see(self, chunk: bytes) -> None:
         """Take a chunk; returns when at most one batch before it is still being hashed."""

@@ -123,6 +123,7 @@ class Observers:
             for kind in kinds:
                 self._observers.append(kind(file))
         except BaseException:
+            # Whatever a plug-in raises: those made before it must still let go.
             self.close()
             raise
 

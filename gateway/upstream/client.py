@@ -177,6 +177,7 @@ class Client:
             try:
                 answer = await self._ask(connection, method, sending)
             except BaseException:
+                # Also when cancelled: nobody else knows of the connection yet.
                 sending.close(is_whole=False)
                 connection.close()
                 await sending.stop()
@@ -281,7 +282,7 @@ def _give_up(protocol: ResponseHandler) -> None:
 
 def _is_interim(status: int) -> bool:
     """Whether the answer proper is still to come; 101 would be one of its own (RFC 9110 section 15.2)."""
-    return 100 <= status < 200 and status != 101  # noqa: PLR2004
+    return 100 <= status < 200 and status != 101  # noqa: PLR2004 (statuses say more than names for them)
 
 
 def _check_answer(answer: ReceivedAnswer) -> None:

@@ -44,13 +44,13 @@ class Sending:
         carry: Carry | None,
         *,
         is_chunked: bool,
-        on_connected: Callable[[], None],
+        on_connected: Callable[[], None] | None = None,
     ) -> None:
         self._head = head
         #: Dropped once begun, like what is called then: they belong to an exchange, which holds the answer to this.
         self._carry = carry
         self._is_chunked = is_chunked
-        self._on_connected: Callable[[], None] | None = on_connected
+        self._on_connected = on_connected
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -58,7 +58,7 @@ class Sending:
         self.fault: Fault | None = None
         #: Called once the whole request was handed to the connection.
         self.on_sent: Callable[[], None] | None = None
-        self.is_sent = False
+        self._is_sent = False
 
     def begin(self, connection: Connection) -> None:
         """Write the head at once, and let the body follow in a task of its own. Raises aiohttp.ClientError.
@@ -97,7 +97,7 @@ class Sending:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if is_whole and self.is_sent:
+        if is_whole and self._is_sent:
             connection.release()
             return
         if self._transport is not None:
@@ -133,7 +133,7 @@ class Sending:
         task.get_loop().call_exception_handler({"message": "bug while a body was sent", "exception": exc})
 
     def _end(self) -> None:
-        self.is_sent = True
+        self._is_sent = True
         if self.on_sent is not None:
             self.on_sent()
 

@@ -85,6 +85,7 @@ class Service:
         try:
             answer = await self._client.send(state.endpoint, method, make(state.endpoint))
         except BaseException:
+            # Also when cancelled: without an answer nobody else counts it off.
             state.in_flight -= 1
             raise
         answer.on_closed = state.leave

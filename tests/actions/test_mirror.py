@@ -136,6 +136,7 @@ async def test_mirror_dropped_with_the_last_chunk_never_looks_whole() -> None:
 def test_tee_that_was_dropped_tells_no_end() -> None:
     async def read(tee: Tee) -> None:
         reading = asyncio.ensure_future(tee.read())
+        # One turn: it waits when the mirror is dropped.
         await asyncio.sleep(0)
         tee.see(b"x" * 11)
         tee.finish()
