@@ -110,6 +110,30 @@ class Peer:
         return found
 
 
+@contextlib.contextmanager
+def cores_apart(peer: Peer) -> Iterator[None]:
+    """Keep a proxy to one core and this process, with its clients and upstreams, to another, if there are two.
+
+    Where they share them, who pays for waking whom is luck: a thread that computes beside the loop is interrupted for
+    the others, and charged with it.
+    """
+    cores = os.sched_getaffinity(0)
+    if len(cores) > 1:
+        ours, theirs, *_ = ({core} for core in sorted(cores))
+        _keep_to(theirs, peer.pids())
+        _keep_to(ours, [os.getpid()])
+    try:
+        yield
+    finally:
+        _keep_to(cores, [os.getpid(), *peer.pids()])
+
+
+def _keep_to(cores: set[int], pids: list[int]) -> None:
+    for thread in (int(path.name) for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, cores)
+
+
 def _cpu(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
