@@ -41,13 +41,13 @@ def make_action(
             mirror = _make_mirror(config, services, workers)
             return ForwardAction(route, config, services[config.upstream], carrier, filters=kinds, mirror=mirror)
         case Split() as config:
-            return SplitAction(route, config, services[config.upstream], kinds)
+            return SplitAction(route, config, services[config.upstream], carrier, kinds)
         case Files() as config:
             return FilesAction(route, config, workers, carrier)
         case Fetch() as config:
             return FetchAction(route, config, carrier, timers)
         case config:
-            return StoreAction(route, config, workers, kinds)
+            return StoreAction(route, config, workers, carrier, kinds)
 
 
 def _make_mirror(config: Forward, services: Mapping[str, Service], workers: DiskWorkers) -> Mirror | None:

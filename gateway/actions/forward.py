@@ -6,7 +6,6 @@ it has read everything, and is relayed at once. Whatever breaks, each side learn
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -64,7 +63,8 @@ class ForwardAction:
     async def __call__(self, exchange: Exchange, found: Found) -> None:
         """Run one exchange. Raises Fault; cancelling cuts both sides."""
         exchange.named.upstream = self._service.name
-        if exchange.body is None:
+        body = exchange.body
+        if body is None:
             exchange.check_expectation()
             async with self._service.gate:
                 self._tee(exchange, found)
@@ -72,7 +72,7 @@ class ForwardAction:
             return
         boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
         if self._must_remake(boundary):
-            await self._send_remade(exchange, found, boundary)
+            await self._send_remade(exchange, found, body, boundary)
         else:
             await self._send_as_it_is(exchange, found, boundary)
 
@@ -116,7 +116,7 @@ class ForwardAction:
             return True
         return self._config.body == "multipart" if boundary is None else self._must_remake_forms
 
-    async def _send_remade(self, exchange: Exchange, found: Found, boundary: bytes | None) -> None:
+    async def _send_remade(self, exchange: Exchange, found: Found, body: RequestBody, boundary: bytes | None) -> None:
         limit = check_upload(exchange, self._route)
         async with self._service.gate:
             tee = self._tee(exchange, found)
@@ -125,8 +125,8 @@ class ForwardAction:
             with exchange.begin_upload(self._upload_course, filters, whole) as upload:
                 if tee is not None:
                     tee.judge = upload
-                remade = RemadeBody(exchange, found, self._config, self._all_kinds, upload)
-                async with contextlib.aclosing(remade):
+                pulled = self._carrier.pulled(upload, body)
+                async with RemadeBody(exchange, found, self._config, self._all_kinds, upload, body=pulled) as remade:
                     # Its beginning decides the head, so it is asked for before an endpoint is connected.
                     exchange.invite()
                     remade.choose(boundary, needs_length=self._service.framing == "length_required")

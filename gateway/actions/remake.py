@@ -8,9 +8,10 @@ by whoever sends them. What breaks is noted on the transfer, as its own failure.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from typing import Final, Literal, Protocol
+from types import TracebackType
+from typing import Final, Literal, Protocol, Self
 
 from gateway.actions.shape import HeldFields, Shaped, file_pieces, passed_name, shape_file
 from gateway.actions.upload import raw_head, raw_name
@@ -20,6 +21,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, TransformKind, head_of
 from gateway.headers import Field
+from gateway.lanes import PulledBody
 from gateway.multipart import FormContent, FormField, FormWriter, Part, PartKind, check_strict, read_form
 from gateway.routing import Found
 from gateway.transfer import Transfer, nothing_pending
@@ -46,14 +48,35 @@ class _Pieces(Protocol):
 
 
 class RemadeBody:
-    """One body made anew. `aclose` it."""
+    """One body made anew. An async context manager, which lets go of every filter."""
 
     def __init__(
-        self, exchange: Exchange, found: Found, config: Forward, kinds: Sequence[FilterKind], transfer: Transfer
+        self,
+        exchange: Exchange,
+        found: Found,
+        config: Forward,
+        kinds: Sequence[FilterKind],
+        transfer: Transfer,
+        *,
+        body: PulledBody,
     ) -> None:
         self._transfer = transfer
-        self._work = _Work(exchange, found, config, kinds, transfer)
+        self._work = _Work(exchange, found, config, kinds, transfer, body=body)
+        self._body = body
+        self._stack = AsyncExitStack()
         self._made: _Pieces
+
+    async def __aenter__(self) -> Self:
+        """Begin to take the client's body."""
+        self._stack.enter_context(self._body)
+        self._stack.push_async_callback(self._work.close_file)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of every filter, and of the client's body."""
+        await self._stack.aclose()
 
     def choose(self, boundary: bytes | None, *, needs_length: bool) -> None:
         """Decide what becomes of a body with this boundary, None without one."""
@@ -86,10 +109,6 @@ class RemadeBody:
                 self._transfer.fail(fault)
                 raise
 
-    async def aclose(self) -> None:
-        """Let go of every filter."""
-        await self._work.close_file()
-
     def answer_fields(self) -> list[Field]:
         """Return what filters want the client to know."""
         return self._work.answer_fields
@@ -99,8 +118,16 @@ class _Work:
     """What every way of remaking needs."""
 
     def __init__(
-        self, exchange: Exchange, found: Found, config: Forward, kinds: Sequence[FilterKind], transfer: Transfer
+        self,
+        exchange: Exchange,
+        found: Found,
+        config: Forward,
+        kinds: Sequence[FilterKind],
+        transfer: Transfer,
+        *,
+        body: PulledBody,
     ) -> None:
+        self._body = body
         self.exchange = exchange
         self.found = found
         self.config = config
@@ -120,14 +147,14 @@ class _Work:
         """Return the client's form."""
         limits, name = self.route.limits, self.route.name
         is_strict = self.config.multipart == "strict"
-        content = FormContent(boundary, limits, name, self.transfer.pull, is_strict=is_strict)
+        content = FormContent(boundary, limits, name, self._body.pull, is_strict=is_strict)
         form = read_form(content, boundary, limits, name)
         return content, _strictly(form) if is_strict else form
 
     async def open_file(self, file: FileHead, part: Part | None) -> FilteredFile:
         """Return a file through the route's filters, as much of it read as they must see first. Raises Fault."""
         await self.close_file()
-        read = part.read if part is not None else self.transfer.pull
+        read = part.read if part is not None else self._body.pull
         self._file = (file, part)
         self._filtered = FilteredFile(self.kinds, file, read, self.transfer.filtering)
         await self._filtered.read_first()

@@ -22,6 +22,7 @@ from gateway.config.model import Split
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FilterKind, head_of
+from gateway.lanes import Carrier, PulledBody
 from gateway.multipart import FormContent, Part, PartKind, read_form
 from gateway.routing import Found
 from gateway.tally import Side
@@ -34,7 +35,10 @@ _MULTI_STATUS: Final = 207
 class SplitAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Split, service: Service, kinds: Sequence[FilterKind]) -> None:
+    def __init__(
+        self, route: Route, config: Split, service: Service, carrier: Carrier, kinds: Sequence[FilterKind]
+    ) -> None:
+        self._carrier = carrier
         self.kinds = kinds
         self.route = route
         self.config = config
@@ -45,8 +49,8 @@ class SplitAction:
         """Run one exchange. Raises Fault; cancelling cuts every file on its way."""
         exchange.named.upstream = self.service.name
         limit = check_upload(exchange, self.route)
-        boundary = form_boundary(exchange)
-        if boundary is None:
+        boundary, body = form_boundary(exchange), exchange.body
+        if boundary is None or body is None:
             raise Fault(
                 FaultKind.NOT_A_FORM, "This route takes files in a form: send multipart/form-data (curl -F file=@NAME)."
             )
@@ -58,12 +62,12 @@ class SplitAction:
             filters: list[Filter] = [limit, *whole]
             with exchange.begin_upload(self._course, filters, whole) as transfer:
                 run = _Run(self, exchange, found, transfer)
-                entries = await run.work(boundary, first)
+                entries = await run.work(self._carrier.pulled(transfer, body), boundary, first)
         if not entries:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
         status = 200 if all(entry.has_succeeded for entry in entries) else _MULTI_STATUS
-        body = describe(entries, exchange.trace.request_id.decode("latin-1"))
-        await exchange.reply(status, [(b"Content-Type", b"application/json")], body)
+        document = describe(entries, exchange.trace.request_id.decode("latin-1"))
+        await exchange.reply(status, [(b"Content-Type", b"application/json")], document)
 
 
 class _Run:
@@ -84,12 +88,13 @@ class _Run:
         self._has_sent = False
         self._room = AnswerRoom(action.config.max_answers, action.route.name)
 
-    async def work(self, boundary: bytes, first: contextlib.AsyncExitStack) -> list[Entry]:
+    async def work(self, body: PulledBody, boundary: bytes, first: contextlib.AsyncExitStack) -> list[Entry]:
         """Send every file and wait for every answer. Raises Fault for what the client did."""
         fault: Fault | None = None
         async with asyncio.TaskGroup() as group:
             try:
-                await self._read_form(boundary, group, first)
+                with body:
+                    await self._read_form(self._form_of(body, boundary), group, first)
             except Fault as exc:
                 # Raised behind the group, which would wrap it; and the answers still awaited have nobody to go to.
                 fault = exc
@@ -102,9 +107,14 @@ class _Run:
             raise fault
         return self._entries
 
-    async def _read_form(self, boundary: bytes, group: asyncio.TaskGroup, first: contextlib.AsyncExitStack) -> None:
-        limits, name, transfer = self._route.limits, self._route.name, self._transfer
-        form = read_form(FormContent(boundary, limits, name, transfer.pull), boundary, limits, name)
+    def _form_of(self, body: PulledBody, boundary: bytes) -> AsyncIterator[Part]:
+        limits, name = self._route.limits, self._route.name
+        return read_form(FormContent(boundary, limits, name, body.pull), boundary, limits, name)
+
+    async def _read_form(
+        self, form: AsyncIterator[Part], group: asyncio.TaskGroup, first: contextlib.AsyncExitStack
+    ) -> None:
+        transfer = self._transfer
         while (part := await self._next_part(form)) is not None:
             if part.kind is PartKind.FIELD:
                 continue

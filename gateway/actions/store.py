@@ -14,6 +14,7 @@ from gateway.disk import DiskWorkers, Upload
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
+from gateway.lanes import Carrier, PulledBody
 from gateway.multipart import FormContent, PartKind, read_form
 from gateway.objects import ObjectPlace, ObjectUpload
 from gateway.routing import Found
@@ -25,7 +26,10 @@ from gateway.watch import Pace
 class StoreAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Store, workers: DiskWorkers, kinds: Sequence[FilterKind]) -> None:
+    def __init__(
+        self, route: Route, config: Store, workers: DiskWorkers, carrier: Carrier, kinds: Sequence[FilterKind]
+    ) -> None:
+        self._carrier = carrier
         self._kinds = kinds
         self._route = route
         self._config = config
@@ -53,16 +57,17 @@ class StoreAction:
                 whole = form_digest(exchange, self._kinds) if boundary is not None else []
                 transfer = exchange.begin_upload(self._course, [limit, *whole], whole)
                 with transfer, transfer.watched(nothing_pending):
-                    if boundary is None:
-                        described = [await self._store_raw(exchange, found, upload, transfer)]
-                    else:
-                        described = await self._store_form(exchange, upload, boundary, transfer)
+                    with self._carrier.pulled(transfer, exchange.body) as body:
+                        if boundary is None:
+                            described = [await self._store_raw(exchange, found, upload, transfer, body)]
+                        else:
+                            described = await self._store_form(exchange, upload, boundary, transfer, body)
                     # Within the transfer: an upload whose commit fails has not ended well.
                     stored = await upload.commit()
         for description, file in zip(described, stored, strict=True):
             description |= {"name": file.name, "size": file.size, "sha256": file.sha256}
-        body = json.dumps({"files": described}).encode() + b"\n"
-        await exchange.reply(201, [(b"Content-Type", b"application/json")], body)
+        document = json.dumps({"files": described}).encode() + b"\n"
+        await exchange.reply(201, [(b"Content-Type", b"application/json")], document)
 
     def _make_upload(self) -> Upload | ObjectUpload:
         naming, if_exists = self._config.name, self._config.if_exists
@@ -71,12 +76,17 @@ class StoreAction:
         return Upload(self._workers, self._directory, naming=naming, if_exists=if_exists)
 
     async def _store_form(
-        self, exchange: Exchange, upload: Upload | ObjectUpload, boundary: bytes, transfer: Transfer
+        self,
+        exchange: Exchange,
+        upload: Upload | ObjectUpload,
+        boundary: bytes,
+        transfer: Transfer,
+        body: PulledBody,
     ) -> list[dict[str, str | int | None]]:
         """Store every file part; form fields are read and left out."""
         limits, route = self._route.limits, self._route.name
         described: list[dict[str, str | int | None]] = []
-        content = FormContent(boundary, limits, route, transfer.pull)
+        content = FormContent(boundary, limits, route, body.pull)
         async for part in read_form(content, boundary, limits, route):
             if part.kind is PartKind.FILE:
                 file = head_of(part, exchange.client)
@@ -93,11 +103,16 @@ class StoreAction:
         return described
 
     async def _store_raw(
-        self, exchange: Exchange, found: Found, upload: Upload | ObjectUpload, transfer: Transfer
+        self,
+        exchange: Exchange,
+        found: Found,
+        upload: Upload | ObjectUpload,
+        transfer: Transfer,
+        body: PulledBody,
     ) -> dict[str, str | int | None]:
         filename, kind = raw_name(exchange, found), _content_type(exchange)
         file = raw_head(exchange, filename)
-        facts = await self._fill(upload, file, transfer.pull, transfer)
+        facts = await self._fill(upload, file, body.pull, transfer)
         return {**facts, "field": None, "filename": filename, "type": kind}
 
     async def _fill(

@@ -6,11 +6,12 @@ each: a lane only replaces what a pull reads from and where a chunk is written t
 - splice: nothing needs to see the bytes; the kernel moves them through a pipe and Python only counts.
 - copy, direct: something sees them (a filter), so they come in as chunks, but straight from the socket and straight to
   the other, past aiohttp's parser, its queue and asyncio's buffers.
-  A chunked upload is decoded here and sent in chunks of ours, as large as what came at once.
+  A chunked upload is decoded here and sent in chunks of ours, as large as what came at once. A body that an action
+  pulls in pieces of its own (to disk, file by file, remade) comes in this way too.
 - copy: through aiohttp's streams: TLS, chunked answers, short bodies, whatever is not a plain socket.
 """
 
-from gateway.lanes.choice import Carrier, Lane, Lanes, Sink, Source
+from gateway.lanes.choice import Carrier, Lane, Lanes, PulledBody, Sink, Source
 from gateway.lanes.chunked import ChunkedDecoder
 from gateway.lanes.detached import Detached, DetachedBytes, DetachedChunks
 from gateway.lanes.ends import SocketEnd, drain_whole, is_plain
@@ -23,6 +24,7 @@ __all__ = [
     "DetachedChunks",
     "Lane",
     "Lanes",
+    "PulledBody",
     "Sink",
     "SocketEnd",
     "Source",

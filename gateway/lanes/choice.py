@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Final, Literal, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Final, Literal, Protocol, Self
 
 from gateway.errors import Fault
 from gateway.lanes.detached import Detached, DetachedBytes
@@ -113,9 +115,7 @@ class Carrier:
 
         Raises Fault for the source, a filter or a side that stalls, and what the sink says of a failure to send.
         """
-        left = transfer.left_bytes
-        is_short = left is not None and left < LEAST_BYTES
-        if not self._is_auto or is_short or not source.pause():
+        if not self.may_detach(transfer) or not source.pause():
             await transfer.pour(sink.write, sink.pending, finish)
             return
         is_whole = False
@@ -145,6 +145,29 @@ class Carrier:
                     end.close()
         await transfer.pour(sink.write, sink.pending, finish)
 
+    def pulled(self, transfer: Transfer, source: Source) -> PulledBody:
+        """Return a body for an action that pulls it in pieces of its own."""
+        return PulledBody(self, transfer, source)
+
+    def may_detach(self, transfer: Transfer) -> bool:
+        """Say whether what is left of a body is worth to be taken below its transport."""
+        left = transfer.left_bytes
+        return self._is_auto and (left is None or left >= LEAST_BYTES)
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[None]:
+        """Count a transfer among those that share the memory for chunks."""
+        self._copies += 1
+        try:
+            yield
+        finally:
+            self._copies -= 1
+
+    def grow(self, detached: Detached) -> None:
+        """Let the next chunk be larger, but no more for all together than their share."""
+        share = max(ALL_CHUNKS_BYTES // (self._copies or 1), LEAST_CHUNK_BYTES)
+        detached.chunk_bytes = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES, share)
+
     async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
         """Carry what is left below the transports; say whether anything was."""
         detached = source.detach(transfer.left_bytes)
@@ -156,11 +179,8 @@ class Carrier:
                 with pipe:
                     await _splice(transfer, detached, end, sink, pipe)
                 return True
-        self._copies += 1
-        try:
+        with self.copying():
             await self._copy(transfer, detached, end, sink)
-        finally:
-            self._copies -= 1
         return True
 
     async def _copy(self, transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
@@ -171,11 +191,66 @@ class Carrier:
                     was_taken = await end.send(chunk)
                 except OSError as exc:
                     raise await sink.fail(exc) from exc
-                # Fewer, larger steps while the far side keeps up, but no more for all together than their share.
-                share = max(ALL_CHUNKS_BYTES // self._copies, LEAST_CHUNK_BYTES)
-                grown = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES, share)
-                detached.chunk_bytes = grown if was_taken else LEAST_CHUNK_BYTES
+                # Fewer, larger steps while the far side keeps up.
+                if was_taken:
+                    self.grow(detached)
+                else:
+                    detached.chunk_bytes = LEAST_CHUNK_BYTES
                 del chunk
+
+
+class PulledBody:
+    """A body that an action pulls in pieces of its own, straight from its socket once that can be done.
+
+    A context manager: left, whatever is unread is the transport's again.
+    """
+
+    def __init__(self, carrier: Carrier, transfer: Transfer, source: Source) -> None:
+        self._carrier = carrier
+        self._transfer = transfer
+        self._source = source
+        self._detached: Detached | None = None
+        self._sharing = contextlib.ExitStack()
+        self._is_paused = False
+
+    def __enter__(self) -> Self:
+        """Hold the transport back, if the body is worth it."""
+        self._is_paused = self._carrier.may_detach(self._transfer) and self._source.pause()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the connection back to its transport."""
+        self._give_back()
+
+    async def pull(self) -> bytes:
+        """Return the next chunk, see Transfer.pull."""
+        if self._is_paused and self._detached is None and not self._source.has_buffered:
+            self._detach()
+        if not self._is_paused or self._detached is None:
+            return await self._transfer.pull()
+        detached = self._detached
+        chunk = await self._transfer.pull_from(detached.read)
+        if detached.is_ended:
+            # What the action still does may take long: the transport is to notice if the client leaves.
+            self._give_back()
+        else:
+            self._carrier.grow(detached)
+        return chunk
+
+    def _detach(self) -> None:
+        self._detached = self._source.detach(self._transfer.left_bytes)
+        if self._detached is None:
+            self._give_back()
+        else:
+            self._sharing.enter_context(self._carrier.copying())
+
+    def _give_back(self) -> None:
+        self._sharing.close()
+        if self._is_paused:
+            self._is_paused = False
+            self._source.resume(is_whole=self._detached is not None and self._detached.is_ended)
 
 
 async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sink: Sink) -> None:

@@ -222,6 +222,25 @@ async def test_client_that_leaves_mid_file_leaves_a_cut_one(body: str) -> None:
             assert not upstream.received.endswith(b"0\r\n\r\n")
 
 
+async def test_client_that_leaves_while_the_answer_to_a_remade_body_is_awaited_is_noticed_at_once() -> None:
+    received = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        while not wire.received.endswith(b"\r\n0\r\n\r\n"):
+            await wire.read_some()
+        received.set()
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(forward_config(upstream.url, forward={"body": "raw"})) as gateway:
+            client = await gateway.connect()
+            await client.send(post(form(FILE)))
+            await asyncio.wait_for(received.wait(), 5)
+            await client.close()
+            await upstream.wait_finished()
+            assert (await gateway.last_line())["outcome"] == "client_left"
+
+
 async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
