@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import socket
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
@@ -26,7 +28,7 @@ from gateway.actions import Action, FetchAction, ForwardAction, choose_route, ma
 from gateway.config import Config
 from gateway.config.check import server_context
 from gateway.config.values import Address
-from gateway.disk import DiskWorkers
+from gateway.disk import DiskWorkers, sweep
 from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
 from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
@@ -98,6 +100,7 @@ class Gateway:
             self._stack = stack.pop_all()
         for service in self._services.values():
             self._keep(service.watch_health(), f"health of {service.name}")
+        self._keep(self._sweep(), "sweep")
         self._has_started = True
 
     async def stop(self) -> None:
@@ -150,6 +153,13 @@ class Gateway:
             if isinstance(action, FetchAction | ForwardAction):
                 stack.push_async_callback(action.close)
         return actions
+
+    async def _sweep(self) -> None:
+        """Remove what uploads left that were killed; a directory that cannot be read is for its uploads to tell of."""
+        for directory in {Path(name) for route in self._config.routes if (name := route.written_directory)}:
+            with contextlib.suppress(Fault):
+                count = await self._workers.run(functools.partial(sweep, directory))
+                _log.debug("unfinished uploads removed: %d", count)
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

@@ -216,6 +216,44 @@ async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.
 
 
 @pytest.mark.slow
+async def test_upload_of_a_killed_gateway_is_removed_at_the_next_start_and_nobody_elses(tmp_path: Path) -> None:
+    directory, config = tmp_path / "uploads", tmp_path / "gateway.yaml"
+    directory.mkdir()
+    settings = {"routes": [{"name": "s", "match": {"prefix": "/"}, "store": {"directory": str(directory)}}]}
+    listen = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}}
+    config.write_text(json.dumps({**settings, **listen}))
+    head, body = b"PUT /a HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 900000\r\n\r\n", b"x" * 900_000
+
+    async with process(config) as running:
+        assert running.stdout is not None
+        line = json.loads(await asyncio.wait_for(running.stdout.readline(), 10))
+        port = int(line["message"].split(",")[0].rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + body[:600_000])
+        await until(lambda: list(directory.glob(".*.part/*")))
+        running.kill()
+        await running.wait()
+        writer.transport.abort()
+        assert list(directory.glob(".*.part/*"))
+
+    async with run_gateway(settings) as first:
+        await until(lambda: not list(directory.iterdir()))
+        client = await first.connect()
+        await client.send(head + body[:600_000])
+        await until(lambda: list(directory.iterdir()))
+        left = directory / f".{'0' * 32}.part"
+        left.mkdir()
+        (left / "0").write_text("left")
+        async with run_gateway(settings):
+            await until(lambda: not left.exists())
+            await client.send(body[600_000:])
+            assert (await client.read_to_end()).startswith(b"HTTP/1.1 201")
+            await client.close()
+        assert [path.name for path in directory.iterdir()] == ["a"]
+        assert (directory / "a").read_bytes() == body
+
+
+@pytest.mark.slow
 async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     async with RawUpstream(answering(OK)) as upstream:

@@ -175,7 +175,9 @@ class Store(Section):
     """Stream every file of an upload to disk, whole or not at all."""
 
     directory: str | None = Field(
-        None, description="Where files go. Relative paths are relative to the working directory."
+        None,
+        description="Where files go; relative paths are relative to the working directory. Until an upload is whole its "
+        "files are in a hidden `.HEX.part` directory there; what a killed gateway left is removed at the next start.",
     )
     url: S3Url | None = Field(
         None,
@@ -264,6 +266,14 @@ class Route(Section):
             if action is not None:
                 return action
         raise ValueError(f"route {self.name!r} has no action")
+
+    @property
+    def written_directory(self) -> str | None:
+        """The directory it writes files into, None where it writes none."""
+        if self.store is not None:
+            return self.store.directory
+        mirror = self.forward.mirror if self.forward is not None else None
+        return mirror.directory if mirror is not None else None
 
     @property
     def upstream(self) -> str:

@@ -1,4 +1,4 @@
-"""Files on their way in: beside their final name under a hidden one, synced, renamed. Whole or not at all.
+"""Files on their way in: written into a hidden directory, synced, renamed out of it. Whole or not at all.
 
 All files of one upload appear together at its end: the client repeats a failed upload as a whole, and must not find
 half of it there already. Writing is one step behind receiving: while a batch is written and hashed in a thread, the
@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import uuid
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from gateway.disk.names import numbered, random_name, safe_name
+from gateway.disk.staging import Staging
 from gateway.disk.workers import DiskWorkers
 from gateway.errors import Fault, FaultKind
 
@@ -138,6 +138,7 @@ class Upload:
         self._naming = naming
         self._if_exists = if_exists
         self._files: list[IncomingFile] = []
+        self._staging: Future[Staging] | None = None
         self._committing: Future[list[StoredFile]] | None = None
         self._is_committed = False
 
@@ -149,7 +150,7 @@ class Upload:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove what was not committed. A second cancellation does not stop it, only the wait for it."""
-        if not self._is_committed and self._files:
+        if not self._is_committed and self._staging is not None:
             await asyncio.shield(asyncio.wrap_future(self._workers.start(self._abandon)))
 
     async def check_room(self, size: int | None) -> None:
@@ -161,7 +162,10 @@ class Upload:
         name = random_name(filename) if self._naming == "uuid" else safe_name(filename)
         if self._if_exists == "reject" and await self._workers.run((self._directory / name).exists):
             raise _exists(name)
-        file = IncomingFile(self._workers, self._directory / f".{uuid.uuid4().hex}.part", name)
+        if self._staging is None:
+            self._staging = self._workers.start(lambda: Staging.make(self._directory))
+        staging = await self._workers.wait(self._staging)
+        file = IncomingFile(self._workers, staging.path / str(len(self._files)), name)
         self._files.append(file)
         await file.open()
         return file
@@ -191,6 +195,7 @@ class Upload:
                 if file.final is not None and self._if_exists != "replace":
                     file.final.unlink(missing_ok=True)
             raise
+        self._unstage()
         return [StoredFile(file.name, file.size, file.sha256) for file in self._files]
 
     def _name(self, file: IncomingFile) -> None:
@@ -221,6 +226,11 @@ class Upload:
             return
         for file in self._files:
             file.abandon()
+        self._unstage()
+
+    def _unstage(self) -> None:
+        if self._staging is not None and self._staging.exception() is None:
+            self._staging.result().remove()
 
 
 def _take_name(path: Path, final: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.disk import sweep
 from gateway.disk.incoming import IncomingFile, Upload
 from tests.actors import chunked, form, post, problem_of, run_gateway, split_answer, until
 
@@ -243,6 +245,39 @@ async def test_unfinished_files_are_hidden_and_beside_their_final_name(tmp_path:
         assert all(name.startswith(".") and name.endswith(".part") for name in names(tmp_path))
         await client.close()
         await gateway.last_line()
+
+
+async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+    swept: list[int] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not swept:
+            # Another gateway starts just now. Its own lock is taken in here.
+            swept.append(descriptor)
+            assert sweep(tmp_path) == 1
+        lock(descriptor, how)
+
+    monkeypatch.setattr("gateway.disk.staging.fcntl.flock", flock)
+    async with run_gateway(config(tmp_path)) as gateway:
+        assert split_answer(await gateway.ask(put(b"data")))[0] == 201
+        assert names(tmp_path) == ["a.bin"]
+        assert swept
+
+
+@pytest.mark.parametrize("error", [errno.EBADF, errno.ENOLCK])
+async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(error, "no locks here")
+
+    monkeypatch.setattr("gateway.disk.staging.fcntl.flock", flock)
+    async with run_gateway(config(tmp_path)) as gateway:
+        assert split_answer(await gateway.ask(put(b"data")))[0] == 201
+    assert names(tmp_path) == ["a.bin"]
+    (tmp_path / f".{'0' * 32}.part").mkdir()
+    assert sweep(tmp_path) == 0
 
 
 async def test_commit_that_fails_on_the_second_file_takes_the_first_back(

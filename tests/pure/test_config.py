@@ -326,6 +326,18 @@ def test_route_without_action_has_none_to_name() -> None:
         Route(name="a", match=Match()).action_name  # noqa: B018 (the property raises)
 
 
+def test_route_names_the_directory_it_writes_into() -> None:
+    mirror = {"directory": "/m", "percent": 1}
+    for action, directory in (
+        ({"store": {"directory": "/s"}}, "/s"),
+        ({"store": {"url": "s3://bucket/p"}}, None),
+        ({"forward": {"upstream": "u", "mirror": mirror}}, "/m"),
+        ({"forward": {"upstream": "u"}}, None),
+        ({"files": {"directory": "/f"}}, None),
+    ):
+        assert Route.model_validate({"name": "a", "match": {}, **action}).written_directory == directory
+
+
 def _written(directory: Path, text: str) -> Path:
     path = directory / "c.yaml"
     path.write_text(text)
