@@ -176,8 +176,8 @@ class Store(Section):
 
     directory: str | None = Field(
         None,
-        description="Where files go; relative paths are relative to the working directory. Until an upload is whole its "
-        "files are in a hidden `.HEX.part` directory there; what a killed gateway left is removed at the next start.",
+        description="Where files go; relative paths are relative to the working directory. Unfinished ones are in "
+        "hidden `.HEX.part` directories there; what a killed gateway left of them is removed at the next start.",
     )
     url: S3Url | None = Field(
         None,

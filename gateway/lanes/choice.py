@@ -21,6 +21,9 @@ Lanes = Literal["auto", "copy"]
 LEAST_BYTES: Final = 2**18
 #: What the chunks of all transfers on the direct copy lane may hold together, but for the least each.
 ALL_CHUNKS_BYTES: Final = 8 * 2**20
+#: A chunk that filters (a rate, say) held back for longer than this was too large, down to so many bytes.
+_HELD_SECONDS: Final = 0.25
+_LEAST_HELD_BYTES: Final = 8 * 1024
 
 
 class Lane(enum.StrEnum):
@@ -163,10 +166,19 @@ class Carrier:
         finally:
             self._copies -= 1
 
-    def grow(self, detached: Detached) -> None:
-        """Let the next chunk be larger, but no more for all together than their share."""
-        share = max(ALL_CHUNKS_BYTES // (self._copies or 1), LEAST_CHUNK_BYTES)
-        detached.chunk_bytes = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES, share)
+    def size_next(self, detached: Detached, held_seconds: float, *, was_taken: bool) -> None:
+        """Choose how large the next chunk may be, from how the last fared.
+
+        Fewer, larger steps while the far side keeps up, but no more for all together than their share. What filters
+        hold back for long comes in smaller steps, so that neither peer is left in silence.
+        """
+        if held_seconds > _HELD_SECONDS:
+            detached.chunk_bytes = max(detached.chunk_bytes // 2, _LEAST_HELD_BYTES)
+        elif was_taken:
+            share = max(ALL_CHUNKS_BYTES // (self._copies or 1), LEAST_CHUNK_BYTES)
+            detached.chunk_bytes = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES, share)
+        else:
+            detached.chunk_bytes = LEAST_CHUNK_BYTES
 
     async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
         """Carry what is left below the transports; say whether anything was."""
@@ -186,16 +198,14 @@ class Carrier:
     async def _copy(self, transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
         pull = functools.partial(transfer.pull_from, detached.read)
         with transfer.watched(lambda: end.unsent_bytes):
+            held = transfer.filter_seconds
             while not detached.is_ended and (chunk := await pull()):
                 try:
                     was_taken = await end.send(chunk)
                 except OSError as exc:
                     raise await sink.fail(exc) from exc
-                # Fewer, larger steps while the far side keeps up.
-                if was_taken:
-                    self.grow(detached)
-                else:
-                    detached.chunk_bytes = LEAST_CHUNK_BYTES
+                held, held_before = transfer.filter_seconds, held
+                self.size_next(detached, held - held_before, was_taken=was_taken)
                 del chunk
 
 
@@ -212,6 +222,7 @@ class PulledBody:
         self._detached: Detached | None = None
         self._sharing = contextlib.ExitStack()
         self._is_paused = False
+        self._held_seconds = 0.0
 
     def __enter__(self) -> Self:
         """Hold the transport back, if the body is worth it."""
@@ -231,12 +242,12 @@ class PulledBody:
         if not self._is_paused or self._detached is None:
             return await self._transfer.pull()
         detached = self._detached
+        held, self._held_seconds = self._held_seconds, self._transfer.filter_seconds
+        self._carrier.size_next(detached, self._held_seconds - held, was_taken=True)
         chunk = await self._transfer.pull_from(detached.read)
         if detached.is_ended:
             # What the action still does may take long: the transport is to notice if the client leaves.
             self._give_back()
-        else:
-            self._carrier.grow(detached)
         return chunk
 
     def _detach(self) -> None:

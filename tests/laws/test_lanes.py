@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
+from typing import cast
 
 import pytest
 
-from gateway.lanes import ChunkedDecoder
+from gateway.errors import Fault, FaultKind
+from gateway.lanes import Carrier, ChunkedDecoder, DetachedBytes, SocketEnd
 from gateway.tally import Direction
 from tests.actors import (
     OK,
@@ -170,3 +173,26 @@ async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped
         assert seen[-1] == BODY
         # On the copy lane reading along ends after the first MiB or so.
         assert (sum(taken) == len(chunked(BODY))) == (every_lane == "auto")
+
+
+def detached_rest() -> DetachedBytes:
+    """Return a rest nobody reads from, for what is only said of its size."""
+    return DetachedBytes(cast(SocketEnd, None), 10**9, lambda: Fault(FaultKind.BUG, ""))
+
+
+async def test_chunks_grow_while_they_are_taken_and_shrink_while_filters_hold_them() -> None:
+    carrier, rest, sizes = Carrier("auto"), detached_rest(), []
+    for held_seconds, was_taken in [(0.0, True)] * 4 + [(0.0, False)] + [(1.0, True)] * 5 + [(0.0, True)]:
+        carrier.size_next(rest, held_seconds, was_taken=was_taken)
+        sizes.append(rest.chunk_bytes // 1024)
+    assert sizes == [256, 512, 1024, 1024, 128, 64, 32, 16, 8, 8, 16]
+
+
+async def test_chunks_of_many_transfers_share_their_memory() -> None:
+    carrier, rest = Carrier("auto"), detached_rest()
+    with contextlib.ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(carrier.copying())
+        for _ in range(4):
+            carrier.size_next(rest, 0.0, was_taken=True)
+    assert rest.chunk_bytes == 256 * 1024
