@@ -24,7 +24,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.accesslog import Note, describe_exchange
-from gateway.actions import Action, FetchAction, ForwardAction, choose_route, make_action
+from gateway.actions import choose_route
 from gateway.config import Config
 from gateway.config.check import server_context
 from gateway.config.values import Address
@@ -32,14 +32,11 @@ from gateway.disk import DiskWorkers, sweep
 from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
 from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
-from gateway.filters import FilterContext, make_filters
 from gateway.gate import Drain
-from gateway.lanes import Carrier
 from gateway.ops import OpsApp
-from gateway.routing import RouteTable
+from gateway.serving import Serving, Shared
 from gateway.tally import Tally, method_label
 from gateway.timers import Timers
-from gateway.upstream import Service
 
 _BACKLOG: Final = 1024
 #: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.
@@ -59,7 +56,6 @@ class Gateway:
         self.tally = Tally(routes, config.upstreams)
         self._no_route = self.tally.routes[Tally.NO_ROUTE]
         self._timers = Timers()
-        self._table = RouteTable(config.routes)
         self._drain = Drain()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._exchanges: set[asyncio.Task[Any]] = set()
@@ -72,17 +68,13 @@ class Gateway:
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._timers.close)
-            self._workers = DiskWorkers()
-            stack.callback(self._workers.close)
-            self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "filter")
-            stack.callback(self._threads.shutdown)
-            self._services = {
-                name: Service(name, upstream, self.tally.upstreams[name], self._timers)
-                for name, upstream in config.upstreams.items()
-            }
-            for service in self._services.values():
-                stack.push_async_callback(service.close)
-            self._actions = self._make_actions(stack)
+            workers = DiskWorkers()
+            stack.callback(workers.close)
+            threads = ThreadPoolExecutor(os.cpu_count() or 1, "filter")
+            stack.callback(threads.shutdown)
+            self._shared = Shared(self.tally, self._timers, workers, threads)
+            self._serving = Serving(config, self._shared)
+            stack.push_async_callback(lambda: self._serving.close({}))
             ops = OpsApp(self.tally, self._reasons)
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
@@ -98,7 +90,7 @@ class Gateway:
             await self._site.start()
             self.address = Address(config.listen.host, sock.getsockname()[1])
             self._stack = stack.pop_all()
-        for service in self._services.values():
+        for service in self._serving.services.values():
             self._keep(service.watch_health(), f"health of {service.name}")
         self._keep(self._sweep(), "sweep")
         self._has_started = True
@@ -111,7 +103,7 @@ class Gateway:
         for connection in self._traffic.connections:
             if connection._current_request is None:
                 connection.force_close()
-        seconds = self._config.drain_timeout
+        seconds = self._serving.config.drain_timeout
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if math.isinf(seconds) else seconds):
                 await self._drain.wait_empty()
@@ -136,29 +128,11 @@ class Gateway:
         for task in self._exchanges:
             task.cancel()
 
-    def _make_actions(self, stack: contextlib.AsyncExitStack) -> dict[str, Action | FetchAction | ForwardAction]:
-        carrier = Carrier(self._config.lanes)
-        actions = {
-            route.name: make_action(
-                route,
-                self._services,
-                self._workers,
-                carrier,
-                self._timers,
-                kinds=make_filters(route, FilterContext(route.name, self._threads)),
-            )
-            for route in self._config.routes
-        }
-        for action in actions.values():
-            if isinstance(action, FetchAction | ForwardAction):
-                stack.push_async_callback(action.close)
-        return actions
-
     async def _sweep(self) -> None:
         """Remove what uploads left that were killed; a directory that cannot be read is for its uploads to tell of."""
-        for directory in {Path(name) for route in self._config.routes if (name := route.written_directory)}:
+        for directory in {Path(name) for route in self._serving.config.routes if (name := route.written_directory)}:
             with contextlib.suppress(Fault):
-                count = await self._workers.run(functools.partial(sweep, directory))
+                count = await self._shared.workers.run(functools.partial(sweep, directory))
                 _log.debug("unfinished uploads removed: %d", count)
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -174,7 +148,7 @@ class Gateway:
             reasons.append("draining")
         reasons += [
             f"upstream {service.name}: no healthy endpoint"
-            for service in self._services.values()
+            for service in self._serving.services.values()
             if not service.is_available
         ]
         return reasons
@@ -185,9 +159,10 @@ class Gateway:
         task = asyncio.current_task()
         if task is not None:
             self._exchanges.add(task)
-        with self._drain:
+        serving = self._serving
+        with self._drain, serving.exchanges:
             try:
-                await self._run_exchange(exchange)
+                await self._run_exchange(exchange, serving)
                 await exchange.linger()
             finally:
                 if task is not None:
@@ -195,13 +170,13 @@ class Gateway:
         return exchange.answer or Answer.small(500, (), b"", is_last=True)
 
     def _make_exchange(self, request: web.BaseRequest) -> Exchange:
-        trusted = self._config.trusted_proxies
+        trusted = self._serving.config.trusted_proxies
         return Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
 
-    async def _run_exchange(self, exchange: Exchange) -> None:
+    async def _run_exchange(self, exchange: Exchange, serving: Serving) -> None:
         try:
             try:
-                await self._find_and_act(exchange)
+                await self._find_and_act(exchange, serving)
             except Fault as fault:
                 await exchange.fail(fault)
             except asyncio.CancelledError:
@@ -215,14 +190,14 @@ class Gateway:
         finally:
             self._record(exchange)
 
-    async def _find_and_act(self, exchange: Exchange) -> None:
+    async def _find_and_act(self, exchange: Exchange, serving: Serving) -> None:
         exchange.is_draining = self._drain.is_draining
         target = exchange.check_head()
         if target.path == "*":
             # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
             await exchange.reply(204, (), b"")
             return
-        candidates = self._table.find(
+        candidates = serving.table.find(
             host=target.host, path=target.path, method=exchange.method, field=exchange.fields.joined
         )
         if self._drain.is_draining:
@@ -233,7 +208,7 @@ class Gateway:
         exchange.named = Named(found.route, tally)
         tally.in_flight += 1
         try:
-            await self._actions[found.route.name](exchange, found)
+            await serving.actions[found.route.name](exchange, found)
         finally:
             tally.in_flight -= 1
 

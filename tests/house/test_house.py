@@ -34,6 +34,7 @@ ROWS = (
     ("downstream", "upstream", "disk"),
     ("objects",),
     ("actions",),
+    ("serving",),
     ("metrics",),
     ("accesslog", "ops"),
     ("server", "memory"),
