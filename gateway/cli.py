@@ -20,7 +20,7 @@ from gateway.config import Config, ConfigError, Problem, Route, json_schema, loa
 from gateway.config.values import Endpoint
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.routing import RouteTable, describe_match
-from gateway.server import Gateway
+from gateway.server import Gateway, Load
 
 _BAD_CONFIG: Final = 2
 _FAILED: Final = 1
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.command:
             case "run":
-                return _run(_load(options.config), is_demo=options.demo)
+                return _run(options.config, is_demo=options.demo)
             case "check":
                 _load(options.config)
                 print(f"{options.config}: fine")  # noqa: T201 (a command's answer)
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {
-        "run": "serve; SIGTERM or Ctrl-C drains and stops",
+        "run": "serve; SIGTERM or Ctrl-C drains and stops, SIGHUP reloads the config",
         "check": "name every problem of a config; exit 0 or 2",
         "routes": "print the routing table in the order in which it is matched",
     }
@@ -86,11 +86,12 @@ def _print_routes(config: Config) -> None:
         print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (an answer)
 
 
-def _run(config: Config, *, is_demo: bool) -> int:
+def _run(path: Path, *, is_demo: bool) -> int:
+    config = _load(path)
     writer = start_logging()
     try:
         with _demo_upstream(config) if is_demo else contextlib.nullcontext():
-            asyncio.run(_serve(config, writer.note, is_demo=is_demo))
+            asyncio.run(_serve(config, writer.note, lambda: _load(path), is_demo=is_demo))
     except (OSError, RuntimeError) as exc:
         # A port that is taken, an aiohttp without its parser.
         print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (the log may be elsewhere)
@@ -100,14 +101,14 @@ def _run(config: Config, *, is_demo: bool) -> int:
     return 0
 
 
-async def _serve(config: Config, note: Note, *, is_demo: bool) -> None:
+async def _serve(config: Config, note: Note, load: Load, *, is_demo: bool) -> None:
     gateway = Gateway(config, note)
     await gateway.start()
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:
         print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the person there)
     memory.settle()
-    await gateway.run()
+    await gateway.run(None if is_demo else load)
 
 
 def _banner(config: Config, gateway: Gateway) -> Iterator[str]:

@@ -38,6 +38,8 @@ HELP: Final = {
     "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
     "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
     "gateway_upstream_retries": "Requests given to another endpoint, by why the one before could not take them.",
+    "gateway_config_reloads": "Reloads of the config, by result: success, or failure (the one before stays in force).",
+    "gateway_config_last_reload_success_timestamp_seconds": "When the config in force was loaded, seconds since 1970.",
     "gateway_build": "Always 1; the labels tell what runs.",
 }
 
@@ -56,15 +58,24 @@ class TallyCollector:
         yield from _waits_and_parts(routes)
         yield from _mirrors(routes)
         yield from self._upstreams()
+        yield from self._config()
         build = GaugeMetricFamily("gateway_build_info", HELP["gateway_build"], labels=("version", "aiohttp", "python"))
         build.add_metric((__version__, aiohttp.__version__, platform.python_version()), 1)
         yield build
+
+    def _config(self) -> Iterator[Metric]:
+        reloads = _counter("gateway_config_reloads", "result")
+        for result, count in list(self._tally.reloads.items()):
+            reloads.add_metric((result,), count)
+        loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
+        loaded.add_metric((), self._tally.configured_at)
+        yield from (reloads, loaded)
 
     def _upstreams(self) -> Iterator[Metric]:
         up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
         queue = _gauge("gateway_upstream_queue_length", "upstream")
         retries = _counter("gateway_upstream_retries", "upstream", "reason")
-        for upstream in self._tally.upstreams.values():
+        for upstream in list(self._tally.upstreams.values()):
             for endpoint, is_up in list(upstream.endpoints_up.items()):
                 up.add_metric((upstream.upstream, endpoint), float(is_up))
             queue.add_metric((upstream.upstream,), upstream.queue_length)

@@ -1,4 +1,4 @@
-"""Compose, start, serve, drain, stop.
+"""Compose, start, serve, reload, drain, stop.
 
 `Gateway` is one configured gateway in a running loop. `_handle` is the one place where exchanges begin and end:
 every fault becomes an answer or a cut there, every exchange leaves one log line and its counts, and a bug becomes a
@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from aiohttp import web
 
 from gateway.accesslog import Note, describe_exchange
 from gateway.actions import choose_route
-from gateway.config import Config
+from gateway.config import Config, ConfigError, Problem
 from gateway.config.check import server_context
 from gateway.config.values import Address
 from gateway.disk import DiskWorkers, sweep
@@ -37,10 +37,13 @@ from gateway.ops import OpsApp
 from gateway.serving import Serving, Shared
 from gateway.tally import Tally, method_label
 from gateway.timers import Timers
+from gateway.upstream import Service
 
 _BACKLOG: Final = 1024
 #: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.
 _USER_TIMEOUT_MILLISECONDS: Final = 120_000
+#: Reads the config anew. Raises ConfigError.
+Load = Callable[[], Config]
 _log = logging.getLogger("gateway")
 
 
@@ -57,8 +60,13 @@ class Gateway:
         self._no_route = self.tally.routes[Tally.NO_ROUTE]
         self._timers = Timers()
         self._drain = Drain()
+        self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._exchanges: set[asyncio.Task[Any]] = set()
+        #: What watches the health of each service.
+        self._watches: dict[Service, asyncio.Task[Any]] = {}
+        #: Replaced, but not without exchanges yet.
+        self._retired: list[Serving] = []
         self._has_started = False
         self.address: Address
         self.ops_address: Address
@@ -74,7 +82,7 @@ class Gateway:
             stack.callback(threads.shutdown)
             self._shared = Shared(self.tally, self._timers, workers, threads)
             self._serving = Serving(config, self._shared)
-            stack.push_async_callback(lambda: self._serving.close({}))
+            stack.push_async_callback(self._close_servings)
             ops = OpsApp(self.tally, self._reasons)
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
@@ -85,14 +93,12 @@ class Gateway:
             stack.push_async_callback(runner.cleanup)
             sock = _listen(config.listen)
             tls = config.tls
-            context = server_context(tls.certificate, tls.key) if tls is not None else None
-            self._site = web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=context)
+            self._tls = server_context(tls.certificate, tls.key) if tls is not None else None
+            self._site = web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=self._tls)
             await self._site.start()
             self.address = Address(config.listen.host, sock.getsockname()[1])
             self._stack = stack.pop_all()
-        for service in self._serving.services.values():
-            self._keep(service.watch_health(), f"health of {service.name}")
-        self._keep(self._sweep(), "sweep")
+        self._begin_work()
         self._has_started = True
 
     async def stop(self) -> None:
@@ -112,17 +118,71 @@ class Gateway:
         await asyncio.gather(*self._exchanges, *self._tasks, return_exceptions=True)
         await self._stack.aclose()
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C; a second one ends the drain."""
+    async def run(self, load: Load | None) -> None:
+        """Serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP replaces the config by what `load` gives.
+
+        Without that it stops, too: whoever plays with the demo has closed the terminal.
+        """
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, stopping.set)
+        if load is not None:
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(self.reload(load), "reload"))
         await stopping.wait()
         stop = asyncio.create_task(self.stop(), name="stop")
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._hurry)
         await stop
+
+    async def reload(self, load: Load) -> None:
+        """Put another config in force; exchanges under way end with the one they began with.
+
+        Where it cannot be used the one before stays, and the log says why.
+        """
+        async with self._reloading:
+            try:
+                config = await asyncio.get_running_loop().run_in_executor(None, load)
+                _check_fixed(self._config, config)
+                if self._tls is not None and config.tls is not None:
+                    # New connections get the new certificate.
+                    self._tls.load_cert_chain(config.tls.certificate, config.tls.key, password="")
+                self._replace(config)
+            except (ConfigError, OSError) as exc:
+                self.tally.reloads["failure"] += 1
+                for problem in exc.problems if isinstance(exc, ConfigError) else (exc,):
+                    _log.error("the config stays as it was: %s", problem)
+            else:
+                self.tally.reloads["success"] += 1
+                _log.info("the config was replaced")
+
+    def _replace(self, config: Config) -> None:
+        before = self._serving
+        self.tally.adopt(((route.name, route.upstream) for route in config.routes), config.upstreams)
+        self._serving = Serving(config, self._shared, before)
+        self._retired.append(before)
+        self._keep(self._retire(before), "retire")
+        self._begin_work()
+
+    async def _retire(self, serving: Serving) -> None:
+        """Close what was replaced once nobody uses it any more."""
+        await serving.exchanges.wait_empty()
+        others = [self._serving, *(other for other in self._retired if other is not serving)]
+        await serving.close(but={service for other in others for service in other.services.values()})
+        self._retired.remove(serving)
+
+    async def _close_servings(self) -> None:
+        for serving in (*self._retired, self._serving):
+            await serving.close()
+
+    def _begin_work(self) -> None:
+        """Watch the services in force, and no others; clean up where their routes write."""
+        services = set(self._serving.services.values())
+        for service in self._watches.keys() - services:
+            self._watches.pop(service).cancel()
+        for service in services - self._watches.keys():
+            self._watches[service] = self._keep(service.watch_health(), f"health of {service.name}")
+        self._keep(self._sweep(), "sweep")
 
     def _hurry(self) -> None:
         for task in self._exchanges:
@@ -135,10 +195,11 @@ class Gateway:
                 count = await self._shared.workers.run(functools.partial(sweep, directory))
                 _log.debug("unfinished uploads removed: %d", count)
 
-    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _reasons(self) -> list[str]:
         reasons = []
@@ -228,6 +289,22 @@ class Gateway:
         exchange.answer = exchange.refusal(fault)
         self._record(exchange)
         return exchange.answer
+
+
+def _check_fixed(before: Config, after: Config) -> None:
+    """Raise ConfigError for what only a restart can change: sockets are open, connections expect TLS or not."""
+    fixed = {
+        "listen": (before.listen, after.listen),
+        "ops.listen": (before.ops.listen, after.ops.listen),
+        "tls": (before.tls is not None, after.tls is not None),
+    }
+    problems = [
+        Problem("reload", 0, key, "cannot change while the gateway runs: restart it, or set the key back")
+        for key, (old, new) in fixed.items()
+        if old != new
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _listen(address: Address) -> socket.socket:

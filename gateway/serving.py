@@ -8,7 +8,7 @@ health of its endpoints. What nobody has any more is closed when its last exchan
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -46,11 +46,11 @@ class Serving:
         #: Entered by every exchange that began with it.
         self.exchanges = Drain()
 
-    async def close(self, kept: Mapping[str, Service]) -> None:
-        """Close its actions, and its services but for those that are kept."""
+    async def close(self, *, but: Collection[Service] = ()) -> None:
+        """Close its actions, and its services but for those others have too."""
         async with contextlib.AsyncExitStack() as stack:
             for service in self.services.values():
-                if kept.get(service.name) is not service:
+                if service not in but:
                     stack.push_async_callback(service.close)
             for action in self.actions.values():
                 if isinstance(action, FetchAction | ForwardAction):

@@ -8,6 +8,7 @@ numbers at most one chunk apart.
 from __future__ import annotations
 
 import enum
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -131,8 +132,23 @@ class Tally:
     NO_ROUTE: Final = ""
 
     def __init__(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
-        self.routes = {name: RouteTally(name, upstream) for name, upstream in [(self.NO_ROUTE, ""), *routes]}
-        self.upstreams = {name: UpstreamTally(name) for name in upstreams}
+        self.routes = {self.NO_ROUTE: RouteTally(self.NO_ROUTE)}
+        self.upstreams: dict[str, UpstreamTally] = {}
+        #: Reloads by result, and when a config was last taken into use (seconds since 1970).
+        self.reloads = Counter({"success": 0, "failure": 0})
+        self.configured_at = 0.0
+        self.adopt(routes, upstreams)
+
+    def adopt(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
+        """Count for these routes and their upstreams from now on. A route that goes elsewhere counts from zero.
+
+        Routes that are gone stay: exchanges may still be under way there.
+        """
+        for name, upstream in routes:
+            if name not in self.routes or self.routes[name].upstream != upstream:
+                self.routes[name] = RouteTally(name, upstream)
+        self.upstreams = {name: self.upstreams.get(name) or UpstreamTally(name) for name in upstreams}
+        self.configured_at = time.time()  # noqa: TID251 (the time of day)
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -44,8 +44,7 @@ class Service:
         self._balancer = Balancer(config.policy, self._states)
         self._health = config.health
         self._tally = tally
-        for state in self._states:
-            tally.endpoints_up[str(state.endpoint)] = True
+        tally.endpoints_up = {str(state.endpoint): True for state in self._states}
 
     async def close(self) -> None:
         """Close every connection."""

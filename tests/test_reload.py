@@ -1,0 +1,255 @@
+"""SIGHUP: another config in force, and nobody on the way notices."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import signal
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import Config, ConfigError, Problem
+from gateway.config.load import parse_config
+from tests.actors import (
+    OK,
+    RawUpstream,
+    Wire,
+    answering,
+    forward_config,
+    read_request,
+    run_gateway,
+    split_answer,
+    until,
+)
+from tests.test_ops import fetch, process
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+PUT = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 2\r\n\r\nab"
+KEPT_GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
+#: Takes nothing that is asked for here.
+ROUTE = {"name": "f", "match": {"path": "/only"}, "files": {"directory": "."}}
+LISTEN: dict[str, Any] = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}}
+
+
+def config_of(keys: dict[str, Any]) -> Config:
+    return parse_config(json.dumps({**LISTEN, **keys}))
+
+
+async def test_exchange_under_way_ends_with_the_config_it_began_with() -> None:
+    going_on = asyncio.Event()
+
+    async def slow(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nold")
+        await going_on.wait()
+        await wire.send(b"way")
+        await wire.read_to_end()
+
+    async with RawUpstream(slow) as old, RawUpstream(answering(OK)) as new:
+        async with run_gateway(forward_config(old.url)) as gateway:
+            client = await gateway.connect()
+            await client.send(GET)
+            await client.read_until(b"old")
+            await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
+            assert split_answer(await gateway.ask(GET))[0] == 200
+            assert new.received.startswith(b"GET / HTTP/1.1")
+            # Its upstream is nobody's any more, and closed only now.
+            assert not old.finished.is_set()
+            going_on.set()
+            assert await client.read_to_end() == b"way"
+            await client.close()
+            await old.wait_finished()
+
+
+async def test_unchanged_upstream_keeps_its_connections() -> None:
+    async def script(wire: Wire) -> None:
+        while await wire.read_head():
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        async with run_gateway(forward_config(upstream.url)) as gateway:
+            await gateway.ask(GET)
+            await gateway.gateway.reload(lambda: config_of(forward_config(upstream.url, limits={"max_body": 1})))
+            await gateway.ask(GET)
+            assert len(upstream.wires) == 1
+            assert split_answer(await gateway.ask(PUT))[0] == 413
+
+
+async def test_kept_connection_of_a_client_gets_the_new_routes() -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url)) as gateway:
+            client = await gateway.connect()
+            await client.send(KEPT_GET)
+            await client.read_until(b"ok")
+            await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE]}))
+            await client.send(KEPT_GET)
+            assert b" 404 " in await client.read_head()
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ({"listen": "127.0.0.1:1"}, "listen"),
+        ({"ops": {"listen": "127.0.0.1:1"}}, "ops.listen"),
+    ],
+)
+async def test_config_that_needs_a_restart_changes_nothing(
+    keys: dict[str, Any], where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url)) as gateway:
+            await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE], **keys}))
+            assert split_answer(await gateway.ask(GET))[0] == 200
+            assert f"{where}: cannot change" in caplog.text
+            assert gateway.tally.reloads == {"success": 0, "failure": 1}
+
+
+async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def load() -> Config:
+        raise ConfigError([Problem("c.yaml", line, "routes", "wrong") for line in (3, 7)])
+
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url)) as gateway:
+            before = gateway.tally.configured_at
+            await gateway.gateway.reload(load)
+            assert split_answer(await gateway.ask(GET))[0] == 200
+            assert "c.yaml:3: routes: wrong" in caplog.text
+            assert "c.yaml:7: routes: wrong" in caplog.text
+            text = (await fetch(f"{gateway.ops_url}/metrics"))[2]
+            assert 'gateway_config_reloads_total{result="failure"} 1.0' in text
+            assert gateway.tally.configured_at == before
+
+
+async def test_counts_go_on_and_endpoints_that_are_gone_are_not_told_of() -> None:
+    async with RawUpstream(answering(OK)) as old, RawUpstream(answering(OK)) as new:
+        async with run_gateway(forward_config(old.url)) as gateway:
+            await gateway.ask(GET)
+            await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
+            await gateway.ask(GET)
+            await gateway.last_line(2)
+            text = (await fetch(f"{gateway.ops_url}/metrics"))[2]
+            assert 'code="200",method="GET",route="r"} 2.0' in text
+            assert old.url not in text
+            assert f'gateway_upstream_endpoint_up{{endpoint="{new.url}",upstream="up"}} 1.0' in text
+            assert 'gateway_config_reloads_total{result="success"} 1.0' in text
+
+
+async def test_health_of_a_replaced_upstream_is_watched_no_more() -> None:
+    asked: list[str] = []
+
+    def script(name: str) -> Any:
+        async def run(wire: Wire) -> None:
+            await wire.read_head()
+            asked.append(name)
+            await wire.send(OK)
+
+        return run
+
+    async with RawUpstream(script("old")) as old, RawUpstream(script("new")) as new:
+        health = {"health": {"path": "/", "interval": "20ms"}}
+        async with run_gateway(forward_config(old.url, upstream_keys=health)) as gateway:
+            await until(lambda: "old" in asked)
+            await gateway.gateway.reload(lambda: config_of(forward_config(new.url, upstream_keys=health)))
+            await until(lambda: "new" in asked)
+            asked.clear()
+            await until(lambda: asked.count("new") > 3)
+            assert "old" not in asked
+
+
+@pytest.mark.slow
+async def test_process_reloads_on_sighup(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    (tmp_path / "a").write_text("served")
+    route = {"name": "f", "match": {"prefix": "/one/"}, "files": {"directory": str(tmp_path)}}
+    config.write_text(json.dumps({**LISTEN, "routes": [route]}))
+
+    async def status(port: int, target: str) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return answer[9:12]
+
+    async with process(config) as running:
+        assert running.stdout is not None
+
+        async def message() -> str:
+            assert running.stdout is not None
+            while True:
+                line = json.loads(await asyncio.wait_for(running.stdout.readline(), 10))
+                if line["event"] == "message":
+                    return str(line["message"])
+
+        port = int((await message()).split(",")[0].rpartition(":")[2])
+        assert await status(port, "/one/a") == b"200"
+        config.write_text(json.dumps({**LISTEN, "routes": [{**route, "match": {"prefix": "/two/"}}]}))
+        running.send_signal(signal.SIGHUP)
+        assert await message() == "the config was replaced"
+        assert [await status(port, target) for target in ("/one/a", "/two/a")] == [b"404", b"200"]
+        config.write_text("routes: [")
+        running.send_signal(signal.SIGHUP)
+        assert "the config stays as it was" in await message()
+        assert await status(port, "/two/a") == b"200"
+
+
+@pytest.mark.slow
+async def test_renewed_certificate_is_taken_without_a_restart(tmp_path: Path) -> None:
+    def renew(name: str) -> None:
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+        command += ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+    def shown(port: int) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
+
+    keys = {"routes": [ROUTE], "tls": {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}}
+    await asyncio.to_thread(renew, "first")
+    async with run_gateway(keys) as gateway:
+        assert b"first" in await asyncio.to_thread(shown, gateway.port)
+        await asyncio.to_thread(renew, "second")
+        await gateway.gateway.reload(lambda: config_of(keys))
+        assert b"second" in await asyncio.to_thread(shown, gateway.port)
+        os.unlink(tmp_path / "key.pem")
+        await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE]}))
+        assert gateway.tally.reloads == {"success": 1, "failure": 1}
+
+
+@pytest.mark.slow
+async def test_no_request_is_lost_while_configs_come_and_go() -> None:
+    body = os.urandom(700_000)
+
+    async def script(wire: Wire) -> None:
+        while await read_request(wire):
+            await wire.send(OK)
+
+    async with RawUpstream(script) as one, RawUpstream(script) as two:
+        async with run_gateway({"lanes": "auto", **forward_config(one.url)}) as gateway:
+            head = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+            is_over = asyncio.Event()
+
+            async def ask() -> list[int]:
+                found = []
+                while not is_over.is_set():
+                    found.append(split_answer(await gateway.ask(head, body))[0])
+                return found
+
+            asking = [asyncio.create_task(ask()) for _ in range(6)]
+            for turn in range(30):
+                await gateway.last_line(5 * turn + 1)
+                keys = forward_config((two, one)[turn % 2].url)
+                await gateway.gateway.reload(functools.partial(config_of, keys))
+            is_over.set()
+            answers = [status for task in asking for status in await task]
+            assert set(answers) == {200}
+            assert one.wires
+            assert two.wires
+            assert gateway.tally.reloads["success"] == 30
+            await until(lambda: not gateway.gateway._retired)
