@@ -86,7 +86,7 @@ def cases(size: int, requests: int) -> list[Case]:
         Case("the same, digest on", wrap(load.ask_form, size, b"/digest", _PACE), size, OURS, is_apart=True),
         Case("multipart, sniff on", wrap(load.ask_form, size, b"/sniff"), size, OURS),
         Case("SHA-256 alone", wrap(load.hash_alone, size), size, frozenset({"this process"})),
-        Case("store", wrap(load.ask_form, size, b"/store"), size, OURS),
+        Case("store", wrap(load.ask_form, size, b"/store"), size, OURS | KERNEL),
         Case("small GET", functools.partial(_small, REQUEST, requests), requests, ALL | AIOHTTP),
         Case("small multipart", functools.partial(_small, SMALL_FORM, requests), requests, ALL),
     ]

@@ -1,8 +1,8 @@
 """What the ground costs: programs that do nothing but the calls a proxy cannot do without, as peers.
 
-`kernel alone` splices between two blocking sockets through a pipe of 1 MiB, and sends files with sendfile: no limits,
-no metrics, no timeouts, and one client at a time. `aiohttp alone` answers with aiohttp's server what aiohttp's client
-session was told: no fields, no checks.
+`kernel alone` splices between two blocking sockets through a pipe of 1 MiB, sends files with sendfile and stores bodies
+with write and fsync, unhashed: no limits, no metrics, no timeouts, and one client at a time. `aiohttp alone` answers
+with aiohttp's server what aiohttp's client session was told: no fields, no checks.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def _serve_kernel(port: int, upstream: int, files: Path) -> None:
                 if target.startswith("/files/"):
                     _send_file(client, files / target.removeprefix("/files/"))
                     continue
+                if target.startswith("/store"):
+                    _store(client, (head, rest), files / ".stored")
+                    continue
                 _pass_on(client, far, (head, rest), (inside, outside))
                 _pass_on(far, client, read_head(far), (inside, outside))
 
@@ -63,6 +66,20 @@ def _send_file(client: socket.socket, path: Path) -> None:
         sent = 0
         while sent < size:
             sent += os.sendfile(client.fileno(), file.fileno(), sent, min(size - sent, _STEP_BYTES))
+
+
+def _store(client: socket.socket, begun: tuple[bytes, bytes], path: Path) -> None:
+    head, rest = begun
+    left = length_of(head) - len(rest)
+    buffer = memoryview(bytearray(_PIPE_BYTES))
+    with path.with_suffix(".new").open("wb", buffering=0) as file:
+        file.write(rest)
+        while left and (count := client.recv_into(buffer, min(left, len(buffer)))):
+            file.write(buffer[:count])
+            left -= count
+        os.fsync(file.fileno())
+    path.with_suffix(".new").replace(path)
+    client.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
 
 
 async def _serve_aiohttp(port: int, upstream: int) -> None:
