@@ -29,17 +29,22 @@ class Staging:
     @classmethod
     def make(cls, directory: Path) -> Self:
         """Make one and hold it. Raises OSError."""
+        # Again where another gateway that starts sweeps it between its making and its lock.
         while True:
             path = directory / f".{uuid.uuid4().hex}.part"
             path.mkdir(mode=0o700)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                with contextlib.suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, path):
-                    return cls(path, descriptor)
-                os.close(descriptor)
-            # Swept by another gateway that starts, between its making and its lock.
+            except FileNotFoundError:
+                continue
+            except OSError:
+                path.rmdir()
+                raise
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                return cls(path, descriptor)
+            os.close(descriptor)
 
     def remove(self) -> None:
         """Remove it, if it is empty, and let go."""

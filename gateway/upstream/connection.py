@@ -118,6 +118,7 @@ class Sending:
             if self._transport is not None:
                 self._transport.abort()
         except OSError as exc:
+            await sink.fail(exc)
             if protocol.exception() is None:
                 protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
         else:
