@@ -91,15 +91,18 @@ class _Run:
     async def work(self, body: PulledBody, boundary: bytes, first: contextlib.AsyncExitStack) -> list[Entry]:
         """Send every file and wait for every answer. Raises Fault for what the client did."""
         fault: Fault | None = None
-        async with asyncio.TaskGroup() as group:
-            try:
-                with body:
+        # Around the group: a file's own task pulls, so the body may only be let go when all have ended.
+        with body:
+            async with asyncio.TaskGroup() as group:
+                try:
                     await self._read_form(self._form_of(body, boundary), group, first)
-            except Fault as exc:
-                # Raised behind the group, which would wrap it; and the answers still awaited have nobody to go to.
-                fault = exc
-                for task in self._tasks:
-                    task.cancel()
+                    # Perhaps not to its end, where the route says to stop; the answers may take long.
+                    body.give_back()
+                except Fault as exc:
+                    # Raised behind the group, which would wrap it; and the answers still awaited have nobody to go to.
+                    fault = exc
+                    for task in self._tasks:
+                        task.cancel()
         for entry in self._entries:
             outcome = fault.outcome if fault is not None and not entry.status else entry.outcome
             self._exchange.note_part(entry.file.number, PartKind.FILE, entry.size, outcome, entry.facts)

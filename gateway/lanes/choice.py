@@ -233,7 +233,7 @@ class PulledBody:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the connection back to its transport."""
-        self._give_back()
+        self.give_back()
 
     async def pull(self) -> bytes:
         """Return the next chunk, see Transfer.pull."""
@@ -247,21 +247,22 @@ class PulledBody:
         chunk = await self._transfer.pull_from(detached.read)
         if detached.is_ended:
             # What the action still does may take long: the transport is to notice if the client leaves.
-            self._give_back()
+            self.give_back()
         return chunk
 
-    def _detach(self) -> None:
-        self._detached = self._source.detach(self._transfer.left_bytes)
-        if self._detached is None:
-            self._give_back()
-        else:
-            self._sharing.enter_context(self._carrier.copying())
-
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Let the transport have the connection again, and notice if the client leaves. Nobody may be pulling."""
         self._sharing.close()
         if self._is_paused:
             self._is_paused = False
             self._source.resume(is_whole=self._detached is not None and self._detached.is_ended)
+
+    def _detach(self) -> None:
+        self._detached = self._source.detach(self._transfer.left_bytes)
+        if self._detached is None:
+            self.give_back()
+        else:
+            self._sharing.enter_context(self._carrier.copying())
 
 
 async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sink: Sink) -> None:

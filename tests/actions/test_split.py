@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -261,6 +262,26 @@ async def test_client_that_leaves_mid_file_leaves_the_upstream_with_a_cut_one() 
             assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
             await upstream.wait_finished()
             assert all(not wire.received.endswith(b"x\r\n0\r\n\r\n") for wire in upstream.wires)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="needs Linux's /proc to see what epoll watches")
+async def test_stalled_file_leaves_no_watch_on_a_closed_descriptor() -> None:
+    """The client's socket was given back while the file's own task still waited on it."""
+    async with RawUpstream(Seen()) as upstream:
+        keys = {"timeouts": {"idle": "100ms"}}
+        async with run_gateway(config(upstream.url, split={"body": "raw"}, **keys)) as gateway:
+            client = await gateway.connect()
+            await client.send(request(form(file("a", b"x" * 300_000)))[:-100_000])
+            assert b" 408 " in await client.read_head()
+            assert not unknown_watches()
+            await client.close()
+
+
+def unknown_watches() -> set[int]:
+    """Return the descriptors epoll watches that the running loop knows nothing of."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]  # asyncio's, by no public name
+    lines = Path(f"/proc/self/fdinfo/{selector.fileno()}").read_text().splitlines()
+    return {int(line.split()[1]) for line in lines if line.startswith("tfd:")} - set(selector.get_map())
 
 
 async def test_client_that_leaves_while_answers_are_awaited_is_noticed_at_once() -> None:
