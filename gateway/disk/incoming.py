@@ -25,7 +25,7 @@ from gateway.errors import Fault, FaultKind
 
 #: Bytes gathered before a thread is bothered; at most two such batches are held.
 _BATCH_BYTES: Final = 512 * 1024
-#: Hashed, then written while still in the processor's cache: a third of the cost of a chunk of 1 MiB.
+#: Hashed, then written while still in the processor's cache: a third less CPU than chunks of 1 MiB at a time.
 _STEP_BYTES: Final = 128 * 1024
 #: Bytes after which the kernel is asked to begin writing out.
 _FLUSH_BYTES: Final = 8 * 1024 * 1024
@@ -156,7 +156,9 @@ class Upload:
     ) -> None:
         """Remove what was not committed. A second cancellation does not stop it, only the wait for it."""
         if not self._is_committed and self._staging is not None:
-            await asyncio.shield(asyncio.wrap_future(self._workers.start(self._abandon)))
+            # The client is to hear of what broke the upload; what cannot be removed now is swept at the next start.
+            with contextlib.suppress(OSError):
+                await asyncio.shield(asyncio.wrap_future(self._workers.start(self._abandon)))
 
     async def check_room(self, size: int | None) -> None:
         """Refuse an upload there is no room for, or no directory. Raises Fault before a byte is asked for."""
@@ -229,9 +231,11 @@ class Upload:
         if self._committing is not None and self._committing.exception() is None:
             # Cancelled while the commit ran, which then succeeded: the files are whole and have their names.
             return
-        for file in self._files:
-            file.abandon()
-        self._unstage()
+        with contextlib.ExitStack() as stack:
+            # Each, whatever becomes of the others.
+            stack.callback(self._unstage)
+            for file in self._files:
+                stack.callback(file.abandon)
 
     def _unstage(self) -> None:
         if self._staging is not None and self._staging.exception() is None:

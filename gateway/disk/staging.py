@@ -29,7 +29,7 @@ class Staging:
     @classmethod
     def make(cls, directory: Path) -> Self:
         """Make one and hold it. Raises OSError."""
-        # Again where another gateway that starts sweeps it between its making and its lock.
+        # Again where a sweep comes between its making and its lock: it is the sweep's to remove then.
         while True:
             path = directory / f".{uuid.uuid4().hex}.part"
             path.mkdir(mode=0o700)
@@ -40,9 +40,7 @@ class Staging:
             except OSError:
                 path.rmdir()
                 raise
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
+            if _can_hold(descriptor) and _is_at(descriptor, path):
                 return cls(path, descriptor)
             os.close(descriptor)
 
@@ -77,6 +75,17 @@ def _remove_if_left(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+    return True
+
+
+def _can_hold(descriptor: int) -> bool:
+    """Lock it; say no where somebody else has. Where there are no locks, nobody sweeps either."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
     return True
 
 

@@ -265,6 +265,49 @@ async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, mon
         assert swept
 
 
+async def test_staging_that_a_sweep_holds_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+    held: list[str] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not held:
+            # Another gateway's sweep has it, and removes it a moment later.
+            held.extend(names(tmp_path))
+            raise BlockingIOError(errno.EWOULDBLOCK, "held")
+        lock(descriptor, how)
+
+    monkeypatch.setattr("gateway.disk.staging.fcntl.flock", flock)
+    async with run_gateway(config(tmp_path)) as gateway:
+        client = await gateway.connect()
+        await client.send(put(b"x" * 600_000)[:-1])
+        await until(lambda: list(tmp_path.glob(".*.part/0")))
+        assert not list((tmp_path / held[0]).iterdir())
+        (tmp_path / held[0]).rmdir()
+        await client.send(b"x")
+        assert split_answer(await client.read_to_end())[0] == 201
+        await client.close()
+        assert names(tmp_path) == ["a.bin"]
+
+
+async def test_file_that_cannot_be_removed_keeps_neither_the_others_nor_their_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def fail_first(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "0":
+            raise OSError(errno.EIO, "the disk died")
+        unlink(self, missing_ok)
+
+    async with run_gateway(config(tmp_path)) as gateway:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", fail_first)
+            body = form(file("a", b"1"), file("b", b"2"))[:-8]
+            assert problem_of(await gateway.ask(post(body, target="/up")))["code"] == "bad_multipart"
+        assert [path.name for path in (tmp_path / names(tmp_path)[0]).iterdir()] == ["0"]
+        assert sweep(tmp_path) == 1
+
+
 @pytest.mark.parametrize("error", [errno.EBADF, errno.ENOLCK])
 async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
