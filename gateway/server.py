@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,9 @@ class Gateway:
             sock = _listen(config.listen)
             tls = config.tls
             self._tls = server_context(tls.certificate, tls.key) if tls is not None else None
+            if self._tls is not None:
+                # Called for every handshake, with a name or without: the context in force takes over.
+                self._tls.sni_callback = lambda connection, _name, _context: self._choose_context(connection)
             self._site = web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=self._tls)
             await self._site.start()
             self.address = Address(config.listen.host, sock.getsockname()[1])
@@ -144,10 +148,11 @@ class Gateway:
             try:
                 config = await asyncio.get_running_loop().run_in_executor(None, load)
                 _check_fixed(self._config, config)
-                if self._tls is not None and config.tls is not None:
-                    # New connections get the new certificate.
-                    self._tls.load_cert_chain(config.tls.certificate, config.tls.key, password="")
+                tls = config.tls
+                # A context of its own: one in use would be left with half of a pair that does not fit.
+                context = server_context(tls.certificate, tls.key) if tls is not None else None
                 self._replace(config)
+                self._tls = context
             except (ConfigError, OSError) as exc:
                 self.tally.reloads["failure"] += 1
                 for problem in exc.problems if isinstance(exc, ConfigError) else (exc,):
@@ -155,6 +160,10 @@ class Gateway:
             else:
                 self.tally.reloads["success"] += 1
                 _log.info("the config was replaced")
+
+    def _choose_context(self, connection: ssl.SSLObject) -> None:
+        if self._tls is not None:
+            connection.context = self._tls
 
     def _replace(self, config: Config) -> None:
         before = self._serving

@@ -200,26 +200,47 @@ async def test_process_reloads_on_sighup(tmp_path: Path) -> None:
         assert await status(port, "/two/a") == b"200"
 
 
+def renew(directory: Path, name: str) -> None:
+    """Write a key and a certificate of that name."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+
+def shown(port: int) -> bytes:
+    """Return the certificate a client is shown."""
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
+
+
+def tls_keys(directory: Path) -> dict[str, Any]:
+    return {"routes": [ROUTE], "tls": {"certificate": str(directory / "cert.pem"), "key": str(directory / "key.pem")}}
+
+
 @pytest.mark.slow
 async def test_renewed_certificate_is_taken_without_a_restart(tmp_path: Path) -> None:
-    def renew(name: str) -> None:
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-        command += ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-
-    def shown(port: int) -> bytes:
-        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
-
-    keys = {"routes": [ROUTE], "tls": {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}}
-    await asyncio.to_thread(renew, "first")
+    await asyncio.to_thread(renew, tmp_path, "first")
+    keys = tls_keys(tmp_path)
     async with run_gateway(keys) as gateway:
         assert b"first" in await asyncio.to_thread(shown, gateway.port)
-        await asyncio.to_thread(renew, "second")
+        await asyncio.to_thread(renew, tmp_path, "second")
         await gateway.gateway.reload(lambda: config_of(keys))
         assert b"second" in await asyncio.to_thread(shown, gateway.port)
-        os.unlink(tmp_path / "key.pem")
         await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE]}))
         assert gateway.tally.reloads == {"success": 1, "failure": 1}
+
+
+@pytest.mark.slow
+async def test_half_renewed_certificate_leaves_the_one_before_in_use(tmp_path: Path) -> None:
+    """The key is written after the check and before the use: the context in use must not be left with one half."""
+    await asyncio.to_thread(renew, tmp_path, "first")
+    keys = tls_keys(tmp_path)
+    async with run_gateway(keys) as gateway:
+        config, key = config_of(keys), (tmp_path / "key.pem").read_bytes()
+        await asyncio.to_thread(renew, tmp_path, "second")
+        (tmp_path / "key.pem").write_bytes(key)
+        await gateway.gateway.reload(lambda: config)
+        assert gateway.tally.reloads == {"success": 0, "failure": 1}
+        assert b"first" in await asyncio.to_thread(shown, gateway.port)
 
 
 @pytest.mark.slow
