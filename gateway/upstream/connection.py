@@ -118,7 +118,7 @@ class Sending:
             if self._transport is not None:
                 self._transport.abort()
         except OSError as exc:
-            await sink.fail(exc)
+            await _hear_out(protocol)
             if protocol.exception() is None:
                 protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
         else:
@@ -149,7 +149,6 @@ class UpstreamSink:
         self._writer = StreamWriter(protocol, asyncio.get_running_loop())
         if is_chunked:
             self._writer.enable_chunking()
-        self._protocol = protocol
         self._transport = transport
         self._held_head = head
 
@@ -182,14 +181,18 @@ class UpstreamSink:
         return SocketEnd(self._transport, is_chunked=self._writer.chunked) if is_plain(self._transport) else None
 
     async def fail(self, exc: OSError) -> OSError:
-        """Return what a failure to send means, once the transport has read what the upstream said before it left.
-
-        Told at once, an answer that is there already would be forgotten.
-        """
-        closed = self._protocol.closed
-        if closed is not None:
-            await asyncio.wait([closed], timeout=_LAST_WORDS_SECONDS)
+        """Return it: `Sending` asks what the upstream said before it left."""
         return exc
+
+
+async def _hear_out(protocol: ResponseHandler) -> None:
+    """Wait until the transport has read what the upstream said before it broke the connection.
+
+    Told of the failure at once, whoever awaits the answer would never see one that is there already.
+    """
+    closed = protocol.closed
+    if closed is not None:
+        await asyncio.wait([closed], timeout=_LAST_WORDS_SECONDS)
 
 
 class AnswerHandler(ResponseHandler):
