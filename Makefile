@@ -39,7 +39,7 @@ bench: $(VENV)/.test tools
 
 # Write the tables of docs/ from the code.
 docs: $(VENV)/.test
-	$(BIN)/python -m tests.house.reference
+	$(BIN)/python -m tests.project.reference
 
 # What the tests drive beside Python: peers, a client, Prometheus's own checker. Installed when root on Debian;
 # where one is missing, the tests that need it say so and skip (with CI=true they fail).

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from gateway import __version__, memory
-from gateway.accesslog import Note, start_logging
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.values import Endpoint
+from gateway.downstream.access_log import Note
 from gateway.filters import FilterContext, FilterProblem, make_filters
-from gateway.routing import RouteTable, describe_match
+from gateway.http.routing import RouteTable, describe_match
+from gateway.observe.log import start_logging
 from gateway.server import Gateway, Load
 
 _BAD_CONFIG: Final = 2

@@ -24,21 +24,21 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from gateway.accesslog import Note, describe_exchange
 from gateway.actions import choose_route
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.check import server_context
 from gateway.config.values import Address
-from gateway.disk import DiskWorkers, sweep
 from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
+from gateway.downstream.access_log import Note, describe_exchange
 from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
-from gateway.gate import Drain
-from gateway.ops import OpsApp
-from gateway.serving import Serving, Shared
-from gateway.tally import Tally, method_label
-from gateway.timers import Timers
+from gateway.observe.stats import Tally, method_label
+from gateway.ops.app import OpsApp
+from gateway.runtime import Serving, Shared
+from gateway.storage import DiskWorkers, sweep
+from gateway.transfer.timers import Timers
 from gateway.upstream import Service
+from gateway.upstream.capacity import Drain
 
 _BACKLOG: Final = 1024
 #: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.

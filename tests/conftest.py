@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.actors import DEFAULTS
+from tests.peers import DEFAULTS
 
 
 def count_descriptors() -> int:
@@ -46,7 +46,7 @@ def every_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Run a test on the copy lane, and on the lanes below the transports with bodies of any size."""
     lane: str = request.param
     monkeypatch.setitem(DEFAULTS, "lanes", lane)
-    monkeypatch.setattr("gateway.lanes.choice.LEAST_BYTES", 1)
+    monkeypatch.setattr("gateway.transfer.pump.LEAST_BYTES", 1)
     return lane
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.tally import Direction, TransferTally
-from tests.actors import (
+from gateway.observe.stats import Direction, TransferTally
+from tests.conftest import require_tool
+from tests.peers import (
     OK,
     RawUpstream,
     RunningGateway,
@@ -29,7 +30,6 @@ from tests.actors import (
     run_gateway,
     until,
 )
-from tests.conftest import require_tool
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"

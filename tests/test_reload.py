@@ -16,7 +16,7 @@ import pytest
 
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.load import parse_config
-from tests.actors import (
+from tests.peers import (
     OK,
     RawUpstream,
     Wire,

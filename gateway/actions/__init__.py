@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from gateway.actions.choose import choose_route
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
+from gateway.actions.form_routing import choose_route
 from gateway.actions.forward import ForwardAction
 from gateway.actions.mirror import Mirror
 from gateway.actions.split import SplitAction
 from gateway.actions.store import StoreAction
 from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward, Split
-from gateway.disk import DiskWorkers
 from gateway.downstream import Exchange
 from gateway.filters import FilterKind
-from gateway.lanes import Carrier
-from gateway.routing import Found
-from gateway.timers import Timers
+from gateway.http.routing import Found
+from gateway.storage import DiskWorkers
+from gateway.transfer import Carrier
+from gateway.transfer.timers import Timers
 from gateway.upstream import Service
 
 Action = Callable[[Exchange, Found], Awaitable[None]]

@@ -9,17 +9,17 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from gateway import PSEUDONYM, __version__
-from gateway.actions.courses import answer_courses
 from gateway.actions.forward import relay
+from gateway.actions.policies import answer_courses
 from gateway.config import Route
 from gateway.config.model import Fetch
 from gateway.config.values import Endpoint, parse_endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.headers import Field, FieldLines, encode_head
-from gateway.lanes import Carrier
-from gateway.routing import Found
-from gateway.timers import Timers
+from gateway.http.headers import Field, FieldLines, encode_head
+from gateway.http.routing import Found
+from gateway.transfer import Carrier
+from gateway.transfer.timers import Timers
 from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
 
 _MAX_REDIRECTS: Final = 5

@@ -9,18 +9,17 @@ from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
-from gateway.actions.courses import download_course
+from gateway.actions.policies import download_course
 from gateway.config import Route
 from gateway.config.model import Files
-from gateway.disk import DiskWorkers, OutgoingFile, open_below
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.headers import Field, own_fields
-from gateway.lanes import Carrier
-from gateway.objects import ObjectPlace, OutgoingObject, open_object
-from gateway.routing import Found
-from gateway.tally import Side
-from gateway.watch import Pace
+from gateway.http.headers import Field, own_fields
+from gateway.http.routing import Found
+from gateway.observe.stats import Side
+from gateway.storage import DiskWorkers, ObjectPlace, OutgoingFile, OutgoingObject, open_below, open_object
+from gateway.transfer import Carrier
+from gateway.transfer.stall import Pace
 
 _RANGE: Final = re.compile(rb"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.IGNORECASE)
 _MAX_DIGITS: Final = 19

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.actions.courses import AnswerCourses, answer_courses, upload_course, upstream_pace
+from gateway.actions.body_shape import framing_fields, join_query, without_content_fields
 from gateway.actions.mirror import Mirror, Tee
-from gateway.actions.remake import RemadeBody
-from gateway.actions.shape import framing_fields, join_query, without_content_fields
+from gateway.actions.policies import AnswerCourses, answer_courses, upload_course, upstream_pace
+from gateway.actions.reencode import RemadeBody
 from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head
 from gateway.config import FormFields, Route
 from gateway.config.model import Forward
@@ -20,12 +20,12 @@ from gateway.config.values import Endpoint
 from gateway.downstream import Exchange, RequestBody
 from gateway.errors import Outcome
 from gateway.filters import FileHead, FilesAlong, FilterKind, TransformKind
-from gateway.headers import Field, encode_head, request_fields, response_fields
-from gateway.lanes import Carrier
+from gateway.http.headers import Field, encode_head, request_fields, response_fields
+from gateway.http.routing import Found
 from gateway.multipart import Part, PartInspector, PartKind
-from gateway.routing import Found
-from gateway.tally import Side
-from gateway.transfer import Filter, Transfer, nothing_pending
+from gateway.observe.stats import Side
+from gateway.transfer import Carrier
+from gateway.transfer.transfer import Filter, Transfer, nothing_pending
 from gateway.upstream import ReceivedAnswer, Sending, Service, UpstreamSink
 
 

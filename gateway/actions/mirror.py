@@ -15,16 +15,16 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.actions.shape import framing_fields
+from gateway.actions.body_shape import framing_fields
 from gateway.config.model import Mirror as MirrorConfig
 from gateway.config.values import Endpoint
-from gateway.disk import DiskWorkers, Upload
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.headers import Field, encode_head, request_fields
-from gateway.routing import Found
-from gateway.tally import RouteTally
-from gateway.transfer import Transfer
+from gateway.http.headers import Field, encode_head, request_fields
+from gateway.http.routing import Found
+from gateway.observe.stats import RouteTally
+from gateway.storage import DiskWorkers, Upload
+from gateway.transfer.transfer import Transfer
 from gateway.upstream import Sending, Service, UpstreamSink
 
 _PERCENT: Final = 100.0

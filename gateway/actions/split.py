@@ -13,20 +13,20 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final
 
-from gateway.actions.courses import upload_course, upstream_pace
-from gateway.actions.delivery import AnswerRoom, Delivery, Entry, describe
-from gateway.actions.shape import HeldFields
+from gateway.actions.body_shape import HeldFields
+from gateway.actions.file_request import AnswerRoom, Delivery, Entry, describe
+from gateway.actions.policies import upload_course, upstream_pace
 from gateway.actions.upload import check_upload, form_boundary, form_digest
 from gateway.config import Route
 from gateway.config.model import Split
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FilterKind, head_of
-from gateway.lanes import Carrier, PulledBody
+from gateway.http.routing import Found
 from gateway.multipart import FormContent, Part, PartKind, read_form
-from gateway.routing import Found
-from gateway.tally import Side
-from gateway.transfer import Filter, Transfer, nothing_pending
+from gateway.observe.stats import Side
+from gateway.transfer import Carrier, PulledBody
+from gateway.transfer.transfer import Filter, Transfer, nothing_pending
 from gateway.upstream import Service
 
 _MULTI_STATUS: Final = 207

@@ -6,21 +6,20 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from gateway.actions.courses import upload_course
+from gateway.actions.policies import upload_course
 from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Store
-from gateway.disk import DiskWorkers, Upload
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
-from gateway.lanes import Carrier, PulledBody
+from gateway.http.routing import Found
 from gateway.multipart import FormContent, PartKind, read_form
-from gateway.objects import ObjectPlace, ObjectUpload
-from gateway.routing import Found
-from gateway.tally import Side
-from gateway.transfer import Transfer, nothing_pending
-from gateway.watch import Pace
+from gateway.observe.stats import Side
+from gateway.storage import DiskWorkers, ObjectPlace, ObjectUpload, Upload
+from gateway.transfer import Carrier, PulledBody
+from gateway.transfer.stall import Pace
+from gateway.transfer.transfer import Transfer, nothing_pending
 
 
 class StoreAction:

@@ -8,8 +8,8 @@ from urllib.parse import unquote
 from gateway.config import Route
 from gateway.downstream import Exchange
 from gateway.filters import BodyLimit, DigestKind, FileHead, FilesAlong, FilterKind
+from gateway.http.routing import Found
 from gateway.multipart import boundary_of, parse_disposition
-from gateway.routing import Found
 
 
 def check_upload(exchange: Exchange, route: Route) -> BodyLimit:

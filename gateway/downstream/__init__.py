@@ -4,9 +4,9 @@
 sink of what it gets, `exchange` one request and its answer with everything that may be said about them.
 """
 
-from gateway.downstream.answer import Answer
 from gateway.downstream.body import RequestBody
 from gateway.downstream.connection import TrafficServer, check_aiohttp
 from gateway.downstream.exchange import Exchange
+from gateway.downstream.response import Answer
 
 __all__ = ["Answer", "Exchange", "RequestBody", "TrafficServer", "check_aiohttp"]

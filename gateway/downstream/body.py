@@ -13,7 +13,8 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.downstream.connection import TrafficConnection
 from gateway.errors import Fault, FaultKind
-from gateway.lanes import ChunkedDecoder, Detached, DetachedBytes, DetachedChunks, SocketEnd, is_plain
+from gateway.http.chunked import ChunkedDecoder
+from gateway.transfer import Detached, DetachedBytes, DetachedChunks, SocketEnd, is_plain
 
 #: What is received at once of a body that is pulled through aiohttp's streams.
 _STEP_BYTES: Final = 256 * 1024

@@ -17,9 +17,10 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-from gateway.downstream.answer import Answer
+from gateway.downstream.response import Answer
 from gateway.errors import Fault, FaultKind
-from gateway.lanes import ChunkedDecoder, is_plain
+from gateway.http.chunked import ChunkedDecoder
+from gateway.transfer import is_plain
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 #: Answers a request whose head could not be read. Called with the fault; returns what to send.

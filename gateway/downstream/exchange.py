@@ -18,14 +18,24 @@ from aiohttp import web
 from gateway.config import Route
 from gateway.config.section import Network
 from gateway.config.values import Endpoint
-from gateway.downstream.answer import Answer, abort
 from gateway.downstream.body import RequestBody
+from gateway.downstream.response import Answer, abort
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
-from gateway.headers import Field, FieldLines, Fields, Origin, Target, check_head, is_trusted, name_trace, own_fields
-from gateway.tally import RouteTally
-from gateway.timers import Timers
-from gateway.transfer import AwaitedFilter, Filter, Source, Transfer
-from gateway.watch import Course
+from gateway.http.headers import (
+    Field,
+    FieldLines,
+    Fields,
+    Origin,
+    Target,
+    check_head,
+    is_trusted,
+    name_trace,
+    own_fields,
+)
+from gateway.observe.stats import RouteTally
+from gateway.transfer.stall import Course
+from gateway.transfer.timers import Timers
+from gateway.transfer.transfer import AwaitedFilter, Filter, Source, Transfer
 
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
 LINGER_SECONDS: Final = 5.0

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
-from gateway.headers import Field
+from gateway.http.headers import Field
 
 #: A thread is bothered with so many bytes at once, and twice that is held. With room for two chunks the network moves
 #: on while one is hashed: a digest costs 1.2 to 1.3 times its hash then, and 1.4 with the least.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dataclasses import field as field_of
 from typing import Any, Protocol, runtime_checkable
 
-from gateway.headers import Field
+from gateway.http.headers import Field
 from gateway.multipart import Part
 
 

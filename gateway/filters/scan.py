@@ -13,7 +13,7 @@ from typing import Final, Literal
 from gateway.config.values import parse_address
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
-from gateway.headers import Field
+from gateway.http.headers import Field
 
 _UNIX: Final = "unix:"
 _END: Final = b"\0\0\0\0"

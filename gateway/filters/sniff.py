@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, Observer
-from gateway.headers import Field
+from gateway.http.headers import Field
 
 SNIFFED_BYTES: Final = 64 * 1024
 #: More than this is not needed to tell text from bytes.

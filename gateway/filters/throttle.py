@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from gateway.filters.file import FileHead, Observer
-from gateway.headers import Field
+from gateway.http.headers import Field
 
 #: A burst of so many seconds' worth passes at once: the granularity of chunks must not decide the rate.
 _BURST_SECONDS: Final = 0.25

@@ -7,6 +7,6 @@ answer, `guard` which addresses may be connected to, `service` a configured upst
 from gateway.upstream.client import Client, ReceivedAnswer
 from gateway.upstream.connection import Sending, UpstreamSink
 from gateway.upstream.guard import AddressGuard, AllowList
-from gateway.upstream.service import Service
+from gateway.upstream.pool import Service
 
 __all__ = ["AddressGuard", "AllowList", "Client", "ReceivedAnswer", "Sending", "Service", "UpstreamSink"]

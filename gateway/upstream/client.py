@@ -23,9 +23,9 @@ from yarl import URL
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.headers import FieldLines
-from gateway.lanes import DetachedBytes, SocketEnd, is_plain
-from gateway.timers import Timers
+from gateway.http.headers import FieldLines
+from gateway.transfer import DetachedBytes, SocketEnd, is_plain
+from gateway.transfer.timers import Timers
 from gateway.upstream.connection import Address, LiveConnector, Sending
 from gateway.upstream.guard import AddressGuard
 

@@ -24,7 +24,7 @@ from aiohttp.http_writer import StreamWriter
 from yarl import URL
 
 from gateway.errors import Fault, FaultKind
-from gateway.lanes import SocketEnd, drain_whole, is_plain
+from gateway.transfer import SocketEnd, drain_whole, is_plain
 
 _READ_BYTES: Final = 2**18
 #: How long the last words of an upstream that broke the connection are waited for: they are in our kernel already.

@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import Fault
 from gateway.upstream import AllowList
 from gateway.upstream.guard import is_public
-from tests.actors import RawUpstream, Wire, answering, problem_of, run_gateway, split_answer
+from tests.peers import RawUpstream, Wire, answering, problem_of, run_gateway, split_answer
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 FILE = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\nSet-Cookie: a=b\r\nETag: "e"\r\n\r\nfile'

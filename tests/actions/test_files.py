@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.tally import Direction
-from tests.actors import problem_of, run_gateway, split_answer, until
+from gateway.observe.stats import Direction
+from tests.peers import problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 DATA = bytes(range(256)) * 4096
@@ -207,7 +207,7 @@ async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
 @pytest.fixture
 def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no file be in the kernel's memory."""
-    monkeypatch.setattr("gateway.disk.outgoing._HAS_NOWAIT", False)
+    monkeypatch.setattr("gateway.storage.disk_download._HAS_NOWAIT", False)
 
 
 @pytest.mark.usefixtures("uncached")

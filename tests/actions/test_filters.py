@@ -19,9 +19,9 @@ import pytest
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead, FilterContext, Observer
 from gateway.filters.throttle import Bucket, ThrottleKind
-from gateway.headers import Field
-from gateway.tally import Side
-from tests.actors import (
+from gateway.http.headers import Field
+from gateway.observe.stats import Side
+from tests.peers import (
     OK,
     RawUpstream,
     Wire,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.actors import (
+from tests.peers import (
     OK,
     RawUpstream,
     Wire,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.downstream import Exchange
-from tests.actors import RawUpstream, answering, form, forward_config, post, run_gateway
+from tests.peers import RawUpstream, answering, form, forward_config, post, run_gateway
 
 FILE = 'name="f"; filename="a.bin"'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000

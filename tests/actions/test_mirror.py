@@ -13,8 +13,8 @@ import pytest
 
 from gateway.actions.mirror import Tee
 from gateway.errors import Fault, Outcome
-from gateway.tally import RouteTally
-from tests.actors import (
+from gateway.observe.stats import RouteTally
+from tests.peers import (
     OK,
     RawUpstream,
     RunningGateway,

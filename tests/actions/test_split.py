@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.actors import (
+from tests.peers import (
     RawUpstream,
     Wire,
     chunked,

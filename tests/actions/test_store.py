@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gateway.disk import sweep
-from gateway.disk.incoming import IncomingFile, Upload
-from tests.actors import chunked, form, post, problem_of, run_gateway, split_answer, until
+from gateway.storage import sweep
+from gateway.storage.disk_upload import IncomingFile, Upload
+from tests.peers import chunked, form, post, problem_of, run_gateway, split_answer, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -258,7 +258,7 @@ async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, mon
             assert sweep(tmp_path) == 1
         lock(descriptor, how)
 
-    monkeypatch.setattr("gateway.disk.staging.fcntl.flock", flock)
+    monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
         assert split_answer(await gateway.ask(put(b"data")))[0] == 201
         assert names(tmp_path) == ["a.bin"]
@@ -276,7 +276,7 @@ async def test_staging_that_a_sweep_holds_is_made_again(tmp_path: Path, monkeypa
             raise BlockingIOError(errno.EWOULDBLOCK, "held")
         lock(descriptor, how)
 
-    monkeypatch.setattr("gateway.disk.staging.fcntl.flock", flock)
+    monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(put(b"x" * 600_000)[:-1])
@@ -315,7 +315,7 @@ async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
     def flock(descriptor: int, how: int) -> None:
         raise OSError(error, "no locks here")
 
-    monkeypatch.setattr("gateway.disk.staging.fcntl.flock", flock)
+    monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
         assert split_answer(await gateway.ask(put(b"data")))[0] == 201
     assert names(tmp_path) == ["a.bin"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.actors import RawUpstream, Wire, forward_config, run_gateway
 from tests.bench.peers import free_port
 from tests.conftest import require_tool
+from tests.peers import RawUpstream, Wire, forward_config, run_gateway
 from tests.wire.table import TABLE, Case
 
 #: A side that says nothing more for this long has nothing to say: only wrong proxies need it.

@@ -1,0 +1,178 @@
+"""What a file looks like when it goes upstream by itself: raw or as a form, with the form fields before it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import quote, quote_from_bytes
+
+from gateway.config import FormFields, Route
+from gateway.config.values import show_size
+from gateway.errors import Fault, FaultKind
+from gateway.filters import FileHead
+from gateway.http.headers import Field, FieldLines
+from gateway.multipart import FormField, FormWriter, Part
+
+#: Fields of the client's request that speak about the envelope and not about the file in it.
+_ABOUT_CONTENT: Final = (b"content-", b"repr-digest", b"digest", b"want-")
+_MAX_FIELD_VALUE_BYTES: Final = 4096
+
+
+Framing = Literal["auto", "length_required", "chunked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """How a file goes upstream: fields about its content, what stands before and behind its bytes, and the length."""
+
+    fields: tuple[Field, ...]
+    #: To be joined to the query of the request; without a question mark.
+    query: str
+    prefix: bytes
+    suffix: bytes
+    #: Of the whole body; None is not known.
+    length: int | None
+
+
+class HeldFields:
+    """Form fields held while a file behind them streams, within `max_held`."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._bytes = 0
+        self.fields: list[FormField] = []
+
+    async def read(self, part: Part) -> None:
+        """Read a field to its end and hold it. Raises Fault FIELD_TOO_LARGE."""
+        value = bytearray()
+        self.count(len(part.disposition.name))
+        while data := await part.read():
+            self.count(len(data))
+            value += data
+        self.fields.append(FormField(part.disposition.name, bytes(value), part.content_type))
+
+    def count(self, size: int) -> None:
+        """Count bytes that are held. Raises Fault FIELD_TOO_LARGE."""
+        self._bytes += size
+        limit = self._route.limits.max_held
+        if self._bytes > limit:
+            key = f"routes.{self._route.name}.limits.max_held"
+            raise Fault(
+                FaultKind.FIELD_TOO_LARGE,
+                f"The form fields before a file have more than {show_size(limit)} together: send less or raise {key}.",
+                facts={"limit": int(limit), "received": self._bytes, "config_key": key},
+            )
+
+
+def passed_name(config: FormFields, name: str) -> str | None:
+    """Return the name under which a client's form field is passed on, None if it is not."""
+    if name in config.drop or (config.keep is not None and name not in config.keep):
+        return None
+    passed = config.rename.get(name, name)
+    return None if passed in config.add else passed
+
+
+def select_fields(config: FormFields, held: Sequence[FormField]) -> list[FormField]:
+    """Return the form fields that are passed on, under the names they get, and those that are added."""
+    named = [(passed_name(config, field.name), field) for field in held]
+    kept = [FormField(name, field.value, field.content_type) for name, field in named if name is not None]
+    return kept + [FormField(name, value.encode()) for name, value in config.add.items()]
+
+
+def shape_file(
+    body: Literal["multipart", "raw"],
+    config: FormFields,
+    file_name: str | None,
+    file: FileHead,
+    held: Sequence[FormField],
+) -> Shaped:
+    """Return how a file goes upstream. Raises Fault BAD_MULTIPART for a form field that cannot be a header field."""
+    chosen = select_fields(config, held)
+    send = config.send or ("form" if body == "multipart" else "query")
+    query = "&".join(f"{quote(field.name, safe='')}={quote_from_bytes(field.value, safe='')}" for field in chosen)
+    heads = tuple(_as_header(field) for field in chosen) if send == "headers" else ()
+    if body == "multipart":
+        writer = FormWriter()
+        prefix = b"".join(writer.field(field) for field in chosen) if send == "form" else b""
+        prefix += writer.file_head(file.field, file.filename, file.content_type)
+        suffix = writer.end()
+        content_type = writer.content_type
+    else:
+        prefix = suffix = b""
+        content_type = (file.content_type or "application/octet-stream").encode("utf-8", "surrogateescape")
+        if file_name is not None and file.filename:
+            heads = (*heads, (file_name.encode(), quote(file.filename, safe="", errors="surrogateescape").encode()))
+    length = None if file.size is None else len(prefix) + file.size + len(suffix)
+    return Shaped(((b"Content-Type", content_type), *heads), query if send == "query" else "", prefix, suffix, length)
+
+
+async def file_pieces(
+    shaped: Shaped,
+    size: int | None,
+    read: Callable[[], Awaitable[bytes]],
+    *,
+    wrong_length: Callable[[], Fault],
+    at_end: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """Yield a file as it goes upstream. `size` is its own, None not known; a file that has another raises.
+
+    `at_end` is awaited behind the file's last byte, and before the last piece is given out where the request would
+    look whole with it.
+    """
+    if shaped.prefix:
+        yield shaped.prefix
+    left = size
+    while data := await read():
+        if left is not None:
+            left -= len(data)
+            if left < 0 or (not left and await read()):
+                raise wrong_length()
+            if not left and at_end is not None:
+                await at_end()
+                at_end = None
+        yield data
+    if left:
+        raise wrong_length()
+    if at_end is not None:
+        await at_end()
+    if shaped.suffix:
+        yield shaped.suffix
+
+
+def framing_fields(framing: Framing, length: int | None) -> list[Field]:
+    """Return the field that frames a request's body. Raises Fault LENGTH_REQUIRED (RFC 9112 section 6.3)."""
+    if length is not None and framing != "chunked":
+        return [(b"Content-Length", b"%d" % length)]
+    if framing == "length_required":
+        raise Fault(
+            FaultKind.LENGTH_REQUIRED,
+            "The upstream takes no chunked body, and the length of this one is not known before it ends: send "
+            "Content-Length, and in a form its fields first and then one file.",
+        )
+    return [(b"Transfer-Encoding", b"chunked")]
+
+
+def join_query(path: str, query: str, more: str) -> str:
+    """Return a request target: `query` is as sent, with its question mark, `more` is added to it."""
+    if not more:
+        return path + query
+    return f"{path}{query or '?'}{'&' if len(query) > 1 else ''}{more}"
+
+
+def without_content_fields(fields: FieldLines) -> FieldLines:
+    """Return the client's fields less those about the content of its envelope."""
+    return FieldLines(
+        field for key, field in zip(fields.keys, fields, strict=True) if not key.startswith(_ABOUT_CONTENT)
+    )
+
+
+def _as_header(field: FormField) -> Field:
+    name = b"X-Form-" + "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in field.name).encode()
+    if len(field.value) > _MAX_FIELD_VALUE_BYTES:
+        raise Fault(
+            FaultKind.FIELD_TOO_LARGE,
+            f"Form field {field.name!r} has {len(field.value)} bytes and goes upstream as a header field, which takes "
+            f"{_MAX_FIELD_VALUE_BYTES}: send less, or set the route's fields.send to query.",
+        )
+    return name, quote_from_bytes(field.value, safe=" !#$&'()*+,/:;=?@[]~^`{|}<>\"").encode()

@@ -1,0 +1,96 @@
+"""Which of several routes a form belongs to: decided by the fields before its first file, which are then read again.
+
+Field conditions need the body, so this runs before a route's own story begins. What was read is held, bounded by
+`max_held`, and given back to the body: the chosen route's action reads it as if nobody had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import math
+from collections.abc import Sequence
+
+from gateway.actions.upload import form_boundary
+from gateway.config import Limits
+from gateway.config.values import show_size
+from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind
+from gateway.http.routing import Found
+from gateway.multipart import FormContent, PartKind, read_form
+
+
+async def choose_route(exchange: Exchange, candidates: Sequence[Found]) -> Found:
+    """Return the first candidate whose field conditions hold; the last may have none. Raises Fault."""
+    if not candidates[0].route.match.field:
+        return candidates[0]
+    exchange.check_expectation()
+    boundary = form_boundary(exchange)
+    fields = await _read_fields(exchange, boundary, candidates[0]) if boundary is not None else {}
+    for found in candidates:
+        if all(_holds(fields.get(name), pattern, name) for name, pattern in found.route.match.field.items()):
+            return found
+    names = ", ".join(sorted({name for found in candidates for name in found.route.match.field}))
+    raise Fault(
+        FaultKind.LATE_FIELD,
+        f"The form fields that stand before the first file choose no route ({names}): send them first, with values "
+        "that a route here knows, or add a route without match.field.",
+    )
+
+
+def _holds(values: list[str] | None, pattern: str, name: str) -> bool:
+    if values is None:
+        return False
+    if len(values) > 1:
+        # Parsers behind us would differ in which one they believe.
+        raise Fault(FaultKind.BAD_MULTIPART, f"Form field {name!r} decides the route and stands twice: send it once.")
+    return fnmatch.fnmatchcase(values[0], pattern)
+
+
+async def _read_fields(exchange: Exchange, boundary: bytes, first: Found) -> dict[str, list[str]]:
+    """Return the fields before the first file, by name, and give the body back. Raises Fault."""
+    body = exchange.body
+    if body is None:
+        return {}
+    route, idle = first.route, first.route.timeouts.idle
+    read: list[bytes] = []
+
+    async def more() -> bytes:
+        chunk = await body.read()
+        read.append(chunk)
+        return chunk
+
+    exchange.invite()
+    try:
+        async with asyncio.timeout(None if math.isinf(idle) else idle):
+            return await _fields_of(
+                FormContent(boundary, route.limits, route.name, more), boundary, route.limits, first
+            )
+    except TimeoutError:
+        raise Fault(
+            FaultKind.CLIENT_IDLE, f"The fields that choose the route did not come within {idle:g} s: send them first."
+        ) from None
+    finally:
+        body.unread([chunk for chunk in read if chunk])
+
+
+async def _fields_of(content: FormContent, boundary: bytes, limits: Limits, first: Found) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    held = 0
+    async for part in read_form(content, boundary, limits, first.route.name):
+        if part.kind is PartKind.FILE:
+            break
+        value = bytearray()
+        while data := await part.read():
+            value += data
+            held += len(data)
+            if held > limits.max_held:
+                key = f"routes.{first.route.name}.limits.max_held"
+                raise Fault(
+                    FaultKind.FIELD_TOO_LARGE,
+                    f"The form fields before the first file have more than {show_size(limits.max_held)} together: "
+                    f"send less or raise {key}.",
+                    facts={"limit": int(limits.max_held), "received": held, "config_key": key},
+                )
+        fields.setdefault(part.disposition.name, []).append(value.decode("utf-8", "replace"))
+    return fields

@@ -1,0 +1,60 @@
+"""One structured line per exchange, at its end: JSON on standard output, keys that do not change."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from json.encoder import encode_basestring_ascii
+from typing import Final
+
+from gateway.downstream.exchange import Exchange
+from gateway.observe.log import show_time
+from gateway.observe.stats import Side
+from gateway.transfer.transfer import Transfer
+
+#: Takes the line of an exchange.
+Note = Callable[[str], None]
+_MAX_TARGET_CHARACTERS: Final = 512
+
+
+def describe_exchange(exchange: Exchange, seconds: float) -> str:
+    """Return the line of an exchange that took so many seconds: a JSON object whose keys are always the same.
+
+    Written out by hand, since a dict and its encoder cost twice as much, a tenth of a small request: whatever a
+    client or a config said is quoted by json's own function, control characters and all, and the rest are numbers and
+    the words of our own enumerations.
+    """
+    named, fault, trace = exchange.named, exchange.fault, exchange.trace
+    route, first = named.route, exchange.first_byte_seconds
+    upload, download = exchange.upload, exchange.download
+    waits = ", ".join(wait for transfer in (upload, download) if transfer is not None for wait in _waits(transfer))
+    return (
+        f'{{"time": "{show_time(time.time())}", "level": "info", "event": "exchange", '  # noqa: TID251 (the time of day)
+        f'"route": {_quote(route.name if route else None)}, "action": {_quote(route.action_name if route else None)}, '
+        f'"method": {_quote(exchange.method)}, "target": {_quote(exchange.raw_target[:_MAX_TARGET_CHARACTERS])}, '
+        f'"status": {exchange.status}, "outcome": "{exchange.outcome}", "blame": "{exchange.blame}", '
+        f'"code": {_quote(fault.kind.code if fault else None)}, '
+        f'"upload": {_quote(upload.outcome if upload else None)}, '
+        f'"download": {_quote(download.outcome if download else None)}, '
+        f'"bytes_up": {upload.moved_bytes if upload else 0}, "bytes_down": {download.moved_bytes if download else 0}, '
+        f'"lane_up": {_quote(upload.lane if upload else None)}, '
+        f'"lane_down": {_quote(download.lane if download else None)}, '
+        f'"seconds": {seconds:.6f}, "first_byte_seconds": {"null" if first is None else f"{first:.6f}"}, '
+        f'"wait_seconds": {{{waits}}}, "parts": {json.dumps(exchange.parts) if exchange.parts else "null"}, '
+        f'"client": {_quote(exchange.client)}, "upstream": {_quote(named.upstream or None)}, '
+        f'"endpoint": {_quote(named.endpoint or None)}, "request_id": {_quote(trace.request_id.decode("latin-1"))}, '
+        f'"trace_id": "{trace.traceparent[3:35].decode("latin-1")}"}}'
+    )
+
+
+def _quote(text: str | None) -> str:
+    return "null" if text is None else encode_basestring_ascii(text)
+
+
+def _waits(transfer: Transfer) -> Iterator[str]:
+    course = transfer.course
+    yield f'"{course.read_side}": {transfer.read_seconds:.6f}'
+    yield f'"{course.write_side}": {transfer.write_seconds:.6f}'
+    if transfer.filter_seconds:
+        yield f'"{Side.FILTER}": {transfer.filter_seconds:.6f}'

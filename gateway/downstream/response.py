@@ -1,0 +1,208 @@
+"""What the client gets: a head in wire form, then the body, then exactly one end.
+
+aiohttp's StreamResponse would add fields, fold duplicates, drop bytes that are not UTF-8 and remove the
+Content-Length of a 304; so the head is written here, and StreamResponse is only what aiohttp's loop wants to hold.
+Whoever cuts an answer leaves the client with a body that cannot look whole: no final chunk, missing bytes, or, where
+only the close ends the body, a reset (RFC 9112 sections 6.3 and 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
+
+from gateway.errors import Fault, FaultKind
+from gateway.http.headers import Field, Fields, encode_head
+from gateway.transfer import SocketEnd, drain_whole, is_plain
+
+#: Linger on, zero seconds: close sends RST.
+_RESET: Final = struct.pack("ii", 1, 0)
+#: Bodies shorter than this are sent in one segment with their head.
+_JOINED_BYTES: Final = 16 * 1024
+_EMPTY_STATUSES: Final = frozenset({204, 304})
+
+
+class Answer(web.StreamResponse):
+    """One answer on its way to the client. `length` None is a body of unknown length."""
+
+    def __init__(
+        self,
+        status: int,
+        reason: bytes,
+        fields: Fields,
+        *,
+        length: int | None,
+        is_last: bool,
+        is_at_hand: bool = False,
+    ) -> None:
+        super().__init__(status=status, reason=None)
+        self._phrase = reason
+        self._own_fields = fields
+        self._length = length
+        #: Whether `write` follows in the same turn of the loop.
+        self._is_at_hand = is_at_hand
+        #: Whether the connection closes behind it.
+        self._is_last = is_last
+        self._is_cut = False
+        self._is_done = False
+        self._is_close_delimited = False
+        self._has_body = True
+        self._writer: StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
+        self._small_body = b""
+        self._held_head = b""
+
+    @classmethod
+    def small(cls, status: int, fields: Fields, body: bytes, *, is_last: bool) -> Answer:
+        """Return an answer whose body is at hand, sent by aiohttp's loop or by `send`."""
+        answer = cls(status, _phrase(status), fields, length=len(body), is_last=is_last)
+        answer._small_body = body
+        return answer
+
+    @property
+    def was_begun(self) -> bool:
+        """Whether a head was sent: from then on a fault can only cut."""
+        return self._writer is not None
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the head. Called again by aiohttp's loop at the end, when it does nothing."""
+        if self._writer is not None or self._is_cut:
+            return self._writer
+        writer = request._payload_writer
+        transport = request.transport
+        if not isinstance(writer, StreamWriter) or transport is None or transport.is_closing():
+            raise ConnectionResetError("the client left before its answer")
+        self._writer, self._transport = writer, transport
+        self._keep_alive = request.keep_alive and not self._is_last
+        fields = [*self._own_fields, *self._frame(request, writer)]
+        head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, fields)
+        # aiohttp asks its writer whether anything was sent before it answers itself.
+        writer.output_size += len(head)
+        if self._small_body and self._has_body:
+            transport.write(head + self._small_body)
+        elif self._length is not None and self._has_body and self._length < _JOINED_BYTES:
+            # A short body is most often at hand: head and body in one segment, but never later than this turn.
+            self._held_head = head
+            if not self._is_at_hand:
+                asyncio.get_running_loop().call_soon(self._send_held_head)
+        else:
+            transport.write(head)
+        return writer
+
+    def _send_held_head(self) -> None:
+        head, self._held_head = self._held_head, b""
+        if head and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(head)
+
+    def _frame(self, request: web.BaseRequest, writer: StreamWriter) -> list[Field]:
+        """Decide how the body ends (RFC 9112 section 6.3) and return the fields that say so."""
+        fields: list[Field] = []
+        self._has_body = request.method != "HEAD" and self.status not in _EMPTY_STATUSES
+        if self._length is not None:
+            # > A server MUST NOT send a Content-Length header field in any response with a status code of 1xx
+            # > (Informational) or 204 (No Content) (RFC 9110 section 8.6).
+            if self.status != HTTPStatus.NO_CONTENT:
+                fields.append((b"Content-Length", b"%d" % self._length))
+        elif self._has_body and request.version >= (1, 1):
+            writer.enable_chunking()
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        elif self._has_body:
+            self._is_close_delimited = True
+            self._keep_alive = False
+        if not self._keep_alive:
+            fields.append((b"Connection", b"close"))
+        elif request.version < (1, 1):
+            fields.append((b"Connection", b"keep-alive"))
+        return fields
+
+    async def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Send a chunk of the body; returns when the client keeps up. Raises Fault CLIENT_LEFT if it is gone."""
+        if self._has_body and self._writer is not None:
+            if self._held_head:
+                data, self._held_head = self._held_head + data, b""
+            try:
+                await self._writer.write(data)
+            except ConnectionError as exc:
+                raise _left() from exc
+
+    def pending(self) -> int:
+        """Return how many bytes wait to leave this process."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    async def flush(self) -> None:
+        """Wait until every byte has left this process, so that a client that stopped reading is still watched."""
+        if self._transport is None or self._writer is None:
+            return
+        try:
+            await drain_whole(self._transport, self._writer.drain)
+        except ConnectionError as exc:
+            raise _left() from exc
+
+    async def detach(self) -> SocketEnd | None:
+        """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
+        if self._writer is None or self._writer.chunked or not self._has_body:
+            return None
+        self._send_held_head()
+        await self.flush()
+        transport = self._transport
+        return SocketEnd(transport) if transport is not None and is_plain(transport) else None
+
+    async def fail(self, exc: OSError) -> Fault:
+        """Return what a failure to send means: the client is gone."""
+        del exc
+        return _left()
+
+    async def end(self) -> None:
+        """Send the end of the body and wait until it has left. Raises Fault CLIENT_LEFT."""
+        if self._is_done or self._is_cut or self._writer is None:
+            return
+        self._send_held_head()
+        if self._has_body:
+            try:
+                await self._writer.write_eof()
+            except ConnectionError as exc:
+                raise _left() from exc
+        self._is_done = True
+        await self.flush()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """End the answer: aiohttp's loop calls this last. Nothing is sent behind a cut."""
+        del data
+        try:
+            await self.end()
+        except Fault as fault:
+            raise ConnectionResetError("the client left") from fault
+
+    def cut(self) -> None:
+        """Break the connection off, so that what was sent cannot be taken for a whole answer."""
+        self._is_cut = True
+        self._keep_alive = False
+        if self._transport is not None:
+            abort(self._transport, with_reset=self._is_close_delimited)
+
+
+def abort(transport: asyncio.Transport, *, with_reset: bool) -> None:
+    """Close a connection at once, dropping what was not sent; `with_reset` so that even an end by close is broken."""
+    if with_reset:
+        sock = transport.get_extra_info("socket")
+        if sock is not None and not transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def _left() -> Fault:
+    return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer was complete.")
+
+
+def _phrase(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""

@@ -1,0 +1,1 @@
+"""What operators see: counters in plain numbers, their Prometheus exposition, the log."""

@@ -1,0 +1,186 @@
+"""The tally spelled for Prometheus. An own registry, read at scrape time; nothing is counted here."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import aiohttp
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from gateway import __version__
+from gateway.observe.stats import Histogram, RouteTally, Tally
+
+#: What every metric tells; also the text of docs/metrics.md, which a test compares.
+HELP: Final = {
+    "gateway_requests": "Requests answered, by the status the client got (499: it left before).",
+    "gateway_request_duration_seconds": "Seconds from request head to the end of the exchange.",
+    "gateway_time_to_first_byte_seconds": "Seconds from request head to the head of the answer.",
+    "gateway_requests_in_flight": "Exchanges under way.",
+    "gateway_transfers": "Bodies that have ended, by how.",
+    "gateway_transfers_by_lane": "Bodies that have ended, by how their bytes were moved (copy, splice).",
+    "gateway_transfers_in_flight": "Bodies under way.",
+    "gateway_transfer_bytes": "Bytes of bodies handed on, counted chunk by chunk while they flow.",
+    "gateway_chunk_size_bytes": "Bytes of each chunk.",
+    "gateway_chunk_throughput_bytes_per_second": "Bytes of each chunk over the seconds it took, waits included.",
+    "gateway_transfer_throughput_bytes_per_second": "Mean rate of each body from its begin to its end.",
+    "gateway_transfer_size_bytes": "Bytes of each body.",
+    "gateway_wait_seconds": "Seconds transfers waited, by the side that made them wait.",
+    "gateway_parts": "Parts of multipart forms, by kind (file, field).",
+    "gateway_part_size_bytes": "Bytes of each part.",
+    "gateway_part_outcomes": "Parts of forms, by how they ended; files of a split by what their upstream said.",
+    "gateway_mirrors": "Requests mirrored, by how that ended (limit: the mirror was too slow and dropped).",
+    "gateway_mirror_bytes": "Bytes of mirrored bodies, by result: sent, or dropped.",
+    "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
+    "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
+    "gateway_upstream_retries": "Requests given to another endpoint, by why the one before could not take them.",
+    "gateway_config_reloads": "Reloads of the config, by result: success, or failure (the one before stays in force).",
+    "gateway_config_last_reload_success_timestamp_seconds": "When the config in force was loaded, seconds since 1970.",
+    "gateway_build": "Always 1; the labels tell what runs.",
+}
+
+
+class TallyCollector:
+    """Yields every metric of a tally when a scrape asks."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric families."""
+        routes = list(self._tally.routes.values())
+        yield from _requests(routes)
+        yield from _transfers(routes)
+        yield from _waits_and_parts(routes)
+        yield from _mirrors(routes)
+        yield from self._upstreams()
+        yield from self._config()
+        build = GaugeMetricFamily("gateway_build_info", HELP["gateway_build"], labels=("version", "aiohttp", "python"))
+        build.add_metric((__version__, aiohttp.__version__, platform.python_version()), 1)
+        yield build
+
+    def _config(self) -> Iterator[Metric]:
+        reloads = _counter("gateway_config_reloads", "result")
+        for result, count in list(self._tally.reloads.items()):
+            reloads.add_metric((result,), count)
+        loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
+        loaded.add_metric((), self._tally.configured_at)
+        yield from (reloads, loaded)
+
+    def _upstreams(self) -> Iterator[Metric]:
+        up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
+        queue = _gauge("gateway_upstream_queue_length", "upstream")
+        retries = _counter("gateway_upstream_retries", "upstream", "reason")
+        for upstream in list(self._tally.upstreams.values()):
+            for endpoint, is_up in list(upstream.endpoints_up.items()):
+                up.add_metric((upstream.upstream, endpoint), float(is_up))
+            queue.add_metric((upstream.upstream,), upstream.queue_length)
+            for reason, count in list(upstream.retries.items()):
+                retries.add_metric((upstream.upstream, reason), count)
+        yield from (up, queue, retries)
+
+
+def make_registry(tally: Tally) -> CollectorRegistry:
+    """Return a registry of its own for one gateway."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(TallyCollector(tally))
+    return registry
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return the exposition and its content type: OpenMetrics when asked for, Prometheus text otherwise."""
+    if "application/openmetrics-text" in accept:
+        # prometheus-client 0.26 has no types for this function.
+        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+    return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
+
+
+def _requests(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    requests = _counter("gateway_requests", "route", "method", "code")
+    durations = _histogram("gateway_request_duration_seconds", "route")
+    first_bytes = _histogram("gateway_time_to_first_byte_seconds", "route")
+    in_flight = _gauge("gateway_requests_in_flight", "route")
+    for route in routes:
+        for (method, status), count in list(route.requests.items()):
+            requests.add_metric((route.route, method, str(status)), count)
+        _add(durations, (route.route,), route.durations)
+        _add(first_bytes, (route.route,), route.first_bytes)
+        in_flight.add_metric((route.route,), route.in_flight)
+    yield from (requests, durations, first_bytes, in_flight)
+
+
+def _transfers(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    ended = _counter("gateway_transfers", "route", "direction", "outcome")
+    lanes = _counter("gateway_transfers_by_lane", "route", "direction", "lane")
+    in_flight = _gauge("gateway_transfers_in_flight", "route", "direction")
+    moved = _counter("gateway_transfer_bytes", "route", "upstream", "direction")
+    chunks = _histogram("gateway_chunk_size_bytes", "route", "direction")
+    chunk_rates = _histogram("gateway_chunk_throughput_bytes_per_second", "route", "direction")
+    rates = _histogram("gateway_transfer_throughput_bytes_per_second", "route", "direction")
+    sizes = _histogram("gateway_transfer_size_bytes", "route", "direction")
+    for route in routes:
+        for direction, tally in route.transfers.items():
+            labels = (route.route, direction.value)
+            for outcome, count in list(tally.outcomes.items()):
+                ended.add_metric((*labels, outcome.value), count)
+            for lane, count in list(tally.lanes.items()):
+                lanes.add_metric((*labels, lane), count)
+            in_flight.add_metric(labels, tally.in_flight)
+            moved.add_metric((route.route, route.upstream, direction.value), tally.bytes_moved)
+            _add(chunks, labels, tally.chunk_sizes)
+            _add(chunk_rates, labels, tally.chunk_rates)
+            _add(rates, labels, tally.rates)
+            _add(sizes, labels, tally.sizes)
+    yield from (ended, lanes, in_flight, moved, chunks, chunk_rates, rates, sizes)
+
+
+def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    waits = _counter("gateway_wait_seconds", "route", "side")
+    parts = _counter("gateway_parts", "route", "kind")
+    sizes = _histogram("gateway_part_size_bytes", "route")
+    outcomes = _counter("gateway_part_outcomes", "route", "outcome")
+    for route in routes:
+        for side, seconds in route.waits.items():
+            waits.add_metric((route.route, side.value), seconds)
+        for kind, count in list(route.parts.items()):
+            parts.add_metric((route.route, kind), count)
+        for outcome, count in list(route.part_outcomes.items()):
+            outcomes.add_metric((route.route, outcome.value), count)
+        _add(sizes, (route.route,), route.part_sizes)
+    yield from (waits, parts, sizes, outcomes)
+
+
+def _mirrors(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+    ended = _counter("gateway_mirrors", "route", "outcome")
+    moved = _counter("gateway_mirror_bytes", "route", "result")
+    for route in routes:
+        for outcome, count in list(route.mirrors.items()):
+            ended.add_metric((route.route, outcome.value), count)
+        for result, count in list(route.mirror_bytes.items()):
+            moved.add_metric((route.route, result), count)
+    yield from (ended, moved)
+
+
+def _counter(name: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(name, HELP[name], labels=labels)
+
+
+def _gauge(name: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, HELP[name], labels=labels)
+
+
+def _histogram(name: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, HELP[name], labels=labels)
+
+
+def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
+    buckets: list[tuple[str, float]] = []
+    running = 0
+    for bound, count in zip((*histogram.bounds, float("inf")), list(histogram.counts), strict=True):
+        running += count
+        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), running))
+    family.add_metric(labels, buckets, histogram.total)

@@ -1,0 +1,166 @@
+"""Routes chosen by a form field: before the first file, whatever stands around it, and nothing is lost by looking."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from typing import Any
+
+import pytest
+
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    chunked,
+    form,
+    post,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+FILE = ('name="f"; filename="a.wav"', os.urandom(400_000))
+
+
+class Service(RawUpstream):
+    """Keeps what it was sent, and says its name."""
+
+    def __init__(self, name: bytes) -> None:
+        self.seen: list[bytes] = []
+        self._name = name
+        super().__init__(self._serve_all)
+
+    async def _serve_all(self, wire: Wire) -> None:
+        while True:
+            self.seen.append((await read_request(wire))[1])
+            await wire.send(
+                OK[:-2].replace(b"2", b"%d" % len(self._name), 2).replace(b"%d00" % len(self._name), b"200")
+            )
+            await wire.send(self._name)
+
+
+def config(big: Service, small: Service, *, has_default: bool = True, **limits: Any) -> dict[str, Any]:
+    def route(name: str, upstream: str, field: dict[str, str]) -> dict[str, Any]:
+        match = {"path": "/v1", **({"field": field} if field else {})}
+        return {"name": name, "match": match, "forward": {"upstream": upstream}, "limits": limits}
+
+    routes = [route("whisper", "big", {"model": "whisper-*"}), route("tiny", "small", {"model": "tiny"})]
+    if has_default:
+        routes.append(route("default", "small", {}))
+    return {
+        "upstreams": {"big": {"endpoints": [big.url]}, "small": {"endpoints": [small.url]}},
+        "routes": routes,
+    }
+
+
+def ask(*parts: tuple[str, bytes]) -> bytes:
+    return post(form(*parts), target="/v1")
+
+
+MODEL = ('name="model"', b"whisper-large")
+OTHERS = [('name="lang"', b"de"), ('name="prompt"', b"x" * 3000)]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([MODEL, *OTHERS])))
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_field_before_the_file_chooses_and_the_body_arrives_identical(order: Any, framing: str) -> None:
+    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+        request = ask(*order, FILE)
+        body = request.partition(b"\r\n\r\n")[2]
+        if framing == "chunked":
+            head = request.partition(b"Content-Length")[0]
+            request = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body[:50], body[50:1000], body[1000:])
+        client = await gateway.connect()
+        chance, at = random.Random(len(order[0][0])), 0
+        while at < len(request):
+            size = chance.choice((30, 300, 70_000))
+            await client.send(request[at : at + size])
+            at += size
+        assert split_answer(await client.read_to_end())[2] == b"big"
+        await client.close()
+        assert (big.seen, small.seen) == ([body], [])
+        line = await gateway.last_line()
+        assert (line["route"], line["bytes_up"]) == ("whisper", len(body))
+
+
+async def test_upstream_hears_of_the_request_as_soon_as_the_field_is_known() -> None:
+    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+        request = ask(MODEL, FILE)
+        client = await gateway.connect()
+        await client.send(request[: request.index(b"a.wav") + 100])
+        await asyncio.wait_for(big.connected.wait(), 5)
+        await client.drain_source([request[request.index(b"a.wav") + 100 :]])
+        assert split_answer(await client.read_to_end())[2] == b"big"
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[FILE, MODEL], [FILE], [('name="model"', b"other"), FILE], [('name="lang"', b"de")]],
+    ids=["late", "absent", "unknown", "no file"],
+)
+@pytest.mark.parametrize("has_default", [True, False])
+async def test_form_that_chooses_nothing_goes_to_the_default_or_is_refused(parts: Any, has_default: bool) -> None:
+    async with Service(b"big") as big, Service(b"small") as small:
+        async with run_gateway(config(big, small, has_default=has_default)) as gateway:
+            answer = await gateway.ask(ask(*parts))
+            if has_default:
+                assert split_answer(answer)[2] == b"small"
+                assert (await gateway.last_line())["route"] == "default"
+                assert not big.seen
+            else:
+                problem = problem_of(answer)
+                assert (problem["status"], problem["code"]) == (422, "late_field")
+                assert "(model)" in problem["detail"]
+                assert not (big.wires)
+                assert not (small.wires)
+
+
+async def test_body_that_is_no_form_goes_to_the_default() -> None:
+    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+        answer = await gateway.ask(post(b"raw", target="/v1", content_type="text/plain"))
+        assert split_answer(answer)[2] == b"small"
+        answer = await gateway.ask(b"GET /v1 HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert split_answer(answer)[2] == b"small"
+
+
+@pytest.mark.parametrize(
+    ("parts", "limits", "code"),
+    [
+        ([MODEL, ('name="model"', b"tiny"), FILE], {}, "bad_multipart"),
+        ([('name="a"', b"x" * 200), MODEL, FILE], {"max_held": 100}, "field_too_large"),
+        ([('name="a"', b"x" * 200), MODEL, FILE], {"max_field": 100}, "field_too_large"),
+    ],
+)
+async def test_fields_that_mislead_or_are_too_large_are_refused(parts: Any, limits: Any, code: str) -> None:
+    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small, **limits)) as gateway:
+        assert problem_of(await gateway.ask(ask(*parts)))["code"] == code
+        assert not (big.wires)
+        assert not (small.wires)
+
+
+async def test_client_that_asks_first_is_invited_to_send_its_fields() -> None:
+    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+        client = await gateway.connect()
+        head, _, body = ask(MODEL, FILE).partition(b"\r\n\r\n")
+        await client.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert b"100 Continue" in await client.read_head()
+        await client.drain_source([body])
+        assert split_answer(await client.read_to_end())[2] == b"big"
+        await client.close()
+
+
+async def test_client_that_goes_silent_before_the_choice_is_408() -> None:
+    async with Service(b"big") as big, Service(b"small") as small:
+        keys = config(big, small)
+        keys["routes"][0]["timeouts"] = {"idle": "100ms"}
+        async with run_gateway(keys) as gateway:
+            client = await gateway.connect()
+            await client.send(ask(MODEL, FILE)[:150])
+            assert problem_of(await client.read_to_end())["code"] == "client_idle"
+            await client.close()

@@ -1,0 +1,153 @@
+"""TLS on either side: the lanes stay away, the bytes arrive all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import require_tool
+from tests.integration.test_memory import gateway_process, length_of, read_head
+from tests.peers import OK, RawUpstream, Wire, answering, forward_config, run_gateway, split_answer
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+BODY = os.urandom(5_000_001)
+
+
+async def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """Return certificate and key of 127.0.0.1, signed by itself."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    process = await asyncio.create_subprocess_exec(
+        *(require_tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *(
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+        ),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
+    return certificate, key
+
+
+def echo(listener: ssl.SSLSocket) -> None:
+    """Answer every upload with itself."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection, contextlib.suppress(OSError):
+            head, body = read_head(connection)
+            while len(body) < length_of(head):
+                body += connection.recv(2**20)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+async def test_upload_and_download_over_tls_are_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as plain, context.wrap_socket(plain, server_side=True) as listener:
+        port = listener.getsockname()[1]
+        threading.Thread(target=echo, args=(listener,), daemon=True).start()
+        async with gateway_process(forward_config(f"https://127.0.0.1:{port}"), tmp_path) as (_, gateway_port):
+            url = f"http://127.0.0.1:{gateway_port}/"
+            answer = await asyncio.to_thread(requests.post, url, data=BODY, timeout=30)
+            assert answer.status_code == 200, answer.text
+            assert hashlib.sha256(answer.content).digest() == hashlib.sha256(BODY).digest()
+
+
+async def test_certificate_nobody_vouches_for_is_502(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as plain, context.wrap_socket(plain, server_side=True) as listener:
+        port = listener.getsockname()[1]
+        threading.Thread(target=echo, args=(listener,), daemon=True).start()
+        async with gateway_process(forward_config(f"https://127.0.0.1:{port}"), tmp_path) as (_, gateway_port):
+            answer = await asyncio.to_thread(requests.get, f"http://127.0.0.1:{gateway_port}/", timeout=30)
+            assert (answer.status_code, answer.json()["code"]) == (502, "tls_error")
+
+
+async def connect_tls(port: int) -> Wire:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=2**20)
+    return Wire(reader, writer)
+
+
+async def test_clients_over_tls_upload_and_download_with_curl(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "body").write_bytes(BODY)
+    config = {
+        "tls": {"certificate": str(certificate), "key": str(key)},
+        "routes": [
+            {"name": "up", "match": {"prefix": "/up"}, "store": {"directory": str(tmp_path / "in")}},
+            {"name": "down", "match": {"prefix": "/files/"}, "files": {"directory": str(tmp_path / "in")}},
+        ],
+    }
+    async with gateway_process(config, tmp_path) as (_, port):
+        base = f"https://127.0.0.1:{port}"
+        curl = [require_tool("curl"), "-sSf", "--cacert", str(certificate)]
+        for words in (
+            ["-F", f"f=@{tmp_path / 'body'}", f"{base}/up"],
+            ["-o", str(tmp_path / "got"), f"{base}/files/body"],
+        ):
+            process = await asyncio.create_subprocess_exec(*curl, *words, stdout=asyncio.subprocess.DEVNULL)
+            assert await process.wait() == 0
+        assert (tmp_path / "got").read_bytes() == BODY
+
+
+async def test_upstream_learns_that_the_client_speaks_tls(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+        client = await connect_tls(gateway.port)
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert split_answer(await client.read_to_end())[2] == b"ok"
+        assert b"X-Forwarded-Proto: https\r\n" in upstream.received
+        assert b";proto=https" in upstream.received
+        await client.close()
+
+
+async def test_client_over_tls_that_leaves_mid_body_leaves_the_upstream_with_a_cut_one(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+        client = await connect_tls(gateway.port)
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await upstream.connected.wait()
+        client.writer.transport.abort()
+        await upstream.wait_finished()
+        assert b"hello" in upstream.received
+        assert not upstream.received.endswith(b"0\r\n\r\n")
+        assert (await gateway.last_line())["outcome"] == "client_left"
+
+
+async def test_plain_text_on_the_tls_port_gets_no_answer(tmp_path: Path) -> None:
+    certificate, key = await make_certificate(tmp_path)
+    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+        assert b"HTTP/1.1" not in await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        assert not upstream.wires

@@ -1,0 +1,303 @@
+"""Law 3: a cut body never looks whole. Law 4: the source remembers its own failure. On both legs, both framings."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    chunked,
+    form,
+    forward_config,
+    post,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+)
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+BLOCK = b"x" * 65536
+
+
+async def swallow(wire: Wire) -> None:
+    """Read whatever comes, to the end, and never answer."""
+    await wire.read_to_end()
+
+
+def is_whole_request(received: bytes) -> bool:
+    """Say whether an upstream could take this for a whole request."""
+    head, end_of_head, body = received.partition(b"\r\n\r\n")
+    if not end_of_head:
+        return False
+    if b"transfer-encoding: chunked" in head.lower():
+        return body.endswith(b"0\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    return len(body) >= length
+
+
+LENGTH_HEAD = b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 1000000\r\n\r\n"
+CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_client_that_leaves_mid_upload_is_not_taken_for_a_whole_upload(framing: str, how: str) -> None:
+    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        if framing == "length":
+            await client.send(LENGTH_HEAD, BLOCK)
+        else:
+            await client.send(CHUNKED_HEAD, b"10000\r\n" + BLOCK + b"\r\n")
+        await asyncio.wait_for(upstream.connected.wait(), 5)
+        if how == "fin":
+            await client.close()
+        else:
+            client.reset()
+        await upstream.wait_finished()
+        line = await gateway.last_line()
+        assert not is_whole_request(upstream.received)
+        assert (line["outcome"], line["blame"], line["upload"]) == ("client_left", "client", "client_left")
+        assert line["status"] == 499
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_upstream_that_dies_mid_upload_is_502_and_blamed(framing: str, how: str) -> None:
+    async def die(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.read_some()
+        if how == "fin":
+            await wire.close()
+        else:
+            wire.reset()
+
+    async with RawUpstream(die) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        pieces = [BLOCK] * 160 if framing == "length" else [b"10000\r\n" + BLOCK + b"\r\n"] * 160
+        head = LENGTH_HEAD.replace(b"1000000", b"10485760") if framing == "length" else CHUNKED_HEAD
+        sending = asyncio.create_task(client.drain_source([head, *pieces]))
+        answer = await client.read_to_end()
+        await sending
+        await client.close()
+        line = await gateway.last_line()
+        assert split_answer(answer)[0] == 502
+        assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
+
+
+DEATHS = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + BLOCK,
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n" + BLOCK + b"\r\n",
+    "close": b"HTTP/1.1 200 OK\r\n\r\n" + BLOCK,
+}
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize(
+    ("framing", "how"),
+    [("length", "fin"), ("length", "reset"), ("chunked", "fin"), ("chunked", "reset"), ("close", "reset")],
+)
+async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(
+    framing: str, how: str, version: str
+) -> None:
+    got = asyncio.Event()
+
+    async def die(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(DEATHS[framing])
+        await got.wait()
+        if how == "fin":
+            await wire.close()
+        else:
+            wire.reset()
+
+    async with RawUpstream(die) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(f"GET / HTTP/{version}\r\nHost: gw\r\n\r\n".encode())
+        await client.read_head()
+        await client.read_exactly(1000)
+        got.set()
+        rest = await client.read_to_end()
+        await client.close()
+        head = bytes(client.received).partition(b"\r\n\r\n")[0].lower()
+        if b"transfer-encoding" in head:
+            assert not rest.endswith(b"0\r\n\r\n")
+        elif b"content-length" in head:
+            assert len(rest) + 1000 < 1000000
+        else:
+            # Only the close ends this body: it must not be a clean one.
+            assert client.was_reset
+        assert bytes(client.received).count(b"HTTP/1.1 ") == 1
+        line = await gateway.last_line()
+        assert (line["outcome"], line["blame"], line["download"]) == ("upstream_failed", "upstream", "upstream_failed")
+        assert line["status"] == 200
+
+
+async def test_close_delimited_answer_that_ends_with_fin_is_whole() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await wire.close()
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        assert (await gateway.last_line())["outcome"] == "complete"
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+async def test_client_that_leaves_mid_download_ends_the_upstream_too(how: str) -> None:
+    ended = asyncio.Event()
+
+    async def endless(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        await wire.drain_source(BLOCK for _ in range(15000))
+        ended.set()
+
+    async with RawUpstream(endless) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        await client.read_head()
+        if how == "fin":
+            await client.close()
+        else:
+            client.reset()
+        await asyncio.wait_for(ended.wait(), 5)
+        line = await gateway.last_line()
+        assert (line["outcome"], line["blame"], line["download"]) == ("client_left", "client", "client_left")
+
+
+async def test_client_that_leaves_an_idle_stream_ends_the_upstream_at_once() -> None:
+    async def idle(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        assert await wire.read_to_end() == b""
+
+    async with RawUpstream(idle) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        await client.read_until(b"data: 1\n\n")
+        await client.close()
+        await upstream.wait_finished()
+        assert (await gateway.last_line())["outcome"] == "client_left"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_limit_that_trips_mid_body_is_413_and_the_upstream_never_sees_a_whole_body(framing: str) -> None:
+    config = forward_config("http://127.0.0.1:9", limits={"max_part": "100KiB"})
+    body = form(('name="f"; filename="a.bin"', b"y" * 200_000))
+    async with RawUpstream(swallow) as upstream:
+        config["upstreams"]["up"]["endpoints"] = [upstream.url]
+        async with run_gateway(config) as gateway:
+            request = post(body)
+            if framing == "chunked":
+                head = request.partition(b"Content-Length")[0]
+                pieces = [body[at : at + 30_000] for at in range(0, len(body), 30_000)]
+                request = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(*pieces)
+            pieces = [request[at : at + 20_000] for at in range(0, len(request), 20_000)]
+            answer = await gateway.ask(*pieces)
+            await upstream.wait_finished()
+            document = problem_of(answer)
+            assert document["status"] == 413
+            assert document["limit"] == 102400
+            assert document["config_key"] == "routes.r.limits.max_part"
+            assert not is_whole_request(upstream.received)
+            line = await gateway.last_line()
+            assert (line["outcome"], line["blame"], line["upload"]) == ("limit", "client", "limit")
+
+
+async def test_declared_length_over_the_limit_is_refused_before_the_upstream_hears_of_it() -> None:
+    async with RawUpstream(swallow) as upstream:
+        async with run_gateway(forward_config(upstream.url, limits={"max_body": 100})) as gateway:
+            answer = await gateway.ask(post(b"z" * 101, content_type="text/plain"))
+            document = problem_of(answer)
+            assert document["status"] == 413
+            assert (document["limit"], document["received"]) == (100, 101)
+            assert not upstream.wires
+
+
+async def test_upload_that_fails_behind_a_begun_answer_cuts_both_sides() -> None:
+    """An upstream that answers while it reads must not end well for either when the body turns out bad."""
+
+    async def eager(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\n\r\nworking")
+        await wire.read_to_end()
+
+    async with RawUpstream(eager) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        body = form(('name="f"; filename="a"', b"data"))[:-6]
+        head, _, rest = post(body).partition(b"\r\n\r\n")
+        client = await gateway.connect()
+        await client.send(head + b"\r\n\r\n")
+        await client.read_until(b"working")
+        await client.send(rest)
+        end = await client.read_to_end()
+        await client.close()
+        await upstream.wait_finished()
+        assert b"0\r\n\r\n" not in end
+        assert not is_whole_request(upstream.received)
+        line = await gateway.last_line()
+        assert (line["code"], line["blame"], line["upload"]) == ("bad_multipart", "client", "client_bad")
+
+
+async def test_broken_chunk_is_400_and_the_upstream_sees_no_end() -> None:
+    """aiohttp 3.14.5 leaves the reader of such a body waiting for ever."""
+    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(CHUNKED_HEAD, b"5\r\nhello\r\n")
+        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await client.send(b"ZZZ\r\n")
+        answer = await client.read_to_end()
+        await client.close()
+        await upstream.wait_finished()
+        assert problem_of(answer)["code"] == "bad_framing"
+        assert not is_whole_request(upstream.received)
+
+
+async def test_broken_chunk_of_the_upstream_cuts_the_answer() -> None:
+    """aiohttp 3.14.5 leaves the reader of such a body waiting for ever while the upstream keeps the connection."""
+
+    arrived = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await arrived.wait()
+        await wire.send(b"zz\r\n")
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        await client.read_until(b"hello")
+        arrived.set()
+        assert not (await client.read_to_end()).endswith(b"0\r\n\r\n")
+        await client.close()
+        assert (await gateway.last_line())["outcome"] == "upstream_failed"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_whole_upload_arrives_whole(framing: str) -> None:
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        seen.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        body = bytes(range(256)) * 4096
+        if framing == "length":
+            request = (
+                b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+        else:
+            request = CHUNKED_HEAD + chunked(body[:7], body[7:100_000], body[100_000:])
+        answer = await gateway.ask(request)
+        assert answer.endswith(b"ok")
+        assert seen == [body]
+        assert (await gateway.last_line())["upload"] == "complete"

@@ -1,0 +1,103 @@
+"""multipart/form-data through a gateway: verbatim when sound, never whole when not, counted part by part."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.invariants.test_cut import is_whole_request, swallow
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    chunked,
+    form,
+    forward_config,
+    post,
+    problem_of,
+    read_request,
+    run_gateway,
+    split_answer,
+)
+from tests.unit.test_multipart import GOOD, MALFORMED, WELL_FORMED
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_sound_forms_arrive_byte_for_byte_in_any_chunking(framing: str) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def script(wire: Wire) -> None:
+        while True:
+            seen.append(await read_request(wire))
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        bodies = [body for body, _ in WELL_FORMED.values()]
+        for body in bodies:
+            request = post(body)
+            head, _, _ = request.partition(b"\r\n\r\n")
+            if framing == "chunked":
+                head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
+                answer = await gateway.ask(head + b"\r\n\r\n" + chunked(body[:9], body[9:]))
+            else:
+                answer = await gateway.ask(head, b"\r\n\r\n", body[:30], body[30:31], body[31:])
+            assert split_answer(answer)[0] == 200
+        assert [body for _, body in seen] == bodies
+        for (head, body), _ in zip(seen, bodies, strict=True):
+            assert b"Content-Type: multipart/form-data; boundary=XBOUNDARYX" in head
+            if framing == "length":
+                assert b"\r\nContent-Length: %d\r\n" % len(body) in head
+        tally = gateway.tally.routes["r"]
+        assert tally.parts["file"] == sum(name is not None for _, parts in WELL_FORMED.values() for _, name, _ in parts)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(framing: str) -> None:
+    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        for count, (name, body) in enumerate(MALFORMED.items(), 1):
+            if not body and framing == "length":
+                body = b"x"  # noqa: PLW2901 (no body at all is no form at all)
+            head = post(body).partition(b"\r\n\r\n")[0]
+            if framing == "chunked":
+                head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
+                answer = await gateway.ask(
+                    head, b"\r\n\r\n", chunked(*([body[:20], body[20:]] if len(body) > 20 else []))
+                )
+            else:
+                answer = await gateway.ask(head, b"\r\n\r\n", body[:20], body[20:])
+            assert problem_of(answer)["code"] == "bad_multipart", name
+            line = await gateway.last_line(count)
+            assert (line["blame"], line["upload"]) == ("client", "client_bad"), name
+        for wire in upstream.wires:
+            assert not is_whole_request(bytes(wire.received))
+
+
+async def test_no_boundary_is_refused_before_the_upstream_hears_of_it() -> None:
+    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        answer = await gateway.ask(post(GOOD, content_type="multipart/form-data"))
+        assert problem_of(answer)["code"] == "bad_multipart"
+        assert not upstream.wires
+
+
+async def test_opaque_forms_are_carried_unread() -> None:
+    seen: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        seen.append((await read_request(wire))[1])
+        await wire.send(OK)
+
+    config = forward_config("http://127.0.0.1:9", forward={"multipart": "opaque"})
+    async with RawUpstream(script) as upstream:
+        config["upstreams"]["up"]["endpoints"] = [upstream.url]
+        async with run_gateway(config) as gateway:
+            broken = MALFORMED["no final boundary"]
+            assert split_answer(await gateway.ask(post(broken)))[0] == 200
+            assert seen == [broken]
+
+
+async def test_many_tiny_parts_are_stopped_at_their_limit() -> None:
+    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        body = form(*[("name=a", b"")] * 20_000)
+        document = problem_of(await gateway.ask(post(body)))
+        assert (document["code"], document["limit"]) == ("too_many_parts", 64)

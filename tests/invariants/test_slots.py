@@ -1,0 +1,139 @@
+"""Law 8: the slot is held until the last byte of both directions; and who is tried when an endpoint refuses."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.peers import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+
+
+async def test_slot_is_held_while_the_answer_streams() -> None:
+    release = asyncio.Event()
+    keys = {"max_in_flight": 1, "max_queued": 1, "queue_timeout": "5s"}
+
+    async def slow(wire: Wire) -> None:
+        while True:
+            await wire.read_head()
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwx")
+            await release.wait()
+            await wire.send(b"yz")
+
+    async with RawUpstream(slow) as upstream, run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
+        first = await gateway.connect()
+        await first.send(GET)
+        await first.read_until(b"wx")
+        second = await gateway.connect()
+        await second.send(GET)
+        await until(lambda: gateway.tally.upstreams["up"].queue_length)
+        refused = await gateway.ask(GET)
+        assert problem_of(refused)["code"] == "queue_full"
+        assert len(upstream.wires) == 1
+        release.set()
+        assert await first.read_to_end() == b"yz"
+        assert (await second.read_to_end()).endswith(b"wxyz")
+        await first.close()
+        await second.close()
+
+
+async def test_wait_for_a_slot_is_bounded() -> None:
+    keys = {"max_in_flight": 1, "queue_timeout": "100ms"}
+
+    async def never(wire: Wire) -> None:
+        await wire.read_to_end()
+
+    async with RawUpstream(never) as upstream, run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
+        first = await gateway.connect()
+        await first.send(GET)
+        await asyncio.wait_for(upstream.connected.wait(), 5)
+        assert problem_of(await gateway.ask(GET))["code"] == "queue_timeout"
+        await first.close()
+
+
+async def test_slot_of_a_client_that_left_is_given_on() -> None:
+    keys = {"max_in_flight": 1}
+    turn = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal turn
+        turn += 1
+        if turn == 1:
+            await wire.read_to_end()
+        else:
+            await answering(OK)(wire)
+
+    async with (
+        RawUpstream(script) as upstream,
+        run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway,
+    ):
+        first = await gateway.connect()
+        await first.send(GET)
+        await asyncio.wait_for(upstream.connected.wait(), 5)
+        waiting = [await gateway.connect() for _ in range(2)]
+        for client in waiting:
+            await client.send(GET)
+        await until(lambda: gateway.tally.upstreams["up"].queue_length == 2)
+        await waiting[0].close()
+        await first.close()
+        assert split_answer(await waiting[1].read_to_end())[0] == 200
+        await waiting[1].close()
+
+
+async def test_refused_endpoint_gives_way_to_the_next() -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(["http://127.0.0.1:9", upstream.url])) as gateway:
+            for _ in range(4):
+                request = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+                assert (await gateway.ask(request)).endswith(b"ok")
+            assert gateway.tally.upstreams["up"].retries["connect_refused"] == 2
+
+
+async def test_round_robin_takes_turns() -> None:
+    async with RawUpstream(answering(OK)) as one, RawUpstream(answering(OK)) as two:
+        async with run_gateway(forward_config([one.url, two.url])) as gateway:
+            for _ in range(6):
+                await gateway.ask(GET)
+            assert bytes(one.wires[0].received).count(b"GET /") == 3
+            assert bytes(two.wires[0].received).count(b"GET /") == 3
+
+
+async def test_request_that_met_a_closing_upstream_is_sent_once() -> None:
+    """aiohttp sends idempotent requests again, even on fresh connections: a PUT of 10 GB must not be."""
+
+    async def vanish(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.close()
+
+    async with RawUpstream(vanish) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        assert problem_of(await gateway.ask(GET))["code"] == "upstream_closed"
+        assert len(upstream.wires) == 1
+
+
+async def test_kept_connection_closed_by_the_upstream_is_not_used_again() -> None:
+    async def once(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(OK)
+        await wire.close()
+
+    async with RawUpstream(once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        for count in range(1, 6):
+            assert (await gateway.ask(GET)).endswith(b"ok")
+            assert len(upstream.wires) == count
+
+
+async def test_endpoint_that_fails_its_checks_gets_no_requests() -> None:
+    async def sick(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+
+    keys = {"health": {"path": "/healthz", "interval": "20ms", "fails": 2}}
+    async with RawUpstream(sick) as bad, RawUpstream(answering(OK)) as good:
+        async with run_gateway(forward_config([bad.url, good.url], upstream_keys=keys)) as gateway:
+            await until(lambda: not (gateway.tally.upstreams["up"].endpoints_up[bad.url]))
+            for _ in range(4):
+                assert (await gateway.ask(GET)).endswith(b"ok")
+            assert gateway.tally.upstreams["up"].endpoints_up[good.url]

@@ -1,0 +1,174 @@
+"""Writes the tables of docs/configuration.md and docs/metrics.md from the code (`make docs`); a test compares them."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Scan, Sniff, Throttle
+from gateway.config.model import (
+    Config,
+    Fetch,
+    Files,
+    FormFields,
+    Forward,
+    Health,
+    Limits,
+    Match,
+    Mirror,
+    Ops,
+    Route,
+    RouteTimeouts,
+    Split,
+    Store,
+    Tls,
+    Upstream,
+    UpstreamTimeouts,
+)
+from gateway.config.section import Section
+from gateway.config.values import show_size
+from gateway.errors import FaultKind, Outcome
+from gateway.observe.prometheus import HELP, TallyCollector
+from gateway.observe.stats import Tally
+
+DOCS = Path(__file__).parents[2] / "docs"
+SECTIONS: dict[str, type[Section]] = {
+    "": Config,
+    "ops": Ops,
+    "tls": Tls,
+    "upstreams.NAME": Upstream,
+    "upstreams.NAME.timeouts": UpstreamTimeouts,
+    "upstreams.NAME.health": Health,
+    "routes[]": Route,
+    "routes[].match": Match,
+    "routes[].forward": Forward,
+    "routes[].forward.mirror": Mirror,
+    "routes[].forward.fields": FormFields,
+    "routes[].split": Split,
+    "routes[].split.fields": FormFields,
+    "routes[].store": Store,
+    "routes[].files": Files,
+    "routes[].fetch": Fetch,
+    "routes[].filters[]": FilterChoice,
+    "routes[].filters[].digest": Digest,
+    "routes[].filters[].sniff": Sniff,
+    "routes[].filters[].throttle": Throttle,
+    "routes[].filters[].scan": Scan,
+    "routes[].filters[].compress": Compress,
+    "routes[].filters[].decompress": Decompress,
+    "routes[].limits": Limits,
+    "routes[].timeouts": RouteTimeouts,
+}
+
+
+def render_config() -> str:
+    """Return the reference of every key."""
+    return "\n".join(_config_lines())
+
+
+def _config_lines() -> Iterator[str]:
+    for path, section in SECTIONS.items():
+        yield f"### {'Top level' if not path else f'`{path}`'}\n"
+        yield f"{(section.__doc__ or '').strip()}\n"
+        yield "| key | default | meaning |"
+        yield "|---|---|---|"
+        for name, field in section.model_fields.items():
+            yield f"| `{name}` | {_default(name, field)} | {_meaning(field)} |"
+        yield ""
+
+
+def _meaning(field: FieldInfo) -> str:
+    text = field.description or ""
+    choices = re.findall(r"'([a-z_]+)'", str(field.annotation)) if "Literal" in str(field.annotation) else []
+    return text + (f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else "")
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.default
+    if isinstance(value, Section) or value in ((), {}):
+        return "-"
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return _number(name, value)
+    return f"`{value}`"
+
+
+def _number(name: str, value: float) -> str:
+    is_size = name.startswith("max_")
+    if math.isinf(value):
+        return "`unlimited`" if is_size else "`off`"
+    if name == "min_rate":
+        return f"`{show_size(value).partition('(')[2].rstrip(')').replace(' ', '')}/s`"
+    if is_size:
+        return f"`{show_size(value).partition('(')[2].rstrip(')').replace(' ', '')}`"
+    return f"`{value:g}s`"
+
+
+def render_metrics() -> str:
+    """Return the reference of every metric."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for family in TallyCollector(Tally([], [])).collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in _labels(family.name))
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines)
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    tally = Tally([("r", "u")], ["u"])
+    tally.routes["r"].requests["GET", 200] = 1
+    tally.routes["r"].count_part("file", 1, Outcome.COMPLETE)
+    tally.routes["r"].mirrors[Outcome.COMPLETE] += 1
+    tally.routes["r"].mirror_bytes["sent"] += 1
+    tally.upstreams["u"].endpoints_up["e"] = True
+    tally.upstreams["u"].retries["x"] = 1
+    for transfer in tally.routes["r"].transfers.values():
+        transfer.outcomes[FaultKind.BUG.verdict.outcome] = 1
+        transfer.lanes["copy"] = 1
+    for family in TallyCollector(tally).collect():
+        if family.name == name:
+            return tuple(label for label in family.samples[0].labels if label != "le")
+    raise AssertionError(name)
+
+
+def render_faults() -> str:
+    """Return the table of codes."""
+    lines = ["| code | status | blame | outcome | Proxy-Status error |", "|---|---|---|---|---|"]
+    for kind in FaultKind:
+        verdict = kind.verdict
+        lines.append(
+            f"| `{kind.code}` | {verdict.status} | {verdict.blame} | `{verdict.outcome}` | `{verdict.proxy_error}` |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"configuration.md": render_config, "metrics.md": render_metrics, "errors.md": render_faults}
+_BEGIN, _END = "<!-- begin: written by `make docs` -->", "<!-- end -->"
+
+
+def with_table(name: str) -> str:
+    """Return the text of a page with its table as the code has it."""
+    head, _, rest = (DOCS / name).read_text().partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    return f"{head}{_BEGIN}\n\n{TABLES[name]()}\n\n{_END}{tail}"
+
+
+def main() -> int:
+    """Write every page."""
+    for name in TABLES:
+        (DOCS / name).write_text(with_table(name))
+    assert HELP
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

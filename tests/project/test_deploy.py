@@ -1,0 +1,114 @@
+"""What deploy/ holds is checked with the tools of those who will use it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from gateway.config import parse_config
+from gateway.observe.prometheus import TallyCollector
+from gateway.observe.stats import Tally
+from tests.conftest import require_tool
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def series_names() -> set[str]:
+    """Return every name a query may use."""
+    names = set()
+    for family in TallyCollector(Tally([("r", "u")], ["u"])).collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+        names |= {family.name + suffix for suffix in suffixes}
+    return names
+
+
+def test_dockerfile_is_liked_by_hadolint() -> None:
+    run(str(Path(sys.executable).parent / "hadolint"), str(DEPLOY / "Dockerfile"))
+
+
+@pytest.mark.parametrize(
+    "manifest", MANIFESTS, ids=lambda manifest: f"{manifest['kind']}/{manifest['metadata']['name']}"
+)
+@pytest.mark.parametrize("version", ["1.29", "1.33"])
+def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_gateway_is_a_native_sidecar_whose_config_is_fine() -> None:
+    deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
+    spec = deployment["spec"]["template"]["spec"]
+    gateway = next(container for container in spec["initContainers"] if container["name"] == "gateway")
+    assert gateway["restartPolicy"] == "Always"
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= gateway.keys()
+    text = next(m for m in MANIFESTS if m["metadata"]["name"] == "asr-gateway")["data"]["gateway.yaml"]
+    config = parse_config(text)
+    assert config.drain_timeout < spec["terminationGracePeriodSeconds"]
+    ports = {port["containerPort"] for port in gateway["ports"]}
+    assert {config.listen.port, config.ops.listen.port} == ports
+
+
+def test_flask_service_of_the_manifest_compiles() -> None:
+    compile(next(m for m in MANIFESTS if m["metadata"]["name"] == "asr-service")["data"]["app.py"], "app.py", "exec")
+
+
+def test_prometheus_config_and_rules_are_liked_by_promtool() -> None:
+    promtool = require_tool("promtool")
+    run(promtool, "check", "config", str(DEPLOY / "prometheus.yaml"))
+    run(promtool, "test", "rules", str(DEPLOY / "alerts_test.yaml"))
+
+
+def test_alerts_and_dashboard_use_metrics_that_exist() -> None:
+    used = set(re.findall(r"\bgateway_\w+", (DEPLOY / "alerts.yaml").read_text()))
+    dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    for query in queries:
+        used |= set(re.findall(r"\bgateway_\w+", query))
+    assert used - series_names() == set()
+
+
+def test_dashboard_shows_every_metric() -> None:
+    text = (DEPLOY / "grafana-dashboard.json").read_text()
+    for family in TallyCollector(Tally([("r", "u")], ["u"])).collect():
+        assert family.name in text, family.name
+
+
+def test_dashboard_queries_are_promql(tmp_path: Path) -> None:
+    promtool = require_tool("promtool")
+    dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    rules = []
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            expr = target["expr"].replace("$__rate_interval", "1m").replace("$route", ".*")
+            rules.append({"record": f"q:{panel['id']}:{target['refId']}", "expr": expr})
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    run(promtool, "check", "rules", str(path))
+
+
+def test_unit_is_liked_by_systemd(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        # systemd is no tool that is installed for a test: without it the unit is checked by eye only.
+        unit = (DEPLOY / "streaming-gateway.service").read_text()
+        assert "ExecStart=" in unit
+        return
+    # Programs are looked up on this machine: stand-ins for the gateway's.
+    text = (DEPLOY / "streaming-gateway.service").read_text().replace("/opt/gateway/bin/gateway", "/bin/true")
+    unit_path = tmp_path / "streaming-gateway.service"
+    unit_path.write_text(text)
+    run(analyze, "verify", str(unit_path))

@@ -1,0 +1,67 @@
+"""docs/filters.md keeps its word: its example is run as it stands there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import FilterChoice
+from gateway.filters.testing import run_all_cuttings
+from tests.peers import OK, RawUpstream, answering, form, forward_config, post, problem_of, run_gateway, split_answer
+
+PAGE = Path(__file__).parents[2] / "docs" / "filters.md"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run the page's Python as one module, and bring its filter by an entry point."""
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(code, str(PAGE), "exec"), names)
+
+    class Entry:
+        name = "lines"
+
+        def load(self) -> Any:
+            return names["make"]
+
+    monkeypatch.setattr("gateway.filters.registry.entry_points", lambda group: [Entry()])
+    return names
+
+
+async def test_the_pages_own_test_passes(example: dict[str, Any]) -> None:
+    assert inspect.iscoroutinefunction(example["test_lines_are_counted"])
+    await example["test_lines_are_counted"]()
+
+
+async def test_the_pages_filter_works_in_a_gateway(example: dict[str, Any]) -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, filters=[{"lines": {"most": 2}}])) as gateway:
+            status, fields, _ = split_answer(await gateway.ask(post(form(('name="f"; filename="a"', b"1\n2\n")))))
+            assert (status, fields["x-lines"]) == (200, "2")
+            assert (await gateway.last_line())["parts"][0]["lines"] == 2
+            problem = problem_of(await gateway.ask(post(form(('name="f"; filename="a"', b"\n" * 3)))))
+            assert (problem["status"], problem["detail"]) == (413, "There are more than 2 lines in part 1: send fewer.")
+
+
+async def test_the_pages_transform_comes_out_the_same_however_it_is_cut(example: dict[str, Any]) -> None:
+    assert (await run_all_cuttings(example["Redact"](), b"call 0123 now")).data == b"call #### now"
+
+
+async def test_the_kit_catches_a_filter_that_minds_the_edges() -> None:
+    class Minding:
+        async def transform(self, file: Any, chunks: Any) -> Any:
+            async for chunk in chunks:
+                yield chunk + b"|"
+
+    with pytest.raises(AssertionError, match="another result"):
+        await run_all_cuttings(Minding(), b"x" * 100)
+
+
+def test_every_filter_of_the_config_stands_on_the_page() -> None:
+    for name in FilterChoice.model_fields:
+        assert f"| `{name}` |" in PAGE.read_text()

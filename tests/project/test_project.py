@@ -1,0 +1,186 @@
+"""The house guarded: who may import whom, what may not be called, what the docs must say."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.config import load_config
+from gateway.errors import FaultKind
+from tests.project.reference import TABLES, with_table
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "gateway"
+
+#: design order: a module imports only from rows above its own.
+ROWS = (
+    ("",),
+    ("errors",),
+    ("config",),
+    ("http",),
+    ("multipart",),
+    ("observe",),
+    ("transfer",),
+    ("filters",),
+    ("downstream", "upstream"),
+    ("storage",),
+    ("actions",),
+    ("runtime",),
+    ("ops",),
+    ("server", "memory"),
+    ("demo", "cli"),
+    ("__main__",),
+)
+RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def house_of(path: Path) -> str:
+    """Return the row name of a file: its module or package right below gateway, "" for gateway itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gateway":
+            if node.module == "gateway":
+                yield from ((alias.name if (PACKAGE / f"{alias.name}.py").exists() else "") for alias in node.names)
+            else:
+                yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gateway."))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_from_rows_above_its_own(path: Path) -> None:
+    own = house_of(path)
+    for other in imports_of(path):
+        assert other == own or RANK[other] < RANK[own], f"{own} imports {other}"
+
+
+def test_files_of_a_package_do_not_import_each_other_in_a_circle() -> None:
+    for package in (path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()):
+        edges: dict[str, set[str]] = {}
+        for path in package.glob("*.py"):
+            if path.stem == "__init__":
+                continue
+            text = path.read_text()
+            edges[path.stem] = set(re.findall(rf"from gateway\.{package.name}\.(\w+) import", text))
+        while edges:
+            leaves = {name for name, others in edges.items() if not others & edges.keys()}
+            assert leaves, f"a circle in {package.name}: {edges}"
+            edges = {name: others for name, others in edges.items() if name not in leaves}
+
+
+@pytest.mark.parametrize(
+    ("library", "houses"),
+    [
+        (r"from aiohttp import web\b|aiohttp\.web", {"downstream", "ops", "server", "demo"}),
+        (r"aiohttp\.Client|aiohttp\.client|ClientSession", {"upstream"}),
+        (r"prometheus_client", {"observe"}),
+        (r"\bos\.(?:open|pread|write|fsync)\b", {"storage"}),
+    ],
+)
+def test_libraries_stay_on_their_shores(library: str, houses: set[str]) -> None:
+    for path in SOURCES:
+        code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
+        if re.search(library, code):
+            assert house_of(path) in houses, path
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body[0] = ast.Pass()
+    return tree
+
+
+@pytest.mark.parametrize("house", ["errors", "config", "http"])
+def test_pure_modules_neither_await_nor_know_aiohttp(house: str) -> None:
+    for path in SOURCES:
+        if house_of(path) == house:
+            tree = ast.parse(path.read_text())
+            assert not any(isinstance(node, ast.Await | ast.AsyncFunctionDef) for node in ast.walk(tree)), path
+            assert "import aiohttp" not in path.read_text()
+            assert "from aiohttp" not in path.read_text()
+
+
+def test_nobody_reads_a_whole_body() -> None:
+    """`request.read()`, `.text()`, `.json()`, `.post()` and `.multipart()` hold bodies in memory or on disk."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                target = ast.unparse(node.func.value)
+                if node.func.attr in {"read", "text", "json", "post", "multipart"}:
+                    assert not re.search(r"\b_?(request|response)$", target), f"{path}: {ast.unparse(node)}"
+
+
+def test_every_module_can_be_imported_alone() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n    [sys.modules.pop(m) for m in list(sys.modules) if m.startswith('gateway')]"  # noqa: E501 (a program)
+    names.remove("gateway.__main__")
+    subprocess.run([sys.executable, "-W", "error", "-c", code, *names], check=True, cwd=ROOT, timeout=120)
+
+
+def test_every_fault_is_raised_somewhere() -> None:
+    text = "".join(path.read_text() for path in SOURCES if path.name != "errors.py")
+    for kind in FaultKind:
+        assert f"FaultKind.{kind.name}" in text, kind
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_reference_pages_say_what_the_code_says(name: str) -> None:
+    assert with_table(name) == (ROOT / "docs" / name).read_text(), "run `make docs`"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_example_configs_are_fine(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_UPLOADS", str(tmp_path))
+    monkeypatch.setenv("GATEWAY_FILES", str(tmp_path))
+    assert load_config(path).routes
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_readme_gives_the_two_commands_and_the_curls_of_the_default_config() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "make run" in text
+    assert "make test" in text
+    prefixes = re.findall(r"curl .*http://127\.0\.0\.1:8080(/[a-z]+)", text)
+    assert {"/proxy", "/convert", "/upload", "/files", "/fetch"} <= set(prefixes)
+
+
+def test_names_avoid_the_words_that_say_nothing() -> None:
+    for path in SOURCES:
+        assert not re.search(r"util|helper|common|base|manager", path.stem), path
+
+
+def test_modules_stay_readable() -> None:
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= 420, path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_pure_modules_are_covered_wholly_by_their_own_tests(tmp_path: Path) -> None:
+    houses = ["errors", "config", "http"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "--cov-branch"]
+    command += [f"--cov=gateway.{house}" for house in houses] + ["--cov-report=term-missing", "--cov-fail-under=100"]
+    environment = {"COVERAGE_FILE": str(tmp_path / "coverage"), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

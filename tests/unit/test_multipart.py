@@ -1,0 +1,293 @@
+"""Multipart: any chopping of the same bytes gives the same result; what parsers disagree about is refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from gateway.config import Limits
+from gateway.errors import Fault
+from gateway.multipart import FormContent, Part, PartInspector, boundary_of, parse_disposition, read_form
+from tests.peers import form
+
+BOUNDARY = b"XBOUNDARYX"
+Seen = list[tuple[str, str | None, int]]
+FILE = 'name="f"; filename="a.txt"'
+
+
+def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: bytes = BOUNDARY) -> Seen | str:
+    """Push pieces past an inspector: what it saw, or the code of its fault."""
+    seen: Seen = []
+
+    def note(part: Part) -> None:
+        seen.append((part.disposition.name, part.disposition.filename, part.size))
+
+    inspector = PartInspector(boundary, limits or Limits(), "r", note)
+    try:
+        for piece in pieces:
+            inspector.see(piece)
+        inspector.finish()
+    except Fault as fault:
+        return fault.kind.code
+    finally:
+        inspector.close()
+    return seen
+
+
+async def pull(pieces: Iterable[bytes], boundary: bytes = BOUNDARY) -> list[bytes] | str:
+    """Pull the same body through the reader of `store`: the data of each part, or the code of its fault."""
+    left = iter(pieces)
+
+    async def more() -> bytes:
+        return next(left, b"")
+
+    content = FormContent(boundary, Limits(), "r", more)
+    data = []
+    try:
+        async for part in read_form(content, boundary, Limits(), "r"):
+            whole = bytearray()
+            while piece := await part.read():
+                whole += piece
+            data.append(bytes(whole))
+    except Fault as fault:
+        return fault.kind.code
+    return data
+
+
+def one_by_one(body: bytes) -> list[bytes]:
+    return [body[at : at + 1] for at in range(len(body))]
+
+
+def chop(body: bytes, cuts: Iterable[int]) -> list[bytes]:
+    edges = [0, *sorted({cut % (len(body) + 1) for cut in cuts}), len(body)]
+    return [body[a:b] for a, b in itertools.pairwise(edges) if b > a]
+
+
+# Data that is nearly a delimiter, everywhere.
+SOUP = st.lists(
+    st.sampled_from(
+        [b"\r", b"\n", b"\r\n", b"-", b"--", b"XBOUNDARY", b"XBOUNDARYX"[:5], b"a", b"\0", b"\r\n--XBOUNDARy"]
+    ),
+    max_size=30,
+).map(b"".join)
+
+
+def is_ambiguous(data: bytes) -> bool:
+    """Say whether data holds a boundary at a line break: then it must be refused, not compared."""
+    return b"--XBOUNDARYX" in b"\r\n" + data
+
+
+@given(parts=st.lists(SOUP, max_size=4), cuts=st.lists(st.integers(0, 10_000), max_size=40))
+def test_any_chopping_gives_the_same_parts(parts: list[bytes], cuts: list[int]) -> None:
+    parts = [data for data in parts if not is_ambiguous(data)]
+    body = form(*((FILE, data) for data in parts))
+    expected: Seen = [("f", "a.txt", len(data)) for data in parts]
+    assert inspect([body]) == expected
+    assert inspect(one_by_one(body)) == expected
+    assert inspect(chop(body, cuts)) == expected
+
+
+@given(parts=st.lists(SOUP, max_size=3), cuts=st.lists(st.integers(0, 10_000), max_size=40))
+async def test_pulled_parts_are_byte_identical(parts: list[bytes], cuts: list[int]) -> None:
+    parts = [data for data in parts if not is_ambiguous(data)]
+    body = form(*((FILE, data) for data in parts))
+    for pieces in ([body], one_by_one(body), chop(body, cuts)):
+        assert await pull(pieces) == parts
+
+
+LINES = [
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"--",
+    b"XBOUNDARYX",
+    b"--XBOUNDARYX",
+    b"a: b",
+    b" ",
+    b"Content-Disposition: form-data; name=a",
+]
+
+
+@given(
+    body=st.lists(st.sampled_from(LINES), max_size=14).map(b"".join),
+    cuts=st.lists(st.integers(0, 300), max_size=20),
+)
+def test_any_chopping_of_any_bytes_gets_the_same_verdict(body: bytes, cuts: list[int]) -> None:
+    verdict = inspect([body])
+    assert inspect(one_by_one(body)) == verdict
+    assert inspect(chop(body, cuts)) == verdict
+
+
+@given(parts=st.lists(st.binary(max_size=200), max_size=4))
+async def test_what_is_accepted_reads_the_same_for_aiohttp(parts: list[bytes]) -> None:
+    """aiohttp's own BodyPartReader is the reference: what we accept, it reads as the same parts."""
+    body = form(*((FILE, data) for data in parts))
+    ours = await pull([body])
+    assert not isinstance(ours, str)
+    stream = aiohttp.StreamReader(_Protocol(), 2**16)  # type: ignore[arg-type]  # a reader that is fed by hand
+    stream.feed_data(body)
+    stream.feed_eof()
+    reader = aiohttp.MultipartReader(CIMultiDict({"Content-Type": "multipart/form-data; boundary=XBOUNDARYX"}), stream)
+    theirs = []
+    while (part := await reader.next()) is not None:
+        assert isinstance(part, aiohttp.BodyPartReader)
+        theirs.append(bytes(await part.read()))
+    assert ours == theirs == parts
+
+
+class _Protocol:
+    """What a StreamReader wants of a connection."""
+
+    _reading_paused = False
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, resume_parser: bool = True) -> None: ...
+
+
+GOOD = form((FILE, b"data"))
+HEAD = b"--XBOUNDARYX\r\nContent-Disposition: form-data; name=f\r\n"
+MALFORMED: dict[str, bytes] = {
+    "empty": b"",
+    "wrong boundary": GOOD.replace(b"XBOUNDARYX", b"YBOUNDARYY"),
+    "no final boundary": GOOD[: GOOD.rindex(b"\r\n--")],
+    "cut in the final boundary": GOOD[:-6],
+    "one dash at the end": GOOD[:-3],
+    "header without colon": GOOD.replace(b"Content-Type: ", b"Content-Type "),
+    "no disposition": b"--XBOUNDARYX\r\nX: y\r\n\r\ndata\r\n--XBOUNDARYX--\r\n",
+    "two dispositions": HEAD + b"Content-Disposition: form-data; name=g\r\n\r\ndata\r\n--XBOUNDARYX--\r\n",
+    "disposition of another type": GOOD.replace(b"form-data;", b"attachment;"),
+    "no name": GOOD.replace(b'name="f"; ', b""),
+    "name twice": GOOD.replace(b'name="f"', b'name="f"; name="g"'),
+    "filename twice": GOOD.replace(b'filename="a.txt"', b'filename="a"; filename="b"'),
+    "folded field": GOOD.replace(b"form-data;", b"form-data;\r\n "),
+    "bare lf in the head": GOOD.replace(b"octet-stream\r\n", b"octet-stream\n"),
+    "bare lf behind the boundary": GOOD.replace(b"XBOUNDARYX\r\n", b"XBOUNDARYX\n", 1),
+    "bare lf before the boundary": GOOD.replace(b"\r\n--XBOUNDARYX--", b"\n--XBOUNDARYX--"),
+    "bare cr before the boundary": GOOD.replace(b"\r\n--XBOUNDARYX--", b"\r--XBOUNDARYX--"),
+    "boundary with a tail": GOOD.replace(b"data", b"data\r\n--XBOUNDARYXtail"),
+    "boundary instead of a head": b"--XBOUNDARYX\r\n--XBOUNDARYX--\r\n",
+    "head that ends in the boundary": HEAD + b"\r\n--XBOUNDARYX--\r\n",
+    "body that ends in a head": HEAD,
+    "second form behind the first": GOOD + GOOD,
+    "junk behind the final dashes": GOOD[:-2] + b"junk",
+    "nul in a field": GOOD.replace(b"Content-Type: ", b"Content-Type: \0"),
+    "preamble without line break": b"xx" + GOOD,
+}
+
+
+@pytest.mark.parametrize("chopping", [lambda body: [body], one_by_one], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_body_is_refused(name: str, chopping: Callable[[bytes], list[bytes]]) -> None:
+    assert inspect(chopping(MALFORMED[name])) == "bad_multipart"
+
+
+WELL_FORMED: dict[str, tuple[bytes, Seen]] = {
+    "no parts": (b"--XBOUNDARYX--\r\n", []),
+    "no line break at the end": (GOOD[:-2], [("f", "a.txt", 4)]),
+    "preamble": (b"for old mail readers\r\n" + GOOD, [("f", "a.txt", 4)]),
+    "epilogue": (GOOD + b"for old\nmail readers", [("f", "a.txt", 4)]),
+    "padding behind the boundary": (GOOD.replace(b"XBOUNDARYX\r\n", b"XBOUNDARYX \t\r\n", 1), [("f", "a.txt", 4)]),
+    "boundary amid a line": (form((FILE, b"see --XBOUNDARYX there")), [("f", "a.txt", 22)]),
+    "field and file": (form(("name=a", b"1"), (FILE, b"")), [("a", None, 1), ("f", "a.txt", 0)]),
+    "empty file name": (form(('name="f"; filename=""', b"")), [("f", "", 0)]),
+    "rfc 8187 name": (form(("name=f; filename=x; filename*=UTF-8''%e2%82%ac.txt", b"1")), [("f", "€.txt", 1)]),
+    "quoted name": (form(('name="f"; filename="a\\"b;c\\\\d.txt"', b"1")), [("f", 'a"b;c\\d.txt', 1)]),
+    "backslashes that escape nothing": (
+        form(('name="f"; filename="C:\\dir\\x.txt"', b"1")),
+        [("f", "C:\\dir\\x.txt", 1)],
+    ),
+    "semicolons in a name": (form(('name="f"; filename="a;b;c.txt"', b"1")), [("f", "a;b;c.txt", 1)]),
+    "nested name": (form(('name="a[b][c]"', b"1")), [("a[b][c]", None, 1)]),
+    "charset field": (form(("name=_charset_", b"utf-8"), (FILE, b"x")), [("_charset_", None, 5), ("f", "a.txt", 1)]),
+    "multipart within": (
+        GOOD.replace(b"application/octet-stream", b"multipart/mixed; boundary=inner"),
+        [("f", "a.txt", 4)],
+    ),
+    "length of its own": (GOOD.replace(b"\r\n\r\n", b"\r\nContent-Length: 9999\r\n\r\n"), [("f", "a.txt", 4)]),
+}
+
+
+@pytest.mark.parametrize("chopping", [lambda body: [body], one_by_one], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize("name", WELL_FORMED)
+def test_well_formed_body_is_read(name: str, chopping: Callable[[bytes], list[bytes]]) -> None:
+    body, expected = WELL_FORMED[name]
+    assert inspect(chopping(body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "code"),
+    [
+        ({"max_parts": 2}, form(*[("name=a", b"")] * 3), "too_many_parts"),
+        ({"max_part": 3}, GOOD, "part_too_large"),
+        ({"max_field": 3}, form(("name=a", b"1234")), "field_too_large"),
+        ({"max_part_headers": 60}, GOOD, "part_headers_too_large"),
+        ({"max_part_headers": 60}, b"preamble\r\n" * 7 + GOOD, "part_headers_too_large"),
+        ({}, GOOD.replace(b"application/octet-stream", b"x" * 8200), "part_headers_too_large"),
+    ],
+)
+def test_limits_are_held(limits: dict[str, int], body: bytes, code: str) -> None:
+    held = Limits.model_validate(limits)
+    assert inspect([body], held) == code
+    assert inspect(one_by_one(body), held) == code
+
+
+def test_a_part_of_exactly_the_limit_passes() -> None:
+    assert inspect([GOOD], Limits.model_validate({"max_part": 4})) == [("f", "a.txt", 4)]
+
+
+def test_offending_chunk_is_not_passed_on_but_the_ones_before_are() -> None:
+    inspector = PartInspector(BOUNDARY, Limits.model_validate({"max_part": 10}), "r", lambda part: None)
+    start = GOOD[: GOOD.rindex(b"data")]
+    inspector.see(start + b"12345")
+    with pytest.raises(Fault):
+        inspector.see(b"678901")
+
+
+@pytest.mark.parametrize(
+    ("value", "boundary"),
+    [
+        ("multipart/form-data; boundary=abc", b"abc"),
+        ('multipart/form-data; charset=utf-8; boundary="a b:c"', b"a b:c"),
+        (
+            "multipart/form-data;boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW",
+            b"----WebKitFormBoundary7MA4YWxkTrZu0gW",
+        ),
+        ("multipart/form-data; Boundary=abc;", b"abc"),
+    ],
+)
+def test_boundary_is_found(value: str, boundary: bytes) -> None:
+    assert boundary_of(value) == boundary
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary=""',
+        "multipart/form-data; boundary=" + "a" * 71,
+        "multipart/form-data; boundary=a; boundary=b",
+        'multipart/form-data; boundary="a "',
+        'multipart/form-data; boundary="a',
+        "multipart/form-data; boundary=a\x01b",
+        "multipart/form-data; boundary*=utf-8''a",
+    ],
+)
+def test_boundary_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(Fault):
+        boundary_of(value)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "form-data; name=f; filename*=x", "form-data; name=f; filename*=utf-8''%ff", "form-data; =x"]
+)
+def test_disposition_that_is_none_is_refused(value: str | None) -> None:
+    with pytest.raises(Fault):
+        parse_disposition(value, 1)

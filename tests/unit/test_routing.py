@@ -1,0 +1,125 @@
+"""Routing: the precedence of the Gateway API's HTTPRoute."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.config import parse_config
+from gateway.errors import Fault, FaultKind
+from gateway.http.headers import FieldLines
+from gateway.http.routing import RouteTable, describe_match
+
+NO_FIELDS = FieldLines([]).joined
+
+
+def table(*matches: dict[str, Any]) -> RouteTable:
+    routes = [
+        {"name": f"r{number}", "match": match, "fetch": {"allow": ["http://x/"]}}
+        for number, match in enumerate(matches)
+    ]
+    for route in routes:
+        route["match"].setdefault("methods", ["GET", "POST"])  # type: ignore[attr-defined]  # a plain dict
+    return RouteTable(parse_config(json.dumps({"routes": routes})).routes)
+
+
+def find(routes: RouteTable, path: str, host: str = "h", method: str = "GET", **fields: str) -> str:
+    lines = FieldLines((name.encode(), value.encode()) for name, value in fields.items())
+    return routes.find(host=host, path=path, method=method, field=lines.joined)[0].route.name
+
+
+def test_exact_before_longest_prefix_before_regex() -> None:
+    routes = table({"regex": "/a.*"}, {"prefix": "/"}, {"prefix": "/a"}, {"prefix": "/a/b"}, {"path": "/a/b/c"})
+    assert find(routes, "/a/b/c") == "r4"
+    assert find(routes, "/a/b/d") == "r3"
+    assert find(routes, "/a/b") == "r3"
+    assert find(routes, "/a/x") == "r2"
+    assert find(routes, "/ab") == "r1"
+    assert find(table({"regex": "/a.*"}, {"path": "/x"}), "/abc") == "r0"
+
+
+def test_host_before_path_and_exact_before_wildcard() -> None:
+    routes = table({"path": "/a"}, {"host": "*.example"}, {"host": "x.example"})
+    assert find(routes, "/a", host="x.example") == "r2"
+    assert find(routes, "/a", host="y.example") == "r1"
+    assert find(routes, "/a", host="example") == "r0"
+
+
+def test_method_then_fields_then_order() -> None:
+    routes = table(
+        {"path": "/a", "methods": None},
+        {"path": "/a", "methods": ["POST"]},
+        {"path": "/a", "methods": ["POST"], "headers": {"X-Model": "big"}},
+    )
+    assert find(routes, "/a", method="GET") == "r0"
+    assert find(routes, "/a", method="POST") == "r1"
+    assert find(routes, "/a", method="POST", **{"x-model": "big"}) == "r2"
+    assert find(routes, "/a", method="POST", **{"x-model": "big", "X-Model": "small"}) == "r1"
+
+
+def test_unreserved_characters_match_however_they_are_spelt() -> None:
+    routes = table({"prefix": "/model-1/"})
+    assert find(routes, "/%6dodel%2D1/x") == "r0"
+    with pytest.raises(Fault):
+        find(routes, "/model-1%2Fx")
+
+
+def test_rest_is_what_follows_the_prefix() -> None:
+    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", field=NO_FIELDS)[0]
+    assert found.rest == "/a/../b%2F"
+    assert found.path == "/files//a/../b%2F"
+
+
+def test_wrong_method_is_405_with_all_that_are_allowed() -> None:
+    routes = table({"path": "/a", "methods": ["PUT"]}, {"path": "/a", "methods": ["POST"]})
+    with pytest.raises(Fault) as caught:
+        find(routes, "/a", method="GET")
+    assert caught.value.kind is FaultKind.METHOD_NOT_ALLOWED
+    assert caught.value.fields == ((b"Allow", b"POST, PUT"),)
+
+
+def test_match_is_described_in_one_line() -> None:
+    routes = table({"host": "h", "path": "/a", "headers": {"x": "y"}}, {"regex": "/b+"}, {})
+    assert [describe_match(route) for route in routes.routes] == [
+        "GET|POST, host h, path /a, x: y",
+        "GET|POST, prefix /",
+        "GET|POST, regex /b+",
+    ]
+
+
+def forward(match: dict[str, Any], rewrite: str | None) -> RouteTable:
+    route = {"name": "r", "match": match, "forward": {"upstream": "u", "rewrite": rewrite}}
+    config = {"upstreams": {"u": {"endpoints": ["http://x"]}}, "routes": [route]}
+    return RouteTable(parse_config(json.dumps(config)).routes)
+
+
+@pytest.mark.parametrize(
+    ("match", "rewrite", "path", "expected"),
+    [
+        ({"path": "/v1/t"}, None, "/v1/t", "/v1/t"),
+        ({"path": "/v1/t"}, "/t", "/v1/t", "/t"),
+        ({"prefix": "/v1"}, "/", "/v1/x//y/../z", "/x//y/../z"),
+        ({"prefix": "/v1"}, "/api/", "/v1", "/api/"),
+        ({"prefix": "/v1/"}, "/api", "/%76%31/x", "/api/x"),
+        ({}, "/api", "/x", "/api/x"),
+        ({"regex": r"/m/(\w+)"}, r"/run/\1", "/m/a", "/run/a"),
+    ],
+)
+def test_path_for_the_upstream(match: dict[str, Any], rewrite: str | None, path: str, expected: str) -> None:
+    assert forward(match, rewrite).find(host="h", path=path, method="BREW", field=NO_FIELDS)[0].path == expected
+
+
+def test_form_fields_leave_a_choice_that_ends_with_a_route_without_them() -> None:
+    routes = table(
+        {"path": "/a"},
+        {"path": "/a", "field": {"model": "whisper-*"}},
+        {"path": "/a", "field": {"model": "*", "size": "big"}},
+        {"prefix": "/"},
+    )
+    found = routes.find(host="h", path="/a", method="GET", field=NO_FIELDS)
+    assert [each.route.name for each in found] == ["r2", "r1", "r0"]
+    assert "form field model=whisper-*" in describe_match(found[1].route)
+    alone = table({"path": "/a", "field": {"model": "x"}}).find(host="h", path="/a", method="GET", field=NO_FIELDS)
+    assert [each.route.name for each in alone] == ["r0"]
