@@ -18,7 +18,7 @@ from gateway import PSEUDONYM
 class Blame(enum.StrEnum):
     """Whose fault it was; decides between 4xx, 5xx and 502/504."""
 
-    NOBODY = "none"
+    NONE = "none"
     CLIENT = "client"
     GATEWAY = "gateway"
     UPSTREAM = "upstream"
@@ -42,7 +42,7 @@ class Outcome(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FaultInfo:
     """What a kind of fault means: the HTTP status, whose fault, how the transfer ended, RFC 9209 error type."""
 
     status: int
@@ -61,87 +61,91 @@ class FaultKind(enum.Enum):
     """Every cause. The member's name in lower case is the `code` users see."""
 
     # The client's request, before its body.
-    BAD_REQUEST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request")
-    BAD_FRAMING = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Ambiguous or broken framing")
-    BAD_HOST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed Host")
-    BAD_TARGET = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request target")
-    URL_FORBIDDEN = Verdict(403, _C, _OUT.REFUSED, _DENY, "URL is not on the allow-list")
-    ADDRESS_FORBIDDEN = Verdict(403, _C, _OUT.REFUSED, "destination_ip_prohibited", "Address is denied")
-    NO_ROUTE = Verdict(404, _C, _OUT.REFUSED, "destination_not_found", "No route matches")
-    FILE_NOT_FOUND = Verdict(404, _C, _OUT.REFUSED, "destination_not_found", "No such file")
-    METHOD_NOT_ALLOWED = Verdict(405, _C, _OUT.REFUSED, _DENY, "Method not allowed")
-    FILE_EXISTS = Verdict(409, _C, _OUT.REFUSED, _DENY, "A file of that name exists")
-    LENGTH_REQUIRED = Verdict(411, _C, _OUT.REFUSED, _BAD, "Length required")
-    PRECONDITION_FAILED = Verdict(412, _C, _OUT.REFUSED, _DENY, "Precondition failed")
-    TARGET_TOO_LONG = Verdict(414, _C, _OUT.LIMIT, _BAD, "Request target too long")
-    RANGE_NOT_SATISFIABLE = Verdict(416, _C, _OUT.REFUSED, _BAD, "Range not satisfiable")
-    EXPECTATION_FAILED = Verdict(417, _C, _OUT.REFUSED, _BAD, "Expectation failed")
-    TYPE_NOT_ALLOWED = Verdict(415, _C, _OUT.REFUSED, _DENY, "Type of file not allowed")
-    NOT_A_FORM = Verdict(415, _C, _OUT.REFUSED, _BAD, "Not a form")
-    HEAD_TOO_LARGE = Verdict(431, _C, _OUT.LIMIT, _BAD, "Request head too large")
+    BAD_REQUEST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request")
+    BAD_FRAMING = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Ambiguous or broken framing")
+    BAD_HOST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed Host")
+    BAD_TARGET = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request target")
+    URL_FORBIDDEN = FaultInfo(403, _C, _OUT.REFUSED, _DENY, "URL is not on the allow-list")
+    ADDRESS_FORBIDDEN = FaultInfo(403, _C, _OUT.REFUSED, "destination_ip_prohibited", "Address is denied")
+    NO_ROUTE = FaultInfo(404, _C, _OUT.REFUSED, "destination_not_found", "No route matches")
+    FILE_NOT_FOUND = FaultInfo(404, _C, _OUT.REFUSED, "destination_not_found", "No such file")
+    METHOD_NOT_ALLOWED = FaultInfo(405, _C, _OUT.REFUSED, _DENY, "Method not allowed")
+    FILE_EXISTS = FaultInfo(409, _C, _OUT.REFUSED, _DENY, "A file of that name exists")
+    LENGTH_REQUIRED = FaultInfo(411, _C, _OUT.REFUSED, _BAD, "Length required")
+    PRECONDITION_FAILED = FaultInfo(412, _C, _OUT.REFUSED, _DENY, "Precondition failed")
+    TARGET_TOO_LONG = FaultInfo(414, _C, _OUT.LIMIT, _BAD, "Request target too long")
+    RANGE_NOT_SATISFIABLE = FaultInfo(416, _C, _OUT.REFUSED, _BAD, "Range not satisfiable")
+    EXPECTATION_FAILED = FaultInfo(417, _C, _OUT.REFUSED, _BAD, "Expectation failed")
+    TYPE_NOT_ALLOWED = FaultInfo(415, _C, _OUT.REFUSED, _DENY, "Type of file not allowed")
+    NOT_A_FORM = FaultInfo(415, _C, _OUT.REFUSED, _BAD, "Not a form")
+    HEAD_TOO_LARGE = FaultInfo(431, _C, _OUT.LIMIT, _BAD, "Request head too large")
     # The client's body.
-    BAD_MULTIPART = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed multipart body")
-    PART_HEADERS_TOO_LARGE = Verdict(400, _C, _OUT.LIMIT, _BAD, "Part headers too large")
-    BAD_DIGEST = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed digest")
-    BAD_CODING = Verdict(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed compressed data")
-    UNEXPECTED_PART = Verdict(422, _C, _OUT.REFUSED, _BAD, "Part cannot be sent on")
-    MALWARE_FOUND = Verdict(422, _C, _OUT.REFUSED, _DENY, "Malware found")
-    LATE_FIELD = Verdict(422, _C, _OUT.REFUSED, _BAD, "No route for these form fields")
-    DIGEST_MISMATCH = Verdict(422, _C, _OUT.CLIENT_BAD, _BAD, "Digest does not fit")
-    CLIENT_IDLE = Verdict(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client went silent")
-    CLIENT_TOO_SLOW = Verdict(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client too slow")
-    BODY_TOO_LARGE = Verdict(413, _C, _OUT.LIMIT, _BAD, "Body too large")
-    PART_TOO_LARGE = Verdict(413, _C, _OUT.LIMIT, _BAD, "Part too large")
-    FIELD_TOO_LARGE = Verdict(413, _C, _OUT.LIMIT, _BAD, "Form field too large")
-    TOO_MANY_PARTS = Verdict(413, _C, _OUT.LIMIT, _BAD, "Too many parts")
+    BAD_MULTIPART = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed multipart body")
+    PART_HEADERS_TOO_LARGE = FaultInfo(400, _C, _OUT.LIMIT, _BAD, "Part headers too large")
+    BAD_DIGEST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed digest")
+    BAD_CODING = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed compressed data")
+    UNEXPECTED_PART = FaultInfo(422, _C, _OUT.REFUSED, _BAD, "Part cannot be sent on")
+    MALWARE_FOUND = FaultInfo(422, _C, _OUT.REFUSED, _DENY, "Malware found")
+    LATE_FIELD = FaultInfo(422, _C, _OUT.REFUSED, _BAD, "No route for these form fields")
+    DIGEST_MISMATCH = FaultInfo(422, _C, _OUT.CLIENT_BAD, _BAD, "Digest does not fit")
+    CLIENT_IDLE = FaultInfo(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client went silent")
+    CLIENT_TOO_SLOW = FaultInfo(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client too slow")
+    BODY_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Body too large")
+    PART_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Part too large")
+    FIELD_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Form field too large")
+    TOO_MANY_PARTS = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Too many parts")
     #: 499 is nginx's word for it: nobody is left to be told, it only shows in the log and the metrics.
-    CLIENT_LEFT = Verdict(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client left")
+    CLIENT_LEFT = FaultInfo(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client left")
     #: Stands in the document of a split, for a file that was not sent because one before it failed.
-    NOT_SENT = Verdict(424, _C, _OUT.REFUSED, _DENY, "Not sent")
+    NOT_SENT = FaultInfo(424, _C, _OUT.REFUSED, _DENY, "Not sent")
     # Ourselves.
-    BUG = Verdict(500, _G, _OUT.BUG, "proxy_internal_error", "Internal error")
-    DISK_FAILED = Verdict(500, _G, _OUT.DISK_FAILED, "proxy_internal_error", "Disk error")
-    CANCELLED = Verdict(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Stopped by shutdown")
-    DRAINING = Verdict(503, _G, _OUT.REFUSED, "proxy_internal_response", "Gateway is shutting down")
-    QUEUE_FULL = Verdict(503, _G, _OUT.REFUSED, "connection_limit_reached", "Upstream is at its limit")
-    QUEUE_TIMEOUT = Verdict(503, _G, _OUT.REFUSED, "connection_limit_reached", "Waited too long for the upstream")
-    DISK_UNAVAILABLE = Verdict(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
-    DISK_SLOW = Verdict(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
-    SCANNER_FAILED = Verdict(503, _G, _OUT.REFUSED, "proxy_internal_error", "Scanner is unavailable")
-    DISK_FULL = Verdict(507, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk is full")
+    BUG = FaultInfo(500, _G, _OUT.BUG, "proxy_internal_error", "Internal error")
+    DISK_FAILED = FaultInfo(500, _G, _OUT.DISK_FAILED, "proxy_internal_error", "Disk error")
+    CANCELLED = FaultInfo(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Stopped by shutdown")
+    DRAINING = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_response", "Gateway is shutting down")
+    QUEUE_FULL = FaultInfo(503, _G, _OUT.REFUSED, "connection_limit_reached", "Upstream is at its limit")
+    QUEUE_TIMEOUT = FaultInfo(503, _G, _OUT.REFUSED, "connection_limit_reached", "Waited too long for the upstream")
+    DISK_UNAVAILABLE = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
+    DISK_SLOW = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
+    SCANNER_FAILED = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Scanner is unavailable")
+    DISK_FULL = FaultInfo(507, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk is full")
     # The upstream.
-    DNS_ERROR = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "dns_error", "Upstream's name cannot be resolved")
-    CONNECT_REFUSED = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "connection_refused", "Upstream refused the connection")
-    TLS_ERROR = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "tls_protocol_error", "TLS to the upstream failed")
-    UPSTREAM_CLOSED = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "connection_terminated", "Upstream closed the connection")
-    BAD_RESPONSE = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "http_protocol_error", "Upstream's answer is malformed")
-    BAD_REDIRECT = Verdict(502, _U, _OUT.UPSTREAM_FAILED, _DENY, "Upstream redirected where it may not")
-    RESPONSE_INCOMPLETE = Verdict(
+    DNS_ERROR = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "dns_error", "Upstream's name cannot be resolved")
+    CONNECT_REFUSED = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "connection_refused", "Upstream refused the connection")
+    TLS_ERROR = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "tls_protocol_error", "TLS to the upstream failed")
+    UPSTREAM_CLOSED = FaultInfo(
+        502, _U, _OUT.UPSTREAM_FAILED, "connection_terminated", "Upstream closed the connection"
+    )
+    BAD_RESPONSE = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "http_protocol_error", "Upstream's answer is malformed")
+    BAD_REDIRECT = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, _DENY, "Upstream redirected where it may not")
+    RESPONSE_INCOMPLETE = FaultInfo(
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's body broke off"
     )
-    OBJECT_STORE_FAILED = Verdict(502, _U, _OUT.UPSTREAM_FAILED, "destination_unavailable", "Object store failed")
-    ANSWER_TOO_LARGE = Verdict(
+    OBJECT_STORE_FAILED = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "destination_unavailable", "Object store failed")
+    ANSWER_TOO_LARGE = FaultInfo(
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_body_size", "Upstream's answer is too large"
     )
-    CONNECT_TIMEOUT = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Upstream did not accept in time")
-    RESPONSE_TIMEOUT = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "http_response_timeout", "Upstream did not answer in time")
-    UPSTREAM_IDLE = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_read_timeout", "Upstream went silent")
-    UPSTREAM_STUCK = Verdict(504, _U, _OUT.UPSTREAM_SLOW, "connection_write_timeout", "Upstream stopped reading")
+    CONNECT_TIMEOUT = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Upstream did not accept in time")
+    RESPONSE_TIMEOUT = FaultInfo(
+        504, _U, _OUT.UPSTREAM_SLOW, "http_response_timeout", "Upstream did not answer in time"
+    )
+    UPSTREAM_IDLE = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_read_timeout", "Upstream went silent")
+    UPSTREAM_STUCK = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_write_timeout", "Upstream stopped reading")
 
     # Enum would fold members of equal value into one: each is made its own.
-    def __new__(cls, verdict: Verdict) -> FaultKind:
+    def __new__(cls, info: FaultInfo) -> FaultKind:
         """Number the members, and keep the verdict beside the number."""
         member = object.__new__(cls)
         member._value_ = len(cls.__members__)
-        member._verdict = verdict
+        member._info = info
         return member
 
-    _verdict: Verdict
+    _info: FaultInfo
 
     @property
-    def verdict(self) -> Verdict:
+    def info(self) -> FaultInfo:
         """What this kind means."""
-        return self._verdict
+        return self._info
 
     @property
     def code(self) -> str:
@@ -164,29 +168,29 @@ class Fault(Exception):
         *,
         retry_after_seconds: int | None = None,
         facts: dict[str, int | str] | None = None,
-        fields: tuple[tuple[bytes, bytes], ...] = (),
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.facts = facts or {}
-        self.fields = fields
+        self.headers = headers
 
     @property
     def status(self) -> int:
         """HTTP status the client is answered with, if it still can be."""
-        return self.kind.verdict.status
+        return self.kind.info.status
 
     @property
     def blame(self) -> Blame:
         """Whose fault it was."""
-        return self.kind.verdict.blame
+        return self.kind.info.blame
 
     @property
     def outcome(self) -> Outcome:
         """How the transfers of the exchange ended."""
-        return self.kind.verdict.outcome
+        return self.kind.info.outcome
 
     def __str__(self) -> str:
         """Return code and detail, for logs."""
@@ -199,7 +203,7 @@ PROBLEM_TYPE: Final = b"application/problem+json"
 def problem_document(fault: Fault, *, route: str | None, request_id: str) -> bytes:
     """Return the RFC 9457 problem document of a fault, as UTF-8 JSON ending in a newline."""
     document: dict[str, int | str | None] = {
-        "title": fault.kind.verdict.title,
+        "title": fault.kind.info.title,
         "status": fault.status,
         "detail": fault.detail,
         "code": fault.kind.code,
@@ -211,6 +215,6 @@ def problem_document(fault: Fault, *, route: str | None, request_id: str) -> byt
 
 def proxy_status(fault: Fault) -> bytes:
     """Return the value of Proxy-Status (RFC 9209 section 2): who answers, and why."""
-    verdict = fault.kind.verdict
+    info = fault.kind.info
     # Titles are our own: printable ASCII without quotes, as a String of RFC 8941 section 3.3.3 wants.
-    return f'{PSEUDONYM}; error={verdict.proxy_error}; details="{verdict.title}"'.encode("ascii")
+    return f'{PSEUDONYM}; error={info.proxy_error}; details="{info.title}"'.encode("ascii")

@@ -16,65 +16,65 @@ from gateway.actions import Action, FetchAction, ForwardAction, make_action
 from gateway.config import Config
 from gateway.filters import FilterContext, make_filters
 from gateway.http.routing import RouteTable
-from gateway.observe.stats import Tally
-from gateway.storage import DiskWorkers
+from gateway.observe.stats import Stats
+from gateway.storage import DiskThreads
 from gateway.transfer import Carrier
 from gateway.transfer.timers import Timers
-from gateway.upstream import Service
-from gateway.upstream.capacity import Drain
+from gateway.upstream import UpstreamPool
+from gateway.upstream.capacity import InFlightCounter
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class Resources:
     """What outlives every config."""
 
-    tally: Tally
+    stats: Stats
     timers: Timers
-    workers: DiskWorkers
+    disk_threads: DiskThreads
     #: For the work of filters.
     threads: Executor
 
 
-class Serving:
+class Runtime:
     """One config in force. `close` it."""
 
-    def __init__(self, config: Config, shared: Shared, before: Serving | None = None) -> None:
+    def __init__(self, config: Config, resources: Resources, before: Runtime | None = None) -> None:
         self.config = config
         self.table = RouteTable(config.routes)
-        self.services = _make_services(config, shared, before)
-        self.actions = self._make_actions(shared)
+        self.upstreams = _make_upstreams(config, resources, before)
+        self.actions = self._make_actions(resources)
         #: Entered by every exchange that began with it.
-        self.exchanges = Drain()
+        self.exchanges = InFlightCounter()
 
-    async def close(self, *, but: Collection[Service] = ()) -> None:
+    async def close(self, *, but: Collection[UpstreamPool] = ()) -> None:
         """Close its actions, and its services but for those others have too."""
         async with contextlib.AsyncExitStack() as stack:
-            for service in self.services.values():
-                if service not in but:
-                    stack.push_async_callback(service.close)
+            for upstream in self.upstreams.values():
+                if upstream not in but:
+                    stack.push_async_callback(upstream.close)
             for action in self.actions.values():
                 if isinstance(action, FetchAction | ForwardAction):
                     stack.push_async_callback(action.close)
 
-    def _make_actions(self, shared: Shared) -> dict[str, Action | FetchAction | ForwardAction]:
+    def _make_actions(self, resources: Resources) -> dict[str, Action | FetchAction | ForwardAction]:
         carrier = Carrier(self.config.lanes)
         return {
             route.name: make_action(
                 route,
-                self.services,
-                shared.workers,
+                self.upstreams,
+                resources.disk_threads,
                 carrier,
-                shared.timers,
-                kinds=make_filters(route, FilterContext(route.name, shared.threads)),
+                resources.timers,
+                factories=make_filters(route, FilterContext(route.name, resources.threads)),
             )
             for route in self.config.routes
         }
 
 
-def _make_services(config: Config, shared: Shared, before: Serving | None) -> dict[str, Service]:
+def _make_upstreams(config: Config, resources: Resources, before: Runtime | None) -> dict[str, UpstreamPool]:
     return {
-        name: before.services[name]
+        name: before.upstreams[name]
         if before is not None and before.config.upstreams.get(name) == upstream
-        else Service(name, upstream, shared.tally.upstreams[name], shared.timers)
+        else UpstreamPool(name, upstream, resources.stats.upstreams[name], resources.timers)
         for name, upstream in config.upstreams.items()
     }

@@ -24,21 +24,21 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from gateway.actions import choose_route
+from gateway.actions import match_form_route
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.check import server_context
 from gateway.config.values import Address
-from gateway.downstream import Answer, Exchange, TrafficServer, check_aiohttp
+from gateway.downstream import ClientResponse, Exchange, TrafficServer, check_aiohttp
 from gateway.downstream.access_log import Note, describe_exchange
 from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
-from gateway.observe.stats import Tally, method_label
+from gateway.observe.stats import Stats, method_label
 from gateway.ops.app import OpsApp
-from gateway.runtime import Serving, Shared
-from gateway.storage import DiskWorkers, sweep
+from gateway.runtime import Resources, Runtime
+from gateway.storage import DiskThreads, sweep
 from gateway.transfer.timers import Timers
-from gateway.upstream import Service
-from gateway.upstream.capacity import Drain
+from gateway.upstream import UpstreamPool
+from gateway.upstream.capacity import InFlightCounter
 
 _BACKLOG: Final = 1024
 #: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.
@@ -57,17 +57,17 @@ class Gateway:
         self._scheme = b"https" if config.tls is not None else b"http"
         self._config = config
         routes = ((route.name, route.upstream) for route in config.routes)
-        self.tally = Tally(routes, config.upstreams)
-        self._no_route = self.tally.routes[Tally.NO_ROUTE]
+        self.stats = Stats(routes, config.upstreams)
+        self._no_route = self.stats.routes[Stats.NO_ROUTE]
         self._timers = Timers()
-        self._drain = Drain()
+        self._in_flight = InFlightCounter()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._exchanges: set[asyncio.Task[Any]] = set()
         #: What watches the health of each service.
-        self._watches: dict[Service, asyncio.Task[Any]] = {}
+        self._watches: dict[UpstreamPool, asyncio.Task[Any]] = {}
         #: Replaced, but not without exchanges yet.
-        self._retired: list[Serving] = []
+        self._retired: list[Runtime] = []
         self._has_started = False
         self.address: Address
         self.ops_address: Address
@@ -77,14 +77,14 @@ class Gateway:
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._timers.close)
-            workers = DiskWorkers()
-            stack.callback(workers.close)
+            disk_threads = DiskThreads()
+            stack.callback(disk_threads.close)
             threads = ThreadPoolExecutor(os.cpu_count() or 1, "filter")
             stack.callback(threads.shutdown)
-            self._shared = Shared(self.tally, self._timers, workers, threads)
-            self._serving = Serving(config, self._shared)
+            self._resources = Resources(self.stats, self._timers, disk_threads, threads)
+            self._runtime = Runtime(config, self._resources)
             stack.push_async_callback(self._close_servings)
-            ops = OpsApp(self.tally, self._reasons)
+            ops = OpsApp(self.stats, self._reasons)
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
             self.ops_address = await _open(stack, self._ops_runner, config.ops.listen)
@@ -106,17 +106,17 @@ class Gateway:
         self._has_started = True
 
     async def stop(self) -> None:
-        """Drain and close: accept nobody, let exchanges end within drain_timeout, cut the rest, close everything."""
-        self._drain.begin()
+        """Drain and close: accept nothing, wait up to drain_timeout for exchanges, cut the rest, close all."""
+        self._in_flight.begin()
         await self._site.stop()
         # Idle kept connections close now; those in flight close behind their answers.
         for connection in self._traffic.connections:
             if connection._current_request is None:
                 connection.force_close()
-        seconds = self._serving.config.drain_timeout
+        seconds = self._runtime.config.drain_timeout
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                await self._drain.wait_empty()
+                await self._in_flight.wait_empty()
         for task in (*self._exchanges, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._exchanges, *self._tasks, return_exceptions=True)
@@ -136,7 +136,7 @@ class Gateway:
         await stopping.wait()
         stop = asyncio.create_task(self.stop(), name="stop")
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._hurry)
+            loop.add_signal_handler(number, self._cancel_exchanges)
         await stop
 
     async def reload(self, load: Load) -> None:
@@ -154,11 +154,11 @@ class Gateway:
                 self._replace(config)
                 self._tls = context
             except (ConfigError, OSError) as exc:
-                self.tally.reloads["failure"] += 1
+                self.stats.reloads["failure"] += 1
                 for problem in exc.problems if isinstance(exc, ConfigError) else (exc,):
                     _log.error("the config stays as it was: %s", problem)
             else:
-                self.tally.reloads["success"] += 1
+                self.stats.reloads["success"] += 1
                 _log.info("the config was replaced")
 
     def _choose_context(self, connection: ssl.SSLObject) -> None:
@@ -166,42 +166,42 @@ class Gateway:
             connection.context = self._tls
 
     def _replace(self, config: Config) -> None:
-        before = self._serving
-        self.tally.adopt(((route.name, route.upstream) for route in config.routes), config.upstreams)
-        self._serving = Serving(config, self._shared, before)
+        before = self._runtime
+        self.stats.adopt(((route.name, route.upstream) for route in config.routes), config.upstreams)
+        self._runtime = Runtime(config, self._resources, before)
         self._retired.append(before)
         self._keep(self._retire(before), "retire")
         self._begin_work()
 
-    async def _retire(self, serving: Serving) -> None:
+    async def _retire(self, runtime: Runtime) -> None:
         """Close what was replaced once nobody uses it any more."""
-        await serving.exchanges.wait_empty()
-        others = [self._serving, *(other for other in self._retired if other is not serving)]
-        await serving.close(but={service for other in others for service in other.services.values()})
-        self._retired.remove(serving)
+        await runtime.exchanges.wait_empty()
+        others = [self._runtime, *(other for other in self._retired if other is not runtime)]
+        await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
+        self._retired.remove(runtime)
 
     async def _close_servings(self) -> None:
-        for serving in (*self._retired, self._serving):
-            await serving.close()
+        for runtime in (*self._retired, self._runtime):
+            await runtime.close()
 
     def _begin_work(self) -> None:
         """Watch the services in force, and no others; clean up where their routes write."""
-        services = set(self._serving.services.values())
-        for service in self._watches.keys() - services:
-            self._watches.pop(service).cancel()
-        for service in services - self._watches.keys():
-            self._watches[service] = self._keep(service.watch_health(), f"health of {service.name}")
+        upstreams = set(self._runtime.upstreams.values())
+        for upstream in self._watches.keys() - upstreams:
+            self._watches.pop(upstream).cancel()
+        for upstream in upstreams - self._watches.keys():
+            self._watches[upstream] = self._keep(upstream.watch_health(), f"health of {upstream.name}")
         self._keep(self._sweep(), "sweep")
 
-    def _hurry(self) -> None:
+    def _cancel_exchanges(self) -> None:
         for task in self._exchanges:
             task.cancel()
 
     async def _sweep(self) -> None:
         """Remove what uploads left that were killed; a directory that cannot be read is for its uploads to tell of."""
-        for directory in {Path(name) for route in self._serving.config.routes if (name := route.written_directory)}:
+        for directory in {Path(name) for route in self._runtime.config.routes if (name := route.written_directory)}:
             with contextlib.suppress(Fault):
-                count = await self._shared.workers.run(functools.partial(sweep, directory))
+                count = await self._resources.disk_threads.run(functools.partial(sweep, directory))
                 _log.debug("unfinished uploads removed: %d", count)
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -214,12 +214,12 @@ class Gateway:
         reasons = []
         if not self._has_started:
             reasons.append("starting")
-        if self._drain.is_draining:
+        if self._in_flight.is_draining:
             reasons.append("draining")
         reasons += [
-            f"upstream {service.name}: no healthy endpoint"
-            for service in self._serving.services.values()
-            if not service.is_available
+            f"upstream {upstream.name}: no healthy endpoint"
+            for upstream in self._runtime.upstreams.values()
+            if not upstream.is_available
         ]
         return reasons
 
@@ -229,24 +229,24 @@ class Gateway:
         task = asyncio.current_task()
         if task is not None:
             self._exchanges.add(task)
-        serving = self._serving
-        with self._drain, serving.exchanges:
+        runtime = self._runtime
+        with self._in_flight, runtime.exchanges:
             try:
-                await self._run_exchange(exchange, serving)
-                await exchange.linger()
+                await self._run_exchange(exchange, runtime)
+                await exchange.discard_request_body()
             finally:
                 if task is not None:
                     self._exchanges.discard(task)
-        return exchange.answer or Answer.small(500, (), b"", is_last=True)
+        return exchange.response or ClientResponse.small(500, (), b"", is_last=True)
 
     def _make_exchange(self, request: web.BaseRequest) -> Exchange:
-        trusted = self._serving.config.trusted_proxies
+        trusted = self._runtime.config.trusted_proxies
         return Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
 
-    async def _run_exchange(self, exchange: Exchange, serving: Serving) -> None:
+    async def _run_exchange(self, exchange: Exchange, runtime: Runtime) -> None:
         try:
             try:
-                await self._find_and_act(exchange, serving)
+                await self._find_and_act(exchange, runtime)
             except Fault as fault:
                 await exchange.fail(fault)
             except asyncio.CancelledError:
@@ -260,44 +260,44 @@ class Gateway:
         finally:
             self._record(exchange)
 
-    async def _find_and_act(self, exchange: Exchange, serving: Serving) -> None:
-        exchange.is_draining = self._drain.is_draining
+    async def _find_and_act(self, exchange: Exchange, runtime: Runtime) -> None:
+        exchange.is_draining = self._in_flight.is_draining
         target = exchange.check_head()
         if target.path == "*":
             # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
             await exchange.reply(204, (), b"")
             return
-        candidates = serving.table.find(
-            host=target.host, path=target.path, method=exchange.method, field=exchange.fields.joined
+        candidates = runtime.table.find(
+            host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
         )
-        if self._drain.is_draining:
-            exchange.named = Named(candidates[0].route, self.tally.routes[candidates[0].route.name])
+        if self._in_flight.is_draining:
+            exchange.named = Named(candidates[0].route, self.stats.routes[candidates[0].route.name])
             raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
-        found = await choose_route(exchange, candidates)
-        tally = self.tally.routes[found.route.name]
-        exchange.named = Named(found.route, tally)
-        tally.in_flight += 1
+        matched = await match_form_route(exchange, candidates)
+        stats = self.stats.routes[matched.route.name]
+        exchange.named = Named(matched.route, stats)
+        stats.in_flight += 1
         try:
-            await serving.actions[found.route.name](exchange, found)
+            await runtime.actions[matched.route.name](exchange, matched)
         finally:
-            tally.in_flight -= 1
+            stats.in_flight -= 1
 
     def _record(self, exchange: Exchange) -> None:
-        tally = exchange.named.tally
+        stats = exchange.named.stats
         seconds = time.monotonic() - exchange.started
         self._note(describe_exchange(exchange, seconds))
-        tally.requests[method_label(exchange.method), exchange.status] += 1
-        tally.durations.observe(seconds)
+        stats.requests[method_label(exchange.method), exchange.status] += 1
+        stats.durations.observe(seconds)
         if exchange.first_byte_seconds is not None:
-            tally.first_bytes.observe(exchange.first_byte_seconds)
+            stats.first_bytes.observe(exchange.first_byte_seconds)
 
-    def _refuse_unread(self, request: web.BaseRequest, fault: Fault) -> Answer:
+    def _refuse_unread(self, request: web.BaseRequest, fault: Fault) -> ClientResponse:
         """Refuse a request whose head could not be read: nothing of it is believed."""
         exchange = self._make_exchange(request)
         exchange.fault = fault
-        exchange.answer = exchange.refusal(fault)
+        exchange.response = exchange.refusal(fault)
         self._record(exchange)
-        return exchange.answer
+        return exchange.response
 
 
 def _check_fixed(before: Config, after: Config) -> None:

@@ -161,7 +161,7 @@ class RunningGateway:
 
     def __init__(self, gateway: Gateway, log: list[dict[str, Any]], logged: asyncio.Event) -> None:
         self.gateway = gateway
-        self.tally = gateway.tally
+        self.stats = gateway.stats
         self.log = log
         self._logged = logged
 
@@ -220,8 +220,8 @@ async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
         yield running
     finally:
         await gateway.stop()
-        assert gateway._drain.in_flight == 0
-        for route in gateway.tally.routes.values():
+        assert gateway._in_flight.in_flight == 0
+        for route in gateway.stats.routes.values():
             assert route.in_flight == 0, route.route
             for transfer in route.transfers.values():
                 assert transfer.in_flight == 0, route.route
@@ -243,13 +243,13 @@ def forward_config(upstream: str | list[str], **route: Any) -> dict[str, Any]:
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def answering(answer: bytes) -> Script:
+def responding(response: bytes) -> Script:
     """Return a script that reads a head and as much body as it declares, then answers, again and again."""
 
     async def script(wire: Wire) -> None:
         while True:
             await read_request(wire)
-            await wire.send(answer)
+            await wire.send(response)
 
     return script
 
@@ -272,17 +272,17 @@ async def read_request(wire: Wire) -> tuple[bytes, bytes]:
     return head, b""
 
 
-def split_answer(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+def split_response(response: bytes) -> tuple[int, dict[str, str], bytes]:
     """Take an answer apart: status, fields in lower case, and what follows the head."""
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     line, *fields = head.decode("latin-1").split("\r\n")
     pairs = [field.partition(": ") for field in fields]
     return int(line.split()[1]), {name.lower(): value for name, _, value in pairs}, body
 
 
-def problem_of(answer: bytes) -> dict[str, Any]:
+def problem_of(response: bytes) -> dict[str, Any]:
     """Return the problem document of an answer."""
-    status, fields, body = split_answer(answer)
+    status, fields, body = split_response(response)
     assert fields["content-type"] == "application/problem+json"
     document: dict[str, Any] = json.loads(body)
     assert document["status"] == status

@@ -111,13 +111,13 @@ async def test_demo_comes_along_prints_what_to_try_and_goes_with_the_gateway(tmp
             b"POST /proxy HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n"
             b"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
-        answer = b""
-        while b" 200 OK" not in answer:
+        response = b""
+        while b" 200 OK" not in response:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request + body)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            response = await asyncio.wait_for(reader.read(), 10)
             writer.close()
-        described = json.loads(answer.partition(b"\r\n\r\n")[2])
+        described = json.loads(response.partition(b"\r\n\r\n")[2])
         assert described["files"][0]["size"] == 5
     finally:
         running.send_signal(signal.SIGINT)

@@ -16,17 +16,17 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.observe.stats import Direction, TransferTally
+from gateway.observe.stats import Direction, TransferStats
 from tests.conftest import require_tool
 from tests.peers import (
     OK,
     RawUpstream,
     RunningGateway,
     Wire,
-    answering,
     form,
     forward_config,
     post,
+    responding,
     run_gateway,
     until,
 )
@@ -49,19 +49,19 @@ async def sample(gateway: RunningGateway, name: str) -> float:
     raise AssertionError(f"no series {name}")
 
 
-def _has_moved(tally: TransferTally, size: int) -> bool:
-    return tally.bytes_moved >= size
+def _has_moved(stats: TransferStats, size: int) -> bool:
+    return stats.bytes_moved >= size
 
 
 async def test_bytes_rise_while_an_upload_flows() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         series = 'gateway_transfer_bytes_total{direction="upload",route="r",upstream="up"}'
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 3000\r\n\r\n")
         seen: list[float] = []
         for _ in range(3):
             await client.send(b"x" * 1000)
-            upload = gateway.tally.routes["r"].transfers[Direction.UPLOAD]
+            upload = gateway.stats.routes["r"].transfers[Direction.UPLOAD]
             await until(functools.partial(_has_moved, upload, 1000 * len(seen) + 1000))
             seen.append(await sample(gateway, series))
         assert seen == [1000.0, 2000.0, 3000.0]
@@ -70,7 +70,7 @@ async def test_bytes_rise_while_an_upload_flows() -> None:
 
 
 async def test_metrics_tell_what_happened() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         body = form(("name=a", b"b"), ('name="f"; filename="x"', b"y" * 5000))
         await gateway.ask(post(body))
         await gateway.ask(GET.replace(b"GET", b"PROPFIND"))
@@ -100,7 +100,7 @@ async def test_metrics_tell_what_happened() -> None:
 
 async def test_openmetrics_when_asked_and_promtool_likes_the_text() -> None:
     promtool = require_tool("promtool")
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         await gateway.ask(post(form(('name="f"; filename="x"', b"y"))))
         _, kind, text = await fetch(gateway.ops_url + "/metrics", Accept="application/openmetrics-text")
         assert kind.startswith("application/openmetrics-text")
@@ -119,7 +119,7 @@ async def test_health_and_readiness() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
         assert (await fetch(gateway.ops_url + "/healthz"))[0] == 200
         assert (await fetch(gateway.ops_url + "/readyz"))[0] == 200
-        gateway.gateway._drain.begin()
+        gateway.gateway._in_flight.begin()
         status, _, text = await fetch(gateway.ops_url + "/readyz")
         assert (status, text) == (503, "draining\n")
 
@@ -127,20 +127,20 @@ async def test_health_and_readiness() -> None:
 async def test_not_ready_without_a_healthy_endpoint() -> None:
     health = {"health": {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}}
     async with run_gateway(forward_config("http://127.0.0.1:9", upstream_keys=health)) as gateway:
-        await until(lambda: not any(gateway.tally.upstreams["up"].endpoints_up.values()))
+        await until(lambda: not any(gateway.stats.upstreams["up"].endpoints_up.values()))
         status, _, text = await fetch(gateway.ops_url + "/readyz")
         assert (status, text) == (503, "upstream up: no healthy endpoint\n")
 
 
 async def test_ops_paths_are_not_on_the_traffic_port() -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, match={"path": "/x"})) as gateway:
-            answer = await gateway.ask(GET.replace(b"GET /", b"GET /metrics"))
-            assert answer.startswith(b"HTTP/1.1 404")
+            response = await gateway.ask(GET.replace(b"GET /", b"GET /metrics"))
+            assert response.startswith(b"HTTP/1.1 404")
 
 
 async def test_stop_lets_an_upload_finish_and_closes_behind_it() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         idle = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 10\r\n\r\nhalf.")
@@ -150,8 +150,8 @@ async def test_stop_lets_an_upload_finish_and_closes_behind_it() -> None:
         with pytest.raises(ConnectionRefusedError):
             await gateway.connect()
         await client.send(b"done.")
-        answer = await client.read_to_end()
-        assert answer.startswith(b"HTTP/1.1 200 OK")
+        response = await client.read_to_end()
+        assert response.startswith(b"HTTP/1.1 200 OK")
         await stopping
         await client.close()
         await idle.close()
@@ -168,9 +168,9 @@ async def test_drain_is_bounded_and_says_so() -> None:
             await client.send(GET)
             await asyncio.wait_for(upstream.connected.wait(), 5)
             await gateway.gateway.stop()
-            answer = await client.read_to_end()
+            response = await client.read_to_end()
             await client.close()
-            assert b'"code": "cancelled"' in answer
+            assert b'"code": "cancelled"' in response
             line = await gateway.last_line()
             assert (line["outcome"], line["blame"]) == ("cancelled", "gateway")
             gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # stopped already
@@ -194,7 +194,7 @@ async def process(config: Path, *arguments: str) -> AsyncIterator[asyncio.subpro
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     config = tmp_path / "gateway.yaml"
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         settings = forward_config(upstream.url, top={"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}})
         config.write_text(json.dumps(settings))
         async with process(config) as running:
@@ -206,9 +206,9 @@ async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.
             await asyncio.wait_for(upstream.connected.wait(), 5)
             running.send_signal(number)
             writer.write(b"cd")
-            answer = await asyncio.wait_for(reader.read(), 10)
+            response = await asyncio.wait_for(reader.read(), 10)
             writer.close()
-            assert answer.startswith(b"HTTP/1.1 200 OK")
+            assert response.startswith(b"HTTP/1.1 200 OK")
             out, err = await asyncio.wait_for(running.communicate(), 10)
             assert running.returncode == 0
             assert err == b""
@@ -256,7 +256,7 @@ async def test_upload_of_a_killed_gateway_is_removed_at_the_next_start_and_nobod
 @pytest.mark.slow
 async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         settings = forward_config(
             upstream.url, top={"listen": f"127.0.0.1:{upstream.port}", "ops": {"listen": "127.0.0.1:0"}}
         )
@@ -270,7 +270,7 @@ async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
 
 async def test_line_of_the_log_is_json_whatever_a_client_says() -> None:
     target = b'/a"b\\c' + b"x" * 600
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, top={"trusted_proxies": ["127.0.0.0/8"]})
         async with run_gateway(config) as gateway:
             head = b"GET " + target + b" HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nX-Request-Id: a/b=c\r\n\r\n"

@@ -20,11 +20,11 @@ from tests.peers import (
     OK,
     RawUpstream,
     Wire,
-    answering,
     forward_config,
     read_request,
+    responding,
     run_gateway,
-    split_answer,
+    split_response,
     until,
 )
 from tests.test_ops import fetch, process
@@ -52,13 +52,13 @@ async def test_exchange_under_way_ends_with_the_config_it_began_with() -> None:
         await wire.send(b"way")
         await wire.read_to_end()
 
-    async with RawUpstream(slow) as old, RawUpstream(answering(OK)) as new:
+    async with RawUpstream(slow) as old, RawUpstream(responding(OK)) as new:
         async with run_gateway(forward_config(old.url)) as gateway:
             client = await gateway.connect()
             await client.send(GET)
             await client.read_until(b"old")
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
-            assert split_answer(await gateway.ask(GET))[0] == 200
+            assert split_response(await gateway.ask(GET))[0] == 200
             assert new.received.startswith(b"GET / HTTP/1.1")
             # Its upstream is nobody's any more, and closed only now.
             assert not old.finished.is_set()
@@ -79,11 +79,11 @@ async def test_unchanged_upstream_keeps_its_connections() -> None:
             await gateway.gateway.reload(lambda: config_of(forward_config(upstream.url, limits={"max_body": 1})))
             await gateway.ask(GET)
             assert len(upstream.wires) == 1
-            assert split_answer(await gateway.ask(PUT))[0] == 413
+            assert split_response(await gateway.ask(PUT))[0] == 413
 
 
 async def test_kept_connection_of_a_client_gets_the_new_routes() -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url)) as gateway:
             client = await gateway.connect()
             await client.send(KEPT_GET)
@@ -104,32 +104,32 @@ async def test_kept_connection_of_a_client_gets_the_new_routes() -> None:
 async def test_config_that_needs_a_restart_changes_nothing(
     keys: dict[str, Any], where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url)) as gateway:
             await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE], **keys}))
-            assert split_answer(await gateway.ask(GET))[0] == 200
+            assert split_response(await gateway.ask(GET))[0] == 200
             assert f"{where}: cannot change" in caplog.text
-            assert gateway.tally.reloads == {"success": 0, "failure": 1}
+            assert gateway.stats.reloads == {"success": 0, "failure": 1}
 
 
 async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
     def load() -> Config:
         raise ConfigError([Problem("c.yaml", line, "routes", "wrong") for line in (3, 7)])
 
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url)) as gateway:
-            before = gateway.tally.configured_at
+            before = gateway.stats.configured_at
             await gateway.gateway.reload(load)
-            assert split_answer(await gateway.ask(GET))[0] == 200
+            assert split_response(await gateway.ask(GET))[0] == 200
             assert "c.yaml:3: routes: wrong" in caplog.text
             assert "c.yaml:7: routes: wrong" in caplog.text
             text = (await fetch(f"{gateway.ops_url}/metrics"))[2]
             assert 'gateway_config_reloads_total{result="failure"} 1.0' in text
-            assert gateway.tally.configured_at == before
+            assert gateway.stats.configured_at == before
 
 
 async def test_counts_go_on_and_endpoints_that_are_gone_are_not_told_of() -> None:
-    async with RawUpstream(answering(OK)) as old, RawUpstream(answering(OK)) as new:
+    async with RawUpstream(responding(OK)) as old, RawUpstream(responding(OK)) as new:
         async with run_gateway(forward_config(old.url)) as gateway:
             await gateway.ask(GET)
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
@@ -174,9 +174,9 @@ async def test_process_reloads_on_sighup(tmp_path: Path) -> None:
     async def status(port: int, target: str) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n".encode())
-        answer = await asyncio.wait_for(reader.read(), 10)
+        response = await asyncio.wait_for(reader.read(), 10)
         writer.close()
-        return answer[9:12]
+        return response[9:12]
 
     async with process(config) as running:
         assert running.stdout is not None
@@ -226,7 +226,7 @@ async def test_renewed_certificate_is_taken_without_a_restart(tmp_path: Path) ->
         await gateway.gateway.reload(lambda: config_of(keys))
         assert b"second" in await asyncio.to_thread(shown, gateway.port)
         await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE]}))
-        assert gateway.tally.reloads == {"success": 1, "failure": 1}
+        assert gateway.stats.reloads == {"success": 1, "failure": 1}
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ async def test_half_renewed_certificate_leaves_the_one_before_in_use(tmp_path: P
         await asyncio.to_thread(renew, tmp_path, "second")
         (tmp_path / "key.pem").write_bytes(key)
         await gateway.gateway.reload(lambda: config)
-        assert gateway.tally.reloads == {"success": 0, "failure": 1}
+        assert gateway.stats.reloads == {"success": 0, "failure": 1}
         assert b"first" in await asyncio.to_thread(shown, gateway.port)
 
 
@@ -254,12 +254,12 @@ async def test_no_request_is_lost_while_configs_come_and_go() -> None:
     async with RawUpstream(script) as one, RawUpstream(script) as two:
         async with run_gateway({"lanes": "auto", **forward_config(one.url)}) as gateway:
             head = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-            is_over = asyncio.Event()
+            is_ended = asyncio.Event()
 
             async def ask() -> list[int]:
                 found = []
-                while not is_over.is_set():
-                    found.append(split_answer(await gateway.ask(head, body))[0])
+                while not is_ended.is_set():
+                    found.append(split_response(await gateway.ask(head, body))[0])
                 return found
 
             asking = [asyncio.create_task(ask()) for _ in range(6)]
@@ -267,10 +267,10 @@ async def test_no_request_is_lost_while_configs_come_and_go() -> None:
                 await gateway.last_line(5 * turn + 1)
                 keys = forward_config((two, one)[turn % 2].url)
                 await gateway.gateway.reload(functools.partial(config_of, keys))
-            is_over.set()
-            answers = [status for task in asking for status in await task]
-            assert set(answers) == {200}
+            is_ended.set()
+            responses = [status for task in asking for status in await task]
+            assert set(responses) == {200}
             assert one.wires
             assert two.wires
-            assert gateway.tally.reloads["success"] == 30
+            assert gateway.stats.reloads["success"] == 30
             await until(lambda: not gateway.gateway._retired)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
-from gateway.actions.form_routing import choose_route
+from gateway.actions.form_routing import match_form_route
 from gateway.actions.forward import ForwardAction
 from gateway.actions.mirror import Mirror
 from gateway.actions.split import SplitAction
@@ -14,44 +14,44 @@ from gateway.actions.store import StoreAction
 from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward, Split
 from gateway.downstream import Exchange
-from gateway.filters import FilterKind
-from gateway.http.routing import Found
-from gateway.storage import DiskWorkers
+from gateway.filters import FilterFactory
+from gateway.http.routing import RouteMatch
+from gateway.storage import DiskThreads
 from gateway.transfer import Carrier
 from gateway.transfer.timers import Timers
-from gateway.upstream import Service
+from gateway.upstream import UpstreamPool
 
-Action = Callable[[Exchange, Found], Awaitable[None]]
+Action = Callable[[Exchange, RouteMatch], Awaitable[None]]
 
-__all__ = ["Action", "FetchAction", "ForwardAction", "choose_route", "make_action"]
+__all__ = ["Action", "FetchAction", "ForwardAction", "make_action", "match_form_route"]
 
 
 def make_action(
     route: Route,
-    services: Mapping[str, Service],
-    workers: DiskWorkers,
+    upstreams: Mapping[str, UpstreamPool],
+    disk_threads: DiskThreads,
     carrier: Carrier,
     timers: Timers,
     *,
-    kinds: Sequence[FilterKind],
+    factories: Sequence[FilterFactory],
 ) -> Action | ForwardAction | FetchAction:
     """Return the action of a route, ready to take exchanges."""
     match route.action:
         case Forward() as config:
-            mirror = _make_mirror(config, services, workers)
-            return ForwardAction(route, config, services[config.upstream], carrier, filters=kinds, mirror=mirror)
+            mirror = _make_mirror(config, upstreams, disk_threads)
+            return ForwardAction(route, config, upstreams[config.upstream], carrier, filters=factories, mirror=mirror)
         case Split() as config:
-            return SplitAction(route, config, services[config.upstream], carrier, kinds)
+            return SplitAction(route, config, upstreams[config.upstream], carrier, factories)
         case Files() as config:
-            return FilesAction(route, config, workers, carrier)
+            return FilesAction(route, config, disk_threads, carrier)
         case Fetch() as config:
             return FetchAction(route, config, carrier, timers)
         case config:
-            return StoreAction(route, config, workers, carrier, kinds)
+            return StoreAction(route, config, disk_threads, carrier, factories)
 
 
-def _make_mirror(config: Forward, services: Mapping[str, Service], workers: DiskWorkers) -> Mirror | None:
+def _make_mirror(config: Forward, upstreams: Mapping[str, UpstreamPool], disk_threads: DiskThreads) -> Mirror | None:
     if config.mirror is None:
         return None
     name = config.mirror.upstream
-    return Mirror(config.mirror, services[name] if name is not None else None, workers)
+    return Mirror(config.mirror, upstreams[name] if name is not None else None, disk_threads)

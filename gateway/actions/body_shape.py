@@ -11,11 +11,11 @@ from gateway.config import FormFields, Route
 from gateway.config.values import show_size
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead
-from gateway.http.headers import Field, FieldLines
+from gateway.http.headers import Header, ReceivedHeaders
 from gateway.multipart import FormField, FormWriter, Part
 
 #: Fields of the client's request that speak about the envelope and not about the file in it.
-_ABOUT_CONTENT: Final = (b"content-", b"repr-digest", b"digest", b"want-")
+_CONTENT_HEADERS: Final = (b"content-", b"repr-digest", b"digest", b"want-")
 _MAX_FIELD_VALUE_BYTES: Final = 4096
 
 
@@ -23,10 +23,10 @@ Framing = Literal["auto", "length_required", "chunked"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shaped:
+class BodyShape:
     """How a file goes upstream: fields about its content, what stands before and behind its bytes, and the length."""
 
-    fields: tuple[Field, ...]
+    fields: tuple[Header, ...]
     #: To be joined to the query of the request; without a question mark.
     query: str
     prefix: bytes
@@ -86,7 +86,7 @@ def shape_file(
     file_name: str | None,
     file: FileHead,
     held: Sequence[FormField],
-) -> Shaped:
+) -> BodyShape:
     """Return how a file goes upstream. Raises Fault BAD_MULTIPART for a form field that cannot be a header field."""
     chosen = select_fields(config, held)
     send = config.send or ("form" if body == "multipart" else "query")
@@ -104,11 +104,13 @@ def shape_file(
         if file_name is not None and file.filename:
             heads = (*heads, (file_name.encode(), quote(file.filename, safe="", errors="surrogateescape").encode()))
     length = None if file.size is None else len(prefix) + file.size + len(suffix)
-    return Shaped(((b"Content-Type", content_type), *heads), query if send == "query" else "", prefix, suffix, length)
+    return BodyShape(
+        ((b"Content-Type", content_type), *heads), query if send == "query" else "", prefix, suffix, length
+    )
 
 
 async def file_pieces(
-    shaped: Shaped,
+    shape: BodyShape,
     size: int | None,
     read: Callable[[], Awaitable[bytes]],
     *,
@@ -120,8 +122,8 @@ async def file_pieces(
     `at_end` is awaited behind the file's last byte, and before the last piece is given out where the request would
     look whole with it.
     """
-    if shaped.prefix:
-        yield shaped.prefix
+    if shape.prefix:
+        yield shape.prefix
     left = size
     while data := await read():
         if left is not None:
@@ -136,11 +138,11 @@ async def file_pieces(
         raise wrong_length()
     if at_end is not None:
         await at_end()
-    if shaped.suffix:
-        yield shaped.suffix
+    if shape.suffix:
+        yield shape.suffix
 
 
-def framing_fields(framing: Framing, length: int | None) -> list[Field]:
+def framing_headers(framing: Framing, length: int | None) -> list[Header]:
     """Return the field that frames a request's body. Raises Fault LENGTH_REQUIRED (RFC 9112 section 6.3)."""
     if length is not None and framing != "chunked":
         return [(b"Content-Length", b"%d" % length)]
@@ -160,14 +162,14 @@ def join_query(path: str, query: str, more: str) -> str:
     return f"{path}{query or '?'}{'&' if len(query) > 1 else ''}{more}"
 
 
-def without_content_fields(fields: FieldLines) -> FieldLines:
+def without_content_headers(fields: ReceivedHeaders) -> ReceivedHeaders:
     """Return the client's fields less those about the content of its envelope."""
-    return FieldLines(
-        field for key, field in zip(fields.keys, fields, strict=True) if not key.startswith(_ABOUT_CONTENT)
+    return ReceivedHeaders(
+        field for key, field in zip(fields.keys, fields, strict=True) if not key.startswith(_CONTENT_HEADERS)
     )
 
 
-def _as_header(field: FormField) -> Field:
+def _as_header(field: FormField) -> Header:
     name = b"X-Form-" + "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in field.name).encode()
     if len(field.value) > _MAX_FIELD_VALUE_BYTES:
         raise Fault(

@@ -10,17 +10,17 @@ from urllib.parse import urljoin, urlsplit
 
 from gateway import PSEUDONYM, __version__
 from gateway.actions.forward import relay
-from gateway.actions.policies import answer_courses
+from gateway.actions.policies import response_policies
 from gateway.config import Route
 from gateway.config.model import Fetch
 from gateway.config.values import Endpoint, parse_endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import Field, FieldLines, encode_head
-from gateway.http.routing import Found
+from gateway.http.headers import Header, ReceivedHeaders, encode_head
+from gateway.http.routing import RouteMatch
 from gateway.transfer import Carrier
 from gateway.transfer.timers import Timers
-from gateway.upstream import AddressGuard, AllowList, Client, ReceivedAnswer, Sending
+from gateway.upstream import AddressGuard, AllowList, Client, UpstreamRequest, UpstreamResponse
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -49,30 +49,32 @@ class FetchAction:
         self._allow = AllowList(config.allow)
         guard = AddressGuard(allows_private=config.private_networks == "allow")
         self._client = Client(config.timeouts, timers, guard)
-        self._courses = answer_courses(route, config.timeouts.idle)
+        self._courses = response_policies(route, config.timeouts.idle)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.close()
 
-    async def __call__(self, exchange: Exchange, found: Found) -> None:
+    async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault."""
         exchange.check_expectation()
-        url = f"{found.rest}{exchange.target.query}"
+        url = f"{matched.rest}{exchange.target.query}"
         for _ in range(_MAX_REDIRECTS + 1):
             self._allow.check(url)
             endpoint = _endpoint(url)
             exchange.named.endpoint = str(endpoint)
-            answer = await self._client.send(endpoint, exchange.method, _make_request(exchange, url, endpoint))
+            response = await self._client.send(endpoint, exchange.method, _make_request(exchange, url, endpoint))
             try:
-                location = _redirect(answer)
+                location = _redirect(response)
                 if location is None:
-                    answer.fields = FieldLines(field for field in answer.fields if field[0].lower() not in _KEPT_BACK)
-                    await relay(exchange, answer, self._courses, None, self._carrier)
+                    response.headers = ReceivedHeaders(
+                        header for header in response.headers if header[0].lower() not in _KEPT_BACK
+                    )
+                    await relay(exchange, response, self._courses, None, self._carrier)
                     return
                 url = self._follow(url, location)
             finally:
-                await answer.close()
+                await response.close()
         raise Fault(FaultKind.BAD_REDIRECT, f"The URL redirects more than {_MAX_REDIRECTS} times.")
 
     def _follow(self, url: str, location: bytes) -> str:
@@ -87,8 +89,8 @@ class FetchAction:
         return target
 
 
-def _redirect(answer: ReceivedAnswer) -> bytes | None:
-    return answer.fields.first(b"location") if answer.status in _REDIRECTS else None
+def _redirect(response: UpstreamResponse) -> bytes | None:
+    return response.headers.first(b"location") if response.status in _REDIRECTS else None
 
 
 def _endpoint(url: str) -> Endpoint:
@@ -96,7 +98,7 @@ def _endpoint(url: str) -> Endpoint:
     return parse_endpoint(f"{parts.scheme}://{parts.netloc}")
 
 
-def _make_request(exchange: Exchange, url: str, endpoint: Endpoint) -> Sending:
+def _make_request(exchange: Exchange, url: str, endpoint: Endpoint) -> UpstreamRequest:
     parts = urlsplit(url)
     # The path as the client sent it; what cannot stand in a request line was refused with the client's own.
     _, _, behind = url.partition("://")
@@ -105,10 +107,10 @@ def _make_request(exchange: Exchange, url: str, endpoint: Endpoint) -> Sending:
         target = "/" + target
     if not target.isascii() or any(character <= " " for character in target):
         raise Fault(FaultKind.BAD_REDIRECT, "The URL holds characters that must be percent-encoded.")
-    fields: list[Field] = [
+    headers: list[Header] = [
         (b"Host", endpoint.authority.encode()),
         (b"User-Agent", f"{PSEUDONYM}/{__version__}".encode()),
-        *((name, value) for name, value in exchange.fields if name.lower() in _PASSED_ON),
+        *((name, value) for name, value in exchange.headers if name.lower() in _PASSED_ON),
     ]
     line = f"{exchange.method} {target} HTTP/1.1".encode("ascii")
-    return Sending(encode_head(line, fields), None, is_chunked=False)
+    return UpstreamRequest(encode_head(line, headers), None, is_chunked=False)

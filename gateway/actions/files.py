@@ -9,17 +9,17 @@ from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
-from gateway.actions.policies import download_course
+from gateway.actions.policies import download_policy
 from gateway.config import Route
 from gateway.config.model import Files
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import Field, own_fields
-from gateway.http.routing import Found
-from gateway.observe.stats import Side
-from gateway.storage import DiskWorkers, ObjectPlace, OutgoingFile, OutgoingObject, open_below, open_object
+from gateway.http.headers import Header, default_headers
+from gateway.http.routing import RouteMatch
+from gateway.observe.stats import Leg
+from gateway.storage import Bucket, DiskThreads, OutgoingFile, OutgoingObject, open_below, open_object
 from gateway.transfer import Carrier
-from gateway.transfer.stall import Pace
+from gateway.transfer.stall import LegLimits
 
 _RANGE: Final = re.compile(rb"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.IGNORECASE)
 _MAX_DIGITS: Final = 19
@@ -28,53 +28,53 @@ _MAX_DIGITS: Final = 19
 class FilesAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Files, workers: DiskWorkers, carrier: Carrier) -> None:
+    def __init__(self, route: Route, config: Files, disk_threads: DiskThreads, carrier: Carrier) -> None:
         self._carrier = carrier
-        pace = Pace(route.timeouts.idle)
-        self._disk_course = download_course(route, Side.DISK_READ, pace)
-        self._bucket_course = download_course(route, Side.UPSTREAM_READ, pace)
+        limits = LegLimits(route.timeouts.idle)
+        self._disk_policy = download_policy(route, Leg.DISK_READ, limits)
+        self._bucket_policy = download_policy(route, Leg.UPSTREAM_READ, limits)
         self._directory = Path(config.directory or "")
-        self._place = ObjectPlace(config.url, config.endpoint, config.region) if config.url is not None else None
-        self._workers = workers
+        self._bucket = Bucket(config.url, config.endpoint, config.region) if config.url is not None else None
+        self._disk_threads = disk_threads
 
-    async def __call__(self, exchange: Exchange, found: Found) -> None:
+    async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault."""
         exchange.check_expectation()
         file: OutgoingFile | OutgoingObject
-        if self._place is not None:
-            file = await open_object(self._place, found.rest)
+        if self._bucket is not None:
+            file = await open_object(self._bucket, matched.rest)
         else:
-            file = await open_below(self._workers, self._directory, found.rest)
+            file = await open_below(self._disk_threads, self._directory, matched.rest)
         try:
-            await self._send(exchange, file, found.rest)
+            await self._send(exchange, file, matched.rest)
         finally:
             await file.close()
 
     async def _send(self, exchange: Exchange, file: OutgoingFile | OutgoingObject, name: str) -> None:
-        fields = [*own_fields(exchange.trace), *_validators(file), (b"Accept-Ranges", b"bytes")]
+        headers = [*default_headers(exchange.trace), *_validators(file), (b"Accept-Ranges", b"bytes")]
         if _is_unchanged(exchange, file):
-            await exchange.begin_answer(304, b"Not Modified", fields, None)
+            await exchange.begin_response(304, b"Not Modified", headers, None)
             return
         first, last, is_part = _select(exchange, file)
-        fields.append((b"Content-Type", (mimetypes.guess_type(name)[0] or "application/octet-stream").encode()))
+        headers.append((b"Content-Type", (mimetypes.guess_type(name)[0] or "application/octet-stream").encode()))
         if is_part:
-            fields.append((b"Content-Range", b"bytes %d-%d/%d" % (first, last, file.size)))
+            headers.append((b"Content-Range", b"bytes %d-%d/%d" % (first, last, file.size)))
         status, reason = (206, b"Partial Content") if is_part else (200, b"OK")
         length = last - first + 1
         if exchange.method == "HEAD":
-            await exchange.begin_answer(status, reason, fields, length)
+            await exchange.begin_response(status, reason, headers, length)
             return
         file.select(first, last)
-        course = self._disk_course if isinstance(file, OutgoingFile) else self._bucket_course
-        with exchange.begin_download(course, file, length) as download:
-            sink = await exchange.begin_answer(status, reason, fields, length)
+        policy = self._disk_policy if isinstance(file, OutgoingFile) else self._bucket_policy
+        with exchange.begin_download(policy, file, length) as download:
+            sink = await exchange.begin_response(status, reason, headers, length)
             if isinstance(file, OutgoingFile):
                 await self._carrier.carry_file(download, file, sink, sink.end)
             else:
                 await download.pour(sink.write, sink.pending, sink.end)
 
 
-def _validators(file: OutgoingFile | OutgoingObject) -> list[Field]:
+def _validators(file: OutgoingFile | OutgoingObject) -> list[Header]:
     return [(b"ETag", file.etag), (b"Last-Modified", formatdate(file.modified_seconds, usegmt=True).encode())]
 
 
@@ -83,12 +83,12 @@ def _is_unchanged(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bo
 
     Raises Fault PRECONDITION_FAILED.
     """
-    if matches := exchange.fields.all(b"if-match"):
+    if matches := exchange.headers.all(b"if-match"):
         if not _lists(matches, file.etag, is_weak=False):
             raise _precondition_failed()
     elif (since := _date(exchange, b"if-unmodified-since")) is not None and int(file.modified_seconds) > since:
         raise _precondition_failed()
-    if matches := exchange.fields.all(b"if-none-match"):
+    if matches := exchange.headers.all(b"if-none-match"):
         return _lists(matches, file.etag, is_weak=True)
     since = _date(exchange, b"if-modified-since")
     return since is not None and int(file.modified_seconds) <= since
@@ -102,33 +102,33 @@ def _select(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> tuple[in
     So malformed ones, several ranges at once, and ranges of a file that If-Range says has changed get the whole file.
     """
     whole = (0, file.size - 1, False)
-    ranges = exchange.fields.all(b"range")
+    ranges = exchange.headers.all(b"range")
     if len(ranges) != 1 or exchange.method != "GET" or not _may_range(exchange, file):
         return whole
-    found = _RANGE.fullmatch(ranges[0])
-    if found is None or not (found[1] or found[2]) or max(len(found[1]), len(found[2])) > _MAX_DIGITS:
+    matched = _RANGE.fullmatch(ranges[0])
+    if matched is None or not (matched[1] or matched[2]) or max(len(matched[1]), len(matched[2])) > _MAX_DIGITS:
         return whole
-    if found[1]:
-        first = int(found[1])
-        last = min(int(found[2]), file.size - 1) if found[2] else file.size - 1
-        if found[2] and int(found[2]) < first:
+    if matched[1]:
+        first = int(matched[1])
+        last = min(int(matched[2]), file.size - 1) if matched[2] else file.size - 1
+        if matched[2] and int(matched[2]) < first:
             return whole
     else:
-        first, last = max(0, file.size - int(found[2])), file.size - 1
-        if not int(found[2]):
+        first, last = max(0, file.size - int(matched[2])), file.size - 1
+        if not int(matched[2]):
             first = file.size
     if first >= file.size:
         raise Fault(
             FaultKind.RANGE_NOT_SATISFIABLE,
             f"The file has {file.size} bytes, the range begins at {first}.",
-            fields=((b"Content-Range", b"bytes */%d" % file.size),),
+            headers=((b"Content-Range", b"bytes */%d" % file.size),),
         )
     return first, last, True
 
 
 def _may_range(exchange: Exchange, file: OutgoingFile | OutgoingObject) -> bool:
     """Evaluate If-Range (RFC 9110 section 13.1.5): a strong validator, or the exact date."""
-    condition = exchange.fields.first(b"if-range")
+    condition = exchange.headers.first(b"if-range")
     if condition is None:
         return True
     if condition.startswith((b'"', b"W/")):
@@ -145,7 +145,7 @@ def _lists(values: Sequence[bytes], etag: bytes, *, is_weak: bool) -> bool:
 
 def _date(exchange: Exchange, name: bytes) -> int | None:
     """Return a date field in seconds since the epoch; one that is no date is ignored (RFC 9110 section 13.1.3)."""
-    value = exchange.fields.first(name)
+    value = exchange.headers.first(name)
     if value is None:
         return None
     try:

@@ -16,21 +16,21 @@ from gateway.config import Limits
 from gateway.config.values import show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.http.routing import Found
+from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, PartKind, read_form
 
 
-async def choose_route(exchange: Exchange, candidates: Sequence[Found]) -> Found:
+async def match_form_route(exchange: Exchange, candidates: Sequence[RouteMatch]) -> RouteMatch:
     """Return the first candidate whose field conditions hold; the last may have none. Raises Fault."""
     if not candidates[0].route.match.field:
         return candidates[0]
     exchange.check_expectation()
     boundary = form_boundary(exchange)
     fields = await _read_fields(exchange, boundary, candidates[0]) if boundary is not None else {}
-    for found in candidates:
-        if all(_holds(fields.get(name), pattern, name) for name, pattern in found.route.match.field.items()):
-            return found
-    names = ", ".join(sorted({name for found in candidates for name in found.route.match.field}))
+    for matched in candidates:
+        if all(_holds(fields.get(name), pattern, name) for name, pattern in matched.route.match.field.items()):
+            return matched
+    names = ", ".join(sorted({name for matched in candidates for name in matched.route.match.field}))
     raise Fault(
         FaultKind.LATE_FIELD,
         f"The form fields that stand before the first file choose no route ({names}): send them first, with values "
@@ -47,7 +47,7 @@ def _holds(values: list[str] | None, pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(values[0], pattern)
 
 
-async def _read_fields(exchange: Exchange, boundary: bytes, first: Found) -> dict[str, list[str]]:
+async def _read_fields(exchange: Exchange, boundary: bytes, first: RouteMatch) -> dict[str, list[str]]:
     """Return the fields before the first file, by name, and give the body back. Raises Fault."""
     body = exchange.body
     if body is None:
@@ -60,7 +60,7 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: Found) -> dic
         read.append(chunk)
         return chunk
 
-    exchange.invite()
+    exchange.send_continue()
     try:
         async with asyncio.timeout(None if math.isinf(idle) else idle):
             return await _fields_of(
@@ -74,7 +74,7 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: Found) -> dic
         body.unread([chunk for chunk in read if chunk])
 
 
-async def _fields_of(content: FormContent, boundary: bytes, limits: Limits, first: Found) -> dict[str, list[str]]:
+async def _fields_of(content: FormContent, boundary: bytes, limits: Limits, first: RouteMatch) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     held = 0
     async for part in read_form(content, boundary, limits, first.route.name):

@@ -15,17 +15,17 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.actions.body_shape import framing_fields
+from gateway.actions.body_shape import framing_headers
 from gateway.config.model import Mirror as MirrorConfig
 from gateway.config.values import Endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.http.headers import Field, encode_head, request_fields
-from gateway.http.routing import Found
-from gateway.observe.stats import RouteTally
-from gateway.storage import DiskWorkers, Upload
+from gateway.http.headers import Header, encode_head, request_headers
+from gateway.http.routing import RouteMatch
+from gateway.observe.stats import RouteStats
+from gateway.storage import DiskThreads, Upload
 from gateway.transfer.transfer import Transfer
-from gateway.upstream import Sending, Service, UpstreamSink
+from gateway.upstream import UpstreamPool, UpstreamRequest, UpstreamSink
 
 _PERCENT: Final = 100.0
 
@@ -33,27 +33,27 @@ _PERCENT: Final = 100.0
 class Mirror:
     """The mirror of one route. `close` it."""
 
-    def __init__(self, config: MirrorConfig, service: Service | None, workers: DiskWorkers) -> None:
+    def __init__(self, config: MirrorConfig, upstream: UpstreamPool | None, disk_threads: DiskThreads) -> None:
         self._config = config
-        self._service = service
-        self._workers = workers
+        self._upstream = upstream
+        self._disk_threads = disk_threads
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tee(self, exchange: Exchange, found: Found) -> Tee | None:
+    def tee(self, exchange: Exchange, matched: RouteMatch) -> Tee | None:
         """Begin to mirror a request, if the dice say so: return what is to be shown its body."""
         if random.random() * _PERCENT >= self._config.percent:
             return None
-        tee = Tee(self._config.buffer, exchange.named.tally)
-        if self._service is not None:
+        tee = Tee(self._config.buffer, exchange.named.stats)
+        if self._upstream is not None:
             try:
-                request = _Request(exchange, found, self._service)
+                request = _Request(exchange, matched, self._upstream)
             except Fault as fault:
                 # A mirror that takes no chunks, say: its business, and not the primary's.
                 tee.end(fault.outcome)
                 return None
-            work = _send(self._service, request, tee)
+            work = _send(self._upstream, request, tee)
         else:
-            work = _write(self._workers, Path(self._config.directory or ""), tee)
+            work = _write(self._disk_threads, Path(self._config.directory or ""), tee)
         task = asyncio.get_running_loop().create_task(self._run(work, tee), name="mirror")
         tee.on_drop = task.cancel
         self._tasks.add(task)
@@ -84,23 +84,23 @@ class Mirror:
 class Tee:
     """The body of one mirrored request: a filter of its transfer that never refuses, and a source for the mirror."""
 
-    def __init__(self, room_bytes: float, tally: RouteTally) -> None:
+    def __init__(self, room_bytes: float, stats: RouteStats) -> None:
         self._room = room_bytes
-        self._tally = tally
+        self._stats = stats
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._is_whole = False
-        self._is_over = False
+        self._is_ended = False
         self._news = asyncio.Event()
         #: Called when the mirror is dropped, or the body is cut.
         self.on_drop: Callable[[], object] = lambda: None
         #: The primary's transfer, where others may still refuse what was shown here: then its end decides.
         self.judge: Transfer | None = None
 
-    def see(self, chunk: bytes) -> None:
+    def feed_data(self, chunk: bytes) -> None:
         """Note a chunk, or drop the mirror if it is too far behind."""
-        if self._is_over:
-            self._tally.mirror_bytes["dropped"] += len(chunk)
+        if self._is_ended:
+            self._stats.mirror_bytes["dropped"] += len(chunk)
             return
         self._chunks.append(chunk)
         self._held += len(chunk)
@@ -120,17 +120,17 @@ class Tee:
         if self.judge is not None and self.judge.outcome is Outcome.COMPLETE:
             self.judge = None
             self.finish()
-        if not self._is_whole and not self._is_over:
+        if not self._is_whole and not self._is_ended:
             self.end(Outcome.CANCELLED)
             self.on_drop()
 
     def end(self, outcome: Outcome) -> None:
         """Count how it ended. Only the first call counts; what is still held is dropped."""
-        if self._is_over:
+        if self._is_ended:
             return
-        self._is_over = True
-        self._tally.mirrors[outcome] += 1
-        self._tally.mirror_bytes["dropped"] += self._held
+        self._is_ended = True
+        self._stats.mirrors[outcome] += 1
+        self._stats.mirror_bytes["dropped"] += self._held
         self._chunks.clear()
         self._held = 0
 
@@ -143,7 +143,7 @@ class Tee:
         while not self._is_whole and len(self._chunks) <= (0 if self.judge is None else 1):
             self._news.clear()
             await self._news.wait()
-        if self._is_over:
+        if self._is_ended:
             raise Fault(FaultKind.CANCELLED, "The mirror was dropped, or the request it mirrors was cut.")
         return self._chunks[0] if self._chunks else b""
 
@@ -152,28 +152,28 @@ class Tee:
         if self._chunks and self._chunks[0] is chunk:
             self._chunks.popleft()
             self._held -= len(chunk)
-            self._tally.mirror_bytes["sent"] += len(chunk)
+            self._stats.mirror_bytes["sent"] += len(chunk)
 
 
 class _Request:
     """The request again, for the mirror's endpoint."""
 
-    def __init__(self, exchange: Exchange, found: Found, service: Service) -> None:
+    def __init__(self, exchange: Exchange, matched: RouteMatch, upstream: UpstreamPool) -> None:
         self.method = exchange.method
-        self._target = f"{found.path}{exchange.target.query}"
-        self._fields: list[Field] = request_fields(exchange.fields, exchange.origin, exchange.trace)
-        self._framing = framing_fields(service.framing, exchange.length) if exchange.length != 0 else []
+        self._target = f"{matched.path}{exchange.target.query}"
+        self._headers: list[Header] = request_headers(exchange.headers, exchange.client_info, exchange.trace)
+        self._framing = framing_headers(upstream.framing, exchange.length) if exchange.length != 0 else []
 
-    def make(self, endpoint: Endpoint, carry: Callable[[UpstreamSink], Coroutine[Any, Any, None]]) -> Sending:
+    def make(self, endpoint: Endpoint, carry: Callable[[UpstreamSink], Coroutine[Any, Any, None]]) -> UpstreamRequest:
         """Return what goes to an endpoint."""
         line = f"{self.method} {self._target} HTTP/1.1".encode("latin-1")
-        head = encode_head(line, [(b"Host", endpoint.authority.encode()), *self._fields, *self._framing])
+        head = encode_head(line, [(b"Host", endpoint.authority.encode()), *self._headers, *self._framing])
         is_chunked = bool(self._framing) and self._framing[0][0] != b"Content-Length"
-        return Sending(head, carry if self._framing else None, is_chunked=is_chunked)
+        return UpstreamRequest(head, carry if self._framing else None, is_chunked=is_chunked)
 
 
-async def _send(service: Service, request: _Request, tee: Tee) -> None:
-    idle = None if math.isinf(service.idle_seconds) else service.idle_seconds
+async def _send(upstream: UpstreamPool, request: _Request, tee: Tee) -> None:
+    idle = None if math.isinf(upstream.idle_seconds) else upstream.idle_seconds
 
     async def carry(sink: UpstreamSink) -> None:
         while chunk := await tee.read():
@@ -181,15 +181,15 @@ async def _send(service: Service, request: _Request, tee: Tee) -> None:
                 await sink.write(chunk)
             tee.sent(chunk)
 
-    async with service.gate:
-        answer = await service.send(request.method, lambda endpoint: request.make(endpoint, carry), _not_noted)
-        async with answer, asyncio.timeout(idle):
-            while await answer.read():
+    async with upstream.capacity:
+        response = await upstream.send(request.method, lambda endpoint: request.make(endpoint, carry), _not_noted)
+        async with response, asyncio.timeout(idle):
+            while await response.read():
                 pass
 
 
-async def _write(workers: DiskWorkers, directory: Path, tee: Tee) -> None:
-    upload = Upload(workers, directory, naming="uuid", if_exists="rename")
+async def _write(disk_threads: DiskThreads, directory: Path, tee: Tee) -> None:
+    upload = Upload(disk_threads, directory, naming="uuid", if_exists="rename")
     async with upload:
         file = await upload.begin("mirrored.body")
         while chunk := await tee.read():

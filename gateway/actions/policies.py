@@ -6,43 +6,43 @@ import math
 from dataclasses import dataclass
 
 from gateway.config import Route
-from gateway.observe.stats import Direction, Side
-from gateway.transfer.stall import Course, Pace
+from gateway.observe.stats import Direction, Leg
+from gateway.transfer.stall import LegLimits, TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCourses:
+class ResponsePolicies:
     """What an upstream's answers are held to."""
 
     #: A body of known length is a file: it may be held to a rate.
-    sized: Course
+    sized: TransferPolicy
     #: One without may be a stream of events.
-    endless: Course
+    endless: TransferPolicy
 
 
-def upload_course(route: Route, write_side: Side, write_pace: Pace) -> Course:
-    """Return the course of request bodies towards `write_side`."""
+def upload_policy(route: Route, write_leg: Leg, write_limits: LegLimits) -> TransferPolicy:
+    """Return the course of request bodies towards `write_leg`."""
     total = route.timeouts.total
-    return Course(Direction.UPLOAD, Side.DOWNSTREAM_READ, write_side, _client_pace(route), write_pace, total)
+    return TransferPolicy(Direction.UPLOAD, Leg.DOWNSTREAM_READ, write_leg, _client_limits(route), write_limits, total)
 
 
-def download_course(route: Route, read_side: Side, read_pace: Pace) -> Course:
-    """Return the course of answers' bodies from `read_side`."""
+def download_policy(route: Route, read_leg: Leg, read_limits: LegLimits) -> TransferPolicy:
+    """Return the course of answers' bodies from `read_leg`."""
     total = route.timeouts.total
-    return Course(Direction.DOWNLOAD, read_side, Side.DOWNSTREAM_WRITE, read_pace, _client_pace(route), total)
+    return TransferPolicy(Direction.DOWNLOAD, read_leg, Leg.DOWNSTREAM_WRITE, read_limits, _client_limits(route), total)
 
 
-def answer_courses(route: Route, idle_seconds: float) -> AnswerCourses:
+def response_policies(route: Route, idle_seconds: float) -> ResponsePolicies:
     """Return the courses of an upstream's answers, where it may be silent for so long."""
-    sized = download_course(route, Side.UPSTREAM_READ, upstream_pace(route, idle_seconds))
-    return AnswerCourses(sized, download_course(route, Side.UPSTREAM_READ, Pace(idle_seconds)))
+    sized = download_policy(route, Leg.UPSTREAM_READ, upstream_limits(route, idle_seconds))
+    return ResponsePolicies(sized, download_policy(route, Leg.UPSTREAM_READ, LegLimits(idle_seconds)))
 
 
-def upstream_pace(route: Route, idle_seconds: float) -> Pace:
+def upstream_limits(route: Route, idle_seconds: float) -> LegLimits:
     """Return how slow an upstream may take a request body, where it may be silent for so long."""
-    return Pace(idle_seconds, route.timeouts.min_rate, route.timeouts.grace)
+    return LegLimits(idle_seconds, route.timeouts.min_rate, route.timeouts.grace)
 
 
-def _client_pace(route: Route) -> Pace:
+def _client_limits(route: Route) -> LegLimits:
     timeouts = route.timeouts
-    return Pace(timeouts.idle, timeouts.min_rate, timeouts.grace if timeouts.min_rate else math.inf)
+    return LegLimits(timeouts.idle, timeouts.min_rate, timeouts.grace if timeouts.min_rate else math.inf)

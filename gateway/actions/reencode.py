@@ -13,17 +13,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self
 
-from gateway.actions.body_shape import HeldFields, Shaped, file_pieces, passed_name, shape_file
+from gateway.actions.body_shape import BodyShape, HeldFields, file_pieces, passed_name, shape_file
 from gateway.actions.upload import raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Forward
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.filters import FileHead, FilteredFile, FilterKind, TransformKind, head_of
-from gateway.http.headers import Field
-from gateway.http.routing import Found
+from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFactory, head_of
+from gateway.http.headers import Header
+from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormField, FormWriter, Part, PartKind, check_strict, read_form
-from gateway.transfer import PulledBody
+from gateway.transfer import BodyReader
 from gateway.transfer.transfer import Transfer, nothing_pending
 from gateway.upstream import UpstreamSink
 
@@ -34,7 +34,7 @@ class _Pieces(Protocol):
     """What a remade body is made of."""
 
     @property
-    def shaped(self) -> Shaped:
+    def shape(self) -> BodyShape:
         """Its head, once prepared."""
         ...
 
@@ -47,21 +47,21 @@ class _Pieces(Protocol):
         ...
 
 
-class RemadeBody:
+class ReencodedBody:
     """One body made anew. An async context manager, which lets go of every filter."""
 
     def __init__(
         self,
         exchange: Exchange,
-        found: Found,
+        matched: RouteMatch,
         config: Forward,
-        kinds: Sequence[FilterKind],
+        factories: Sequence[FilterFactory],
         transfer: Transfer,
         *,
-        body: PulledBody,
+        body: BodyReader,
     ) -> None:
         self._transfer = transfer
-        self._work = _Work(exchange, found, config, kinds, transfer, body=body)
+        self._work = _Work(exchange, matched, config, factories, transfer, body=body)
         self._body = body
         self._stack = AsyncExitStack()
         self._made: _Pieces
@@ -89,9 +89,9 @@ class RemadeBody:
             self._made = _FormOfForm(self._work, boundary)
 
     @property
-    def shaped(self) -> Shaped:
+    def shape(self) -> BodyShape:
         """Its head, once prepared."""
-        return self._made.shaped
+        return self._made.shape
 
     async def prepare(self) -> None:
         """Read what must be known before an upstream hears of the request. Raises Fault."""
@@ -109,9 +109,9 @@ class RemadeBody:
                 self._transfer.fail(fault)
                 raise
 
-    def answer_fields(self) -> list[Field]:
+    def response_headers(self) -> list[Header]:
         """Return what filters want the client to know."""
-        return self._work.answer_fields
+        return self._work.response_headers
 
 
 class _Work:
@@ -120,28 +120,28 @@ class _Work:
     def __init__(
         self,
         exchange: Exchange,
-        found: Found,
+        matched: RouteMatch,
         config: Forward,
-        kinds: Sequence[FilterKind],
+        factories: Sequence[FilterFactory],
         transfer: Transfer,
         *,
-        body: PulledBody,
+        body: BodyReader,
     ) -> None:
         self._body = body
         self.exchange = exchange
-        self.found = found
+        self.matched = matched
         self.config = config
-        self.kinds = kinds
+        self.factories = factories
         self.transfer = transfer
-        self.has_transform = any(isinstance(kind, TransformKind) for kind in kinds)
-        self.answer_fields: list[Field] = []
+        self.has_transform = any(isinstance(factory, TransformFactory) for factory in factories)
+        self.response_headers: list[Header] = []
         self._filtered: FilteredFile | None = None
         self._file: tuple[FileHead, Part | None] | None = None
 
     @property
     def route(self) -> Route:
         """The route."""
-        return self.found.route
+        return self.matched.route
 
     def read_form(self, boundary: bytes) -> tuple[FormContent, AsyncIterator[Part]]:
         """Return the client's form."""
@@ -156,7 +156,7 @@ class _Work:
         await self.close_file()
         read = part.read if part is not None else self._body.pull
         self._file = (file, part)
-        self._filtered = FilteredFile(self.kinds, file, read, self.transfer.filtering)
+        self._filtered = FilteredFile(self.factories, file, read, self.transfer.filtering)
         await self._filtered.read_first()
         return self._filtered
 
@@ -167,8 +167,8 @@ class _Work:
         if filtered is not None and self._file is not None:
             file, part = self._file
             size = part.size if part is not None else self.transfer.moved_bytes
-            self.exchange.note_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, filtered.facts())
-            self.answer_fields += filtered.answer_fields()
+            self.exchange.record_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, filtered.facts())
+            self.response_headers += filtered.response_headers()
 
     async def close_file(self) -> None:
         """Let go of the filters of the file under way."""
@@ -178,7 +178,7 @@ class _Work:
 
     def note_field(self, part: Part) -> None:
         """Note a form field that has ended."""
-        self.exchange.note_part(part.number, PartKind.FIELD, part.size, Outcome.COMPLETE)
+        self.exchange.record_part(part.number, PartKind.FIELD, part.size, Outcome.COMPLETE)
 
 
 class _FromRaw:
@@ -190,17 +190,17 @@ class _FromRaw:
     async def prepare(self) -> None:
         work = self._work
         exchange, config = work.exchange, work.config
-        file = replace(raw_head(exchange, raw_name(exchange, work.found)), field=config.file_field)
+        file = replace(raw_head(exchange, raw_name(exchange, work.matched)), field=config.file_field)
         if work.has_transform:
             file = replace(file, size=None)
         body: Literal["multipart", "raw"] = "multipart" if config.body == "multipart" else "raw"
-        self.shaped = shape_file(body, config.fields, config.file_name, file, ())
+        self.shape = shape_file(body, config.fields, config.file_name, file, ())
         self._size = file.size
         self._filtered = await work.open_file(file, None)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         read, at_end = self._filtered.read, self._work.end_file
-        async for piece in file_pieces(self.shaped, self._size, read, wrong_length=_wrong_length, at_end=at_end):
+        async for piece in file_pieces(self.shape, self._size, read, wrong_length=_wrong_length, at_end=at_end):
             yield piece
 
 
@@ -226,7 +226,7 @@ class _FileOfForm:
             file = replace(file, size=self._size_if_last(content))
         if work.has_transform:
             file = replace(file, size=None)
-        self.shaped = shape_file("raw", work.config.fields, work.config.file_name, file, held.fields)
+        self.shape = shape_file("raw", work.config.fields, work.config.file_name, file, held.fields)
         self._size = file.size
         self._filtered = await work.open_file(file, part)
 
@@ -240,7 +240,7 @@ class _FileOfForm:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         read = self._filtered.read
-        async for piece in file_pieces(self.shaped, self._size, read, wrong_length=_wrong_length, at_end=self._end):
+        async for piece in file_pieces(self.shape, self._size, read, wrong_length=_wrong_length, at_end=self._end):
             yield piece
 
     async def _end(self) -> None:
@@ -269,8 +269,10 @@ class _FormOfForm:
         self._work = work
         self._boundary = boundary
         self._writer = FormWriter()
-        self.shaped = Shaped(((b"Content-Type", self._writer.content_type),), "", b"", b"", None)
-        self._needs_first = any(not isinstance(kind, TransformKind) and kind.first_bytes for kind in work.kinds)
+        self.shape = BodyShape(((b"Content-Type", self._writer.content_type),), "", b"", b"", None)
+        self._needs_first = any(
+            not isinstance(factory, TransformFactory) and factory.first_bytes for factory in work.factories
+        )
         self._first: list[bytes] = []
         self._made = self._make()
 

@@ -6,19 +6,19 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from gateway.actions.policies import upload_course
+from gateway.actions.policies import upload_policy
 from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Store
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.filters import FileHead, FilteredFile, FilterKind, head_of
-from gateway.http.routing import Found
+from gateway.filters import FileHead, FilteredFile, FilterFactory, head_of
+from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, PartKind, read_form
-from gateway.observe.stats import Side
-from gateway.storage import DiskWorkers, ObjectPlace, ObjectUpload, Upload
-from gateway.transfer import Carrier, PulledBody
-from gateway.transfer.stall import Pace
+from gateway.observe.stats import Leg
+from gateway.storage import Bucket, DiskThreads, ObjectUpload, Upload
+from gateway.transfer import BodyReader, Carrier
+from gateway.transfer.stall import LegLimits
 from gateway.transfer.transfer import Transfer, nothing_pending
 
 
@@ -26,39 +26,44 @@ class StoreAction:
     """The action of one route."""
 
     def __init__(
-        self, route: Route, config: Store, workers: DiskWorkers, carrier: Carrier, kinds: Sequence[FilterKind]
+        self,
+        route: Route,
+        config: Store,
+        disk_threads: DiskThreads,
+        carrier: Carrier,
+        factories: Sequence[FilterFactory],
     ) -> None:
         self._carrier = carrier
-        self._kinds = kinds
+        self._factories = factories
         self._route = route
         self._config = config
-        self._workers = workers
+        self._disk_threads = disk_threads
         self._directory = Path(config.directory or "")
-        self._place = ObjectPlace(config.url, config.endpoint, config.region) if config.url is not None else None
-        side = Side.DISK_WRITE if self._place is None else Side.UPSTREAM_WRITE
+        self._bucket = Bucket(config.url, config.endpoint, config.region) if config.url is not None else None
+        side = Leg.DISK_WRITE if self._bucket is None else Leg.UPSTREAM_WRITE
         # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
-        self._course = upload_course(route, side, Pace())
+        self._course = upload_policy(route, side, LegLimits())
 
-    async def __call__(self, exchange: Exchange, found: Found) -> None:
+    async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
         limit = check_upload(exchange, self._route)
         boundary = form_boundary(exchange)
-        if exchange.body is None and exchange.fields.first(b"content-length") is None:
+        if exchange.body is None and exchange.headers.first(b"content-length") is None:
             raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")
         upload = self._make_upload()
         async with upload:
             await upload.check_room(exchange.length)
             if exchange.body is None:
-                described = [await self._store_empty(exchange, found, upload)]
+                described = [await self._store_empty(exchange, matched, upload)]
                 stored = await upload.commit()
             else:
-                exchange.invite()
-                whole = form_digest(exchange, self._kinds) if boundary is not None else []
+                exchange.send_continue()
+                whole = form_digest(exchange, self._factories) if boundary is not None else []
                 transfer = exchange.begin_upload(self._course, [limit, *whole], whole)
                 with transfer, transfer.watched(nothing_pending):
                     with self._carrier.pulled(transfer, exchange.body) as body:
                         if boundary is None:
-                            described = [await self._store_raw(exchange, found, upload, transfer, body)]
+                            described = [await self._store_raw(exchange, matched, upload, transfer, body)]
                         else:
                             described = await self._store_form(exchange, upload, boundary, transfer, body)
                     # Within the transfer: an upload whose commit fails has not ended well.
@@ -70,9 +75,9 @@ class StoreAction:
 
     def _make_upload(self) -> Upload | ObjectUpload:
         naming, if_exists = self._config.name, self._config.if_exists
-        if self._place is not None:
-            return ObjectUpload(self._place, self._workers.threads, naming=naming, if_exists=if_exists)
-        return Upload(self._workers, self._directory, naming=naming, if_exists=if_exists)
+        if self._bucket is not None:
+            return ObjectUpload(self._bucket, self._disk_threads.threads, naming=naming, if_exists=if_exists)
+        return Upload(self._disk_threads, self._directory, naming=naming, if_exists=if_exists)
 
     async def _store_form(
         self,
@@ -80,7 +85,7 @@ class StoreAction:
         upload: Upload | ObjectUpload,
         boundary: bytes,
         transfer: Transfer,
-        body: PulledBody,
+        body: BodyReader,
     ) -> list[dict[str, str | int | None]]:
         """Store every file part; form fields are read and left out."""
         limits, route = self._route.limits, self._route.name
@@ -96,7 +101,7 @@ class StoreAction:
                 facts = {}
                 while await part.read():
                     pass
-            exchange.note_part(part.number, part.kind, part.size, Outcome.COMPLETE, facts)
+            exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE, facts)
         if not described:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
         return described
@@ -104,12 +109,12 @@ class StoreAction:
     async def _store_raw(
         self,
         exchange: Exchange,
-        found: Found,
+        matched: RouteMatch,
         upload: Upload | ObjectUpload,
         transfer: Transfer,
-        body: PulledBody,
+        body: BodyReader,
     ) -> dict[str, str | int | None]:
-        filename, kind = raw_name(exchange, found), _content_type(exchange)
+        filename, kind = raw_name(exchange, matched), _content_type(exchange)
         file = raw_head(exchange, filename)
         facts = await self._fill(upload, file, body.pull, transfer)
         return {**facts, "field": None, "filename": filename, "type": kind}
@@ -119,7 +124,7 @@ class StoreAction:
     ) -> dict[str, str | int]:
         """Write a file as its filters give it; return what they found out."""
         incoming = await upload.begin(file.filename)
-        filtered = FilteredFile(self._kinds, file, read, transfer.filtering) if self._kinds else None
+        filtered = FilteredFile(self._factories, file, read, transfer.filtering) if self._factories else None
         try:
             pull = read if filtered is None else filtered.read
             while data := await pull():
@@ -131,12 +136,12 @@ class StoreAction:
         return {} if filtered is None else filtered.facts()
 
     async def _store_empty(
-        self, exchange: Exchange, found: Found, upload: Upload | ObjectUpload
+        self, exchange: Exchange, matched: RouteMatch, upload: Upload | ObjectUpload
     ) -> dict[str, str | int | None]:
-        filename = raw_name(exchange, found)
+        filename = raw_name(exchange, matched)
         await (await upload.begin(filename)).finish()
         return {"field": None, "filename": filename, "type": _content_type(exchange)}
 
 
 def _content_type(exchange: Exchange) -> str:
-    return (exchange.fields.first(b"content-type") or b"application/octet-stream").decode("latin-1")
+    return (exchange.headers.first(b"content-type") or b"application/octet-stream").decode("latin-1")

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 from gateway.config import Route
 from gateway.downstream import Exchange
-from gateway.filters import BodyLimit, DigestKind, FileHead, FilesAlong, FilterKind
-from gateway.http.routing import Found
+from gateway.filters import BodyLimit, DigestFactory, FileHead, FilterFactory, FormObserver
+from gateway.http.routing import RouteMatch
 from gateway.multipart import boundary_of, parse_disposition
 
 
@@ -26,38 +26,38 @@ def check_upload(exchange: Exchange, route: Route) -> BodyLimit:
 
 def form_boundary(exchange: Exchange) -> bytes | None:
     """Return the boundary of a multipart/form-data body, None for any other. Raises Fault BAD_MULTIPART."""
-    content_type = (exchange.fields.first(b"content-type") or b"").decode("latin-1")
+    content_type = (exchange.headers.first(b"content-type") or b"").decode("latin-1")
     if exchange.body is None or content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return None
     return boundary_of(content_type)
 
 
-def form_digest(exchange: Exchange, kinds: Sequence[FilterKind]) -> list[FilesAlong]:
+def form_digest(exchange: Exchange, factories: Sequence[FilterFactory]) -> list[FormObserver]:
     """Return what holds a form as a whole to the Content-Digest of its request, where the route has the digest filter.
 
     The digests of its parts are the business of the filter itself.
     """
-    digests = [kind for kind in kinds if isinstance(kind, DigestKind)]
-    is_claimed = any(exchange.fields.first(name) is not None for name in (b"content-digest", b"repr-digest"))
+    digests = [factory for factory in factories if isinstance(factory, DigestFactory)]
+    is_claimed = any(exchange.headers.first(name) is not None for name in (b"content-digest", b"repr-digest"))
     if not digests or not is_claimed:
         return []
-    along = FilesAlong(digests, exchange.client, lambda file, size, facts: None)
-    along.take_whole_body(raw_head(exchange, ""))
-    return [along]
+    form_observer = FormObserver(digests, exchange.client, lambda file, size, facts: None)
+    form_observer.take_whole_body(raw_head(exchange, ""))
+    return [form_observer]
 
 
 def raw_head(exchange: Exchange, filename: str) -> FileHead:
     """Return what is known of a body that is no form, taken for one file."""
-    fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.fields}
+    fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.headers}
     return FileHead(0, "", filename, fields.get("content-type"), exchange.length, fields, exchange.client)
 
 
-def raw_name(exchange: Exchange, found: Found) -> str:
+def raw_name(exchange: Exchange, matched: RouteMatch) -> str:
     """Name a raw body: by its Content-Disposition, or the last segment of the path behind the route's prefix."""
-    disposition = exchange.fields.first(b"content-disposition")
+    disposition = exchange.headers.first(b"content-disposition")
     if disposition is not None:
         parameters = disposition.decode("utf-8", "surrogateescape").partition(";")[2]
         filename = parse_disposition(f'form-data; name="";{parameters}' if parameters else None, 1).filename
         if filename:
             return filename
-    return unquote(found.rest.rpartition("/")[2], errors="replace")
+    return unquote(matched.rest.rpartition("/")[2], errors="replace")

@@ -7,6 +7,6 @@ sink of what it gets, `exchange` one request and its answer with everything that
 from gateway.downstream.body import RequestBody
 from gateway.downstream.connection import TrafficServer, check_aiohttp
 from gateway.downstream.exchange import Exchange
-from gateway.downstream.response import Answer
+from gateway.downstream.response import ClientResponse
 
-__all__ = ["Answer", "Exchange", "RequestBody", "TrafficServer", "check_aiohttp"]
+__all__ = ["ClientResponse", "Exchange", "RequestBody", "TrafficServer", "check_aiohttp"]

@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.downstream.exchange import Exchange
 from gateway.observe.log import show_time
-from gateway.observe.stats import Side
+from gateway.observe.stats import Leg
 from gateway.transfer.transfer import Transfer
 
 #: Takes the line of an exchange.
@@ -53,8 +53,8 @@ def _quote(text: str | None) -> str:
 
 
 def _waits(transfer: Transfer) -> Iterator[str]:
-    course = transfer.course
-    yield f'"{course.read_side}": {transfer.read_seconds:.6f}'
-    yield f'"{course.write_side}": {transfer.write_seconds:.6f}'
+    policy = transfer.policy
+    yield f'"{policy.read_leg}": {transfer.read_seconds:.6f}'
+    yield f'"{policy.write_leg}": {transfer.write_seconds:.6f}'
     if transfer.filter_seconds:
-        yield f'"{Side.FILTER}": {transfer.filter_seconds:.6f}'
+        yield f'"{Leg.FILTER}": {transfer.filter_seconds:.6f}'

@@ -14,7 +14,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from gateway.downstream.connection import TrafficConnection
 from gateway.errors import Fault, FaultKind
 from gateway.http.chunked import ChunkedDecoder
-from gateway.transfer import Detached, DetachedBytes, DetachedChunks, SocketEnd, is_plain
+from gateway.transfer import ChunkedRawBody, RawBody, RawSocket, SizedRawBody, is_plain
 
 #: What is received at once of a body that is pulled through aiohttp's streams.
 _STEP_BYTES: Final = 256 * 1024
@@ -34,17 +34,17 @@ class RequestBody:
         #: Read before, and given back.
         self._unread: deque[bytes] = deque()
         self._is_chunked = request._message.chunked
-        self._detached: Detached | None = None
+        self._raw_body: RawBody | None = None
 
     @property
     def is_received(self) -> bool:
         """Whether the last byte has come in, read or not."""
-        return self._content.is_eof() if self._detached is None else self._detached.is_ended
+        return self._content.is_eof() if self._raw_body is None else self._raw_body.is_ended
 
     @property
-    def was_detached(self) -> bool:
+    def is_raw(self) -> bool:
         """Whether bytes of it passed aiohttp's parser by, which knows no more where the next request begins."""
-        return self._detached is not None
+        return self._raw_body is not None
 
     @property
     def has_begun(self) -> bool:
@@ -59,7 +59,7 @@ class RequestBody:
         """Return the next chunk, b"" at the end."""
         if self._unread:
             return self._unread.popleft()
-        if self._detached is not None and self._detached.is_ended:
+        if self._raw_body is not None and self._raw_body.is_ended:
             return b""
         if not self._is_asked_for:
             self._receive_more_at_once()
@@ -69,9 +69,9 @@ class RequestBody:
             raise Fault(FaultKind.BAD_FRAMING, "The chunked body is malformed (RFC 9112 section 7.1).") from exc
         except OSError as exc:
             raise _left() from exc
-        if self._detached is not None:
+        if self._raw_body is not None:
             # What is left of a body that was given back unfinished: only its end is still of interest.
-            self._detached.skip(len(chunk))
+            self._raw_body.skip(len(chunk))
         return chunk
 
     def _receive_more_at_once(self) -> None:
@@ -104,7 +104,7 @@ class RequestBody:
             self._protocol.resume_reading()
         return bool(self._content._buffer) or self._content.exception() is not None
 
-    def detach(self, left: int | None) -> Detached | None:
+    def detach(self, left: int | None) -> RawBody | None:
         """Take the rest of the body, so many bytes (None: chunked), below the transport.
 
         None if nothing is left, or the decoder that read along does not agree with the parser where it stopped.
@@ -113,15 +113,15 @@ class RequestBody:
         if protocol is None or protocol.transport is None:
             raise _left()
         if left is not None:
-            self._detached = DetachedBytes(SocketEnd(protocol.transport), left, _left) if left else None
-            return self._detached
+            self._raw_body = SizedRawBody(RawSocket(protocol.transport), left, _left) if left else None
+            return self._raw_body
         decoder = self._decoder
         if decoder is None or decoder.is_ended or decoder.decoded_bytes != self._content.total_bytes:
             return None
-        self._detached = DetachedChunks(SocketEnd(protocol.transport), decoder, _left)
+        self._raw_body = ChunkedRawBody(RawSocket(protocol.transport), decoder, _left)
         if isinstance(protocol, TrafficConnection):
             protocol.bypass_parser()
-        return self._detached
+        return self._raw_body
 
     @property
     def _decoder(self) -> ChunkedDecoder | None:
@@ -130,8 +130,8 @@ class RequestBody:
     def resume(self, *, is_whole: bool) -> None:
         """Give the connection back: it is only watched for the client's leaving then, and closes behind the answer."""
         del is_whole
-        if self._detached is not None:
-            self._detached.end.close()
+        if self._raw_body is not None:
+            self._raw_body.end.close()
         if self._protocol is not None and self._protocol._buffer_paused:
             self._protocol._resume_reading_for_buffer()
 

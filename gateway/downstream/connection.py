@@ -17,14 +17,14 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-from gateway.downstream.response import Answer
+from gateway.downstream.response import ClientResponse
 from gateway.errors import Fault, FaultKind
 from gateway.http.chunked import ChunkedDecoder
 from gateway.transfer import is_plain
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 #: Answers a request whose head could not be read. Called with the fault; returns what to send.
-RefuseUnread = Callable[[web.BaseRequest, Fault], Answer]
+RefuseUnread = Callable[[web.BaseRequest, Fault], ClientResponse]
 
 #: Also the time a client has for its request head: nginx's client_header_timeout and keepalive_timeout are 60-75 s.
 KEEPALIVE_SECONDS: Final = 60.0
@@ -33,9 +33,9 @@ READ_BUFFER_BYTES: Final = 32 * 1024
 #: What is received at once above the transports; many uploads that begin together hold one each.
 RECEIVE_BYTES: Final = 64 * 1024
 #: More than comes in before somebody asks for a body.
-_MOST_READ_ALONG_BYTES: Final = 2**20
+_MAX_READ_ALONG_BYTES: Final = 2**20
 MAX_LINE_BYTES: Final = 8190
-MAX_FIELDS: Final = 100
+MAX_HEADERS: Final = 100
 
 
 class TrafficConnection(RequestHandler):
@@ -55,7 +55,7 @@ class TrafficConnection(RequestHandler):
             lingering_time=0,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_FIELDS,
+            max_headers=MAX_HEADERS,
         )
         self._refuse_unread = refuse_unread
         #: Whether the connection ended with an error: bytes still on their way may not have arrived.
@@ -122,7 +122,7 @@ class TrafficConnection(RequestHandler):
             decoder.decode(data)
         except Fault:
             self.decoder = None
-        if decoder.decoded_bytes > _MOST_READ_ALONG_BYTES:
+        if decoder.decoded_bytes > _MAX_READ_ALONG_BYTES:
             # Nobody took the body over: it goes through the parser to its end.
             self.decoder = None
 
@@ -149,8 +149,8 @@ class TrafficConnection(RequestHandler):
     ) -> web.StreamResponse:
         """Refuse what the parser could not read. The handler itself never lets an exception out."""
         del status, message
-        answer = self._refuse_unread(request, _unread_fault(exc))
-        return answer
+        response = self._refuse_unread(request, _unread_fault(exc))
+        return response
 
 
 def _unread_fault(exc: BaseException | None) -> Fault:
@@ -165,7 +165,7 @@ def _unread_fault(exc: BaseException | None) -> Fault:
             FaultKind.HEAD_TOO_LARGE, f"A header field has more than {MAX_LINE_BYTES} bytes: send a shorter one."
         )
     if isinstance(exc, HttpProcessingError) and "too many" in str(exc).lower():
-        return Fault(FaultKind.HEAD_TOO_LARGE, f"The request has more than {MAX_FIELDS} header fields: send fewer.")
+        return Fault(FaultKind.HEAD_TOO_LARGE, f"The request has more than {MAX_HEADERS} header fields: send fewer.")
     return Fault(FaultKind.BAD_REQUEST, "The request is not well-formed HTTP/1.1 (RFC 9112): check the client.")
 
 

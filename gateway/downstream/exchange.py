@@ -19,29 +19,29 @@ from gateway.config import Route
 from gateway.config.section import Network
 from gateway.config.values import Endpoint
 from gateway.downstream.body import RequestBody
-from gateway.downstream.response import Answer, abort
+from gateway.downstream.response import ClientResponse, abort
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
 from gateway.http.headers import (
-    Field,
-    FieldLines,
-    Fields,
-    Origin,
+    ClientInfo,
+    Header,
+    Headers,
+    ReceivedHeaders,
     Target,
     check_head,
+    default_headers,
     is_trusted,
-    name_trace,
-    own_fields,
+    trace_context,
 )
-from gateway.observe.stats import RouteTally
-from gateway.transfer.stall import Course
+from gateway.observe.stats import RouteStats
+from gateway.transfer.stall import TransferPolicy
 from gateway.transfer.timers import Timers
 from gateway.transfer.transfer import AwaitedFilter, Filter, Source, Transfer
 
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
-LINGER_SECONDS: Final = 5.0
-LINGER_BYTES: Final = 512 * 2**20
+DISCARD_SECONDS: Final = 5.0
+DISCARD_BYTES: Final = 512 * 2**20
 #: A line of the log tells of so many parts.
-_MOST_PARTS_LOGGED: Final = 64
+_MAX_PARTS_LOGGED: Final = 64
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: Behind these nobody knows where the next request begins.
 _CLOSING: Final = frozenset(
@@ -54,7 +54,7 @@ class Named:
     """What routing found out about an exchange."""
 
     route: Route | None
-    tally: RouteTally
+    stats: RouteStats
     upstream: str = ""
     endpoint: str = ""
 
@@ -65,7 +65,7 @@ class Exchange:
     def __init__(
         self,
         request: web.BaseRequest,
-        tally: RouteTally,
+        stats: RouteStats,
         timers: Timers,
         *,
         trusted: Sequence[Network],
@@ -77,17 +77,17 @@ class Exchange:
         self.method = request.method
         self.version = (request.version.major, request.version.minor)
         self.raw_target = request._message.path
-        self.fields = fields = FieldLines(request._message.raw_headers)
+        self.headers = headers = ReceivedHeaders(request._message.raw_headers)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         #: The peer's address.
         self.client: str = peer[0] if peer else ""
         self._is_trusted = is_trusted(self.client, trusted)
-        self.trace = name_trace(fields, is_trusted=self._is_trusted)
-        self.named = Named(None, tally)
-        self.origin: Origin
+        self.trace = trace_context(headers, is_trusted=self._is_trusted)
+        self.named = Named(None, stats)
+        self.client_info: ClientInfo
         self.target: Target
         self.is_draining = False
-        self.answer: Answer | None = None
+        self.response: ClientResponse | None = None
         self.upload: Transfer | None = None
         self.download: Transfer | None = None
         self.fault: Fault | None = None
@@ -95,8 +95,8 @@ class Exchange:
         self.parts: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.first_byte_seconds: float | None = None
-        self._is_chunked = fields.first(b"transfer-encoding") is not None
-        length = None if self._is_chunked else int(fields.first(b"content-length") or 0)
+        self._is_chunked = headers.first(b"transfer-encoding") is not None
+        length = None if self._is_chunked else int(headers.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
         self.body = RequestBody(request) if length != 0 else None
@@ -104,13 +104,13 @@ class Exchange:
 
     def check_head(self) -> Target:
         """Return the target of the request. Raises Fault if its head is not sound."""
-        self.target = check_head(self.version, self.method, self.raw_target, self.fields)
-        self.origin = Origin(self.client, self._is_trusted, self._scheme, self.target.authority)
+        self.target = check_head(self.version, self.method, self.raw_target, self.headers)
+        self.client_info = ClientInfo(self.client, self._is_trusted, self._scheme, self.target.authority)
         return self.target
 
     def check_expectation(self) -> None:
         """Note 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 10.1.1)."""
-        expectation = self.fields.first(b"expect")
+        expectation = self.headers.first(b"expect")
         if expectation is None:
             return
         if expectation.strip().lower() != b"100-continue":
@@ -118,7 +118,7 @@ class Exchange:
         # > A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that expectation.
         self._expects_continue = self.version >= (1, 1) and self.body is not None
 
-    def invite(self) -> None:
+    def send_continue(self) -> None:
         """Tell a client that waits for it to send its body. Only once route, limits, gate and sink are ready."""
         if not self._expects_continue:
             return
@@ -149,14 +149,14 @@ class Exchange:
     @property
     def blame(self) -> Blame:
         """Whose fault it was."""
-        return self.fault.blame if self.fault else Blame.NOBODY
+        return self.fault.blame if self.fault else Blame.NONE
 
     @property
     def status(self) -> int:
         """The status sent, or what stands for it in the log where none was."""
-        if self.answer is not None and self.answer.was_begun:
-            return self.answer.status
-        return self.fault.status if self.fault else FaultKind.BUG.verdict.status
+        if self.response is not None and self.response.has_begun:
+            return self.response.status
+        return self.fault.status if self.fault else FaultKind.BUG.info.status
 
     def why_cancelled(self) -> Fault:
         """Say why the task of this exchange was cancelled: the client left, or the gateway stops."""
@@ -165,15 +165,15 @@ class Exchange:
         return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
 
     def begin_upload(
-        self, course: Course, filters: Sequence[Filter], awaited: Sequence[AwaitedFilter] = ()
+        self, policy: TransferPolicy, filters: Sequence[Filter], awaited: Sequence[AwaitedFilter] = ()
     ) -> Transfer:
         """Return the transfer of the request body. There must be one."""
         if self.body is None:
             raise ValueError("a request without a body has nothing to upload")
         self.upload = Transfer(
-            course,
+            policy,
             self.body,
-            self.named.tally,
+            self.named.stats,
             self._timers,
             owner=self,
             length=self.length,
@@ -182,72 +182,78 @@ class Exchange:
         )
         return self.upload
 
-    def begin_download(self, course: Course, source: Source, length: int | None) -> Transfer:
+    def begin_download(self, policy: TransferPolicy, source: Source, length: int | None) -> Transfer:
         """Return the transfer of an answer's body to the client."""
-        self.download = Transfer(course, source, self.named.tally, self._timers, owner=self, length=length)
+        self.download = Transfer(policy, source, self.named.stats, self._timers, owner=self, length=length)
         return self.download
 
-    def note_endpoint(self, endpoint: Endpoint) -> None:
+    def record_endpoint(self, endpoint: Endpoint) -> None:
         """Note which endpoint is asked."""
         self.named.endpoint = str(endpoint)
 
-    def note_part(
+    def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None
     ) -> None:
         """Count a part of the form that has ended, and tell the log of it."""
-        self.named.tally.count_part(kind, size, outcome)
-        if len(self.parts) < _MOST_PARTS_LOGGED:
+        self.named.stats.count_part(kind, size, outcome)
+        if len(self.parts) < _MAX_PARTS_LOGGED:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
             self.parts.append({**(facts or {}), **named})
 
-    async def begin_answer(
-        self, status: int, reason: bytes, fields: Fields, length: int | None, *, is_at_hand: bool = False
-    ) -> Answer:
+    async def begin_response(
+        self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False
+    ) -> ClientResponse:
         """Send the head of an answer whose body follows. Raises Fault CLIENT_LEFT.
 
-        With `is_at_hand` the caller writes its first bytes without waiting for anything before.
+        With `is_ready` the caller writes its first bytes without waiting for anything before.
         """
-        self.answer = Answer(status, reason, fields, length=length, is_last=self._must_close, is_at_hand=is_at_hand)
-        await self._send_head(self.answer)
-        return self.answer
+        self.response = ClientResponse(
+            status, reason, headers, length=length, is_last=self._must_close, is_ready=is_ready
+        )
+        await self._send_head(self.response)
+        return self.response
 
-    async def reply(self, status: int, fields: Sequence[Field], body: bytes) -> None:
+    async def reply(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         """Answer with what is at hand. Raises Fault CLIENT_LEFT."""
-        fields = [*own_fields(self.trace), *fields]
-        self.answer = Answer.small(status, fields, body, is_last=self._must_close)
-        await self._send_head(self.answer)
-        await self.answer.flush()
+        headers = [*default_headers(self.trace), *headers]
+        self.response = ClientResponse.small(status, headers, body, is_last=self._must_close)
+        await self._send_head(self.response)
+        await self.response.flush()
 
     async def fail(self, fault: Fault) -> None:
         """End the exchange because of a fault: refuse it with an answer if none was begun, cut it otherwise."""
         self.fault = fault
-        if self.answer is not None and self.answer.was_begun:
+        if self.response is not None and self.response.has_begun:
             self.cut()
         elif fault.kind is FaultKind.CLIENT_LEFT or self.is_client_gone:
             self._leave()
         else:
-            self.answer = self.refusal(fault)
+            self.response = self.refusal(fault)
             try:
-                await self._send_head(self.answer)
+                await self._send_head(self.response)
             except Fault:
                 self._leave()
 
-    def refusal(self, fault: Fault) -> Answer:
+    def refusal(self, fault: Fault) -> ClientResponse:
         """Return the answer that tells of a fault: problem+json, Proxy-Status, Retry-After."""
         route = self.named.route.name if self.named.route else None
         body = problem_document(fault, route=route, request_id=self.trace.request_id.decode("latin-1"))
-        fields = [*own_fields(self.trace), (b"Content-Type", PROBLEM_TYPE), (b"Proxy-Status", proxy_status(fault))]
+        headers = [
+            *default_headers(self.trace),
+            (b"Content-Type", PROBLEM_TYPE),
+            (b"Proxy-Status", proxy_status(fault)),
+        ]
         if fault.retry_after_seconds is not None:
-            fields.append((b"Retry-After", b"%d" % fault.retry_after_seconds))
+            headers.append((b"Retry-After", b"%d" % fault.retry_after_seconds))
         is_last = self._must_close or fault.kind in _CLOSING
-        return Answer.small(fault.status, [*fields, *fault.fields], body, is_last=is_last)
+        return ClientResponse.small(fault.status, [*headers, *fault.headers], body, is_last=is_last)
 
     def cut(self) -> None:
         """Break off an answer that has begun."""
-        if self.answer is not None:
-            self.answer.cut()
+        if self.response is not None:
+            self.response.cut()
 
-    async def linger(self) -> None:
+    async def discard_request_body(self) -> None:
         """Behind an early answer, take in what the client still sends, within bounds, so that it reads the answer.
 
         A client that still waits for 100 Continue sends nothing: the connection closes at once.
@@ -262,8 +268,8 @@ class Exchange:
             if transport.can_write_eof():
                 # Raises where the kernel knows of a reset that the transport has yet to read.
                 transport.write_eof()
-            async with asyncio.timeout(LINGER_SECONDS):
-                while drained < LINGER_BYTES and (chunk := await self.body.read()):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while drained < DISCARD_BYTES and (chunk := await self.body.read()):
                     drained += len(chunk)
         except (OSError, Fault):
             # Either bound, or the client closed: the answer was sent, nothing more is owed.
@@ -277,20 +283,20 @@ class Exchange:
         none may follow (aiohttp 3.14.5; delete when its `cb_on_message_begin` resets the pending field).
         """
         body = self.body
-        is_open = body is not None and (body.was_detached or not body.is_received)
+        is_open = body is not None and (body.is_raw or not body.is_received)
         return self.is_draining or self._is_chunked or is_open
 
-    async def _send_head(self, answer: Answer) -> None:
+    async def _send_head(self, response: ClientResponse) -> None:
         try:
-            await answer.prepare(self._request)
+            await response.prepare(self._request)
         except ConnectionError as exc:
             raise Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer.") from exc
         self.first_byte_seconds = time.monotonic() - self.started
 
     def _leave(self) -> None:
         """Nobody is there to be told: drop the connection."""
-        if self.answer is None:
-            self.answer = Answer.small(self.status, (), b"", is_last=True)
-        self.answer.cut()
+        if self.response is None:
+            self.response = ClientResponse.small(self.status, (), b"", is_last=True)
+        self.response.cut()
         if (transport := self._request.transport) is not None:
             abort(transport, with_reset=False)

@@ -19,8 +19,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import Field, Fields, encode_head
-from gateway.transfer import SocketEnd, drain_whole, is_plain
+from gateway.http.headers import Header, Headers, encode_head
+from gateway.transfer import RawSocket, drain_whole, is_plain
 
 #: Linger on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -29,25 +29,25 @@ _JOINED_BYTES: Final = 16 * 1024
 _EMPTY_STATUSES: Final = frozenset({204, 304})
 
 
-class Answer(web.StreamResponse):
+class ClientResponse(web.StreamResponse):
     """One answer on its way to the client. `length` None is a body of unknown length."""
 
     def __init__(
         self,
         status: int,
         reason: bytes,
-        fields: Fields,
+        headers: Headers,
         *,
         length: int | None,
         is_last: bool,
-        is_at_hand: bool = False,
+        is_ready: bool = False,
     ) -> None:
         super().__init__(status=status, reason=None)
         self._phrase = reason
-        self._own_fields = fields
+        self._message_headers = headers
         self._length = length
         #: Whether `write` follows in the same turn of the loop.
-        self._is_at_hand = is_at_hand
+        self._is_at_hand = is_ready
         #: Whether the connection closes behind it.
         self._is_last = is_last
         self._is_cut = False
@@ -60,14 +60,14 @@ class Answer(web.StreamResponse):
         self._held_head = b""
 
     @classmethod
-    def small(cls, status: int, fields: Fields, body: bytes, *, is_last: bool) -> Answer:
+    def small(cls, status: int, headers: Headers, body: bytes, *, is_last: bool) -> ClientResponse:
         """Return an answer whose body is at hand, sent by aiohttp's loop or by `send`."""
-        answer = cls(status, _phrase(status), fields, length=len(body), is_last=is_last)
-        answer._small_body = body
-        return answer
+        response = cls(status, _phrase(status), headers, length=len(body), is_last=is_last)
+        response._small_body = body
+        return response
 
     @property
-    def was_begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether a head was sent: from then on a fault can only cut."""
         return self._writer is not None
 
@@ -81,8 +81,8 @@ class Answer(web.StreamResponse):
             raise ConnectionResetError("the client left before its answer")
         self._writer, self._transport = writer, transport
         self._keep_alive = request.keep_alive and not self._is_last
-        fields = [*self._own_fields, *self._frame(request, writer)]
-        head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, fields)
+        headers = [*self._message_headers, *self._frame(request, writer)]
+        head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, headers)
         # aiohttp asks its writer whether anything was sent before it answers itself.
         writer.output_size += len(head)
         if self._small_body and self._has_body:
@@ -101,26 +101,26 @@ class Answer(web.StreamResponse):
         if head and self._transport is not None and not self._transport.is_closing():
             self._transport.write(head)
 
-    def _frame(self, request: web.BaseRequest, writer: StreamWriter) -> list[Field]:
+    def _frame(self, request: web.BaseRequest, writer: StreamWriter) -> list[Header]:
         """Decide how the body ends (RFC 9112 section 6.3) and return the fields that say so."""
-        fields: list[Field] = []
+        headers: list[Header] = []
         self._has_body = request.method != "HEAD" and self.status not in _EMPTY_STATUSES
         if self._length is not None:
             # > A server MUST NOT send a Content-Length header field in any response with a status code of 1xx
             # > (Informational) or 204 (No Content) (RFC 9110 section 8.6).
             if self.status != HTTPStatus.NO_CONTENT:
-                fields.append((b"Content-Length", b"%d" % self._length))
+                headers.append((b"Content-Length", b"%d" % self._length))
         elif self._has_body and request.version >= (1, 1):
             writer.enable_chunking()
-            fields.append((b"Transfer-Encoding", b"chunked"))
+            headers.append((b"Transfer-Encoding", b"chunked"))
         elif self._has_body:
             self._is_close_delimited = True
             self._keep_alive = False
         if not self._keep_alive:
-            fields.append((b"Connection", b"close"))
+            headers.append((b"Connection", b"close"))
         elif request.version < (1, 1):
-            fields.append((b"Connection", b"keep-alive"))
-        return fields
+            headers.append((b"Connection", b"keep-alive"))
+        return headers
 
     async def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """Send a chunk of the body; returns when the client keeps up. Raises Fault CLIENT_LEFT if it is gone."""
@@ -145,14 +145,14 @@ class Answer(web.StreamResponse):
         except ConnectionError as exc:
             raise _left() from exc
 
-    async def detach(self) -> SocketEnd | None:
+    async def detach(self) -> RawSocket | None:
         """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
         if self._writer is None or self._writer.chunked or not self._has_body:
             return None
         self._send_held_head()
         await self.flush()
         transport = self._transport
-        return SocketEnd(transport) if transport is not None and is_plain(transport) else None
+        return RawSocket(transport) if transport is not None and is_plain(transport) else None
 
     async def fail(self, exc: OSError) -> Fault:
         """Return what a failure to send means: the client is gone."""

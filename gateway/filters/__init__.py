@@ -1,37 +1,37 @@
 """Filters: what looks at bytes on their way.
 
-`limit` looks at whole bodies (interface: `gateway.transfer.transfer.Filter`). The others look at files, through the
-public interface in `file`: `Observer` and `TransformKind`; see docs/filters.md for how to write one. `along` shows the
-files of a body carried byte for byte to observers, `file.FilteredFile` pulls a file through its filters.
+`limit` sees whole bodies (interface: `gateway.transfer.transfer.Filter`). The others see files, through the public
+interface in `file`: `Observer` and `TransformFactory`; docs/filters.md describes how to write one. `form_observer`
+shows observers the files of a body that is forwarded byte for byte; `file.FilteredFile` pulls a file through filters.
 """
 
-from gateway.filters.digest import DigestKind
+from gateway.filters.digest import DigestFactory
 from gateway.filters.file import (
     FileHead,
     FilterContext,
     FilteredFile,
-    FilterKind,
+    FilterFactory,
     Observer,
-    ObserverKind,
-    TransformKind,
+    ObserverFactory,
+    TransformFactory,
     head_of,
 )
-from gateway.filters.form_observer import FilesAlong
+from gateway.filters.form_observer import FormObserver
 from gateway.filters.limit import BodyLimit
 from gateway.filters.registry import FilterProblem, make_filters
 
 __all__ = [
     "BodyLimit",
-    "DigestKind",
+    "DigestFactory",
     "FileHead",
-    "FilesAlong",
     "FilterContext",
-    "FilterKind",
+    "FilterFactory",
     "FilterProblem",
     "FilteredFile",
+    "FormObserver",
     "Observer",
-    "ObserverKind",
-    "TransformKind",
+    "ObserverFactory",
+    "TransformFactory",
     "head_of",
     "make_filters",
 ]

@@ -23,7 +23,7 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 _EITHER: Final = 32 + zlib.MAX_WBITS
 
 
-class CompressKind:
+class CompressFactory:
     """Compresses files."""
 
     def __init__(self, coding: Literal["gzip", "deflate"], level: int, context: FilterContext) -> None:
@@ -43,7 +43,7 @@ class CompressKind:
         yield made.flush()
 
 
-class DecompressKind:
+class DecompressFactory:
     """Decompresses files that are gzip or zlib; others are refused."""
 
     def __init__(self, max_bytes: float, context: FilterContext) -> None:

@@ -17,12 +17,12 @@ from typing import Any, Final, Protocol
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
-from gateway.http.headers import Field
+from gateway.http.headers import Header
 
 #: A thread is bothered with so many bytes at once, and twice that is held. With room for two chunks the network moves
 #: on while one is hashed: a digest costs 1.2 to 1.3 times its hash then, and 1.4 with the least.
-_MOST_BATCH_BYTES: Final = 1536 * 1024
-_LEAST_BATCH_BYTES: Final = 512 * 1024
+_MAX_BATCH_BYTES: Final = 1536 * 1024
+_MIN_BATCH_BYTES: Final = 512 * 1024
 #: What the batches of one route may be together, but for the least each.
 _ALL_BATCHES_BYTES: Final = 8 * 2**20
 #: Less than this at the end of a short file is hashed where it is.
@@ -61,7 +61,7 @@ def make_hash(algorithm: str) -> Hash:
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
-class DigestKind:
+class DigestFactory:
     """Hashes with one algorithm, and with whatever the sender used."""
 
     first_bytes = 0
@@ -80,11 +80,11 @@ class DigestKind:
     @property
     def batch_bytes(self) -> int:
         """How much is to be gathered before a thread is bothered."""
-        return min(_MOST_BATCH_BYTES, max(_LEAST_BATCH_BYTES, _ALL_BATCHES_BYTES // (self.open_count or 1)))
+        return min(_MAX_BATCH_BYTES, max(_MIN_BATCH_BYTES, _ALL_BATCHES_BYTES // (self.open_count or 1)))
 
 
 class _Digest:
-    def __init__(self, kind: DigestKind, claims: list[tuple[str, bytes]], file: FileHead) -> None:
+    def __init__(self, kind: DigestFactory, claims: list[tuple[str, bytes]], file: FileHead) -> None:
         self._kind = kind
         self._algorithm = algorithm = kind.algorithm
         self._claims = claims
@@ -96,7 +96,7 @@ class _Digest:
         self._is_open = True
         kind.open_count += 1
 
-    async def see(self, chunk: bytes) -> None:
+    async def feed_data(self, chunk: bytes) -> None:
         """Take a chunk; returns when at most one batch before it is still being hashed."""
         self._batch.append(chunk)
         self._batch_bytes += len(chunk)
@@ -133,7 +133,7 @@ class _Digest:
         """Return the digest in hex, by the algorithm's name."""
         return {self._algorithm: self._hashes[self._algorithm].digest().hex()}
 
-    def answer_fields(self) -> Sequence[Field]:
+    def response_headers(self) -> Sequence[Header]:
         """Return the digest as in RFC 9530, under a name of our own: Content-Digest would speak of the answer."""
         name = RFC_NAMES[self._algorithm] or self._algorithm
         digest = base64.b64encode(self._hashes[self._algorithm].digest()).decode()
@@ -159,7 +159,7 @@ def _claims_of(file: FileHead) -> list[tuple[str, bytes]]:
     return [
         (known[key], digest)
         for field in _CLAIMS
-        for key, digest in parse_digests(file.fields.get(field, ""), f"{field} of {file}")
+        for key, digest in parse_digests(file.headers.get(field, ""), f"{field} of {file}")
         if key in known
     ]
 

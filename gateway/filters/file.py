@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dataclasses import field as field_of
 from typing import Any, Protocol, runtime_checkable
 
-from gateway.http.headers import Field
+from gateway.http.headers import Header
 from gateway.multipart import Part
 
 
@@ -37,7 +37,7 @@ class FileHead:
     #: In bytes; None is not known.
     size: int | None
     #: Header fields of the part, or of the request for a raw body, names in lower case.
-    fields: Mapping[str, str] = field_of(default_factory=dict)
+    headers: Mapping[str, str] = field_of(default_factory=dict)
     #: The client's address.
     client: str = ""
 
@@ -49,14 +49,16 @@ class FileHead:
 def head_of(part: Part, client: str) -> FileHead:
     """Return what is known of a file part."""
     said = part.disposition
-    fields = {name.lower(): value for name, value in part.reader.headers.items()}
-    return FileHead(part.number, said.name, said.filename or "", part.content_type, part.declared_bytes, fields, client)
+    headers = {name.lower(): value for name, value in part.reader.headers.items()}
+    return FileHead(
+        part.number, said.name, said.filename or "", part.content_type, part.declared_bytes, headers, client
+    )
 
 
 class Observer(Protocol):
     """Looks at one file."""
 
-    async def see(self, chunk: bytes, /) -> None:
+    async def feed_data(self, chunk: bytes, /) -> None:
         """Look at a chunk before it goes on. Raises Fault: then it does not, and the upstream is cut."""
         ...
 
@@ -72,12 +74,12 @@ class Observer(Protocol):
         """Return what the log and the gateway's documents tell of the file, once it has ended well."""
         ...
 
-    def answer_fields(self) -> Sequence[Field]:
+    def response_headers(self) -> Sequence[Header]:
         """Return fields for the answer to the client, once the file has ended well."""
         ...
 
 
-class ObserverKind(Protocol):
+class ObserverFactory(Protocol):
     """Makes the observers of one route."""
 
     #: Bytes of a file to be seen before an upstream hears of it; 0 for none.
@@ -89,7 +91,7 @@ class ObserverKind(Protocol):
 
 
 @runtime_checkable
-class TransformKind(Protocol):
+class TransformFactory(Protocol):
     """Changes the files of one route."""
 
     def transform(self, file: FileHead, chunks: AsyncIterator[bytes], /) -> AsyncIterator[bytes]:
@@ -97,7 +99,7 @@ class TransformKind(Protocol):
         ...
 
 
-FilterKind = ObserverKind | TransformKind
+FilterFactory = ObserverFactory | TransformFactory
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +112,27 @@ class FilterContext:
 
 
 #: What an entry point of the group `gateway.filters` is: called with the options of the config. Raises ValueError.
-MakeKind = Callable[[Mapping[str, Any], FilterContext], FilterKind]
+MakeFactory = Callable[[Mapping[str, Any], FilterContext], FilterFactory]
 
 
 class Observers:
     """The observers of one file, in the order of the config."""
 
-    def __init__(self, kinds: Sequence[ObserverKind], file: FileHead) -> None:
+    def __init__(self, factories: Sequence[ObserverFactory], file: FileHead) -> None:
         self._observers: list[Observer] = []
         self._is_finished = False
         try:
-            for kind in kinds:
-                self._observers.append(kind(file))
+            for factory in factories:
+                self._observers.append(factory(file))
         except BaseException:
             # Whatever a plug-in raises: those made before it must still let go.
             self.close()
             raise
 
-    async def see(self, chunk: bytes) -> None:
+    async def feed_data(self, chunk: bytes) -> None:
         """Show them a chunk. Raises Fault."""
         for each in self._observers:
-            await each.see(chunk)
+            await each.feed_data(chunk)
 
     async def finish(self) -> None:
         """Tell them of the end. Raises Fault."""
@@ -149,10 +151,10 @@ class Observers:
         observers = self._observers if self._is_finished else ()
         return {name: value for each in observers for name, value in each.facts().items()}
 
-    def answer_fields(self) -> list[Field]:
+    def response_headers(self) -> list[Header]:
         """Return what they want the client to know of a file that ended well; nothing before."""
         observers = self._observers if self._is_finished else ()
-        return [found for each in observers for found in each.answer_fields()]
+        return [found for each in observers for found in each.response_headers()]
 
 
 class FilteredFile:
@@ -163,21 +165,23 @@ class FilteredFile:
 
     def __init__(
         self,
-        kinds: Sequence[FilterKind],
+        factories: Sequence[FilterFactory],
         file: FileHead,
         read: Callable[[], Awaitable[bytes]],
         charged: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._watching: list[Observers] = []
-        self.first_bytes = max((kind.first_bytes for kind in kinds if not isinstance(kind, TransformKind)), default=0)
+        self.first_bytes = max(
+            (factory.first_bytes for factory in factories if not isinstance(factory, TransformFactory)), default=0
+        )
         self._first: list[bytes] = []
         chunks = _chunks_of(read)
         try:
-            for kind in kinds:
-                if isinstance(kind, TransformKind):
-                    chunks = kind.transform(file, chunks)
+            for factory in factories:
+                if isinstance(factory, TransformFactory):
+                    chunks = factory.transform(file, chunks)
                 else:
-                    observers = Observers([kind], file)
+                    observers = Observers([factory], file)
                     self._watching.append(observers)
                     chunks = _observed(observers, chunks, charged)
         except BaseException:
@@ -187,7 +191,7 @@ class FilteredFile:
             raise
         self._chunks = chunks
         self._facts: dict[str, str | int] = {}
-        self._answer_fields: list[Field] = []
+        self._response_headers: list[Header] = []
 
     async def read_first(self) -> None:
         """Read as much as must be seen before an upstream hears of the file. Raises Fault."""
@@ -209,7 +213,7 @@ class FilteredFile:
             await closing()
         for observers in self._watching:
             self._facts |= observers.facts()
-            self._answer_fields += observers.answer_fields()
+            self._response_headers += observers.response_headers()
             observers.close()
         self._watching = []
 
@@ -217,9 +221,9 @@ class FilteredFile:
         """Return what the filters found out, once closed."""
         return self._facts
 
-    def answer_fields(self) -> list[Field]:
+    def response_headers(self) -> list[Header]:
         """Return what the filters want the client to know, once closed."""
-        return self._answer_fields
+        return self._response_headers
 
 
 async def _chunks_of(read: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
@@ -235,7 +239,7 @@ async def _observed(
     async with aclosing(chunks):  # type: ignore[type-var]  # generators all; the protocol asks for an iterator only
         async for chunk in chunks:
             with charged():
-                await observers.see(chunk)
+                await observers.feed_data(chunk)
             if held:
                 yield held
             held = chunk

@@ -9,30 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.filters.file import FileHead, ObserverKind, Observers, head_of
-from gateway.http.headers import Field
+from gateway.filters.file import FileHead, ObserverFactory, Observers, head_of
+from gateway.http.headers import Header
 from gateway.multipart import Part
 
 #: Told of each file that has ended well: its head, its size in bytes, what the observers found out.
 OnFile = Callable[[FileHead, int, dict[str, str | int]], Any]
 
 
-class FilesAlong:
+class FormObserver:
     """The files of one body. A filter of its transfer, and its awaited one."""
 
-    def __init__(self, kinds: Sequence[ObserverKind], client: str, on_file: OnFile) -> None:
-        self._kinds = kinds
+    def __init__(self, factories: Sequence[ObserverFactory], client: str, on_file: OnFile) -> None:
+        self._factories = factories
         self._client = client
         self._on_file = on_file
-        self._first_bytes = max((kind.first_bytes for kind in kinds), default=0)
+        self._first_bytes = max((factory.first_bytes for factory in factories), default=0)
         self._events: list[FileHead | bytes | None] = []
         self._file: FileHead | None = None
         self._observers: Observers | None = None
         self._size = 0
         self._is_raw = False
-        self._answer_fields: list[Field] = []
+        self._response_headers: list[Header] = []
         #: Whether enough of the first file was seen for an upstream to hear of the request.
-        self.has_verdict = not self._first_bytes
+        self.has_enough = not self._first_bytes
 
     def begin(self, part: Part) -> None:
         """Note the start of a file."""
@@ -51,7 +51,7 @@ class FilesAlong:
         self._is_raw = True
         self._events.append(file)
 
-    def see(self, chunk: bytes) -> None:
+    def feed_data(self, chunk: bytes) -> None:
         """Note a chunk of a body that is no form."""
         if self._is_raw:
             self.data(chunk)
@@ -67,28 +67,28 @@ class FilesAlong:
             self._observers.close()
             self._observers = None
 
-    async def catch_up(self) -> None:
+    async def flush(self) -> None:
         """Show the observers what was noted. Raises Fault."""
         events, self._events = self._events, []
         for event in events:
             if isinstance(event, FileHead):
                 self._file, self._size = event, 0
-                self._observers = Observers(self._kinds, event)
+                self._observers = Observers(self._factories, event)
             elif self._observers is not None and self._file is not None:
                 if event is not None:
                     self._size += len(event)
-                    await self._observers.see(event)
-                    self.has_verdict = self.has_verdict or self._size >= self._first_bytes
+                    await self._observers.feed_data(event)
+                    self.has_enough = self.has_enough or self._size >= self._first_bytes
                 else:
                     await self._end_file(self._file, self._observers)
 
-    def answer_fields(self) -> list[Field]:
+    def response_headers(self) -> list[Header]:
         """Return what the observers of the files that have ended want the client to know."""
-        return self._answer_fields
+        return self._response_headers
 
     async def _end_file(self, file: FileHead, observers: Observers) -> None:
         await observers.finish()
-        self.has_verdict = True
-        self._answer_fields += observers.answer_fields()
+        self.has_enough = True
+        self._response_headers += observers.response_headers()
         self._on_file(file, self._size, observers.facts())
         self.close()

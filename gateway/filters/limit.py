@@ -19,7 +19,7 @@ class BodyLimit:
         if declared > self._limit:
             raise self._fault(declared, f"{declared}")
 
-    def see(self, chunk: bytes) -> None:
+    def feed_data(self, chunk: bytes) -> None:
         """Count a chunk. Raises Fault BODY_TOO_LARGE."""
         self._received += len(chunk)
         if self._received > self._limit:

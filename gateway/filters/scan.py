@@ -13,14 +13,14 @@ from typing import Final, Literal
 from gateway.config.values import parse_address
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
-from gateway.http.headers import Field
+from gateway.http.headers import Header
 
 _UNIX: Final = "unix:"
 _END: Final = b"\0\0\0\0"
 _MAX_REPLY_BYTES: Final = 4096
 
 
-class ScanKind:
+class ScanFactory:
     """Asks one daemon."""
 
     first_bytes = 0
@@ -46,7 +46,7 @@ class ScanKind:
 
 
 class _Scan:
-    def __init__(self, kind: ScanKind, file: FileHead) -> None:
+    def __init__(self, kind: ScanFactory, file: FileHead) -> None:
         self._kind = kind
         self._file = file
         self._reader: asyncio.StreamReader | None = None
@@ -54,7 +54,7 @@ class _Scan:
         self._verdict = ""
         self._has_failed = False
 
-    async def see(self, chunk: bytes) -> None:
+    async def feed_data(self, chunk: bytes) -> None:
         """Show the daemon a chunk; returns when it keeps up. Raises Fault SCANNER_FAILED."""
         if not self._has_failed:
             await self._within(self._send(chunk))
@@ -76,7 +76,7 @@ class _Scan:
         """Return what the daemon said."""
         return {"scanned": "failed" if self._has_failed else "clean"}
 
-    def answer_fields(self) -> Sequence[Field]:
+    def response_headers(self) -> Sequence[Header]:
         """Nothing for the client."""
         return ()
 

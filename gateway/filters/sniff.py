@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, Observer
-from gateway.http.headers import Field
+from gateway.http.headers import Header
 
 SNIFFED_BYTES: Final = 64 * 1024
 #: More than this is not needed to tell text from bytes.
@@ -21,7 +21,7 @@ _TEXT_BYTES: Final = 4096
 _CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
-class SniffKind:
+class SniffFactory:
     """Allows types by patterns such as image/*."""
 
     first_bytes = SNIFFED_BYTES
@@ -44,7 +44,7 @@ class _Sniff:
         self._held: bytes | None = b""
         self._type = ""
 
-    async def see(self, chunk: bytes) -> None:
+    async def feed_data(self, chunk: bytes) -> None:
         """Gather the first bytes until the verdict. Raises Fault TYPE_NOT_ALLOWED."""
         if self._held is not None:
             self._held += chunk
@@ -64,7 +64,7 @@ class _Sniff:
         """Return the type found."""
         return {"sniffed": self._type}
 
-    def answer_fields(self) -> Sequence[Field]:
+    def response_headers(self) -> Sequence[Header]:
         """Nothing for the client."""
         return ()
 

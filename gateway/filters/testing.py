@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.filters.file import FileHead, FilteredFile, FilterKind
+from gateway.filters.file import FileHead, FilteredFile, FilterFactory
 
 #: What a file is called where a test does not care.
 ANY_FILE: Final = FileHead(1, "file", "a.bin", "application/octet-stream", None)
@@ -24,7 +24,7 @@ class Passed:
     facts: dict[str, str | int]
 
 
-async def run_filter(kind: FilterKind, chunks: Iterable[bytes], file: FileHead = ANY_FILE) -> Passed:
+async def run_filter(kind: FilterFactory, chunks: Iterable[bytes], file: FileHead = ANY_FILE) -> Passed:
     """Run a filter over the chunks of one file. Raises what it raises."""
     source = _not_empty(chunks)
 
@@ -42,7 +42,7 @@ async def run_filter(kind: FilterKind, chunks: Iterable[bytes], file: FileHead =
     return Passed(bytes(data), filtered.facts())
 
 
-async def run_all_cuttings(kind: FilterKind, data: bytes, file: FileHead = ANY_FILE) -> Passed:
+async def run_all_cuttings(kind: FilterFactory, data: bytes, file: FileHead = ANY_FILE) -> Passed:
     """Run a filter over a file in one chunk, in single bytes where it is short, and cut at random places.
 
     Raises AssertionError if it does not come out the same each time: the edges of chunks mean nothing.

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from gateway.filters.file import FileHead, Observer
-from gateway.http.headers import Field
+from gateway.http.headers import Header
 
 #: A burst of so many seconds' worth passes at once: the granularity of chunks must not decide the rate.
 _BURST_SECONDS: Final = 0.25
 #: Clients remembered; those that were idle for a burst owe nothing and may be forgotten.
-_MOST_CLIENTS: Final = 10_000
+_MAX_CLIENTS: Final = 10_000
 
 
 class Bucket:
@@ -30,7 +30,7 @@ class Bucket:
         return max(0.0, self.empty_at - now)
 
 
-class ThrottleKind:
+class ThrottleFactory:
     """Holds files back so that they flow at a rate in bytes per second."""
 
     first_bytes = 0
@@ -43,7 +43,7 @@ class ThrottleKind:
     def __call__(self, file: FileHead) -> Observer:
         """Return the filter of a file."""
         key = file.client if self._per == "client" else ""
-        if key not in self._buckets and len(self._buckets) >= _MOST_CLIENTS:
+        if key not in self._buckets and len(self._buckets) >= _MAX_CLIENTS:
             now = time.monotonic()
             self._buckets = {client: bucket for client, bucket in self._buckets.items() if bucket.empty_at > now}
         return _Throttle(self._buckets.setdefault(key, Bucket(self._rate)))
@@ -53,7 +53,7 @@ class _Throttle:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
-    async def see(self, chunk: bytes) -> None:
+    async def feed_data(self, chunk: bytes) -> None:
         """Return when the chunk may flow."""
         seconds = self._bucket.grant(len(chunk), time.monotonic())
         if seconds:
@@ -69,6 +69,6 @@ class _Throttle:
         """Nothing to tell."""
         return {}
 
-    def answer_fields(self) -> Sequence[Field]:
+    def response_headers(self) -> Sequence[Header]:
         """Nothing for the client."""
         return ()

@@ -20,8 +20,8 @@ from gateway import PSEUDONYM
 from gateway.config.section import Network
 from gateway.errors import Fault, FaultKind
 
-Field = tuple[bytes, bytes]
-Fields = Sequence[Field]
+Header = tuple[bytes, bytes]
+Headers = Sequence[Header]
 
 #: RFC 9110 section 7.6.1, and Proxy-Connection, which old clients still send.
 _HOP_BY_HOP: Final = frozenset(
@@ -89,7 +89,7 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ClientInfo:
     """Where a request came from, as far as it is believed."""
 
     client: str
@@ -98,22 +98,22 @@ class Origin:
     authority: bytes
 
 
-class FieldLines:
+class ReceivedHeaders:
     """The fields of a head that came in, in order; every name is lowered and looked at once.
 
     Iterating yields them as they stood on the wire.
     """
 
-    __slots__ = ("_fields", "_values", "keys", "size_bytes")
+    __slots__ = ("_headers", "_values", "keys", "size_bytes")
 
-    def __init__(self, fields: Iterable[Field]) -> None:
-        self._fields = tuple(fields)
+    def __init__(self, headers: Iterable[Header]) -> None:
+        self._headers = tuple(headers)
         self._values: dict[bytes, list[bytes]] = {}
         #: The names in lower case, in order.
         self.keys: list[bytes] = []
         #: What they take on the wire, line breaks included.
         self.size_bytes = 0
-        for name, value in self._fields:
+        for name, value in self._headers:
             key = name.lower()
             self.keys.append(key)
             self.size_bytes += len(name) + len(value) + 4
@@ -122,9 +122,9 @@ class FieldLines:
             else:
                 self._values[key] = [value]
 
-    def __iter__(self) -> Iterator[Field]:
+    def __iter__(self) -> Iterator[Header]:
         """Iterate over (name, value)."""
-        return iter(self._fields)
+        return iter(self._headers)
 
     def all(self, key: bytes) -> Sequence[bytes]:
         """Return the values of every field of that name (lower case), in order."""
@@ -152,7 +152,7 @@ def is_trusted(client: str, networks: Sequence[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
-def check_head(version: tuple[int, int], method: str, target: str, fields: FieldLines) -> Target:
+def check_head(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
     """Return the target of a request whose head is sound. Raises Fault for one that is not.
 
     The parser has refused what breaks the grammar; here is what it lets pass (RFC 9112 sections 2.3, 3.2, 6.1).
@@ -162,29 +162,29 @@ def check_head(version: tuple[int, int], method: str, target: str, fields: Field
         raise Fault(FaultKind.BAD_REQUEST, f"HTTP/{version[0]}.{version[1]} is not spoken here: use HTTP/1.1.")
     if method in ("CONNECT", "TRACE"):
         # RFC 9110 section 9.3.8: TRACE would hand the fields of the request to scripts.
-        raise Fault(FaultKind.METHOD_NOT_ALLOWED, f"{method} is never passed on by this gateway.", fields=_NO_ALLOW)
-    size = len(target) + fields.size_bytes
+        raise Fault(FaultKind.METHOD_NOT_ALLOWED, f"{method} is never passed on by this gateway.", headers=_NO_ALLOW)
+    size = len(target) + headers.size_bytes
     if size > MAX_HEAD_BYTES:
         raise Fault(
             FaultKind.HEAD_TOO_LARGE,
             f"The request head has {size} bytes and {MAX_HEAD_BYTES} are taken: send fewer or shorter fields.",
         )
-    _check_framing(version, fields)
-    return _check_target(version, method, target, fields)
+    _check_framing(version, headers)
+    return _check_target(version, method, target, headers)
 
 
 _NO_ALLOW: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
 
 
-def _check_framing(version: tuple[int, int], fields: FieldLines) -> None:
-    codings = fields.all(b"transfer-encoding")
+def _check_framing(version: tuple[int, int], headers: ReceivedHeaders) -> None:
+    codings = headers.all(b"transfer-encoding")
     if not codings:
         return
     if version < (1, 1):
         # > A server or client that receives an HTTP/1.0 message containing a Transfer-Encoding header field MUST treat
         # > the message as if the framing is faulty (RFC 9112 section 6.1).
         raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding in HTTP/1.0 is faulty framing: use HTTP/1.1.")
-    if fields.all(b"content-length"):
+    if headers.all(b"content-length"):
         raise Fault(FaultKind.BAD_FRAMING, "Both Transfer-Encoding and Content-Length: send one of them.")
     if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
         # Stricter than RFC 9112 section 6.1, which has 501 for codings not known: nobody sends them, and a coding
@@ -192,8 +192,8 @@ def _check_framing(version: tuple[int, int], fields: FieldLines) -> None:
         raise Fault(FaultKind.BAD_FRAMING, "The only Transfer-Encoding taken is chunked, once.")
 
 
-def _check_target(version: tuple[int, int], method: str, target: str, fields: FieldLines) -> Target:
-    hosts = fields.all(b"host")
+def _check_target(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
+    hosts = headers.all(b"host")
     if len(hosts) > 1 or (not hosts and version >= (1, 1)):
         raise Fault(FaultKind.BAD_HOST, f"A request has exactly one Host, this one has {len(hosts)}.")
     authority = hosts[0] if hosts else b""
@@ -230,93 +230,93 @@ def check_host(authority: bytes) -> str:
     return found[1].decode().lower()
 
 
-def name_trace(fields: FieldLines, *, is_trusted: bool) -> Trace:
+def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     """Continue the client's request id and trace where it is trusted and they are sound, or begin new ones."""
-    request_id = fields.first(b"x-request-id") if is_trusted else None
+    request_id = headers.first(b"x-request-id") if is_trusted else None
     fresh = os.urandom(40).hex().encode()
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = fresh[:32]
     span = fresh[32:48]
-    parent = fields.first(b"traceparent") if is_trusted else None
+    parent = headers.first(b"traceparent") if is_trusted else None
     if parent is not None and _TRACEPARENT.fullmatch(parent):
         # W3C Trace Context section 3.4: keep trace id and flags, become the parent.
         return Trace(request_id, parent[:36] + span + parent[52:], is_continued=True)
     return Trace(request_id, b"00-" + fresh[48:] + b"-" + span + b"-01", is_continued=False)
 
 
-def end_to_end(fields: FieldLines) -> list[Field]:
+def end_to_end(headers: ReceivedHeaders) -> list[Header]:
     """Return the fields that cross a hop: not the hop-by-hop ones, nor those Connection nominates (RFC 9110 7.6.1)."""
-    return _without(fields, _HOP_BY_HOP | _nominated(fields))
+    return _without(headers, _HOP_BY_HOP | _nominated(headers))
 
 
-def _nominated(fields: FieldLines) -> frozenset[bytes]:
+def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
     """Return the names Connection nominates. Content-Length may not be among them: it frames the body that follows."""
-    options = fields.all(b"connection")
+    options = headers.all(b"connection")
     if not options:
         return _NOTHING
     return frozenset(option.strip().lower() for value in options for option in value.split(b",")) - _FRAMING
 
 
-def _without(fields: FieldLines, dropped: frozenset[bytes]) -> list[Field]:
-    return [field for key, field in zip(fields.keys, fields, strict=True) if key not in dropped]
+def _without(headers: ReceivedHeaders, dropped: frozenset[bytes]) -> list[Header]:
+    return [header for key, header in zip(headers.keys, headers, strict=True) if key not in dropped]
 
 
-def request_fields(fields: FieldLines, origin: Origin, trace: Trace) -> list[Field]:
+def request_headers(headers: ReceivedHeaders, client_info: ClientInfo, trace: Trace) -> list[Header]:
     """Return the client's fields as they go upstream, with what the gateway says about the client.
 
     Content-Length, Host and Expect are left out: they are decided with the framing and the endpoint.
     """
     dropped = _NOT_UPSTREAM if trace.is_continued else _NOT_UPSTREAM_UNTRACED
-    if nominated := _nominated(fields):
+    if nominated := _nominated(headers):
         dropped |= nominated
     kept = []
-    for key, field in zip(fields.keys, fields, strict=True):
+    for key, header in zip(headers.keys, headers, strict=True):
         if key in dropped or (b"_" in key and key.replace(b"_", b"-") in _NOT_UPSTREAM):
             continue
-        kept.append(field)
-    return [*kept, *_about_client(fields, origin), *_about_exchange(trace), (b"Via", _VIA)]
+        kept.append(header)
+    return [*kept, *_forwarding_headers(headers, client_info), *_trace_headers(trace), (b"Via", _VIA)]
 
 
-def _about_client(fields: FieldLines, origin: Origin) -> list[Field]:
-    client = origin.client.encode()
-    element = _forwarded_element(origin)
-    if not origin.is_trusted:
+def _forwarding_headers(headers: ReceivedHeaders, client_info: ClientInfo) -> list[Header]:
+    client = client_info.client.encode()
+    element = _forwarded_element(client_info)
+    if not client_info.is_trusted:
         return [
             (b"X-Forwarded-For", client),
-            (b"X-Forwarded-Proto", origin.scheme),
-            (b"X-Forwarded-Host", origin.authority),
+            (b"X-Forwarded-Proto", client_info.scheme),
+            (b"X-Forwarded-Host", client_info.authority),
             (b"Forwarded", element),
         ]
     return [
-        (b"X-Forwarded-For", b", ".join([*fields.all(b"x-forwarded-for"), client])),
-        (b"X-Forwarded-Proto", fields.first(b"x-forwarded-proto") or origin.scheme),
-        (b"X-Forwarded-Host", fields.first(b"x-forwarded-host") or origin.authority),
-        (b"Forwarded", b", ".join([*fields.all(b"forwarded"), element])),
+        (b"X-Forwarded-For", b", ".join([*headers.all(b"x-forwarded-for"), client])),
+        (b"X-Forwarded-Proto", headers.first(b"x-forwarded-proto") or client_info.scheme),
+        (b"X-Forwarded-Host", headers.first(b"x-forwarded-host") or client_info.authority),
+        (b"Forwarded", b", ".join([*headers.all(b"forwarded"), element])),
     ]
 
 
-def _forwarded_element(origin: Origin) -> bytes:
+def _forwarded_element(client_info: ClientInfo) -> bytes:
     # RFC 7239 section 6: an IPv6 address is bracketed and quoted; a host is quoted for its colon.
-    client = f'"[{origin.client}]"' if ":" in origin.client else origin.client
-    host = origin.authority.replace(b"\\", b"").replace(b'"', b"")
-    return b"for=" + client.encode() + b';host="' + host + b'";proto=' + origin.scheme
+    client = f'"[{client_info.client}]"' if ":" in client_info.client else client_info.client
+    host = client_info.authority.replace(b"\\", b"").replace(b'"', b"")
+    return b"for=" + client.encode() + b';host="' + host + b'";proto=' + client_info.scheme
 
 
-def _about_exchange(trace: Trace) -> list[Field]:
+def _trace_headers(trace: Trace) -> list[Header]:
     return [(b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent)]
 
 
-def response_fields(fields: FieldLines, trace: Trace) -> list[Field]:
+def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
     """Return an upstream's fields as they go to the client. Framing is decided by who sends the body."""
-    nominated = _nominated(fields)
-    kept = _without(fields, _NOT_DOWNSTREAM | nominated if nominated else _NOT_DOWNSTREAM)
-    if fields.first(b"date") is None or b"date" in nominated:
+    nominated = _nominated(headers)
+    kept = _without(headers, _NOT_DOWNSTREAM | nominated if nominated else _NOT_DOWNSTREAM)
+    if headers.first(b"date") is None or b"date" in nominated:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
         kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
     kept.append((b"Via", _VIA))
-    if fields.first(b"x-request-id") is None or b"x-request-id" in nominated:
+    if headers.first(b"x-request-id") is None or b"x-request-id" in nominated:
         kept.append((b"X-Request-Id", trace.request_id))
     return kept
 
@@ -327,7 +327,7 @@ def _date(seconds: int) -> bytes:
     return formatdate(seconds, usegmt=True).encode()
 
 
-def own_fields(trace: Trace) -> list[Field]:
+def default_headers(trace: Trace) -> list[Header]:
     """Return the fields every answer of the gateway itself begins with."""
     return [
         (b"Date", _date(int(time.time()))),  # noqa: TID251 (the date, not a duration)
@@ -336,6 +336,6 @@ def own_fields(trace: Trace) -> list[Field]:
     ]
 
 
-def encode_head(start_line: bytes, fields: Fields) -> bytes:
+def encode_head(start_line: bytes, headers: Headers) -> bytes:
     """Return a head in wire form. Names and values came from a parser or are our own: none holds CR or LF."""
-    return b"\r\n".join([start_line, *map(b": ".join, fields), b"", b""])
+    return b"\r\n".join([start_line, *map(b": ".join, headers), b"", b""])

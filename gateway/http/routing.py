@@ -21,7 +21,7 @@ _UNRESERVED: Final = re.compile(r"%(4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RouteMatch:
     """A route and the part of the path that its condition left over."""
 
     route: Route
@@ -38,8 +38,8 @@ class RouteTable:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
         self._rows = [_make_row(route) for route in self.routes]
 
-    def find(self, *, host: str, path: str, method: str, field: Callable[[bytes], bytes | None]) -> list[Found]:
-        """Return the route of a request. `host` has no port, `path` is as sent, `field` looks up a header field.
+    def find(self, *, host: str, path: str, method: str, header: Callable[[bytes], bytes | None]) -> list[RouteMatch]:
+        """Return the route of a request. `host` has no port, `path` is as sent, `header` looks up a header.
 
         Where form fields have a say, return every route they may choose, in order: only the last one may have no such
         condition.
@@ -48,15 +48,15 @@ class RouteTable:
         """
         plain = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path) if "%" in path else path
         allowed: set[str] = set()
-        candidates: list[Found] = []
+        candidates: list[RouteMatch] = []
         for row in self._rows:
             route = row.route
             if not _host_matches(route.match.host, host) or (rest := _path_rest(row, plain)) is None:
                 continue
-            if row.headers and any(field(key) != value for key, value in row.headers):
+            if row.headers and any(header(key) != value for key, value in row.headers):
                 continue
             if row.methods is None or method in row.methods:
-                candidates.append(Found(route, rest, _rewrite(row, path, plain)))
+                candidates.append(RouteMatch(route, rest, _rewrite(row, path, plain)))
                 if not route.match.field:
                     return candidates
             else:
@@ -68,7 +68,7 @@ class RouteTable:
             raise Fault(
                 FaultKind.METHOD_NOT_ALLOWED,
                 f"Method {method} is not taken here: use one of {allow}, or widen the route's match.methods.",
-                fields=((b"Allow", allow.encode("latin-1")),),
+                headers=((b"Allow", allow.encode("latin-1")),),
             )
         raise Fault(
             FaultKind.NO_ROUTE, "No route matches this host and path: check the URL, or `gateway routes` for the table."

@@ -54,7 +54,7 @@ class PartInspector:
         self._is_done = False
         self._advance()
 
-    def see(self, chunk: bytes) -> None:
+    def feed_data(self, chunk: bytes) -> None:
         """Judge one chunk. Raises Fault BAD_MULTIPART or a limit's."""
         self._chunk = chunk
         self._advance()

@@ -12,7 +12,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
-_MOST_LINES: Final = 100_000
+_MAX_LINES: Final = 100_000
 _INTERVAL_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 2.0
 
@@ -55,7 +55,7 @@ class LineWriter(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
+        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()

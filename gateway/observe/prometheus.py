@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from gateway import __version__
-from gateway.observe.stats import Histogram, RouteTally, Tally
+from gateway.observe.stats import Histogram, RouteStats, Stats
 
 #: What every metric tells; also the text of docs/metrics.md, which a test compares.
 HELP: Final = {
@@ -44,15 +44,15 @@ HELP: Final = {
 }
 
 
-class TallyCollector:
+class StatsCollector:
     """Yields every metric of a tally when a scrape asks."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families."""
-        routes = list(self._tally.routes.values())
+        routes = list(self._stats.routes.values())
         yield from _requests(routes)
         yield from _transfers(routes)
         yield from _waits_and_parts(routes)
@@ -65,17 +65,17 @@ class TallyCollector:
 
     def _config(self) -> Iterator[Metric]:
         reloads = _counter("gateway_config_reloads", "result")
-        for result, count in list(self._tally.reloads.items()):
+        for result, count in list(self._stats.reloads.items()):
             reloads.add_metric((result,), count)
         loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
-        loaded.add_metric((), self._tally.configured_at)
+        loaded.add_metric((), self._stats.configured_at)
         yield from (reloads, loaded)
 
     def _upstreams(self) -> Iterator[Metric]:
         up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
         queue = _gauge("gateway_upstream_queue_length", "upstream")
         retries = _counter("gateway_upstream_retries", "upstream", "reason")
-        for upstream in list(self._tally.upstreams.values()):
+        for upstream in list(self._stats.upstreams.values()):
             for endpoint, is_up in list(upstream.endpoints_up.items()):
                 up.add_metric((upstream.upstream, endpoint), float(is_up))
             queue.add_metric((upstream.upstream,), upstream.queue_length)
@@ -84,10 +84,10 @@ class TallyCollector:
         yield from (up, queue, retries)
 
 
-def make_registry(tally: Tally) -> CollectorRegistry:
+def make_registry(stats: Stats) -> CollectorRegistry:
     """Return a registry of its own for one gateway."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(TallyCollector(tally))
+    registry.register(StatsCollector(stats))
     return registry
 
 
@@ -99,7 +99,7 @@ def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
 
 
-def _requests(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+def _requests(routes: Iterable[RouteStats]) -> Iterator[Metric]:
     requests = _counter("gateway_requests", "route", "method", "code")
     durations = _histogram("gateway_request_duration_seconds", "route")
     first_bytes = _histogram("gateway_time_to_first_byte_seconds", "route")
@@ -113,7 +113,7 @@ def _requests(routes: Iterable[RouteTally]) -> Iterator[Metric]:
     yield from (requests, durations, first_bytes, in_flight)
 
 
-def _transfers(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+def _transfers(routes: Iterable[RouteStats]) -> Iterator[Metric]:
     ended = _counter("gateway_transfers", "route", "direction", "outcome")
     lanes = _counter("gateway_transfers_by_lane", "route", "direction", "lane")
     in_flight = _gauge("gateway_transfers_in_flight", "route", "direction")
@@ -123,22 +123,22 @@ def _transfers(routes: Iterable[RouteTally]) -> Iterator[Metric]:
     rates = _histogram("gateway_transfer_throughput_bytes_per_second", "route", "direction")
     sizes = _histogram("gateway_transfer_size_bytes", "route", "direction")
     for route in routes:
-        for direction, tally in route.transfers.items():
+        for direction, stats in route.transfers.items():
             labels = (route.route, direction.value)
-            for outcome, count in list(tally.outcomes.items()):
+            for outcome, count in list(stats.outcomes.items()):
                 ended.add_metric((*labels, outcome.value), count)
-            for lane, count in list(tally.lanes.items()):
+            for lane, count in list(stats.lanes.items()):
                 lanes.add_metric((*labels, lane), count)
-            in_flight.add_metric(labels, tally.in_flight)
-            moved.add_metric((route.route, route.upstream, direction.value), tally.bytes_moved)
-            _add(chunks, labels, tally.chunk_sizes)
-            _add(chunk_rates, labels, tally.chunk_rates)
-            _add(rates, labels, tally.rates)
-            _add(sizes, labels, tally.sizes)
+            in_flight.add_metric(labels, stats.in_flight)
+            moved.add_metric((route.route, route.upstream, direction.value), stats.bytes_moved)
+            _add(chunks, labels, stats.chunk_sizes)
+            _add(chunk_rates, labels, stats.chunk_rates)
+            _add(rates, labels, stats.rates)
+            _add(sizes, labels, stats.sizes)
     yield from (ended, lanes, in_flight, moved, chunks, chunk_rates, rates, sizes)
 
 
-def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+def _waits_and_parts(routes: Iterable[RouteStats]) -> Iterator[Metric]:
     waits = _counter("gateway_wait_seconds", "route", "side")
     parts = _counter("gateway_parts", "route", "kind")
     sizes = _histogram("gateway_part_size_bytes", "route")
@@ -154,7 +154,7 @@ def _waits_and_parts(routes: Iterable[RouteTally]) -> Iterator[Metric]:
     yield from (waits, parts, sizes, outcomes)
 
 
-def _mirrors(routes: Iterable[RouteTally]) -> Iterator[Metric]:
+def _mirrors(routes: Iterable[RouteStats]) -> Iterator[Metric]:
     ended = _counter("gateway_mirrors", "route", "outcome")
     moved = _counter("gateway_mirror_bytes", "route", "result")
     for route in routes:

@@ -1,6 +1,6 @@
 """Counting in plain numbers, chunk by chunk. `metrics` spells them for Prometheus; nothing here knows it.
 
-One `RouteTally` per route is made with the config, with everything in it that a chunk touches, so that counting a
+One `RouteStats` per route is made with the config, with everything in it that a chunk touches, so that counting a
 chunk is a handful of additions. All of it belongs to the event loop's thread; another thread may read it, and sees
 numbers at most one chunk apart.
 """
@@ -25,7 +25,7 @@ class Direction(enum.StrEnum):
     DOWNLOAD = "download"
 
 
-class Side(enum.StrEnum):
+class Leg(enum.StrEnum):
     """Who is being waited for."""
 
     DOWNSTREAM_READ = "downstream_read"
@@ -64,7 +64,7 @@ RATE_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(10, 35, 2))
 SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class TransferTally:
+class TransferStats:
     """What the transfers of one route in one direction add up to."""
 
     __slots__ = ("bytes_moved", "chunk_rates", "chunk_sizes", "in_flight", "lanes", "outcomes", "rates", "sizes")
@@ -82,7 +82,7 @@ class TransferTally:
 
 
 @dataclass(slots=True)
-class RouteTally:
+class RouteStats:
     """What happened on one route."""
 
     route: str
@@ -93,10 +93,10 @@ class RouteTally:
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     durations: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     first_bytes: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
-    transfers: dict[Direction, TransferTally] = field(
-        default_factory=lambda: {direction: TransferTally() for direction in Direction}
+    transfers: dict[Direction, TransferStats] = field(
+        default_factory=lambda: {direction: TransferStats() for direction in Direction}
     )
-    waits: dict[Side, float] = field(default_factory=lambda: dict.fromkeys(Side, 0.0))
+    waits: dict[Leg, float] = field(default_factory=lambda: dict.fromkeys(Leg, 0.0))
     #: By kind of part.
     parts: Counter[str] = field(default_factory=Counter)
     part_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
@@ -114,7 +114,7 @@ class RouteTally:
 
 
 @dataclass(slots=True)
-class UpstreamTally:
+class UpstreamStats:
     """What happened with one upstream, over all routes."""
 
     upstream: str
@@ -125,15 +125,15 @@ class UpstreamTally:
     retries: Counter[str] = field(default_factory=Counter)
 
 
-class Tally:
+class Stats:
     """All counts of one gateway. Routes and upstreams are known before the first byte flows."""
 
     #: Requests that no route took: malformed, unknown path, refused while stopping.
     NO_ROUTE: Final = ""
 
     def __init__(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
-        self.routes = {self.NO_ROUTE: RouteTally(self.NO_ROUTE)}
-        self.upstreams: dict[str, UpstreamTally] = {}
+        self.routes = {self.NO_ROUTE: RouteStats(self.NO_ROUTE)}
+        self.upstreams: dict[str, UpstreamStats] = {}
         #: Reloads by result, and when a config was last taken into use (seconds since 1970).
         self.reloads = Counter({"success": 0, "failure": 0})
         self.configured_at = 0.0
@@ -146,8 +146,8 @@ class Tally:
         """
         for name, upstream in routes:
             if name not in self.routes or self.routes[name].upstream != upstream:
-                self.routes[name] = RouteTally(name, upstream)
-        self.upstreams = {name: self.upstreams.get(name) or UpstreamTally(name) for name in upstreams}
+                self.routes[name] = RouteStats(name, upstream)
+        self.upstreams = {name: self.upstreams.get(name) or UpstreamStats(name) for name in upstreams}
         self.configured_at = time.time()  # noqa: TID251 (the time of day)
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp import web
 
 from gateway.observe.prometheus import make_registry, render
-from gateway.observe.stats import Tally
+from gateway.observe.stats import Stats
 
 #: Returns why the gateway should get no traffic; nothing if it should.
 Reasons = Callable[[], list[str]]
@@ -23,8 +23,8 @@ Reasons = Callable[[], list[str]]
 class OpsApp:
     """The application of the ops port."""
 
-    def __init__(self, tally: Tally, reasons: Reasons) -> None:
-        self._registry = make_registry(tally)
+    def __init__(self, stats: Stats, reasons: Reasons) -> None:
+        self._registry = make_registry(stats)
         self._reasons = reasons
         # A thread of its own: rendering many series takes tens of milliseconds, which chunks need not wait for.
         self._renderer = ThreadPoolExecutor(1, "metrics")

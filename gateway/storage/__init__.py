@@ -5,19 +5,19 @@ blocking calls, `disk_upload` and `bucket_upload` write files completely or not 
 directory are until they are complete, `disk_download` and `bucket_download` read them.
 """
 
-from gateway.storage.bucket import ObjectPlace
+from gateway.storage.bucket import Bucket
 from gateway.storage.bucket_download import OutgoingObject, open_object
 from gateway.storage.bucket_upload import ObjectUpload
 from gateway.storage.disk_download import OutgoingFile, open_below
 from gateway.storage.disk_upload import IncomingFile, StoredFile, Upload
 from gateway.storage.names import numbered, random_name, safe_name
 from gateway.storage.staging import sweep
-from gateway.storage.threads import DiskWorkers
+from gateway.storage.threads import DiskThreads
 
 __all__ = [
-    "DiskWorkers",
+    "Bucket",
+    "DiskThreads",
     "IncomingFile",
-    "ObjectPlace",
     "ObjectUpload",
     "OutgoingFile",
     "OutgoingObject",

@@ -14,7 +14,7 @@ PART_BYTES: Final = 8 * 2**20
 PARALLEL_PARTS: Final = 2
 
 
-class ObjectPlace:
+class Bucket:
     """A bucket and a prefix. Raises ImportError where obstore is not installed."""
 
     def __init__(self, url: str, endpoint: str | None, region: str | None) -> None:

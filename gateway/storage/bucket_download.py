@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Fault, FaultKind
-from gateway.storage.bucket import ObjectPlace, store_fault
+from gateway.storage.bucket import Bucket, store_fault
 
 _BLOCK_BYTES: Final = 256 * 1024
 
@@ -15,8 +15,8 @@ _BLOCK_BYTES: Final = 256 * 1024
 class OutgoingObject:
     """An object; as a source it yields bytes `first` to `last` inclusive."""
 
-    def __init__(self, place: ObjectPlace, key: str, meta: dict[str, Any]) -> None:
-        self._place = place
+    def __init__(self, bucket: Bucket, key: str, meta: dict[str, Any]) -> None:
+        self._bucket = bucket
         self._key = key
         self.size: int = meta["size"]
         self.modified_seconds: float = meta["last_modified"].timestamp()
@@ -38,10 +38,10 @@ class OutgoingObject:
                 options: dict[str, Any] = {"range": (self._first, self._end)}
                 if self._version:
                     options["if_match"] = self._version
-                got = await self._place.library.get_async(self._place.store, self._key, options=options)
+                got = await self._bucket.library.get_async(self._bucket.store, self._key, options=options)
                 self._blocks = aiter(got.stream(min_chunk_size=_BLOCK_BYTES))
             block = bytes(await anext(self._blocks, b""))
-        except self._place.errors as exc:
+        except self._bucket.errors as exc:
             raise store_fault(exc) from exc
         if not block:
             raise Fault(FaultKind.OBJECT_STORE_FAILED, "The object ended before its size.")
@@ -53,7 +53,7 @@ class OutgoingObject:
         self._blocks = None
 
 
-async def open_object(place: ObjectPlace, path: str) -> OutgoingObject:
+async def open_object(bucket: Bucket, path: str) -> OutgoingObject:
     """Open an object by the rest of a request's path (percent-encoded). Raises Fault FILE_NOT_FOUND or the store's."""
     name = unquote_to_bytes(path)
     missing = Fault(FaultKind.FILE_NOT_FOUND, "There is no such file: check the path behind the route's prefix.")
@@ -61,9 +61,9 @@ async def open_object(place: ObjectPlace, path: str) -> OutgoingObject:
         raise missing
     try:
         key = name.decode()
-        meta = await place.library.head_async(place.store, key)
+        meta = await bucket.library.head_async(bucket.store, key)
     except (FileNotFoundError, UnicodeDecodeError):
         raise missing from None
-    except place.errors as exc:
+    except bucket.errors as exc:
         raise store_fault(exc) from exc
-    return OutgoingObject(place, key, meta)
+    return OutgoingObject(bucket, key, meta)

@@ -17,10 +17,10 @@ from typing import Any, Final, Literal, Self
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead, FilterContext
-from gateway.filters.digest import DigestKind
+from gateway.filters.digest import DigestFactory
+from gateway.storage.bucket import PARALLEL_PARTS, PART_BYTES, Bucket, store_fault
 from gateway.storage.disk_upload import StoredFile
 from gateway.storage.names import numbered, random_name, safe_name
-from gateway.storage.bucket import PARALLEL_PARTS, PART_BYTES, ObjectPlace, store_fault
 
 _MAX_NUMBER: Final = 999
 
@@ -36,18 +36,18 @@ class _End(enum.Enum):
 class IncomingObject:
     """One object being written. Made by ObjectUpload.begin."""
 
-    def __init__(self, place: ObjectPlace, key: str, threads: Executor) -> None:
+    def __init__(self, bucket: Bucket, key: str, threads: Executor) -> None:
         self.name = key
         self.size = 0
-        self._errors = place.errors
-        self._digest = DigestKind("sha256", FilterContext("", threads))(FileHead(0, "", key, None, None))
+        self._errors = bucket.errors
+        self._digest = DigestFactory("sha256", FilterContext("", threads))(FileHead(0, "", key, None, None))
         self._chunk = b""
         self._news = asyncio.Event()
         self._taken = asyncio.Event()
         self._taken.set()
         self._end = _End.OPEN
-        put = place.library.put_async(
-            place.store, key, self._chunks(), chunk_size=PART_BYTES, max_concurrency=PARALLEL_PARTS
+        put = bucket.library.put_async(
+            bucket.store, key, self._chunks(), chunk_size=PART_BYTES, max_concurrency=PARALLEL_PARTS
         )
         self._putting = asyncio.get_running_loop().create_task(_run(put), name=f"put {key}")
         # A store that fails takes no more chunks: whoever waits for that must be woken.
@@ -55,7 +55,7 @@ class IncomingObject:
 
     async def write(self, data: bytes) -> None:
         """Take data; returns when the store's client has taken what came before. Raises Fault."""
-        await self._digest.see(data)
+        await self._digest.feed_data(data)
         await self._taken.wait()
         if self._putting.done():
             await self._settle()
@@ -112,13 +112,13 @@ class ObjectUpload:
 
     def __init__(
         self,
-        place: ObjectPlace,
+        bucket: Bucket,
         threads: Executor,
         *,
         naming: Literal["original", "uuid"],
         if_exists: Literal["rename", "reject", "replace"],
     ) -> None:
-        self._place = place
+        self._bucket = bucket
         self._threads = threads
         self._naming = naming
         self._if_exists = if_exists
@@ -150,7 +150,7 @@ class ObjectUpload:
         name = random_name(filename) if self._naming == "uuid" else safe_name(filename)
         if self._if_exists != "replace":
             name = await self._free_name(name)
-        made = IncomingObject(self._place, name, self._threads)
+        made = IncomingObject(self._bucket, name, self._threads)
         self._objects.append(made)
         return made
 
@@ -160,8 +160,8 @@ class ObjectUpload:
         faults = [result for result in results if isinstance(result, BaseException)]
         if faults:
             done = [each.name for each, result in zip(self._objects, results, strict=True) if result is None]
-            with contextlib.suppress(*self._place.errors):
-                await self._place.library.delete_async(self._place.store, done)
+            with contextlib.suppress(*self._bucket.errors):
+                await self._bucket.library.delete_async(self._bucket.store, done)
             raise faults[0]
         self._is_committed = True
         return [StoredFile(each.name, each.size, each.sha256) for each in self._objects]
@@ -171,7 +171,7 @@ class ObjectUpload:
         taken = {each.name for each in self._objects}
         for number in range(_MAX_NUMBER + 1):
             name = numbered(wanted, number) if number else wanted
-            if name not in taken and not await self._place.has(name):
+            if name not in taken and not await self._bucket.has(name):
                 return name
             if self._if_exists == "reject":
                 break

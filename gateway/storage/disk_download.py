@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Fault, FaultKind
-from gateway.storage.threads import DiskWorkers
+from gateway.storage.threads import DiskThreads
 
 #: What asyncio reads from a socket at once, too: large enough for few steps, small enough for the cache.
 _BLOCK_BYTES: Final = 256 * 1024
@@ -26,8 +26,8 @@ _PROBE: Final = bytearray(1)
 class OutgoingFile:
     """An open regular file. `close` it; as a source it yields bytes `first` to `last` inclusive."""
 
-    def __init__(self, workers: DiskWorkers, descriptor: int, status: os.stat_result) -> None:
-        self._workers = workers
+    def __init__(self, disk_threads: DiskThreads, descriptor: int, status: os.stat_result) -> None:
+        self._disk_threads = disk_threads
         self._descriptor = descriptor
         self.size = status.st_size
         self.modified_seconds = status.st_mtime
@@ -48,7 +48,7 @@ class OutgoingFile:
         if self._at >= self._end:
             return b""
         self._ahead = self._ahead or self._start()
-        block = await self._workers.wait(self._ahead)
+        block = await self._disk_threads.wait(self._ahead)
         if not block:
             self._ahead = None
             raise Fault(FaultKind.DISK_FAILED, "The file became shorter while it was sent.")
@@ -93,9 +93,9 @@ class OutgoingFile:
 
     async def _send_in_thread(self, descriptor: int) -> int | None:
         at, size = self._at, min(_SEND_BYTES, self._end - self._at)
-        started = self._workers.start(lambda: self._send(descriptor, at, size))
+        started = self._disk_threads.start(lambda: self._send(descriptor, at, size))
         try:
-            return await self._workers.finish(started)
+            return await self._disk_threads.finish(started)
         except asyncio.CancelledError:
             if not started.cancelled() and started.exception() is None:
                 self.late_bytes = started.result() or 0
@@ -110,20 +110,20 @@ class OutgoingFile:
                 ahead.exception()
             os.close(self._descriptor)
 
-        self._workers.start(finish)
+        self._disk_threads.start(finish)
 
     def _start(self) -> Future[bytes]:
         at, size = self._at, min(_BLOCK_BYTES, self._end - self._at)
-        return self._workers.start(lambda: os.pread(self._descriptor, size, at))
+        return self._disk_threads.start(lambda: os.pread(self._descriptor, size, at))
 
 
-async def open_below(workers: DiskWorkers, directory: Path, path: str) -> OutgoingFile:
+async def open_below(disk_threads: DiskThreads, directory: Path, path: str) -> OutgoingFile:
     """Open a file by the rest of a request's path (percent-encoded). Raises Fault FILE_NOT_FOUND or the disk's.
 
     Every way out of the directory is the same 404 as a missing file: `..`, absolute paths, symlinks, dot files.
     """
-    descriptor, status = await workers.run(lambda: _open(directory, path))
-    return OutgoingFile(workers, descriptor, status)
+    descriptor, status = await disk_threads.run(lambda: _open(directory, path))
+    return OutgoingFile(disk_threads, descriptor, status)
 
 
 def _open(directory: Path, path: str) -> tuple[int, os.stat_result]:

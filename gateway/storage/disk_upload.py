@@ -21,7 +21,7 @@ from typing import Final, Literal, Self
 from gateway.errors import Fault, FaultKind
 from gateway.storage.names import numbered, random_name, safe_name
 from gateway.storage.staging import Staging
-from gateway.storage.threads import DiskWorkers
+from gateway.storage.threads import DiskThreads
 
 #: Bytes gathered before a thread is bothered; at most two such batches are held.
 _BATCH_BYTES: Final = 512 * 1024
@@ -47,8 +47,8 @@ class StoredFile:
 class IncomingFile:
     """One file being written. Made by Upload.begin."""
 
-    def __init__(self, workers: DiskWorkers, path: Path, name: str) -> None:
-        self._workers = workers
+    def __init__(self, disk_threads: DiskThreads, path: Path, name: str) -> None:
+        self._disk_threads = disk_threads
         self.path = path
         self.name = name
         self.size = 0
@@ -62,7 +62,7 @@ class IncomingFile:
 
     async def open(self) -> None:
         """Create the file. Raises Fault."""
-        self._writing = self._workers.start(self._create)
+        self._writing = self._disk_threads.start(self._create)
         await self._wait()
 
     async def write(self, data: bytes) -> None:
@@ -77,7 +77,7 @@ class IncomingFile:
         """Write what is left and sync it. Raises Fault."""
         await self._hand_over()
         await self._wait()
-        self._writing = self._workers.start(self._sync)
+        self._writing = self._disk_threads.start(self._sync)
         await self._wait()
 
     @property
@@ -98,11 +98,11 @@ class IncomingFile:
         await self._wait()
         if self._batch:
             batch, self._batch, self._batch_bytes = self._batch, [], 0
-            self._writing = self._workers.start(lambda: self._write(batch))
+            self._writing = self._disk_threads.start(lambda: self._write(batch))
 
     async def _wait(self) -> None:
         if self._writing is not None:
-            await self._workers.wait(self._writing)
+            await self._disk_threads.wait(self._writing)
             self._writing = None
 
     def _create(self) -> None:
@@ -137,8 +137,8 @@ class IncomingFile:
 class Upload:
     """The files of one upload. An async context manager: left without `commit`, nothing of it stays."""
 
-    def __init__(self, workers: DiskWorkers, directory: Path, *, naming: str, if_exists: IfExists) -> None:
-        self._workers = workers
+    def __init__(self, disk_threads: DiskThreads, directory: Path, *, naming: str, if_exists: IfExists) -> None:
+        self._disk_threads = disk_threads
         self._directory = directory
         self._naming = naming
         self._if_exists = if_exists
@@ -158,29 +158,29 @@ class Upload:
         if not self._is_committed and self._staging is not None:
             # The client is to hear of what broke the upload; what cannot be removed now is swept at the next start.
             with contextlib.suppress(OSError):
-                await asyncio.shield(asyncio.wrap_future(self._workers.start(self._abandon)))
+                await asyncio.shield(asyncio.wrap_future(self._disk_threads.start(self._abandon)))
 
     async def check_room(self, size: int | None) -> None:
         """Refuse an upload there is no room for, or no directory. Raises Fault before a byte is asked for."""
-        await self._workers.run(lambda: self._check_room(size or 0))
+        await self._disk_threads.run(lambda: self._check_room(size or 0))
 
     async def begin(self, filename: str) -> IncomingFile:
         """Return a new file to write into. Raises Fault, FILE_EXISTS where the name is taken and must not be."""
         name = random_name(filename) if self._naming == "uuid" else safe_name(filename)
-        if self._if_exists == "reject" and await self._workers.run((self._directory / name).exists):
+        if self._if_exists == "reject" and await self._disk_threads.run((self._directory / name).exists):
             raise _exists(name)
         if self._staging is None:
-            self._staging = self._workers.start(lambda: Staging.make(self._directory))
-        staging = await self._workers.wait(self._staging)
-        file = IncomingFile(self._workers, staging.path / str(len(self._files)), name)
+            self._staging = self._disk_threads.start(lambda: Staging.make(self._directory))
+        staging = await self._disk_threads.wait(self._staging)
+        file = IncomingFile(self._disk_threads, staging.path / str(len(self._files)), name)
         self._files.append(file)
         await file.open()
         return file
 
     async def commit(self) -> list[StoredFile]:
         """Give every file its name, at once as far as file systems allow. Raises Fault; then none has it."""
-        self._committing = self._workers.start(self._commit)
-        stored = await self._workers.wait(self._committing)
+        self._committing = self._disk_threads.start(self._commit)
+        stored = await self._disk_threads.wait(self._committing)
         self._is_committed = True
         return stored
 

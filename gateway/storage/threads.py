@@ -17,7 +17,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.EIO})
 
 
-class DiskWorkers:
+class DiskThreads:
     """Runs blocking calls, and turns their OSError into a Fault."""
 
     def __init__(self) -> None:

@@ -11,20 +11,20 @@ each: a lane only replaces what a pull reads from and where a chunk is written t
 - copy: through aiohttp's streams: TLS, chunked answers, short bodies, whatever is not a plain socket.
 """
 
-from gateway.transfer.pump import Carrier, Lane, Lanes, PulledBody, Sink, Source
-from gateway.transfer.raw_body import Detached, DetachedBytes, DetachedChunks
-from gateway.transfer.raw_socket import SocketEnd, drain_whole, is_plain
+from gateway.transfer.pump import BodyReader, Carrier, Lane, Lanes, Sink, Source
+from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
+from gateway.transfer.raw_socket import RawSocket, drain_whole, is_plain
 
 __all__ = [
+    "BodyReader",
     "Carrier",
-    "Detached",
-    "DetachedBytes",
-    "DetachedChunks",
+    "ChunkedRawBody",
     "Lane",
     "Lanes",
-    "PulledBody",
+    "RawBody",
+    "RawSocket",
     "Sink",
-    "SocketEnd",
+    "SizedRawBody",
     "Source",
     "drain_whole",
     "is_plain",

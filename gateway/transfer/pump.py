@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import Final, Literal, Protocol, Self
 
 from gateway.errors import Fault
-from gateway.transfer.raw_body import Detached, DetachedBytes
-from gateway.transfer.raw_socket import LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES, SocketEnd
+from gateway.transfer.raw_body import RawBody, SizedRawBody
+from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
 from gateway.transfer.splice import Pipe, can_splice, open_pipe
 from gateway.transfer.transfer import Transfer
 
 Lanes = Literal["auto", "copy"]
 #: Below this the descriptors and the pipe cost more than they save.
-LEAST_BYTES: Final = 2**18
+MIN_RAW_BYTES: Final = 2**18
 #: What the chunks of all transfers on the direct copy lane may hold together, but for the least each.
 ALL_CHUNKS_BYTES: Final = 8 * 2**20
 #: A chunk that filters (a rate, say) held back for longer than this was too large, down to so many bytes.
 _HELD_SECONDS: Final = 0.25
-_LEAST_HELD_BYTES: Final = 8 * 1024
+_MIN_HELD_BYTES: Final = 8 * 1024
 
 
 class Lane(enum.StrEnum):
@@ -49,7 +49,7 @@ class Source(Protocol):
         """Whether a read would return at once what came in before the pause."""
         ...
 
-    def detach(self, left: int | None) -> Detached | None:
+    def detach(self, left: int | None) -> RawBody | None:
         """Take the rest of the body, so many bytes (None: to its own end). Nothing may be buffered.
 
         None if it cannot be taken: where it goes on is not known, or nothing is left.
@@ -72,7 +72,7 @@ class Sink(Protocol):
         """Return how many bytes wait to leave this process."""
         ...
 
-    async def detach(self) -> SocketEnd | None:
+    async def detach(self) -> RawSocket | None:
         """Flush, and return an end to send the rest on below the transport; None if that cannot be done."""
         ...
 
@@ -138,7 +138,7 @@ class Carrier:
         self, transfer: Transfer, source: FileSource, sink: Sink, finish: Callable[[], Awaitable[None]]
     ) -> None:
         """Carry a file to a client: in the kernel (sendfile) where the client's end is plain TCP. Raises as `carry`."""
-        if self._is_auto and (transfer.left_bytes or 0) >= LEAST_BYTES:
+        if self._is_auto and (transfer.left_bytes or 0) >= MIN_RAW_BYTES:
             with transfer.watched(sink.pending):
                 end = await sink.detach()
             if end is not None:
@@ -148,14 +148,14 @@ class Carrier:
                     end.close()
         await transfer.pour(sink.write, sink.pending, finish)
 
-    def pulled(self, transfer: Transfer, source: Source) -> PulledBody:
+    def pulled(self, transfer: Transfer, source: Source) -> BodyReader:
         """Return a body for an action that pulls it in pieces of its own."""
-        return PulledBody(self, transfer, source)
+        return BodyReader(self, transfer, source)
 
     def may_detach(self, transfer: Transfer) -> bool:
         """Say whether what is left of a body is worth to be taken below its transport."""
         left = transfer.left_bytes
-        return self._is_auto and (left is None or left >= LEAST_BYTES)
+        return self._is_auto and (left is None or left >= MIN_RAW_BYTES)
 
     @contextlib.contextmanager
     def copying(self) -> Iterator[None]:
@@ -166,50 +166,50 @@ class Carrier:
         finally:
             self._copies -= 1
 
-    def size_next(self, detached: Detached, held_seconds: float, *, was_taken: bool) -> None:
+    def size_next(self, raw_body: RawBody, held_seconds: float, *, was_taken: bool) -> None:
         """Choose how large the next chunk may be, from how the last fared.
 
         Fewer, larger steps while the far side keeps up, but no more for all together than their share. What filters
         hold back for long comes in smaller steps, so that neither peer is left in silence.
         """
         if held_seconds > _HELD_SECONDS:
-            detached.chunk_bytes = max(detached.chunk_bytes // 2, _LEAST_HELD_BYTES)
+            raw_body.chunk_bytes = max(raw_body.chunk_bytes // 2, _MIN_HELD_BYTES)
         elif was_taken:
-            share = max(ALL_CHUNKS_BYTES // (self._copies or 1), LEAST_CHUNK_BYTES)
-            detached.chunk_bytes = min(detached.chunk_bytes * 2, MOST_CHUNK_BYTES, share)
+            share = max(ALL_CHUNKS_BYTES // (self._copies or 1), MIN_CHUNK_BYTES)
+            raw_body.chunk_bytes = min(raw_body.chunk_bytes * 2, MAX_CHUNK_BYTES, share)
         else:
-            detached.chunk_bytes = LEAST_CHUNK_BYTES
+            raw_body.chunk_bytes = MIN_CHUNK_BYTES
 
-    async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: SocketEnd) -> bool:
+    async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: RawSocket) -> bool:
         """Carry what is left below the transports; say whether anything was."""
-        detached = source.detach(transfer.left_bytes)
-        if detached is None:
+        raw_body = source.detach(transfer.left_bytes)
+        if raw_body is None:
             return False
-        if self._has_splice and not transfer.is_seen and not end.is_chunked and isinstance(detached, DetachedBytes):
+        if self._has_splice and not transfer.has_filters and not end.is_chunked and isinstance(raw_body, SizedRawBody):
             pipe = open_pipe()
             if pipe is not None:
                 with pipe:
-                    await _splice(transfer, detached, end, sink, pipe)
+                    await _splice(transfer, raw_body, end, sink, pipe)
                 return True
         with self.copying():
-            await self._copy(transfer, detached, end, sink)
+            await self._copy(transfer, raw_body, end, sink)
         return True
 
-    async def _copy(self, transfer: Transfer, detached: Detached, end: SocketEnd, sink: Sink) -> None:
-        pull = functools.partial(transfer.pull_from, detached.read)
+    async def _copy(self, transfer: Transfer, raw_body: RawBody, end: RawSocket, sink: Sink) -> None:
+        pull = functools.partial(transfer.pull_from, raw_body.read)
         with transfer.watched(lambda: end.unsent_bytes):
             held = transfer.filter_seconds
-            while not detached.is_ended and (chunk := await pull()):
+            while not raw_body.is_ended and (chunk := await pull()):
                 try:
                     was_taken = await end.send(chunk)
                 except OSError as exc:
                     raise await sink.fail(exc) from exc
                 held, held_before = transfer.filter_seconds, held
-                self.size_next(detached, held - held_before, was_taken=was_taken)
+                self.size_next(raw_body, held - held_before, was_taken=was_taken)
                 del chunk
 
 
-class PulledBody:
+class BodyReader:
     """A body that an action pulls in pieces of its own, straight from its socket once that can be done.
 
     A context manager: left, whatever is unread is the transport's again.
@@ -219,7 +219,7 @@ class PulledBody:
         self._carrier = carrier
         self._transfer = transfer
         self._source = source
-        self._detached: Detached | None = None
+        self._raw_body: RawBody | None = None
         self._sharing = contextlib.ExitStack()
         self._is_paused = False
         self._held_seconds = 0.0
@@ -237,15 +237,15 @@ class PulledBody:
 
     async def pull(self) -> bytes:
         """Return the next chunk, see Transfer.pull."""
-        if self._is_paused and self._detached is None and not self._source.has_buffered:
+        if self._is_paused and self._raw_body is None and not self._source.has_buffered:
             self._detach()
-        if not self._is_paused or self._detached is None:
+        if not self._is_paused or self._raw_body is None:
             return await self._transfer.pull()
-        detached = self._detached
+        raw_body = self._raw_body
         held, self._held_seconds = self._held_seconds, self._transfer.filter_seconds
-        self._carrier.size_next(detached, self._held_seconds - held, was_taken=True)
-        chunk = await self._transfer.pull_from(detached.read)
-        if detached.is_ended:
+        self._carrier.size_next(raw_body, self._held_seconds - held, was_taken=True)
+        chunk = await self._transfer.pull_from(raw_body.read)
+        if raw_body.is_ended:
             # What the action still does may take long: the transport is to notice if the client leaves.
             self.give_back()
         return chunk
@@ -255,17 +255,17 @@ class PulledBody:
         self._sharing.close()
         if self._is_paused:
             self._is_paused = False
-            self._source.resume(is_whole=self._detached is not None and self._detached.is_ended)
+            self._source.resume(is_whole=self._raw_body is not None and self._raw_body.is_ended)
 
     def _detach(self) -> None:
-        self._detached = self._source.detach(self._transfer.left_bytes)
-        if self._detached is None:
+        self._raw_body = self._source.detach(self._transfer.left_bytes)
+        if self._raw_body is None:
             self.give_back()
         else:
             self._sharing.enter_context(self._carrier.copying())
 
 
-async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sink: Sink) -> None:
+async def _send_file(transfer: Transfer, source: FileSource, end: RawSocket, sink: Sink) -> None:
     transfer.lane = Lane.SPLICE.value
     send = functools.partial(source.send_to, end.descriptor)
     with transfer.watched(lambda: 0):
@@ -283,7 +283,7 @@ async def _send_file(transfer: Transfer, source: FileSource, end: SocketEnd, sin
                 raise
 
 
-async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> SocketEnd | None:
+async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> RawSocket | None:
     """Pass on what came in before the pause, in order, and wait until it has left: bytes must not overtake."""
     with transfer.watched(sink.pending):
         while source.has_buffered:
@@ -291,11 +291,11 @@ async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> Sock
         return await sink.detach()
 
 
-async def _splice(transfer: Transfer, detached: DetachedBytes, end: SocketEnd, sink: Sink, pipe: Pipe) -> None:
+async def _splice(transfer: Transfer, raw_body: SizedRawBody, end: RawSocket, sink: Sink, pipe: Pipe) -> None:
     transfer.lane = Lane.SPLICE.value
-    fill = functools.partial(_fill, pipe, detached)
+    fill = functools.partial(_fill, pipe, raw_body)
     with transfer.watched(lambda: pipe.held_bytes):
-        while detached.left:
+        while raw_body.left:
             await transfer.pull_count(fill)
             try:
                 await pipe.empty_into(end)
@@ -303,13 +303,13 @@ async def _splice(transfer: Transfer, detached: DetachedBytes, end: SocketEnd, s
                 raise await sink.fail(exc) from exc
 
 
-async def _fill(pipe: Pipe, detached: DetachedBytes) -> int:
+async def _fill(pipe: Pipe, raw_body: SizedRawBody) -> int:
     """Take bytes into the pipe and return how many."""
     try:
-        size = await pipe.fill_from(detached.end, detached.left)
+        size = await pipe.fill_from(raw_body.end, raw_body.left)
     except OSError as exc:
-        raise detached.lost() from exc
+        raise raw_body.lost() from exc
     if not size:
-        raise detached.lost()
-    detached.left -= size
+        raise raw_body.lost()
+    raw_body.left -= size
     return size

@@ -7,13 +7,13 @@ from typing import Protocol
 
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
-from gateway.transfer.raw_socket import LEAST_CHUNK_BYTES, SocketEnd
+from gateway.transfer.raw_socket import MIN_CHUNK_BYTES, RawSocket
 
 
-class Detached(Protocol):
+class RawBody(Protocol):
     """The rest of a body."""
 
-    end: SocketEnd
+    end: RawSocket
     #: How much to receive at once.
     chunk_bytes: int
 
@@ -31,14 +31,14 @@ class Detached(Protocol):
         ...
 
 
-class DetachedBytes:
+class SizedRawBody:
     """So many bytes as they are."""
 
-    def __init__(self, end: SocketEnd, left: int, lost: Callable[[], Fault]) -> None:
+    def __init__(self, end: RawSocket, left: int, lost: Callable[[], Fault]) -> None:
         self.end = end
         self.left = left
         self.lost = lost
-        self.chunk_bytes = LEAST_CHUNK_BYTES
+        self.chunk_bytes = MIN_CHUNK_BYTES
 
     @property
     def is_ended(self) -> bool:
@@ -64,12 +64,12 @@ class DetachedBytes:
         self.left -= min(size, self.left)
 
 
-class DetachedChunks:
+class ChunkedRawBody:
     """A chunked body from where the parser stopped; the decoder has read along up to there."""
 
-    def __init__(self, end: SocketEnd, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
+    def __init__(self, end: RawSocket, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
         self.end = end
-        self.chunk_bytes = LEAST_CHUNK_BYTES
+        self.chunk_bytes = MIN_CHUNK_BYTES
         self._decoder = decoder
         self._lost = lost
 

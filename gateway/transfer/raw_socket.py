@@ -15,8 +15,8 @@ from typing import Any, Final
 
 #: Fewer, larger steps cost less while the far side keeps up; one that does not gets less at once, so that many slow
 #: transfers hold little. Measured: docs/benchmarks.md.
-LEAST_CHUNK_BYTES: Final = 2**17
-MOST_CHUNK_BYTES: Final = 2**20
+MIN_CHUNK_BYTES: Final = 2**17
+MAX_CHUNK_BYTES: Final = 2**20
 #: Steps after which others get their turn, when neither side ever makes us wait.
 _TURN: Final = 16
 
@@ -45,7 +45,7 @@ async def drain_whole(transport: asyncio.WriteTransport, drain: Callable[[], Awa
         transport.set_write_buffer_limits(high=high, low=low)
 
 
-class SocketEnd:
+class RawSocket:
     """A second descriptor of a transport's socket. `close` it.
 
     With `is_chunked`, what is sent goes in the chunked coding (RFC 9112 section 7.1), one chunk each; its end is sent

@@ -13,7 +13,7 @@ import socket
 from types import TracebackType
 from typing import Final, Self
 
-from gateway.transfer.raw_socket import SocketEnd
+from gateway.transfer.raw_socket import RawSocket
 
 #: The most an unprivileged process may have (fs.pipe-max-size); the kernel grants less when a user has many.
 _PIPE_BYTES: Final = 2**20
@@ -69,7 +69,7 @@ class Pipe:
         os.close(self._exit)
         os.close(self.entry)
 
-    async def fill_from(self, end: SocketEnd, most: int) -> int:
+    async def fill_from(self, end: RawSocket, most: int) -> int:
         """Move what has come on a socket into the empty pipe; return how many bytes, 0 at the peer's end.
 
         Raises OSError. Cancelling leaves the pipe empty.
@@ -84,7 +84,7 @@ class Pipe:
                 continue
             return self.held_bytes
 
-    async def empty_into(self, end: SocketEnd) -> None:
+    async def empty_into(self, end: RawSocket) -> None:
         """Move everything in the pipe to a socket. Raises OSError; cancelling leaves the rest in the pipe."""
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
         while self.held_bytes:

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.observe.stats import Direction, RouteTally, Side
-from gateway.transfer.stall import Course, Watch
+from gateway.observe.stats import Direction, Leg, RouteStats
+from gateway.transfer.stall import TransferPolicy, Watch
 from gateway.transfer.timers import Timers
 
 
@@ -35,7 +35,7 @@ class Source(Protocol):
 class Filter(Protocol):
     """Sees every chunk on its way."""
 
-    def see(self, chunk: bytes) -> None:
+    def feed_data(self, chunk: bytes) -> None:
         """Judge a chunk before it is passed on. Raises Fault."""
         ...
 
@@ -51,7 +51,7 @@ class Filter(Protocol):
 class AwaitedFilter(Protocol):
     """Has more to do with what it saw than can be done at once."""
 
-    async def catch_up(self) -> None:
+    async def flush(self) -> None:
         """Do it, before the chunk is passed on. Raises Fault."""
         ...
 
@@ -79,9 +79,9 @@ class Transfer:
 
     def __init__(
         self,
-        course: Course,
+        policy: TransferPolicy,
         source: Source,
-        tally: RouteTally,
+        stats: RouteStats,
         timers: Timers,
         *,
         owner: Owner,
@@ -90,14 +90,14 @@ class Transfer:
         awaited: Sequence[AwaitedFilter] = (),
     ) -> None:
         self._owner: Owner | None = owner
-        self.course = course
+        self.policy = policy
         self._source = source
         self._filters = filters
         self._awaited = awaited
         self._length = length
         self._timers = timers
-        self._tally = tally.transfers[course.direction]
-        self._waits = tally.waits
+        self._stats = stats.transfers[policy.direction]
+        self._waits = stats.waits
         self.outcome: Outcome | None = None
         #: What broke it, whoever noticed.
         self.fault: Fault | None = None
@@ -113,11 +113,11 @@ class Transfer:
         self.started = self._since = time.monotonic()
         self._out_bytes = 0
         self._chunk_began = self.started
-        self._waiting_on = course.read_side
+        self._waiting_on = policy.read_leg
 
     def __enter__(self) -> Self:
         """Begin: from here on it counts as in flight."""
-        self._tally.in_flight += 1
+        self._stats.in_flight += 1
         self.started = self._since = time.monotonic()
         return self
 
@@ -140,7 +140,7 @@ class Transfer:
         if isinstance(exc, Fault):
             return exc.outcome
         if self._owner is not None and (exc is None or isinstance(exc, asyncio.CancelledError)):
-            is_delivered = self.course.direction is Direction.DOWNLOAD and self._owner.is_delivered
+            is_delivered = self.policy.direction is Direction.DOWNLOAD and self._owner.is_delivered
             return Outcome.COMPLETE if is_delivered else self._owner.why_cancelled().outcome
         return Outcome.BUG
 
@@ -154,14 +154,14 @@ class Transfer:
         if self.outcome is not None:
             return
         self.outcome = outcome
-        tally = self._tally
-        tally.in_flight -= 1
-        tally.outcomes[outcome] += 1
-        tally.lanes[self.lane] += 1
-        tally.sizes.observe(self.moved_bytes)
+        stats = self._stats
+        stats.in_flight -= 1
+        stats.outcomes[outcome] += 1
+        stats.lanes[self.lane] += 1
+        stats.sizes.observe(self.moved_bytes)
         seconds = time.monotonic() - self.started
         if self.moved_bytes and seconds > 0:
-            tally.rates.observe(self.moved_bytes / seconds)
+            stats.rates.observe(self.moved_bytes / seconds)
 
     def fail(self, fault: Fault) -> None:
         """Note what broke it, if nothing did before."""
@@ -173,7 +173,7 @@ class Transfer:
         return None if self._length is None else self._length - self.moved_bytes
 
     @property
-    def is_seen(self) -> bool:
+    def has_filters(self) -> bool:
         """Whether a filter must see the bytes."""
         return bool(self._filters)
 
@@ -191,7 +191,7 @@ class Transfer:
             raise self.fault
         if self.is_exhausted:
             return b""
-        self._waiting_on = self.course.read_side
+        self._waiting_on = self.policy.read_leg
         try:
             chunk = await read()
             self._charge_read(time.monotonic())
@@ -202,19 +202,19 @@ class Transfer:
             if self._awaited:
                 with self.filtering():
                     for each in self._awaited:
-                        await each.catch_up()
+                        await each.flush()
             if chunk:
                 self._count(len(chunk))
         except Fault as fault:
             self.fault = self.fault or fault
             raise
-        self._waiting_on = self.course.write_side
+        self._waiting_on = self.policy.write_leg
         return chunk
 
     async def pull_count(self, take: Callable[[], Awaitable[int]]) -> None:
         """Pull bytes that nobody sees: `take` moves some towards the sink and returns how many."""
         self._settle(time.monotonic())
-        self._waiting_on = self.course.read_side
+        self._waiting_on = self.policy.read_leg
         try:
             size = await take()
         except Fault as fault:
@@ -223,7 +223,7 @@ class Transfer:
         self._charge_read(time.monotonic())
         if size:
             self._count(size)
-        self._waiting_on = self.course.write_side
+        self._waiting_on = self.policy.write_leg
 
     def count_late(self, size: int) -> None:
         """Count bytes that left although the wait for them was cancelled."""
@@ -256,7 +256,7 @@ class Transfer:
     def begin_stretch(self, pending: Callable[[], int]) -> Watch:
         """Begin to watch the pace."""
         now = self._since = self._chunk_began = time.monotonic()
-        return Watch(self, self.course, pending, self._timers, now)
+        return Watch(self, self.policy, pending, self._timers, now)
 
     def end_stretch(self) -> None:
         """Charge what is left to be charged: nobody pulls for now."""
@@ -266,20 +266,20 @@ class Transfer:
     def filtering(self) -> Iterator[None]:
         """Charge the block to the filters."""
         self._settle(time.monotonic())
-        self._waiting_on = Side.FILTER
+        self._waiting_on = Leg.FILTER
         try:
             yield
         finally:
             now = time.monotonic()
             self.filter_seconds += now - self._since
-            self._waits[Side.FILTER] += now - self._since
+            self._waits[Leg.FILTER] += now - self._since
             self._since = now
-            self._waiting_on = self.course.write_side
+            self._waiting_on = self.policy.write_leg
 
     @contextmanager
-    def held_up(self) -> Iterator[None]:
+    def unwatched(self) -> Iterator[None]:
         """Charge the block to the write side, unwatched: the sink has its own bounds for what it waits for."""
-        self._waiting_on = self.course.write_side
+        self._waiting_on = self.policy.write_leg
         self._since = time.monotonic()
         try:
             yield
@@ -287,7 +287,7 @@ class Transfer:
             self._settle(time.monotonic())
 
     @property
-    def waiting_on(self) -> Side:
+    def waiting_on(self) -> Leg:
         """The side being waited for now."""
         return self._waiting_on
 
@@ -298,45 +298,45 @@ class Transfer:
 
     def _settle(self, now: float) -> None:
         """Charge the time since the last look to the side being waited for; the chunk handed out is done with."""
-        if self._waiting_on is self.course.read_side:
+        if self._waiting_on is self.policy.read_leg:
             self._charge_read(now)
             return
         waited = now - self._since
         self.write_seconds += waited
-        self._waits[self.course.write_side] += waited
+        self._waits[self.policy.write_leg] += waited
         self._since = now
         if not self._out_bytes:
             return
-        self._tally.chunk_rates.observe(self._out_bytes / ((now - self._chunk_began) or 1e-9))
+        self._stats.chunk_rates.observe(self._out_bytes / ((now - self._chunk_began) or 1e-9))
         self._out_bytes = 0
         self._chunk_began = now
 
     def _charge_read(self, now: float) -> None:
         waited = now - self._since
         self.read_seconds += waited
-        self._waits[self.course.read_side] += waited
+        self._waits[self.policy.read_leg] += waited
         self._since = now
 
     def _judge(self, chunk: bytes) -> None:
         size = len(chunk)
         for each in self._filters:
-            each.see(chunk)
+            each.feed_data(chunk)
         if self.moved_bytes + size == self._length:
             self._finish_filters()
 
     def _count(self, size: int) -> None:
         self.moved_bytes += size
         self._out_bytes = size
-        tally = self._tally
-        tally.bytes_moved += size
-        tally.chunk_sizes.observe(size)
+        stats = self._stats
+        stats.bytes_moved += size
+        stats.chunk_sizes.observe(size)
 
     def _end_source(self) -> None:
         if self._length is None:
             self._finish_filters()
         elif self.moved_bytes != self._length:
             raise Fault(
-                FaultKind.CLIENT_LEFT if self.course.direction is Direction.UPLOAD else FaultKind.RESPONSE_INCOMPLETE,
+                FaultKind.CLIENT_LEFT if self.policy.direction is Direction.UPLOAD else FaultKind.RESPONSE_INCOMPLETE,
                 f"The body ended after {self.moved_bytes} of {self._length} bytes.",
             )
         elif not self._length:

@@ -4,9 +4,9 @@
 answer, `guard` which addresses may be connected to, `service` a configured upstream with its gate and endpoints.
 """
 
-from gateway.upstream.client import Client, ReceivedAnswer
-from gateway.upstream.connection import Sending, UpstreamSink
+from gateway.upstream.client import Client, UpstreamResponse
+from gateway.upstream.connection import UpstreamRequest, UpstreamSink
 from gateway.upstream.guard import AddressGuard, AllowList
-from gateway.upstream.pool import Service
+from gateway.upstream.pool import UpstreamPool
 
-__all__ = ["AddressGuard", "AllowList", "Client", "ReceivedAnswer", "Sending", "Service", "UpstreamSink"]
+__all__ = ["AddressGuard", "AllowList", "Client", "UpstreamPool", "UpstreamRequest", "UpstreamResponse", "UpstreamSink"]

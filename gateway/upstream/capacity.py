@@ -7,20 +7,20 @@ from collections import deque
 from types import TracebackType
 
 from gateway.errors import Fault, FaultKind
-from gateway.observe.stats import UpstreamTally
+from gateway.observe.stats import UpstreamStats
 
 
-class Gate:
+class CapacityLimiter:
     """Slots of one upstream, given in the order of asking and held until the last byte of both directions.
 
     Entering it takes a slot, leaving it gives one back: `async with gate`, by any number of tasks at once.
     """
 
-    def __init__(self, *, slots: float, max_queued: int, queue_seconds: float, tally: UpstreamTally) -> None:
+    def __init__(self, *, slots: float, max_queued: int, queue_seconds: float, stats: UpstreamStats) -> None:
         self._slots = slots
         self._max_queued = max_queued
         self._queue_seconds = queue_seconds
-        self._tally = tally
+        self._stats = stats
         self._taken = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
 
@@ -38,7 +38,7 @@ class Gate:
         self._leave()
 
     async def _queue(self) -> None:
-        upstream = self._tally.upstream
+        upstream = self._stats.upstream
         if len(self._waiters) >= self._max_queued:
             raise Fault(
                 FaultKind.QUEUE_FULL,
@@ -48,7 +48,7 @@ class Gate:
             )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._tally.queue_length = len(self._waiters)
+        self._stats.queue_length = len(self._waiters)
         try:
             async with asyncio.timeout(None if self._queue_seconds == float("inf") else self._queue_seconds):
                 await waiter
@@ -70,7 +70,7 @@ class Gate:
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
-            self._tally.queue_length = len(self._waiters)
+            self._stats.queue_length = len(self._waiters)
 
     def _leave(self) -> None:
         """Hand the slot to the next in line, or set it free. Never awaits: a slot cannot be lost between."""
@@ -82,7 +82,7 @@ class Gate:
         self._taken -= 1
 
 
-class Drain:
+class InFlightCounter:
     """Counts exchanges, and after `begin` lets them out but nobody in."""
 
     def __init__(self) -> None:

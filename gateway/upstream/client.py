@@ -23,20 +23,20 @@ from yarl import URL
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import FieldLines
-from gateway.transfer import DetachedBytes, SocketEnd, is_plain
+from gateway.http.headers import ReceivedHeaders
+from gateway.transfer import RawSocket, SizedRawBody, is_plain
 from gateway.transfer.timers import Timers
-from gateway.upstream.connection import Address, LiveConnector, Sending
+from gateway.upstream.connection import Address, LiveConnector, UpstreamRequest
 from gateway.upstream.guard import AddressGuard
 
 #: Below the shortest idle timeout of servers seen behind gateways (uvicorn and Node: 5 s).
 _KEEPALIVE_SECONDS: Final = 4.0
-_MAX_FIELDS: Final = 200
+_MAX_HEADERS: Final = 200
 _MAX_LINE_BYTES: Final = 16384
 _BODILESS: Final = frozenset({204, 304})
 
 
-class ReceivedAnswer:
+class UpstreamResponse:
     """An upstream's answer: its head, and its body as a source. `close` it."""
 
     def __init__(
@@ -44,17 +44,17 @@ class ReceivedAnswer:
         message: RawResponseMessage,
         content: StreamReader,
         protocol: ResponseHandler,
-        sending: Sending,
+        sending: UpstreamRequest,
         method: str,
     ) -> None:
         self._content = content
         self._protocol = protocol
-        self._detached: DetachedBytes | None = None
+        self._raw_body: SizedRawBody | None = None
         self._sending = sending
         self.status = message.code
         self.reason = (message.reason or "").encode("utf-8", "surrogateescape")
-        self.fields = FieldLines(message.raw_headers)
-        declared = self.fields.first(b"content-length")
+        self.headers = ReceivedHeaders(message.raw_headers)
+        declared = self.headers.first(b"content-length")
         #: Content-Length as declared, also where no body follows (HEAD, 304); None without one.
         self.length = int(declared) if declared is not None else None
         is_bodiless = method == "HEAD" or self.status in _BODILESS
@@ -81,7 +81,7 @@ class ReceivedAnswer:
             raise self._lost() from exc
 
     @property
-    def is_at_hand(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether some of the body has come: then the next read returns it without waiting."""
         # Where there is none, aiohttp's stream is a stand-in without a buffer.
         return self.body_length != 0 and bool(self._content._buffer)
@@ -103,21 +103,21 @@ class ReceivedAnswer:
             self._protocol.resume_reading()
         return bool(self._content._buffer) or self._content.exception() is not None
 
-    def detach(self, left: int | None) -> DetachedBytes | None:
+    def detach(self, left: int | None) -> SizedRawBody | None:
         """Take the rest of the body, so many bytes, below the transport; None if none is left."""
         if not left:
             return None
         transport = self._protocol.transport
         if transport is None:
             raise self._lost()
-        self._detached = DetachedBytes(SocketEnd(transport), left, self._lost)
-        return self._detached
+        self._raw_body = SizedRawBody(RawSocket(transport), left, self._lost)
+        return self._raw_body
 
     def resume(self, *, is_whole: bool) -> None:
         """Give the connection back, to be kept if the rest was taken to its end."""
         protocol = self._protocol
-        if self._detached is not None:
-            self._detached.end.close()
+        if self._raw_body is not None:
+            self._raw_body.end.close()
         if is_whole:
             # The parser was passed by: it must see nothing more, and a new one comes with the next request.
             protocol._parser = None
@@ -167,7 +167,7 @@ class Client:
         """Close every kept connection."""
         await self._connector.close()
 
-    async def send(self, endpoint: Endpoint, method: str, sending: Sending) -> ReceivedAnswer:
+    async def send(self, endpoint: Endpoint, method: str, sending: UpstreamRequest) -> UpstreamResponse:
         """Send a request and return the answer as soon as its head is there, which may be before the body is sent.
 
         Raises Fault. Cancelling closes the connection, so that the upstream sees no whole request.
@@ -175,7 +175,7 @@ class Client:
         try:
             connection = await self._connector.connect(self._address(endpoint), [], self._timeout)
             try:
-                answer = await self._ask(connection, method, sending)
+                response = await self._ask(connection, method, sending)
             except BaseException:
                 # Also when cancelled: nobody else knows of the connection yet.
                 sending.close(is_whole=False)
@@ -185,11 +185,11 @@ class Client:
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             raise sending.fault or self._blame_upstream(exc) from exc
         try:
-            _check_answer(answer)
+            _check_response(response)
         except Fault:
-            await answer.close()
+            await response.close()
             raise
-        return answer
+        return response
 
     def _address(self, endpoint: Endpoint) -> Address:
         address = self._addresses.get(endpoint)
@@ -198,7 +198,7 @@ class Client:
             address = self._addresses[endpoint] = Address(url)
         return address
 
-    async def _ask(self, connection: Connection, method: str, sending: Sending) -> ReceivedAnswer:
+    async def _ask(self, connection: Connection, method: str, sending: UpstreamRequest) -> UpstreamResponse:
         protocol = connection.protocol
         if protocol is None:
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
@@ -208,7 +208,7 @@ class Client:
             auto_decompress=False,
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
-            max_headers=_MAX_FIELDS,
+            max_headers=_MAX_HEADERS,
         )
         deadlines = self._deadlines
         if deadlines is not None:
@@ -218,7 +218,7 @@ class Client:
             while True:
                 message, content = await protocol.read()
                 if not _is_interim(message.code):
-                    return ReceivedAnswer(message, content, protocol, sending, method)
+                    return UpstreamResponse(message, content, protocol, sending, method)
         finally:
             sending.on_sent = None
             if deadlines is not None:
@@ -231,8 +231,8 @@ class Client:
                 f"No answer within {self._response_seconds:g} s of the end of the request: "
                 "see why the upstream is slow, or raise its timeouts.response.",
             )
-        for kinds, kind, detail in _FAULTS:
-            if isinstance(exc, kinds):
+        for factories, kind, detail in _FAULTS:
+            if isinstance(exc, factories):
                 if isinstance(exc, aiohttp.ClientConnectorError) and exc.os_error.errno == errno.EACCES:
                     return Fault(
                         FaultKind.ADDRESS_FORBIDDEN, "The name resolves to an address that may not be reached."
@@ -285,10 +285,10 @@ def _is_interim(status: int) -> bool:
     return 100 <= status < 200 and status != 101  # noqa: PLR2004 (statuses say more than names for them)
 
 
-def _check_answer(answer: ReceivedAnswer) -> None:
+def _check_response(response: UpstreamResponse) -> None:
     """Refuse answers that would mean something else behind us. Raises Fault BAD_RESPONSE."""
-    if answer.status == 101:  # noqa: PLR2004 (Switching Protocols)
+    if response.status == 101:  # noqa: PLR2004 (Switching Protocols)
         raise Fault(FaultKind.BAD_RESPONSE, "The upstream switched protocols without being asked (RFC 9110 7.8).")
-    codings = answer.fields.all(b"transfer-encoding")
+    codings = response.headers.all(b"transfer-encoding")
     if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
         raise Fault(FaultKind.BAD_RESPONSE, "The upstream used a Transfer-Encoding other than chunked, once.")

@@ -1,8 +1,8 @@
 """aiohttp's client, with its gaps closed (each verified against aiohttp 3.14.5).
 
-- `Sending` writes the head it is given, byte for byte: aiohttp's own would fold fields that differ in case, drop
-  bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
-- `AnswerHandler` sees a reset behind a body that only the close ends, a broken chunk in mid-body, and the answer of
+- `UpstreamRequest` writes the head it is given, byte for byte: aiohttp's own would fold headers that differ in case,
+  drop bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
+- `UpstreamProtocol` sees a reset behind a body that only the close ends, a broken chunk in mid-body, and the answer of
   an upstream that reset the connection while we were still sending.
 - `LiveConnector` does not hand out a kept connection that the upstream has closed meanwhile.
 """
@@ -24,18 +24,18 @@ from aiohttp.http_writer import StreamWriter
 from yarl import URL
 
 from gateway.errors import Fault, FaultKind
-from gateway.transfer import SocketEnd, drain_whole, is_plain
+from gateway.transfer import RawSocket, drain_whole, is_plain
 
 _READ_BYTES: Final = 2**18
 #: How long the last words of an upstream that broke the connection are waited for: they are in our kernel already.
-_LAST_WORDS_SECONDS: Final = 1.0
+_CLOSE_WAIT_SECONDS: Final = 1.0
 #: Chunks shorter than this are sent in one segment with the head.
 _JOINED_BYTES: Final = 16 * 1024
 
 Carry = Callable[["UpstreamSink"], Awaitable[None]]
 
 
-class Sending:
+class UpstreamRequest:
     """A request as it goes on the wire: its head, and how its body gets there (`carry`, None without one)."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Sending:
             if self._transport is not None:
                 self._transport.abort()
         except OSError as exc:
-            await _hear_out(protocol)
+            await _wait_for_close(protocol)
             if protocol.exception() is None:
                 protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
         else:
@@ -172,30 +172,30 @@ class UpstreamSink:
         self.send_head()
         await self._writer.write_eof()
 
-    async def detach(self) -> SocketEnd | None:
+    async def detach(self) -> RawSocket | None:
         """Flush, and return an end to send the rest of the body on; None if it is not plain TCP."""
         if not is_plain(self._transport):
             return None
         self.send_head()
         await drain_whole(self._transport, self._writer.drain)
-        return SocketEnd(self._transport, is_chunked=self._writer.chunked) if is_plain(self._transport) else None
+        return RawSocket(self._transport, is_chunked=self._writer.chunked) if is_plain(self._transport) else None
 
     async def fail(self, exc: OSError) -> OSError:
-        """Return it: `Sending` asks what the upstream said before it left."""
+        """Return it: `UpstreamRequest` asks what the upstream said before it left."""
         return exc
 
 
-async def _hear_out(protocol: ResponseHandler) -> None:
+async def _wait_for_close(protocol: ResponseHandler) -> None:
     """Wait until the transport has read what the upstream said before it broke the connection.
 
     Told of the failure at once, whoever awaits the answer would never see one that is there already.
     """
     closed = protocol.closed
     if closed is not None:
-        await asyncio.wait([closed], timeout=_LAST_WORDS_SECONDS)
+        await asyncio.wait([closed], timeout=_CLOSE_WAIT_SECONDS)
 
 
-class AnswerHandler(ResponseHandler):
+class UpstreamProtocol(ResponseHandler):
     """The protocol of an upstream connection."""
 
     def data_received(self, data: bytes) -> None:
@@ -213,13 +213,13 @@ class AnswerHandler(ResponseHandler):
         taken for whole.
         """
         if exc is not None:
-            self._salvage()
+            self._read_remaining()
             body = self._payload
             if body is not None and not body.is_eof() and body.exception() is None:
                 body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
         super().connection_lost(exc)
 
-    def _salvage(self) -> None:
+    def _read_remaining(self) -> None:
         sock = self.transport.get_extra_info("socket") if self.transport is not None else None
         if sock is None or sock.fileno() < 0 or self.transport.get_extra_info("sslcontext") is not None:  # type: ignore[union-attr]  # guarded above
             return
@@ -249,7 +249,7 @@ class LiveConnector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._factory = functools.partial(AnswerHandler, loop=self._loop)  # type: ignore[assignment]  # typed for its own class
+        self._factory = functools.partial(UpstreamProtocol, loop=self._loop)  # type: ignore[assignment]  # typed for its own class
 
     async def _get(self, key: ConnectionKey, traces: list[Any]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:

@@ -13,12 +13,12 @@ from gateway.config import Upstream
 from gateway.config.model import Health
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.observe.stats import UpstreamTally
+from gateway.observe.stats import UpstreamStats
 from gateway.transfer.timers import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
-from gateway.upstream.capacity import Gate
-from gateway.upstream.client import Client, ReceivedAnswer
-from gateway.upstream.connection import Sending
+from gateway.upstream.capacity import CapacityLimiter
+from gateway.upstream.client import Client, UpstreamResponse
+from gateway.upstream.connection import UpstreamRequest
 
 #: Met before a byte was sent: the next endpoint may be tried.
 _UNSENT: Final = frozenset(
@@ -26,25 +26,25 @@ _UNSENT: Final = frozenset(
 )
 
 
-class Service:
+class UpstreamPool:
     """One upstream."""
 
-    def __init__(self, name: str, config: Upstream, tally: UpstreamTally, timers: Timers) -> None:
+    def __init__(self, name: str, config: Upstream, stats: UpstreamStats, timers: Timers) -> None:
         self.name = name
         self.framing = config.framing
         self.idle_seconds = config.timeouts.idle
-        self.gate = Gate(
+        self.capacity = CapacityLimiter(
             slots=config.max_in_flight,
             max_queued=config.max_queued,
             queue_seconds=config.queue_timeout,
-            tally=tally,
+            stats=stats,
         )
         self._client = Client(config.timeouts, timers)
         self._states = [EndpointState(endpoint) for endpoint in config.endpoints]
         self._balancer = Balancer(config.policy, self._states)
         self._health = config.health
-        self._tally = tally
-        tally.endpoints_up = {str(state.endpoint): True for state in self._states}
+        self._stats = stats
+        stats.endpoints_up = {str(state.endpoint): True for state in self._states}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -56,8 +56,8 @@ class Service:
         return any(state.is_up for state in self._states)
 
     async def send(
-        self, method: str, make: Callable[[Endpoint], Sending], on_chosen: Callable[[Endpoint], None]
-    ) -> ReceivedAnswer:
+        self, method: str, make: Callable[[Endpoint], UpstreamRequest], on_chosen: Callable[[Endpoint], None]
+    ) -> UpstreamResponse:
         """Send a request to the first endpoint that takes the connection; return its answer, which is to be closed.
 
         `make` gives the request for an endpoint; it may be called once per endpoint. Raises Fault.
@@ -69,26 +69,26 @@ class Service:
             except Fault as fault:
                 if fault.kind not in _UNSENT:
                     raise
-                self._tally.retries[fault.kind.code] += 1
+                self._stats.retries[fault.kind.code] += 1
         return await self._send(last, method, make, on_chosen)
 
     async def _send(
         self,
         state: EndpointState,
         method: str,
-        make: Callable[[Endpoint], Sending],
+        make: Callable[[Endpoint], UpstreamRequest],
         on_chosen: Callable[[Endpoint], None],
-    ) -> ReceivedAnswer:
+    ) -> UpstreamResponse:
         on_chosen(state.endpoint)
         state.in_flight += 1
         try:
-            answer = await self._client.send(state.endpoint, method, make(state.endpoint))
+            response = await self._client.send(state.endpoint, method, make(state.endpoint))
         except BaseException:
             # Also when cancelled: without an answer nobody else counts it off.
             state.in_flight -= 1
             raise
-        answer.on_closed = state.leave
-        return answer
+        response.on_closed = state.leave
+        return response
 
     async def watch_health(self) -> None:
         """Check the endpoints for ever, where the config asks for it."""
@@ -111,7 +111,7 @@ class Service:
             in_a_row = in_a_row + 1 if has_passed is not state.is_up else 0
             if in_a_row >= (health.passes if has_passed else health.fails):
                 state.is_up, in_a_row = has_passed, 0
-                self._tally.endpoints_up[str(state.endpoint)] = has_passed
+                self._stats.endpoints_up[str(state.endpoint)] = has_passed
             await asyncio.sleep(health.interval)
 
 

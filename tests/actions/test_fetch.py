@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import Fault
 from gateway.upstream import AllowList
 from gateway.upstream.guard import is_public
-from tests.peers import RawUpstream, Wire, answering, problem_of, run_gateway, split_answer
+from tests.peers import RawUpstream, Wire, problem_of, responding, run_gateway, split_response
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 FILE = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\nSet-Cookie: a=b\r\nETag: "e"\r\n\r\nfile'
@@ -27,11 +27,11 @@ def ask(url: str, fields: str = "") -> bytes:
 
 async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() -> None:
     async with (
-        RawUpstream(answering(FILE.replace(b"200 OK", b"206 Part"))) as far,
+        RawUpstream(responding(FILE.replace(b"200 OK", b"206 Part"))) as far,
         run_gateway(config(far.url + "/m/")) as gateway,
     ):
         fields = 'Range: bytes=0-3\r\nIf-Range: "e"\r\nCookie: secret\r\nAuthorization: secret\r\nX-Any: secret\r\n'
-        status, got, body = split_answer(await gateway.ask(ask(far.url + "/m/a%20b.bin?x=%2F", fields)))
+        status, got, body = split_response(await gateway.ask(ask(far.url + "/m/a%20b.bin?x=%2F", fields)))
         assert (status, body, got["etag"]) == (206, b"file", '"e"')
         assert "set-cookie" not in got
         assert far.received.startswith(b"GET /m/a%20b.bin?x=%2F HTTP/1.1\r\nHost: 127.0.0.1:")
@@ -59,14 +59,14 @@ async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() ->
     ],
 )
 async def test_url_that_is_not_allowed_is_403_and_nothing_is_connected_to(url: str) -> None:
-    async with RawUpstream(answering(FILE)) as far, run_gateway(config(far.url + "/m")) as gateway:
+    async with RawUpstream(responding(FILE)) as far, run_gateway(config(far.url + "/m")) as gateway:
         url = url.format(far=far.url, host=far.url.removeprefix("http://"))
         assert problem_of(await gateway.ask(ask(url)))["code"] == "url_forbidden"
         assert not far.wires
 
 
 async def test_private_address_is_denied_by_default_also_behind_a_name() -> None:
-    async with RawUpstream(answering(FILE)) as far:
+    async with RawUpstream(responding(FILE)) as far:
         for host in ("127.0.0.1", "localhost", "[::1]"):
             base = f"http://{host}:{far.port}/"
             async with run_gateway(config(base, private="deny")) as gateway:
@@ -82,12 +82,12 @@ async def test_name_that_changes_its_address_is_judged_when_connected_to(monkeyp
         return real("127.0.0.1" if host == "models.example" else host, port, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebound)
-    async with RawUpstream(answering(FILE)) as far:
+    async with RawUpstream(responding(FILE)) as far:
         base = f"http://models.example:{far.port}/"
         async with run_gateway(config(base, private="deny")) as gateway:
             assert problem_of(await gateway.ask(ask(base + "a")))["code"] == "address_forbidden"
         async with run_gateway(config(base)) as gateway:
-            assert split_answer(await gateway.ask(ask(base + "a")))[2] == b"file"
+            assert split_response(await gateway.ask(ask(base + "a")))[2] == b"file"
 
 
 async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> None:
@@ -106,7 +106,7 @@ async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> 
                 await wire.send(FILE)
 
     async with RawUpstream(script) as far, run_gateway(config(far.url + "/m/")) as gateway:
-        assert split_answer(await gateway.ask(ask(far.url + "/m/hop")))[2] == b"file"
+        assert split_response(await gateway.ask(ask(far.url + "/m/hop")))[2] == b"file"
         for path in ("out", "loop"):
             document = problem_of(await gateway.ask(ask(f"{far.url}/m/{path}")))
             assert (document["status"], document["code"]) == (502, "bad_redirect")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.observe.stats import Direction
-from tests.peers import problem_of, run_gateway, split_answer, until
+from tests.peers import problem_of, run_gateway, split_response, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 DATA = bytes(range(256)) * 4096
@@ -45,7 +45,7 @@ def directory(tmp_path: Path) -> Path:
 
 async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_answer(await gateway.ask(ask()))
+        status, fields, body = split_response(await gateway.ask(ask()))
         assert (status, body) == (200, DATA)
         assert fields["content-length"] == str(len(DATA))
         assert fields["accept-ranges"] == "bytes"
@@ -57,16 +57,16 @@ async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
 
 async def test_head_tells_the_length_and_sends_nothing(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_answer(await gateway.ask(ask(method="HEAD")))
+        status, fields, body = split_response(await gateway.ask(ask(method="HEAD")))
         assert (status, fields["content-length"], body) == (200, str(len(DATA)), b"")
 
 
 async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_answer(await gateway.ask(ask("empty.txt")))
+        status, fields, body = split_response(await gateway.ask(ask("empty.txt")))
         assert (status, body, fields["content-type"]) == (200, b"", "text/plain")
-        assert split_answer(await gateway.ask(ask("sub/b%20c.txt")))[2] == b"inner"
-        assert split_answer(await gateway.ask(ask("within.bin")))[2] == DATA
+        assert split_response(await gateway.ask(ask("sub/b%20c.txt")))[2] == b"inner"
+        assert split_response(await gateway.ask(ask("within.bin")))[2] == DATA
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
 )
 async def test_no_way_out_of_the_directory(directory: Path, name: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        answer = await gateway.ask(ask(name))
-        assert problem_of(answer)["code"] == "file_not_found"
-        assert b"secret" not in answer
+        response = await gateway.ask(ask(name))
+        assert problem_of(response)["code"] == "file_not_found"
+        assert b"secret" not in response
 
 
 SIZE = len(DATA)
@@ -117,7 +117,7 @@ SIZE = len(DATA)
 )
 async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, first: int, last: int) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_answer(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
+        status, fields, body = split_response(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
         assert status == 206
         assert fields["content-range"] == f"bytes {first}-{last}/{SIZE}"
         assert body == DATA[first : last + 1]
@@ -128,7 +128,7 @@ async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, 
 )
 async def test_range_that_is_none_gets_the_whole_file(directory: Path, value: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, _, body = split_answer(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
+        status, _, body = split_response(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
         assert (status, len(body)) == (200, SIZE)
 
 
@@ -137,17 +137,17 @@ async def test_range_that_is_none_gets_the_whole_file(directory: Path, value: st
 )
 async def test_range_behind_the_end_is_416_with_the_size(directory: Path, name: str, value: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        answer = await gateway.ask(ask(name, fields=f"Range: {value}\r\n"))
-        assert problem_of(answer)["status"] == 416
+        response = await gateway.ask(ask(name, fields=f"Range: {value}\r\n"))
+        assert problem_of(response)["status"] == 416
         size = (directory / name).stat().st_size
-        assert split_answer(answer)[1]["content-range"] == f"bytes */{size}"
+        assert split_response(response)[1]["content-range"] == f"bytes */{size}"
 
 
 async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
     modified = (directory / "a.bin").stat().st_mtime
     same, older, newer = (formatdate(modified + shift, usegmt=True) for shift in (0, -60, 60))
     async with run_gateway(config(directory)) as gateway:
-        etag = split_answer(await gateway.ask(ask(method="HEAD")))[1]["etag"]
+        etag = split_response(await gateway.ask(ask(method="HEAD")))[1]["etag"]
         table = [
             (f"If-None-Match: {etag}\r\n", 304),
             (f'If-None-Match: W/{etag}, "x"\r\n', 304),
@@ -169,7 +169,7 @@ async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
             (f"If-Range: {older}\r\nRange: bytes=0-1\r\n", 200),
         ]
         for fields, expected in table:
-            assert split_answer(await gateway.ask(ask(fields=fields)))[0] == expected, fields
+            assert split_response(await gateway.ask(ask(fields=fields)))[0] == expected, fields
 
 
 async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> None:
@@ -180,19 +180,19 @@ async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> No
         client = await gateway.connect()
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # so that most of it is still to be read
         await client.send(ask("big.bin"))
-        await until(lambda: gateway.tally.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved)
+        await until(lambda: gateway.stats.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved)
         os.truncate(big, 1000)
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await client.close()
-        assert len(answer) < 200_000_000
+        assert len(response) < 200_000_000
         line = await gateway.last_line()
         assert (line["code"], line["outcome"]) == ("disk_failed", "disk_failed")
 
 
 async def test_other_methods_are_405_with_allow(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, _ = split_answer(await gateway.ask(ask(method="DELETE")))
+        status, fields, _ = split_response(await gateway.ask(ask(method="DELETE")))
         assert (status, fields["allow"]) == (405, "GET, HEAD")
 
 
@@ -221,7 +221,7 @@ async def test_file_that_is_not_in_memory_is_sent_by_threads(directory: Path, mo
 
     monkeypatch.setattr(os, "sendfile", note)
     async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
-        assert split_answer(await gateway.ask(ask()))[2] == DATA
+        assert split_response(await gateway.ask(ask()))[2] == DATA
         assert callers == {"disk"}
 
 

@@ -18,22 +18,22 @@ import pytest
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead, FilterContext, Observer
-from gateway.filters.throttle import Bucket, ThrottleKind
-from gateway.http.headers import Field
-from gateway.observe.stats import Side
+from gateway.filters.throttle import Bucket, ThrottleFactory
+from gateway.http.headers import Header
+from gateway.observe.stats import Leg
 from tests.peers import (
     OK,
     RawUpstream,
     Wire,
-    answering,
     chunked,
     form,
     forward_config,
     post,
     problem_of,
     read_request,
+    responding,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -96,20 +96,20 @@ async def test_digest_is_told_in_the_answer_and_the_log(kind: str) -> None:
             if kind == "chunked":
                 head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
                 request = head + chunked(body[:100_000], body[100_000:])
-            status, fields, _ = split_answer(await gateway.ask(request))
+            status, fields, _ = split_response(await gateway.ask(request))
             assert (status, seen) == (200, [body])
             assert fields["x-upload-digest"] == claim(DATA)
             line = await gateway.last_line()
             files = [part for part in line["parts"] if part["kind"] == "file"]
             assert [(part["sha256"], part["size"]) for part in files] == [(sha256(DATA), len(DATA))]
             assert set(line["wait_seconds"]) >= {"filter", "downstream_read", "upstream_write"}
-            assert gateway.tally.routes["r"].waits[Side.FILTER] > 0
+            assert gateway.stats.routes["r"].waits[Leg.FILTER] > 0
 
 
 @pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
 @pytest.mark.parametrize("kind", ["form", "raw"])
 async def test_digest_that_fits_passes_and_one_byte_less_is_cut_before_the_end(kind: str, algorithm: str) -> None:
-    async with RawUpstream(answering(OK)) as good, RawUpstream(swallow) as bad:
+    async with RawUpstream(responding(OK)) as good, RawUpstream(swallow) as bad:
         for upstream, data in ((good, DATA), (bad, DATA[:-1] + bytes([DATA[-1] ^ 1]))):
             async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
                 field = f"Content-Digest: {claim(DATA, algorithm)}"
@@ -117,11 +117,11 @@ async def test_digest_that_fits_passes_and_one_byte_less_is_cut_before_the_end(k
                     request = post(with_part_field(form((FILE, data)), field))
                 else:
                     request = post(data, content_type="x/y", fields=field + "\r\n")
-                answer = await gateway.ask(request)
+                response = await gateway.ask(request)
                 if upstream is good:
-                    assert split_answer(answer)[0] == 200
+                    assert split_response(response)[0] == 200
                     continue
-                problem = problem_of(answer)
+                problem = problem_of(response)
                 assert (problem["status"], problem["code"]) == (422, "digest_mismatch")
                 assert problem["expected"] != problem["received"]
                 await bad.wait_finished()
@@ -148,11 +148,11 @@ async def test_digest_of_a_whole_form_is_checked_as_well(action: str, is_right: 
         }
         async with run_gateway(configs[action]) as gateway:
             fields = f"Content-Digest: {claim(body if is_right else DATA)}\r\n"
-            answer = await gateway.ask(post(body, fields=fields))
+            response = await gateway.ask(post(body, fields=fields))
             if is_right:
-                assert split_answer(answer)[0] in (200, 201)
+                assert split_response(response)[0] in (200, 201)
                 return
-            problem = problem_of(answer)
+            problem = problem_of(response)
             assert (problem["status"], problem["code"]) == (422, "digest_mismatch")
             assert "the body" in problem["detail"]
             assert not os.listdir(tmp_path)
@@ -181,7 +181,7 @@ async def test_digests_are_told_per_file_and_a_wrong_one_is_that_files_entry() -
             wrong = f"Repr-Digest: {claim(b'other')}"
             at = body.index(b"\r\n\r\n123456789") + 1
             body = body[:at] + with_part_field(body[at:], wrong)
-            status, _, text = split_answer(await gateway.ask(post(body)))
+            status, _, text = split_response(await gateway.ask(post(body)))
             parts = json.loads(text)["parts"]
             assert [part["status"] for part in parts] == [200, 422, 200]
             # The check value of CRC-32C (RFC 3720 appendix B.4 and every catalogue).
@@ -192,7 +192,7 @@ async def test_digests_are_told_per_file_and_a_wrong_one_is_that_files_entry() -
 
 async def test_stored_files_are_held_to_their_digest(tmp_path: Path) -> None:
     async with run_gateway(store_config(tmp_path, [{"digest": {"algorithm": "md5"}}])) as gateway:
-        status, _, text = split_answer(await gateway.ask(post(form((FILE, DATA)))))
+        status, _, text = split_response(await gateway.ask(post(form((FILE, DATA)))))
         described = json.loads(text)["files"][0]
         assert (status, described["md5"]) == (201, hashlib.md5(DATA).hexdigest())
         wrong = with_part_field(form((FILE, DATA)), f"Content-Digest: {claim(b'other')}")
@@ -211,17 +211,17 @@ async def test_stored_files_are_held_to_their_digest(tmp_path: Path) -> None:
     ],
 )
 async def test_type_is_judged_before_the_upstream_hears_of_the_request(data: bytes, status: int, found: str) -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             request = post(form(('name="note"', b"hi"), ('name="f"; filename="a.png"', data)))
-            answer = await gateway.ask(request)
-            assert split_answer(answer)[0] == status
+            response = await gateway.ask(request)
+            assert split_response(response)[0] == status
             if status == 200:
                 assert upstream.received.endswith(request.partition(b"\r\n\r\n")[2])
                 assert (await gateway.last_line())["parts"][-1]["sniffed"] == found
             else:
-                problem = problem_of(answer)
+                problem = problem_of(response)
                 assert (problem["code"], problem["sniffed"]) == ("type_not_allowed", found)
                 assert not upstream.wires
 
@@ -249,7 +249,7 @@ async def test_later_file_of_another_type_cuts_the_upstream() -> None:
 
 
 async def test_client_that_asks_first_is_invited_before_the_verdict() -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         filters = [{"sniff": {"allow": ["image/png"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             client = await gateway.connect()
@@ -257,27 +257,27 @@ async def test_client_that_asks_first_is_invited_before_the_verdict() -> None:
             await client.send(head + b"\r\n\r\n")
             assert b"100 Continue" in await client.read_head()
             await client.send(body)
-            assert split_answer(await client.read_to_end())[0] == 200
+            assert split_response(await client.read_to_end())[0] == 200
             await client.close()
 
 
 async def test_sniffed_files_of_a_split_fail_alone(tmp_path: Path) -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}, "digest"]
         async with run_gateway(split_config(upstream.url, filters)) as gateway:
             body = form((FILE, PNG), (FILE, b"text" * 50_000), (FILE, PNG))
-            parts = json.loads(split_answer(await gateway.ask(post(body)))[2])["parts"]
+            parts = json.loads(split_response(await gateway.ask(post(body)))[2])["parts"]
             assert [part["status"] for part in parts] == [200, 415, 200]
             assert parts[2]["sha256"] == sha256(PNG)
 
 
 @pytest.mark.parametrize("per", ["route", "client"])
 async def test_throttle_makes_files_wait_and_blames_nobody(per: str) -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         filters = [{"throttle": {"rate": "2MB/s", "per": per}}]
         keys = {"idle": "50ms", "min_rate": "5MB/s", "grace": "50ms"}
         async with run_gateway(forward_config(upstream.url, filters=filters, timeouts=keys)) as gateway:
-            assert split_answer(await gateway.ask(post(form((FILE, DATA)))))[0] == 200
+            assert split_response(await gateway.ask(post(form((FILE, DATA)))))[0] == 200
             line = await gateway.last_line()
             assert line["wait_seconds"]["filter"] > line["wait_seconds"]["downstream_read"]
             assert line["outcome"] == "complete"
@@ -294,8 +294,8 @@ def test_bucket_grants_as_the_rate_allows() -> None:
 
 
 async def test_clients_that_left_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.filters.throttle._MOST_CLIENTS", 2)
-    kind = ThrottleKind(1e9, "client")
+    monkeypatch.setattr("gateway.filters.throttle._MAX_CLIENTS", 2)
+    kind = ThrottleFactory(1e9, "client")
     for number in range(10):
         kind(FileHead(1, "f", "a", None, None, client=str(number)))
     assert len(kind._buckets) <= 2
@@ -305,7 +305,7 @@ async def test_clients_that_left_long_ago_are_forgotten(monkeypatch: pytest.Monk
 async def test_files_are_compressed_on_their_way_to_disk(coding: str, tmp_path: Path) -> None:
     data = b"the same again and again " * 50_000
     async with run_gateway(store_config(tmp_path, ["digest", {"compress": {"coding": coding}}])) as gateway:
-        described = json.loads(split_answer(await gateway.ask(post(form((FILE, data)))))[2])["files"][0]
+        described = json.loads(split_response(await gateway.ask(post(form((FILE, data)))))[2])["files"][0]
         stored = (tmp_path / "a.bin").read_bytes()
         assert (gzip.decompress(stored) if coding == "gzip" else zlib.decompress(stored)) == data
         assert len(stored) == described["size"] < len(data) / 20
@@ -319,7 +319,7 @@ async def test_files_are_decompressed_on_their_way(made: Any, tmp_path: Path) ->
     packed = made(data)
     expected = data if len(packed) > 200 else data[:9] * 3
     async with run_gateway(store_config(tmp_path, ["decompress"])) as gateway:
-        assert split_answer(await gateway.ask(post(form((FILE, packed)))))[0] == 201
+        assert split_response(await gateway.ask(post(form((FILE, packed)))))[0] == 201
         assert (tmp_path / "a.bin").read_bytes() == expected
 
 
@@ -357,7 +357,7 @@ class _Failing:
         self._kind = kind
         self._left = at
 
-    async def see(self, chunk: bytes) -> None:
+    async def feed_data(self, chunk: bytes) -> None:
         self._left -= len(chunk)
         if self._left < 0:
             if self._kind.has_bug:
@@ -374,7 +374,7 @@ class _Failing:
     def facts(self) -> Mapping[str, str | int]:
         return {}
 
-    def answer_fields(self) -> Sequence[Field]:
+    def response_headers(self) -> Sequence[Header]:
         return ()
 
 
@@ -391,7 +391,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Bring plug-ins by entry points, as an installed package would."""
     made: dict[str, Any] = {}
 
-    class Entry:
+    class FileResult:
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -407,7 +407,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
             return make
 
-    monkeypatch.setattr("gateway.filters.registry.entry_points", lambda group: [Entry("failing"), Entry("shout")])
+    monkeypatch.setattr(
+        "gateway.filters.registry.entry_points", lambda group: [FileResult("failing"), FileResult("shout")]
+    )
     return made
 
 
@@ -435,7 +437,7 @@ async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
     async with RawUpstream(script) as upstream:
         async with run_gateway(config_of(action, upstream.url, filters, tmp_path)) as gateway:
             request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
-            status, _, text = split_answer(await gateway.ask(request))
+            status, _, text = split_response(await gateway.ask(request))
             if action == "split":
                 assert json.loads(text)["parts"][0]["status"] == 415
             else:
@@ -459,7 +461,7 @@ async def test_bug_in_a_plugin_is_ours_and_leaves_nothing_that_looks_whole(
     async with RawUpstream(script) as upstream:
         async with run_gateway(config_of(action, upstream.url, filters, tmp_path)) as gateway:
             request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
-            status, _, text = split_answer(await gateway.ask(request))
+            status, _, text = split_response(await gateway.ask(request))
             if action == "split":
                 assert json.loads(text)["parts"][0]["error"]["code"] == "bug"
             else:
@@ -482,7 +484,7 @@ async def test_plugin_changes_what_goes_on(action: str, plugin: dict[str, Any], 
     async with RawUpstream(script) as upstream:
         configs = {"split": split_config(upstream.url, ["shout"]), "store": store_config(tmp_path, ["shout"])}
         async with run_gateway(configs[action]) as gateway:
-            assert split_answer(await gateway.ask(post(form((FILE, b"quiet")))))[0] in (200, 201)
+            assert split_response(await gateway.ask(post(form((FILE, b"quiet")))))[0] in (200, 201)
             assert (seen or [(tmp_path / "a.bin").read_bytes()]) == [b"QUIET"]
 
 

@@ -20,14 +20,14 @@ from tests.peers import (
     problem_of,
     read_request,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 FILE = ('name="f"; filename="a.wav"', os.urandom(400_000))
 
 
-class Service(RawUpstream):
+class UpstreamPool(RawUpstream):
     """Keeps what it was sent, and says its name."""
 
     def __init__(self, name: bytes) -> None:
@@ -44,7 +44,7 @@ class Service(RawUpstream):
             await wire.send(self._name)
 
 
-def config(big: Service, small: Service, *, has_default: bool = True, **limits: Any) -> dict[str, Any]:
+def config(big: UpstreamPool, small: UpstreamPool, *, has_default: bool = True, **limits: Any) -> dict[str, Any]:
     def route(name: str, upstream: str, field: dict[str, str]) -> dict[str, Any]:
         match = {"path": "/v1", **({"field": field} if field else {})}
         return {"name": name, "match": match, "forward": {"upstream": upstream}, "limits": limits}
@@ -69,7 +69,7 @@ OTHERS = [('name="lang"', b"de"), ('name="prompt"', b"x" * 3000)]
 @pytest.mark.parametrize("order", list(itertools.permutations([MODEL, *OTHERS])))
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_field_before_the_file_chooses_and_the_body_arrives_identical(order: Any, framing: str) -> None:
-    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+    async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small, run_gateway(config(big, small)) as gateway:
         request = ask(*order, FILE)
         body = request.partition(b"\r\n\r\n")[2]
         if framing == "chunked":
@@ -81,7 +81,7 @@ async def test_field_before_the_file_chooses_and_the_body_arrives_identical(orde
             size = chance.choice((30, 300, 70_000))
             await client.send(request[at : at + size])
             at += size
-        assert split_answer(await client.read_to_end())[2] == b"big"
+        assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()
         assert (big.seen, small.seen) == ([body], [])
         line = await gateway.last_line()
@@ -89,13 +89,13 @@ async def test_field_before_the_file_chooses_and_the_body_arrives_identical(orde
 
 
 async def test_upstream_hears_of_the_request_as_soon_as_the_field_is_known() -> None:
-    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+    async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small, run_gateway(config(big, small)) as gateway:
         request = ask(MODEL, FILE)
         client = await gateway.connect()
         await client.send(request[: request.index(b"a.wav") + 100])
         await asyncio.wait_for(big.connected.wait(), 5)
         await client.drain_source([request[request.index(b"a.wav") + 100 :]])
-        assert split_answer(await client.read_to_end())[2] == b"big"
+        assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()
 
 
@@ -106,15 +106,15 @@ async def test_upstream_hears_of_the_request_as_soon_as_the_field_is_known() -> 
 )
 @pytest.mark.parametrize("has_default", [True, False])
 async def test_form_that_chooses_nothing_goes_to_the_default_or_is_refused(parts: Any, has_default: bool) -> None:
-    async with Service(b"big") as big, Service(b"small") as small:
+    async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small:
         async with run_gateway(config(big, small, has_default=has_default)) as gateway:
-            answer = await gateway.ask(ask(*parts))
+            response = await gateway.ask(ask(*parts))
             if has_default:
-                assert split_answer(answer)[2] == b"small"
+                assert split_response(response)[2] == b"small"
                 assert (await gateway.last_line())["route"] == "default"
                 assert not big.seen
             else:
-                problem = problem_of(answer)
+                problem = problem_of(response)
                 assert (problem["status"], problem["code"]) == (422, "late_field")
                 assert "(model)" in problem["detail"]
                 assert not (big.wires)
@@ -122,11 +122,11 @@ async def test_form_that_chooses_nothing_goes_to_the_default_or_is_refused(parts
 
 
 async def test_body_that_is_no_form_goes_to_the_default() -> None:
-    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
-        answer = await gateway.ask(post(b"raw", target="/v1", content_type="text/plain"))
-        assert split_answer(answer)[2] == b"small"
-        answer = await gateway.ask(b"GET /v1 HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        assert split_answer(answer)[2] == b"small"
+    async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small, run_gateway(config(big, small)) as gateway:
+        response = await gateway.ask(post(b"raw", target="/v1", content_type="text/plain"))
+        assert split_response(response)[2] == b"small"
+        response = await gateway.ask(b"GET /v1 HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert split_response(response)[2] == b"small"
 
 
 @pytest.mark.parametrize(
@@ -138,25 +138,29 @@ async def test_body_that_is_no_form_goes_to_the_default() -> None:
     ],
 )
 async def test_fields_that_mislead_or_are_too_large_are_refused(parts: Any, limits: Any, code: str) -> None:
-    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small, **limits)) as gateway:
+    async with (
+        UpstreamPool(b"big") as big,
+        UpstreamPool(b"small") as small,
+        run_gateway(config(big, small, **limits)) as gateway,
+    ):
         assert problem_of(await gateway.ask(ask(*parts)))["code"] == code
         assert not (big.wires)
         assert not (small.wires)
 
 
 async def test_client_that_asks_first_is_invited_to_send_its_fields() -> None:
-    async with Service(b"big") as big, Service(b"small") as small, run_gateway(config(big, small)) as gateway:
+    async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small, run_gateway(config(big, small)) as gateway:
         client = await gateway.connect()
         head, _, body = ask(MODEL, FILE).partition(b"\r\n\r\n")
         await client.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
         assert b"100 Continue" in await client.read_head()
         await client.drain_source([body])
-        assert split_answer(await client.read_to_end())[2] == b"big"
+        assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()
 
 
 async def test_client_that_goes_silent_before_the_choice_is_408() -> None:
-    async with Service(b"big") as big, Service(b"small") as small:
+    async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small:
         keys = config(big, small)
         keys["routes"][0]["timeouts"] = {"idle": "100ms"}
         async with run_gateway(keys) as gateway:

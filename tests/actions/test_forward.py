@@ -12,12 +12,12 @@ from tests.peers import (
     OK,
     RawUpstream,
     Wire,
-    answering,
     forward_config,
     problem_of,
     read_request,
+    responding,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -38,29 +38,29 @@ def fields_of(received: bytes) -> dict[str, list[str]]:
 
 async def send(request: bytes, **config: Any) -> tuple[bytes, bytes]:
     """Send a request through a gateway; return what the upstream and what the client got."""
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, **config)) as gateway:
-        answer = await gateway.ask(request)
-        return upstream.received, answer
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, **config)) as gateway:
+        response = await gateway.ask(request)
+        return upstream.received, response
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "POST", "PROPFIND"])
 async def test_any_method_passes_with_its_body(method: str) -> None:
     reply = OK.removesuffix(b"ok") if method == "HEAD" else OK
-    async with RawUpstream(answering(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        answer = await gateway.ask(ask(method, "/x", "Content-Length: 3\r\n", b"abc"))
+    async with RawUpstream(responding(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        response = await gateway.ask(ask(method, "/x", "Content-Length: 3\r\n", b"abc"))
         assert upstream.received.startswith(f"{method} /x HTTP/1.1\r\nHost: gw.example:8080\r\n".encode())
         assert upstream.received.endswith(b"\r\n\r\nabc")
-        status, fields, body = split_answer(answer)
+        status, fields, body = split_response(response)
         assert (status, fields["content-length"]) == (200, "2")
         assert body == (b"" if method == "HEAD" else b"ok")
 
 
 async def test_answer_passes_with_status_reason_fields_and_order() -> None:
     reply = b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nContent-Length: 2\r\n\r\nok"
-    async with RawUpstream(answering(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        answer = await gateway.ask(ask())
-        assert answer.startswith(b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nDate: ")
-        assert b"\r\nVia: 1.1 streaming-gateway\r\n" in answer
+    async with RawUpstream(responding(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        response = await gateway.ask(ask())
+        assert response.startswith(b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nDate: ")
+        assert b"\r\nVia: 1.1 streaming-gateway\r\n" in response
 
 
 async def test_untrusted_client_is_described_anew() -> None:
@@ -83,14 +83,14 @@ async def test_trusted_proxy_is_continued() -> None:
         "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: real\r\nForwarded: for=6.6.6.6\r\n"
         "X-Request-Id: mine\r\ntraceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-00\r\ntracestate: x=y\r\n"
     )
-    received, answer = await send(ask(fields=said), top={"trusted_proxies": ["127.0.0.0/8"]})
+    received, response = await send(ask(fields=said), top={"trusted_proxies": ["127.0.0.0/8"]})
     fields = fields_of(received)
     assert fields["x-forwarded-for"] == ["6.6.6.6, 127.0.0.1"]
     assert fields["x-forwarded-proto"] == ["https"]
     assert fields["x-forwarded-host"] == ["real"]
     assert fields["forwarded"][0].startswith("for=6.6.6.6, for=127.0.0.1;")
     assert fields["x-request-id"] == ["mine"]
-    assert split_answer(answer)[1]["x-request-id"] == "mine"
+    assert split_response(response)[1]["x-request-id"] == "mine"
     _, trace, span, flags = fields["traceparent"][0].split("-")
     assert (trace, flags) == ("a" * 32, "00")
     assert span != "b" * 16
@@ -106,7 +106,7 @@ async def test_unsound_traceparent_begins_a_new_trace(value: str) -> None:
 
 
 async def test_host_is_the_endpoints_where_configured() -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, forward={"host": "upstream"})) as gateway:
             await gateway.ask(ask())
             fields = fields_of(upstream.received)
@@ -142,7 +142,7 @@ async def test_compressed_bodies_pass_untouched_both_ways() -> None:
 
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         fields = f"Content-Encoding: gzip\r\nContent-Length: {len(squeezed)}\r\n"
-        _, _, body = split_answer(await gateway.ask(ask("POST", fields=fields, body=squeezed)))
+        _, _, body = split_response(await gateway.ask(ask("POST", fields=fields, body=squeezed)))
         assert seen == [squeezed]
         assert body == squeezed
 
@@ -182,7 +182,7 @@ async def test_head_of_an_upload_goes_out_before_its_first_byte() -> None:
 
 
 async def test_connections_are_kept_on_both_sides() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         for _ in range(5):
             await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 3\r\n\r\nabc")
@@ -211,8 +211,8 @@ async def test_tls_to_a_plain_upstream_is_502() -> None:
 
 async def test_problem_document_says_what_where_and_how_to_mend() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
-        answer = await gateway.ask(ask())
-        status, fields, body = split_answer(answer)
+        response = await gateway.ask(ask())
+        status, fields, body = split_response(response)
         document = json.loads(body)
         assert status == document["status"] == 502
         assert set(document) == {"title", "status", "detail", "code", "route", "request_id"}
@@ -226,9 +226,9 @@ async def test_bug_in_the_gateway_is_500_without_its_reason(monkeypatch: pytest.
     def explode(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        monkeypatch.setattr("gateway.actions.forward.request_fields", explode)
-        answer = await gateway.ask(ask())
-        assert problem_of(answer)["code"] == "bug"
-        assert b"secret" not in answer
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        monkeypatch.setattr("gateway.actions.forward.request_headers", explode)
+        response = await gateway.ask(ask())
+        assert problem_of(response)["code"] == "bug"
+        assert b"secret" not in response
         assert (await gateway.last_line())["blame"] == "gateway"

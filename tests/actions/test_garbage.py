@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.downstream import Exchange
-from tests.peers import RawUpstream, answering, form, forward_config, post, run_gateway
+from tests.peers import RawUpstream, form, forward_config, post, responding, run_gateway
 
 FILE = 'name="f"; filename="a.bin"'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000
@@ -31,7 +31,7 @@ def with_action(action: dict[str, Any], upstream: str) -> dict[str, Any]:
 async def test_exchange_is_free_when_it_ends(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"x" * 300_000)
 
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         store = {"directory": str(tmp_path), "if_exists": "replace"}
         config, request = {
             "get": (forward_config(upstream.url), GET),

@@ -13,20 +13,20 @@ import pytest
 
 from gateway.actions.mirror import Tee
 from gateway.errors import Fault, Outcome
-from gateway.observe.stats import RouteTally
+from gateway.observe.stats import RouteStats
 from tests.peers import (
     OK,
     RawUpstream,
     RunningGateway,
     Wire,
-    answering,
     form,
     forward_config,
     post,
     problem_of,
     read_request,
+    responding,
     run_gateway,
-    split_answer,
+    split_response,
     until,
 )
 
@@ -45,11 +45,11 @@ def config(primary: str, shadow: str | None = None, **mirror: Any) -> dict[str, 
     return keys
 
 
-async def tally_of(gateway: RunningGateway) -> RouteTally:
+async def tally_of(gateway: RunningGateway) -> RouteStats:
     """Return the route's counts once a mirror has ended."""
-    tally = gateway.tally.routes["r"]
-    await until(lambda: tally.mirrors.total())
-    return tally
+    stats = gateway.stats.routes["r"]
+    await until(lambda: stats.mirrors.total())
+    return stats
 
 
 class Keeping(RawUpstream):
@@ -67,12 +67,12 @@ class Keeping(RawUpstream):
 async def test_mirror_gets_the_same_request(filters: list[str]) -> None:
     async with Keeping() as primary, Keeping() as shadow:
         async with run_gateway(config(primary.url, shadow.url, route={"filters": filters})) as gateway:
-            assert split_answer(await gateway.ask(post(FORM, target="/x?y")))[0] == 200
-            tally = await tally_of(gateway)
+            assert split_response(await gateway.ask(post(FORM, target="/x?y")))[0] == 200
+            stats = await tally_of(gateway)
             assert shadow.seen[0][1] == primary.seen[0][1] == FORM
             assert shadow.seen[0][0].startswith(b"POST /x?y HTTP/1.1\r\n")
             assert b"Content-Length: %d\r\n" % len(FORM) in shadow.seen[0][0]
-            assert (tally.mirrors, tally.mirror_bytes["sent"]) == ({Outcome.COMPLETE: 1}, len(FORM))
+            assert (stats.mirrors, stats.mirror_bytes["sent"]) == ({Outcome.COMPLETE: 1}, len(FORM))
 
 
 async def test_request_without_a_body_is_mirrored_too() -> None:
@@ -89,7 +89,7 @@ async def test_none_of_a_hundred_is_none() -> None:
             for _ in range(5):
                 await gateway.ask(post(b"x", content_type="x/y"))
             assert not shadow.wires
-            assert not gateway.tally.routes["r"].mirrors
+            assert not gateway.stats.routes["r"].mirrors
 
 
 async def test_slow_mirror_is_dropped_and_its_bytes_add_up() -> None:
@@ -102,12 +102,12 @@ async def test_slow_mirror_is_dropped_and_its_bytes_add_up() -> None:
     async with Keeping() as primary, RawUpstream(never_reads) as shadow:
         async with run_gateway(config(primary.url, shadow.url, buffer="256KiB")) as gateway:
             big = os.urandom(1_000_000) * 12
-            assert split_answer(await gateway.ask(post(big, content_type="x/y")))[0] == 200
+            assert split_response(await gateway.ask(post(big, content_type="x/y")))[0] == 200
             assert primary.seen[0][1] == big
-            tally = await tally_of(gateway)
-            assert tally.mirrors == {Outcome.LIMIT: 1}
-            assert tally.mirror_bytes["sent"] + tally.mirror_bytes["dropped"] == len(big)
-            assert tally.mirror_bytes["dropped"] > 0
+            stats = await tally_of(gateway)
+            assert stats.mirrors == {Outcome.LIMIT: 1}
+            assert stats.mirror_bytes["sent"] + stats.mirror_bytes["dropped"] == len(big)
+            assert stats.mirror_bytes["dropped"] > 0
             stuck.set()
 
 
@@ -126,7 +126,7 @@ async def test_mirror_dropped_with_the_last_chunk_never_looks_whole() -> None:
             await client.send(head + b"5\r\nfirst\r\n")
             await asyncio.wait_for(shadow.connected.wait(), 5)
             await client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
-            assert split_answer(await client.read_to_end())[0] == 200
+            assert split_response(await client.read_to_end())[0] == 200
             await client.close()
             assert (await tally_of(gateway)).mirrors == {Outcome.LIMIT: 1}
             await shadow.wait_finished()
@@ -138,12 +138,12 @@ def test_tee_that_was_dropped_tells_no_end() -> None:
         reading = asyncio.ensure_future(tee.read())
         # One turn: it waits when the mirror is dropped.
         await asyncio.sleep(0)
-        tee.see(b"x" * 11)
+        tee.feed_data(b"x" * 11)
         tee.finish()
         with pytest.raises(Fault):
             await reading
 
-    asyncio.run(read(Tee(10, RouteTally("r"))))
+    asyncio.run(read(Tee(10, RouteStats("r"))))
 
 
 async def test_mirror_that_takes_no_chunks_is_not_felt() -> None:
@@ -152,16 +152,16 @@ async def test_mirror_that_takes_no_chunks_is_not_felt() -> None:
         keys["upstreams"]["shadow"]["framing"] = "length_required"
         async with run_gateway(keys) as gateway:
             head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-            assert split_answer(await gateway.ask(head + b"1\r\nx\r\n0\r\n\r\n"))[0] == 200
+            assert split_response(await gateway.ask(head + b"1\r\nx\r\n0\r\n\r\n"))[0] == 200
             assert (await tally_of(gateway)).mirrors == {Outcome.REFUSED: 1}
             assert not shadow.wires
 
 
 async def test_mirror_that_is_down_is_not_felt() -> None:
-    async with RawUpstream(answering(OK)) as gone:
+    async with RawUpstream(responding(OK)) as gone:
         url = gone.url
     async with Keeping() as primary, run_gateway(config(primary.url, url)) as gateway:
-        assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+        assert split_response(await gateway.ask(post(FORM)))[0] == 200
         assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_FAILED: 1}
 
 
@@ -171,7 +171,7 @@ async def test_mirror_that_never_answers_is_let_go() -> None:
 
     async with Keeping() as primary, RawUpstream(silent) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
-            assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+            assert split_response(await gateway.ask(post(FORM)))[0] == 200
             assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_SLOW: 1}
 
 
@@ -196,16 +196,16 @@ async def test_body_cut_for_the_primary_is_cut_for_the_mirror(why: str) -> None:
 
 async def test_bodies_are_mirrored_to_a_directory_whole_or_not_at_all(tmp_path: Path) -> None:
     async with Keeping() as primary, run_gateway(config(primary.url, directory=str(tmp_path))) as gateway:
-        assert split_answer(await gateway.ask(post(FORM)))[0] == 200
-        tally = await tally_of(gateway)
-        assert tally.mirrors == {Outcome.COMPLETE: 1}
+        assert split_response(await gateway.ask(post(FORM)))[0] == 200
+        stats = await tally_of(gateway)
+        assert stats.mirrors == {Outcome.COMPLETE: 1}
         (name,) = os.listdir(tmp_path)
         assert (tmp_path / name).read_bytes() == FORM
         client = await gateway.connect()
         await client.drain_source([post(FORM)[:2_000_000]])
-        await until(lambda: gateway.tally.routes["r"].in_flight)
+        await until(lambda: gateway.stats.routes["r"].in_flight)
         client.reset()
-        await until(lambda: tally.mirrors[Outcome.CANCELLED])
+        await until(lambda: stats.mirrors[Outcome.CANCELLED])
         await until(lambda: len(os.listdir(tmp_path)) == 1)
 
 
@@ -218,7 +218,7 @@ async def test_gateway_that_stops_waits_for_no_mirror() -> None:
 
     async with Keeping() as primary, RawUpstream(silent) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
-            assert split_answer(await gateway.ask(post(FORM)))[0] == 200
+            assert split_response(await gateway.ask(post(FORM)))[0] == 200
             await begun.wait()
-        assert gateway.tally.routes["r"].mirrors.total() == 1
+        assert gateway.stats.routes["r"].mirrors.total() == 1
         stuck.set()

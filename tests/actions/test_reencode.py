@@ -23,7 +23,7 @@ from tests.peers import (
     problem_of,
     read_request,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -63,8 +63,8 @@ def as_chunked(request: bytes, *cuts: int) -> bytes:
 async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> None:
     async with Seen() as upstream, run_gateway(config(upstream, framing, forward={"body": "raw"})) as gateway:
         request = post(form(('name="lang"', b"de"), FILE), target="/x?y=1")
-        answer = await gateway.ask(as_chunked(request, 10, 300_000) if is_chunked else request)
-        assert split_answer(answer)[0] == 200
+        response = await gateway.ask(as_chunked(request, 10, 300_000) if is_chunked else request)
+        assert split_response(response)[0] == 200
         assert upstream.bodies == [DATA]
         head = upstream.heads[0]
         assert head.startswith(b"POST /x?y=1&lang=de HTTP/1.1\r\n")
@@ -82,7 +82,7 @@ async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> No
 async def test_exact_length_is_told_where_the_upstream_needs_it() -> None:
     async with Seen() as upstream:
         async with run_gateway(config(upstream, "length_required", forward={"body": "raw"})) as gateway:
-            assert split_answer(await gateway.ask(post(form(('name="lang"', b"de"), FILE))))[0] == 200
+            assert split_response(await gateway.ask(post(form(('name="lang"', b"de"), FILE))))[0] == 200
             assert upstream.bodies == [DATA]
             assert b"Content-Length: %d\r\n" % len(DATA) in upstream.heads[0]
 
@@ -114,7 +114,7 @@ async def test_chunked_body_is_411_where_the_upstream_takes_none(route: dict[str
 
 async def test_known_length_may_be_sent_in_chunks() -> None:
     async with Seen() as upstream, run_gateway(config(upstream, "chunked")) as gateway:
-        assert split_answer(await gateway.ask(post(DATA, content_type="x/y")))[0] == 200
+        assert split_response(await gateway.ask(post(DATA, content_type="x/y")))[0] == 200
         assert upstream.bodies == [DATA]
         assert b"Transfer-Encoding: chunked" in upstream.heads[0]
 
@@ -141,7 +141,7 @@ async def test_field_behind_the_file_is_fine_where_it_is_not_sent() -> None:
     async with Seen() as upstream:
         keys = {"body": "raw", "fields": {"drop": ["late"]}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
-            assert split_answer(await gateway.ask(post(form(FILE, ('name="late"', b"x")))))[0] == 200
+            assert split_response(await gateway.ask(post(form(FILE, ('name="late"', b"x")))))[0] == 200
             assert upstream.bodies == [DATA]
 
 
@@ -151,7 +151,7 @@ async def test_raw_body_is_wrapped_into_a_form(is_chunked: bool) -> None:
         keys = {"body": "multipart", "file_field": "audio", "fields": {"add": {"model": "big"}}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             request = post(DATA, target="/up/a%20b.wav", content_type="audio/wav")
-            assert split_answer(await gateway.ask(as_chunked(request) if is_chunked else request))[0] == 200
+            assert split_response(await gateway.ask(as_chunked(request) if is_chunked else request))[0] == 200
             head, body = upstream.heads[0], upstream.bodies[0]
             boundary = body[2 : body.index(b"\r\n")]
             assert body == (
@@ -174,7 +174,7 @@ async def test_form_is_made_anew_with_its_fields_edited() -> None:
                 FILE,
                 ('name="z"', b"9"),
             ]
-            assert split_answer(await gateway.ask(post(form(*parts))))[0] == 200
+            assert split_response(await gateway.ask(post(form(*parts))))[0] == 200
             body = upstream.bodies[0]
             names = [line for line in body.split(b"\r\n") if line.startswith(b"Content-Disposition")]
             assert [name.partition(b"; ")[2] for name in names] == [
@@ -189,7 +189,7 @@ async def test_transform_changes_what_is_forwarded(kind: str) -> None:
     async with Seen() as upstream, run_gateway(config(upstream, filters=["decompress", "digest"])) as gateway:
         packed = gzip.compress(DATA)
         request = post(packed, content_type="x/y") if kind == "raw" else post(form(('name="f"; filename="a"', packed)))
-        status, fields, _ = split_answer(await gateway.ask(request))
+        status, fields, _ = split_response(await gateway.ask(request))
         assert (status, DATA in upstream.bodies[0]) == (200, True)
         assert fields["x-upload-digest"].startswith("sha-256=:")
         assert (upstream.bodies[0] == DATA) == (kind == "raw")
@@ -249,8 +249,8 @@ async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url, forward={"body": "raw"})) as gateway:
-            answer = await gateway.ask(post(form(('name="f"; filename="a"', DATA * 20))))
-            assert split_answer(answer)[::2] == (413, b"full")
+            response = await gateway.ask(post(form(('name="f"; filename="a"', DATA * 20))))
+            assert split_response(response)[::2] == (413, b"full")
             assert (await gateway.last_line())["upload"] == "answered_early"
 
 
@@ -291,7 +291,7 @@ async def test_remade_form_holds_the_same_parts_whatever_the_chunking(seed: int)
     async with Seen() as upstream, run_gateway(config(upstream, forward={"multipart": "strict"})) as gateway:
         request = post(form(*parts))
         cuts = sorted(chance.sample(range(1, 120), 5))
-        assert split_answer(await gateway.ask(as_chunked(request, *cuts)))[0] == 200
+        assert split_response(await gateway.ask(as_chunked(request, *cuts)))[0] == 200
         body = upstream.bodies[0]
         boundary = body[2 : body.index(b"\r\n")]
         assert boundary.startswith(b"gateway-")

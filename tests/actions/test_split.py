@@ -22,7 +22,7 @@ from tests.peers import (
     problem_of,
     read_request,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -37,7 +37,7 @@ def config(*endpoints: str, **route: Any) -> dict[str, Any]:
     }
 
 
-def answer(status: int, body: bytes, kind: bytes = b"text/plain") -> bytes:
+def response(status: int, body: bytes, kind: bytes = b"text/plain") -> bytes:
     head = b"HTTP/1.1 %d Whatever\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
     return head % (status, kind, len(body)) + body
 
@@ -47,7 +47,7 @@ class Seen:
 
     def __init__(self, reply: Callable[[bytes, bytes], bytes] | None = None) -> None:
         self.requests: list[tuple[bytes, bytes]] = []
-        self._reply = reply or (lambda _head, body: answer(200, hashlib.sha256(body).hexdigest().encode()))
+        self._reply = reply or (lambda _head, body: response(200, hashlib.sha256(body).hexdigest().encode()))
 
     async def __call__(self, wire: Wire) -> None:
         while True:
@@ -69,7 +69,7 @@ def request(body: bytes, **more: Any) -> bytes:
 
 
 def parts_of(raw: bytes, status: int) -> list[dict[str, Any]]:
-    got, fields, body = split_answer(raw)
+    got, fields, body = split_response(raw)
     assert (got, fields["content-type"]) == (status, "application/json"), raw
     parts: list[dict[str, Any]] = json.loads(body)["parts"]
     return parts
@@ -83,7 +83,7 @@ async def test_one_failing_file_leaves_the_others_whole_and_in_order() -> None:
     files = [os.urandom(300_000), os.urandom(200_001), os.urandom(100)]
 
     def reply(head: bytes, body: bytes) -> bytes:
-        return answer(500, b"no") if body == files[1] else answer(200, sha256(body).encode())
+        return response(500, b"no") if body == files[1] else response(200, sha256(body).encode())
 
     seen = [Seen(reply) for _ in range(3)]
     async with RawUpstream(seen[0]) as a, RawUpstream(seen[1]) as b, RawUpstream(seen[2]) as c:
@@ -166,7 +166,7 @@ async def test_next_file_streams_while_earlier_answers_are_awaited() -> None:
         if body == b"three":
             arrived.set()
         await arrived.wait()
-        await wire.send(answer(200, body))
+        await wire.send(response(200, body))
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw", "max_parallel": 3})) as gateway:
@@ -188,7 +188,7 @@ async def test_no_more_answers_are_awaited_at_once_than_allowed() -> None:
                 await wire.read_until(b"\r\n")
             await wire.read_until(b"\r\n")
             open_now -= 1
-            await wire.send(answer(200, b"ok"))
+            await wire.send(response(200, b"ok"))
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw", "max_parallel": 2})) as gateway:
@@ -198,7 +198,7 @@ async def test_no_more_answers_are_awaited_at_once_than_allowed() -> None:
 
 
 async def test_stop_sends_nothing_after_a_failure() -> None:
-    seen = Seen(lambda _head, body: answer(500 if body == b"two" else 200, b"."))
+    seen = Seen(lambda _head, body: response(500 if body == b"two" else 200, b"."))
     async with RawUpstream(seen) as upstream:
         keys = {"body": "raw", "on_error": "stop", "max_parallel": 1}
         async with run_gateway(config(upstream.url, split=keys)) as gateway:
@@ -220,7 +220,7 @@ async def test_stop_cuts_the_file_on_its_way() -> None:
         head = await wire.read_head()
         if b"X-File-Name: a" in head:
             await failing.wait()
-            await wire.send(answer(500, b"no"))
+            await wire.send(response(500, b"no"))
             return
         await wire.read_until(b"begun")
         failing.set()
@@ -250,7 +250,7 @@ async def test_client_that_leaves_mid_file_leaves_the_upstream_with_a_cut_one() 
                 await wire.read_to_end()
                 return
             await wire.read_until(b"0\r\n\r\n")
-            await wire.send(answer(200, b"ok"))
+            await wire.send(response(200, b"ok"))
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
@@ -343,11 +343,11 @@ async def test_early_answer_within_a_file_skips_its_rest_and_goes_on() -> None:
     async def script(wire: Wire) -> None:
         head = await wire.read_head()
         if b"X-File-Name: a" in head:
-            await wire.send(answer(413, b"full"))
+            await wire.send(response(413, b"full"))
             await wire.close()
             return
         await wire.read_until(b"0\r\n\r\n")
-        await wire.send(answer(200, b"ok"))
+        await wire.send(response(200, b"ok"))
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
@@ -370,7 +370,7 @@ async def test_endpoint_that_refuses_is_that_files_entry() -> None:
 async def test_upstream_that_goes_silent_within_its_answer_is_that_files_entry() -> None:
     async def script(wire: Wire) -> None:
         await read_request(wire)
-        await wire.send(answer(200, b"whole answer")[:-3])
+        await wire.send(response(200, b"whole answer")[:-3])
         await wire.read_to_end()
 
     async with RawUpstream(script) as upstream:
@@ -381,7 +381,7 @@ async def test_upstream_that_goes_silent_within_its_answer_is_that_files_entry()
 
 
 async def test_answers_are_bounded_together() -> None:
-    seen = Seen(lambda _head, _body: answer(200, b"y" * 600))
+    seen = Seen(lambda _head, _body: response(200, b"y" * 600))
     async with RawUpstream(seen) as upstream:
         async with run_gateway(config(upstream.url, split={"max_answers": 1000, "max_parallel": 1})) as gateway:
             parts = parts_of(await gateway.ask(request(form(file("a", b"one"), file("b", b"two")))), 207)
@@ -400,7 +400,7 @@ async def test_answers_taken_at_once_share_the_room() -> None:
         if waiting == 3:
             all_here.set()
         await all_here.wait()
-        await wire.send(answer(200, b"y" * 500))
+        await wire.send(response(200, b"y" * 500))
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"max_answers": 1200, "max_parallel": 3})) as gateway:
@@ -429,10 +429,10 @@ async def test_name_of_dots_does_not_climb_out_of_the_path(name: str) -> None:
     ],
 )
 async def test_answers_stand_in_the_document_as_they_were(kind: bytes, body: bytes, expected: str) -> None:
-    seen = Seen(lambda _head, _body: answer(200, body, kind))
+    seen = Seen(lambda _head, _body: response(200, body, kind))
     async with RawUpstream(seen) as upstream, run_gateway(config(upstream.url)) as gateway:
         raw = await gateway.ask(request(form(file("a", b"one"))))
-        assert expected in split_answer(raw)[2].decode()
+        assert expected in split_response(raw)[2].decode()
         assert len(parts_of(raw, 200)) == 1
 
 
@@ -444,12 +444,12 @@ async def test_size_a_part_declares_is_told_upstream_and_held_to(declared: int, 
         head, body = await read_request(wire)
         finished.append(body)
         assert b"Content-Length: 3\r\n" in head
-        await wire.send(answer(200, b"ok"))
+        await wire.send(response(200, b"ok"))
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
             body = form(file("a", b"one")).replace(b"\r\n\r\none", b"\r\nContent-Length: %d\r\n\r\none" % declared)
-            assert split_answer(await gateway.ask(request(body)))[0] == status
+            assert split_response(await gateway.ask(request(body)))[0] == status
             assert finished == ([b"one"] if status == 200 else [])
 
 
@@ -460,7 +460,7 @@ async def test_full_upstream_refuses_before_the_body_is_asked_for() -> None:
         await read_request(wire)
         begun.set()
         await go_on.wait()
-        await wire.send(answer(200, b"ok"))
+        await wire.send(response(200, b"ok"))
 
     async with RawUpstream(script) as upstream:
         keys = {"max_in_flight": 1, "max_queued": 0}
@@ -497,10 +497,10 @@ async def test_any_order_size_and_chunking_arrives_identical(seed: int) -> None:
                 size = chance.choice((1, 7, 100, 5000, 100_000))
                 await client.send(wire[at : at + size])
                 at += size
-            entries = parts_of(await client.read_to_end(), 200)
+            results = parts_of(await client.read_to_end(), 200)
             await client.close()
-            assert [entry["body"] for entry in entries] == [sha256(data) for data in files]
-            assert [entry["size"] for entry in entries] == [len(data) for data in files]
+            assert [result["body"] for result in results] == [sha256(data) for data in files]
+            assert [result["size"] for result in results] == [len(data) for data in files]
 
 
 async def test_gateway_that_stops_cuts_every_file() -> None:

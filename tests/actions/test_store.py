@@ -15,7 +15,7 @@ import pytest
 
 from gateway.storage import sweep
 from gateway.storage.disk_upload import IncomingFile, Upload
-from tests.peers import chunked, form, post, problem_of, run_gateway, split_answer, until
+from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -43,10 +43,10 @@ async def test_every_file_part_is_stored_and_described(tmp_path: Path) -> None:
     big = os.urandom(1_000_003)
     async with run_gateway(config(tmp_path)) as gateway:
         body = form(("name=note", b"hello"), file("a.txt", b"A"), file("b.bin", big), file("empty", b""))
-        status, fields, answer = split_answer(await gateway.ask(post(body, target="/up")))
+        status, fields, response = split_response(await gateway.ask(post(body, target="/up")))
         assert status == 201
         assert fields["content-type"] == "application/json"
-        described = json.loads(answer)["files"]
+        described = json.loads(response)["files"]
         assert [(entry["name"], entry["size"], entry["field"]) for entry in described] == [
             ("a.txt", 1, "file"),
             ("b.bin", len(big), "file"),
@@ -62,23 +62,23 @@ async def test_every_file_part_is_stored_and_described(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"hello", b"x" * 700_000])
 async def test_raw_put_is_stored_under_the_last_segment(tmp_path: Path, data: bytes) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        status, _, answer = split_answer(await gateway.ask(put(data, "/up/dir/my%20file.bin?x=1")))
+        status, _, response = split_response(await gateway.ask(put(data, "/up/dir/my%20file.bin?x=1")))
         assert status == 201
-        assert json.loads(answer)["files"][0]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert json.loads(response)["files"][0]["sha256"] == hashlib.sha256(data).hexdigest()
         assert (tmp_path / "my file.bin").read_bytes() == data
 
 
 async def test_chunked_raw_upload_is_stored(tmp_path: Path) -> None:
     head = b"POST /up/c HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with run_gateway(config(tmp_path)) as gateway:
-        assert split_answer(await gateway.ask(head + chunked(b"abc", b"defg")))[0] == 201
+        assert split_response(await gateway.ask(head + chunked(b"abc", b"defg")))[0] == 201
         assert (tmp_path / "c").read_bytes() == b"abcdefg"
 
 
 async def test_content_disposition_names_a_raw_upload(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
         fields = 'Content-Disposition: attachment; filename="named.txt"\r\n'
-        assert split_answer(await gateway.ask(put(b"x", "/up", fields)))[0] == 201
+        assert split_response(await gateway.ask(put(b"x", "/up", fields)))[0] == 201
         assert names(tmp_path) == ["named.txt"]
 
 
@@ -106,8 +106,8 @@ async def test_names_from_the_wire_never_become_paths(tmp_path: Path, wire_name:
     directory = tmp_path / "in"
     directory.mkdir()
     async with run_gateway(config(directory)) as gateway:
-        answer = await gateway.ask(post(form(file(wire_name, b"x")), target="/up"))
-        assert split_answer(answer)[0] == 201, answer
+        response = await gateway.ask(post(form(file(wire_name, b"x")), target="/up"))
+        assert split_response(response)[0] == 201, response
         assert names(directory) == [NAMES[wire_name]]
         assert names(tmp_path) == ["in"]
 
@@ -123,8 +123,8 @@ async def test_uuid_names_keep_only_a_plain_extension(tmp_path: Path) -> None:
 async def test_taken_name_is_numbered_also_within_one_upload(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path)) as gateway:
-        answer = await gateway.ask(post(form(file("a.txt", b"1"), file("a.txt", b"2")), target="/up"))
-        described = json.loads(split_answer(answer)[2])["files"]
+        response = await gateway.ask(post(form(file("a.txt", b"1"), file("a.txt", b"2")), target="/up"))
+        described = json.loads(split_response(response)[2])["files"]
         assert [entry["name"] for entry in described] == ["a-1.txt", "a-2.txt"]
         assert [(tmp_path / name).read_text() for name in ("a.txt", "a-1.txt", "a-2.txt")] == ["old", "1", "2"]
 
@@ -132,11 +132,11 @@ async def test_taken_name_is_numbered_also_within_one_upload(tmp_path: Path) -> 
 async def test_taken_name_is_rejected_where_configured_and_nothing_of_the_upload_stays(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path, if_exists="reject")) as gateway:
-        answer = await gateway.ask(post(form(file("b.txt", b"1"), file("a.txt", b"2")), target="/up"))
-        assert problem_of(answer)["code"] == "file_exists"
+        response = await gateway.ask(post(form(file("b.txt", b"1"), file("a.txt", b"2")), target="/up"))
+        assert problem_of(response)["code"] == "file_exists"
         assert names(tmp_path) == ["a.txt"]
-        answer = await gateway.ask(post(form(file("c.txt", b"1"), file("c.txt", b"2")), target="/up"))
-        assert problem_of(answer)["status"] == 409
+        response = await gateway.ask(post(form(file("c.txt", b"1"), file("c.txt", b"2")), target="/up"))
+        assert problem_of(response)["status"] == 409
         assert names(tmp_path) == ["a.txt"]
 
 
@@ -185,14 +185,14 @@ async def test_bad_form_leaves_nothing(tmp_path: Path, mangle: Any, limits: dict
 
 async def test_form_without_a_file_is_400(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        answer = await gateway.ask(post(form(("name=a", b"b")), target="/up"))
-        assert problem_of(answer)["code"] == "bad_multipart"
+        response = await gateway.ask(post(form(("name=a", b"b")), target="/up"))
+        assert problem_of(response)["code"] == "bad_multipart"
 
 
 async def test_upload_without_a_body_is_411(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        answer = await gateway.ask(b"POST /up HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        assert problem_of(answer)["status"] == 411
+        response = await gateway.ask(b"POST /up HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert problem_of(response)["status"] == 411
 
 
 async def test_directory_that_went_away_is_503_and_names_no_path(tmp_path: Path) -> None:
@@ -227,12 +227,12 @@ async def test_full_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         async with run_gateway(config(directory)) as gateway:
             head = b"PUT /up/a HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-            answer = await gateway.ask(head, chunked(*[b"z" * 100_000] * 30))
-            assert problem_of(answer)["code"] == "disk_full"
+            response = await gateway.ask(head, chunked(*[b"z" * 100_000] * 30))
+            assert problem_of(response)["code"] == "disk_full"
             assert names(directory) == []
             line = await gateway.last_line()
             assert (line["upload"], line["blame"]) == ("disk_failed", "gateway")
-            assert split_answer(await gateway.ask(put(b"fits")))[0] == 201
+            assert split_response(await gateway.ask(put(b"fits")))[0] == 201
     finally:
         await (await asyncio.create_subprocess_exec("umount", str(directory))).wait()
 
@@ -260,7 +260,7 @@ async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, mon
 
     monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
-        assert split_answer(await gateway.ask(put(b"data")))[0] == 201
+        assert split_response(await gateway.ask(put(b"data")))[0] == 201
         assert names(tmp_path) == ["a.bin"]
         assert swept
 
@@ -284,7 +284,7 @@ async def test_staging_that_a_sweep_holds_is_made_again(tmp_path: Path, monkeypa
         assert not list((tmp_path / held[0]).iterdir())
         (tmp_path / held[0]).rmdir()
         await client.send(b"x")
-        assert split_answer(await client.read_to_end())[0] == 201
+        assert split_response(await client.read_to_end())[0] == 201
         await client.close()
         assert names(tmp_path) == ["a.bin"]
 
@@ -317,7 +317,7 @@ async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
 
     monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
-        assert split_answer(await gateway.ask(put(b"data")))[0] == 201
+        assert split_response(await gateway.ask(put(b"data")))[0] == 201
     assert names(tmp_path) == ["a.bin"]
     (tmp_path / f".{'0' * 32}.part").mkdir()
     assert sweep(tmp_path) == 0
@@ -335,8 +335,8 @@ async def test_commit_that_fails_on_the_second_file_takes_the_first_back(
 
     monkeypatch.setattr(Upload, "_name", fail_second)
     async with run_gateway(config(tmp_path)) as gateway:
-        answer = await gateway.ask(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
-        assert problem_of(answer)["status"] == 503
+        response = await gateway.ask(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
+        assert problem_of(response)["status"] == 503
         assert names(tmp_path) == []
         assert (await gateway.last_line())["upload"] == "disk_failed"
 
@@ -348,6 +348,6 @@ async def test_file_system_without_hard_links_is_served_too(tmp_path: Path, monk
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     async with run_gateway(config(tmp_path)) as gateway:
         for expected in ("a.bin", "a-1.bin"):
-            answer = await gateway.ask(put(expected.encode()))
-            assert json.loads(split_answer(answer)[2])["files"][0]["name"] == expected
+            response = await gateway.ask(put(expected.encode()))
+            assert json.loads(split_response(response)[2])["files"][0]["name"] == expected
             assert (tmp_path / expected).read_bytes() == expected.encode()

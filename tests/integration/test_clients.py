@@ -32,24 +32,24 @@ def by_requests(url: str, files: Files) -> Any:
     parts += [(field, (path.name, handle, "audio/wav")) for (field, path), handle in zip(files, handles, strict=True)]
     encoder = MultipartEncoder(fields=parts)
     try:
-        answer = requests.post(url, data=encoder, headers={"Content-Type": encoder.content_type}, timeout=30)
+        response = requests.post(url, data=encoder, headers={"Content-Type": encoder.content_type}, timeout=30)
     finally:
         for handle in handles:
             handle.close()
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def by_httpx(url: str, files: Files) -> Any:
     handles = [path.open("rb") for _, path in files]
     parts = [(field, (path.name, handle)) for (field, path), handle in zip(files, handles, strict=True)]
     try:
-        answer = httpx.post(url, data={"note": "hello"}, files=parts, timeout=30, trust_env=False)
+        response = httpx.post(url, data={"note": "hello"}, files=parts, timeout=30, trust_env=False)
     finally:
         for handle in handles:
             handle.close()
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def by_curl(url: str, files: Files) -> Any:
@@ -70,9 +70,9 @@ def by_aiohttp(url: str, files: Files) -> Any:
         form.add_field("note", "hello")
         for field, path in files:
             form.add_field(field, path.open("rb"), filename=path.name)
-        async with aiohttp.ClientSession() as session, session.post(url, data=form) as answer:
-            assert answer.status == 200, await answer.text()
-            return await answer.json()
+        async with aiohttp.ClientSession() as session, session.post(url, data=form) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
 
     return asyncio.run(send())
 
@@ -107,7 +107,7 @@ async def test_several_files_of_every_client_arrive_identical(service: str, file
             got = await asyncio.to_thread(send, gateway.url + "/upload", files)
             assert got["fields"] == {"note": "hello"}, name
             assert [(file["name"], file["size"], file["sha256"]) for file in got["files"]] == expected(files), name
-        assert gateway.tally.routes["r"].parts == {"file": 3 * len(CLIENTS), "field": len(CLIENTS)}
+        assert gateway.stats.routes["r"].parts == {"file": 3 * len(CLIENTS), "field": len(CLIENTS)}
         assert all(line["outcome"] == "complete" for line in gateway.log)
 
 
@@ -142,9 +142,9 @@ async def test_every_client_stores_and_fetches_back(files: Files, tmp_path: Path
 
     def by_httpx_store(url: str) -> Any:
         with files[0][1].open("rb") as handle:
-            answer = httpx.post(url, files={"file": ("a.wav", handle)}, timeout=30, trust_env=False)
-        assert answer.status_code == 201
-        return answer.json()["files"][0]
+            response = httpx.post(url, files={"file": ("a.wav", handle)}, timeout=30, trust_env=False)
+        assert response.status_code == 201
+        return response.json()["files"][0]
 
     def fetch(url: str) -> bytes:
         return requests.get(url, timeout=30).content

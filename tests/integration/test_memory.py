@@ -115,10 +115,10 @@ def send_form(port: int, target: str, size: int = SIZE) -> bytes:
         for _ in range(size // len(BLOCK)):
             sock.sendall(BLOCK)
         sock.sendall(tail)
-        answer = b""
+        response = b""
         while piece := sock.recv(65536):
-            answer += piece
-        return answer
+            response += piece
+        return response
 
 
 def receive(port: int, target: str) -> int:
@@ -140,8 +140,8 @@ async def test_two_gib_up_and_down_through_forward_stay_within_32_mib(tmp_path: 
         config["routes"].append({"name": "d", "match": {"path": "/down"}, "forward": {"upstream": "down"}})
         async with gateway_process(config, tmp_path) as (pid, port):
             idle = memory(pid, "VmRSS")
-            answer = await asyncio.to_thread(send_form, port, "/")
-            assert int(answer.rpartition(b"\r\n")[2]) > SIZE
+            response = await asyncio.to_thread(send_form, port, "/")
+            assert int(response.rpartition(b"\r\n")[2]) > SIZE
             assert await asyncio.to_thread(receive, port, "/down") == SIZE
             growth = memory(pid, "VmHWM") - idle
             print(f"idle {idle / 2**20:.1f} MiB, peak {(growth + idle) / 2**20:.1f} MiB")
@@ -159,8 +159,8 @@ async def test_two_gib_stored_and_served_stay_within_32_mib(tmp_path: Path) -> N
     }
     async with gateway_process(config, tmp_path) as (pid, port):
         idle = memory(pid, "VmRSS")
-        answer = await asyncio.to_thread(send_form, port, "/up")
-        assert b" 201 Created" in answer
+        response = await asyncio.to_thread(send_form, port, "/up")
+        assert b" 201 Created" in response
         assert await asyncio.to_thread(receive, port, "/files/big.bin") == SIZE
         growth = memory(pid, "VmHWM") - idle
         print(f"idle {idle / 2**20:.1f} MiB, peak {(growth + idle) / 2**20:.1f} MiB")
@@ -216,10 +216,10 @@ def send_files(port: int, count: int, size: int) -> bytes:
             for _ in range(size // len(BLOCK)):
                 sock.sendall(BLOCK)
         sock.sendall(tail)
-        answer = b""
+        response = b""
         while piece := sock.recv(65536):
-            answer += piece
-        return answer
+            response += piece
+        return response
 
 
 @pytest.mark.soak
@@ -241,8 +241,8 @@ async def test_ten_gib_in_a_hundred_files_are_split_within_32_mib(tmp_path: Path
         config["upstreams"] = {"up": {"endpoints": [f"http://127.0.0.1:{up}"]}}
         async with gateway_process(config, tmp_path) as (pid, port):
             idle = memory(pid, "VmRSS")
-            answer = await asyncio.to_thread(send_files, port, count, size)
-            parts = json.loads(answer.partition(b"\r\n\r\n")[2])["parts"]
+            response = await asyncio.to_thread(send_files, port, count, size)
+            parts = json.loads(response.partition(b"\r\n\r\n")[2])["parts"]
             assert [part["body"] for part in parts] == [str(size)] * count
             growth = memory(pid, "VmHWM") - idle
             print(f"idle {idle / 2**20:.1f} MiB, peak {(growth + idle) / 2**20:.1f} MiB")

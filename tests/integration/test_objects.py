@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from gateway.observe.stats import Direction
 from tests.integration.test_memory import gateway_process, memory, send_form
-from tests.peers import chunked, form, post, problem_of, run_gateway, split_answer, until
+from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 DATA = os.urandom(20_000_001)
@@ -31,8 +31,8 @@ class Store:
         self.url = url
 
     def ask(self, path: str, method: str = "GET") -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method), timeout=10) as answer:
-            body: bytes = answer.read()
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method), timeout=10) as response:
+            body: bytes = response.read()
             return body
 
     def keys(self) -> list[str]:
@@ -58,11 +58,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def config(store: Store, **action: Any) -> dict[str, Any]:
-    place = {"url": "s3://bucket/in/here", "endpoint": store.url, "region": "us-east-1"}
+    bucket = {"url": "s3://bucket/in/here", "endpoint": store.url, "region": "us-east-1"}
     return {
         "routes": [
-            {"name": "up", "match": {"prefix": "/up"}, "store": {**place, **action}},
-            {"name": "down", "match": {"prefix": "/files/"}, "files": place},
+            {"name": "up", "match": {"prefix": "/up"}, "store": {**bucket, **action}},
+            {"name": "down", "match": {"prefix": "/files/"}, "files": bucket},
         ]
     }
 
@@ -74,20 +74,20 @@ def get(name: str, fields: str = "") -> bytes:
 async def test_files_are_stored_and_served_with_ranges(store: Store) -> None:
     async with run_gateway(config(store)) as gateway:
         parts = (FILE, ('name="x"', b"1"), ('name="g"; filename="s.txt"', SMALL), ('name="h"; filename="e"', b""))
-        status, _, text = split_answer(await gateway.ask(post(form(*parts), target="/up")))
+        status, _, text = split_response(await gateway.ask(post(form(*parts), target="/up")))
         files = json.loads(text)["files"]
         assert (status, [file["name"] for file in files]) == (201, ["a b.bin", "s.txt", "e"])
         assert files[0]["sha256"] == hashlib.sha256(DATA).hexdigest()
         assert sorted(store.keys()) == ["in/here/a b.bin", "in/here/e", "in/here/s.txt"]
         assert store.open_uploads() == 0
-        status, fields, body = split_answer(await gateway.ask(get("a%20b.bin")))
+        status, fields, body = split_response(await gateway.ask(get("a%20b.bin")))
         assert (status, body == DATA, fields["content-length"]) == (200, True, str(len(DATA)))
-        status, part, body = split_answer(await gateway.ask(get("a%20b.bin", "Range: bytes=1000-15000000\r\n")))
+        status, part, body = split_response(await gateway.ask(get("a%20b.bin", "Range: bytes=1000-15000000\r\n")))
         assert (status, body == DATA[1000:15_000_001]) == (206, True)
         assert part["content-range"] == f"bytes 1000-15000000/{len(DATA)}"
         unchanged = await gateway.ask(get("a%20b.bin", f"If-None-Match: {fields['etag']}\r\n"))
-        assert split_answer(unchanged)[0] == 304
-        assert split_answer(await gateway.ask(get("e")))[2] == b""
+        assert split_response(unchanged)[0] == 304
+        assert split_response(await gateway.ask(get("e")))[2] == b""
         assert problem_of(await gateway.ask(get("none")))["code"] == "file_not_found"
         assert problem_of(await gateway.ask(get("../here/s.txt")))["code"] == "file_not_found"
 
@@ -100,7 +100,7 @@ async def test_name_that_is_taken(store: Store, if_exists: str, status: int, nam
     async with run_gateway(config(store, if_exists=if_exists)) as gateway:
         for number, expected in ((1, 201), (2, status)):
             body = form(('name="f"; filename="s.txt"', b"%d" % number))
-            assert split_answer(await gateway.ask(post(body, target="/up")))[0] == expected
+            assert split_response(await gateway.ask(post(body, target="/up")))[0] == expected
         assert [key.removeprefix("in/here/") for key in sorted(store.keys())] == names
 
 
@@ -115,7 +115,7 @@ async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(store: 
         if why == "client leaves":
             client = await gateway.connect()
             await client.drain_source([request[: len(DATA)]])
-            await until(lambda: gateway.tally.routes["up"].transfers[Direction.UPLOAD].bytes_moved > 10**7)
+            await until(lambda: gateway.stats.routes["up"].transfers[Direction.UPLOAD].bytes_moved > 10**7)
             client.reset()
             assert (await gateway.last_line())["outcome"] == "client_left"
         elif why == "malformed":

@@ -13,7 +13,7 @@ from django.http.multipartparser import MultiPartParser
 from python_multipart import FormParser
 from werkzeug.formparser import parse_form_data
 
-from tests.peers import OK, RawUpstream, Wire, form, forward_config, post, read_request, run_gateway, split_answer
+from tests.peers import OK, RawUpstream, Wire, form, forward_config, post, read_request, run_gateway, split_response
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 Parts = list[tuple[str, str | None, bytes]]
@@ -87,7 +87,7 @@ async def test_every_parser_sees_the_same_parts(name: str) -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url, forward={"multipart": "strict"})) as gateway:
-            assert split_answer(await gateway.ask(post(BODIES[name])))[0] == 200
+            assert split_response(await gateway.ask(post(BODIES[name])))[0] == 200
     head, body = seen[0]
     content_type = head.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()
     found = {

@@ -16,7 +16,7 @@ from typing import Any
 import multipart
 import pytest
 
-from tests.peers import OK, RawUpstream, Wire, read_request, run_gateway, split_answer
+from tests.peers import OK, RawUpstream, Wire, read_request, run_gateway, split_response
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 RECORDED = sorted((Path(__file__).parents[1] / "recorded").glob("*.http"))
@@ -65,7 +65,7 @@ async def test_recorded_bodies_are_understood(recorded: bytes, action: str, tmp_
             line, _, fields = head.partition(b"\r\n")
             fields = re.sub(rb"(?im)^connection: .*\r\n", b"", fields)
             request = line + b"\r\nHost: gw\r\nConnection: close\r\n" + fields + b"\r\n\r\n" + body
-            status, _, text = split_answer(await gateway.ask(request))
+            status, _, text = split_response(await gateway.ask(request))
     if action == "forward":
         assert (status, seen[0][1] == body) == (200, True)
     elif action == "edited":

@@ -16,14 +16,14 @@ from tests.peers import (
     OK,
     RawUpstream,
     Wire,
-    answering,
     form,
     forward_config,
     post,
     problem_of,
     read_request,
+    responding,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
@@ -69,15 +69,15 @@ async def test_what_the_scanner_finds_is_cut_and_the_rest_passes(tmp_path: Path)
         async with run_gateway(config) as gateway:
             answer = await gateway.ask(post(form(('name="f"; filename="a"', data))))
             line = await gateway.last_line()
-            if split_answer(answer)[0] == 200:
+            if split_response(answer)[0] == 200:
                 assert line["parts"][0]["scanned"] in ("clean", "failed")
             return answer
 
     clean = os.urandom(2_000_000)
     async with clamd(tmp_path) as place, RawUpstream(script) as upstream:
         config = forward_config(upstream.url, filters=[{"scan": {"clamd": place}}])
-        assert split_answer(await send(config, clean))[0] == 200
-        assert split_answer(await send(config, b""))[0] == 200
+        assert split_response(await send(config, clean))[0] == 200
+        assert split_response(await send(config, b""))[0] == 200
         assert len(finished) == 2
         for infected in (EICAR, clean + EICAR, EICAR + clean):
             problem = problem_of(await send(config, infected))
@@ -88,12 +88,12 @@ async def test_what_the_scanner_finds_is_cut_and_the_rest_passes(tmp_path: Path)
         assert (problem["status"], problem["code"]) == (503, "scanner_failed")
         assert len(finished) == 2
         lenient = forward_config(upstream.url, filters=[{"scan": {"clamd": place, "on_error": "pass"}}])
-        assert split_answer(await send(lenient, clean * 4))[0] == 200
+        assert split_response(await send(lenient, clean * 4))[0] == 200
         assert len(finished) == 3
 
 
 async def test_scanner_that_is_not_there_is_503(tmp_path: Path) -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, filters=[{"scan": {"clamd": f"unix:{tmp_path}/none"}}])
         async with run_gateway(config) as gateway:
             problem = problem_of(await gateway.ask(post(b"data", content_type="x/y")))

@@ -16,7 +16,7 @@ import requests
 
 from tests.conftest import require_tool
 from tests.integration.test_memory import gateway_process, length_of, read_head
-from tests.peers import OK, RawUpstream, Wire, answering, forward_config, run_gateway, split_answer
+from tests.peers import OK, RawUpstream, Wire, forward_config, responding, run_gateway, split_response
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 BODY = os.urandom(5_000_001)
@@ -67,9 +67,9 @@ async def test_upload_and_download_over_tls_are_identical(tmp_path: Path, monkey
         threading.Thread(target=echo, args=(listener,), daemon=True).start()
         async with gateway_process(forward_config(f"https://127.0.0.1:{port}"), tmp_path) as (_, gateway_port):
             url = f"http://127.0.0.1:{gateway_port}/"
-            answer = await asyncio.to_thread(requests.post, url, data=BODY, timeout=30)
-            assert answer.status_code == 200, answer.text
-            assert hashlib.sha256(answer.content).digest() == hashlib.sha256(BODY).digest()
+            response = await asyncio.to_thread(requests.post, url, data=BODY, timeout=30)
+            assert response.status_code == 200, response.text
+            assert hashlib.sha256(response.content).digest() == hashlib.sha256(BODY).digest()
 
 
 async def test_certificate_nobody_vouches_for_is_502(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ async def test_certificate_nobody_vouches_for_is_502(tmp_path: Path) -> None:
         port = listener.getsockname()[1]
         threading.Thread(target=echo, args=(listener,), daemon=True).start()
         async with gateway_process(forward_config(f"https://127.0.0.1:{port}"), tmp_path) as (_, gateway_port):
-            answer = await asyncio.to_thread(requests.get, f"http://127.0.0.1:{gateway_port}/", timeout=30)
-            assert (answer.status_code, answer.json()["code"]) == (502, "tls_error")
+            response = await asyncio.to_thread(requests.get, f"http://127.0.0.1:{gateway_port}/", timeout=30)
+            assert (response.status_code, response.json()["code"]) == (502, "tls_error")
 
 
 async def connect_tls(port: int) -> Wire:
@@ -117,10 +117,10 @@ async def test_clients_over_tls_upload_and_download_with_curl(tmp_path: Path) ->
 async def test_upstream_learns_that_the_client_speaks_tls(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     top = {"tls": {"certificate": str(certificate), "key": str(key)}}
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
         client = await connect_tls(gateway.port)
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        assert split_answer(await client.read_to_end())[2] == b"ok"
+        assert split_response(await client.read_to_end())[2] == b"ok"
         assert b"X-Forwarded-Proto: https\r\n" in upstream.received
         assert b";proto=https" in upstream.received
         await client.close()
@@ -148,6 +148,6 @@ async def test_client_over_tls_that_leaves_mid_body_leaves_the_upstream_with_a_c
 async def test_plain_text_on_the_tls_port_gets_no_answer(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     top = {"tls": {"certificate": str(certificate), "key": str(key)}}
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
         assert b"HTTP/1.1" not in await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
         assert not upstream.wires

@@ -58,14 +58,14 @@ class Upstream:
 
     async def _run(self, wire: Wire) -> None:
         try:
-            while await self._answer(wire):
+            while await self._response(wire):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             wire.writer.transport.abort()
 
-    async def _answer(self, wire: Wire) -> bool:
+    async def _response(self, wire: Wire) -> bool:
         head = (await wire.read_head()).lower()
         is_bodiless, is_early = head.startswith(b"head"), False
         if self._dice.random() < 0.1:
@@ -79,13 +79,13 @@ class Upstream:
         if is_early:
             return self._dice.random() < 0.5
         if self._dice.random() < 0.3:
-            answer = LAST_ANSWERS[self._dice.choice(list(LAST_ANSWERS))]
-            await wire.send(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if is_bodiless and answer else answer)
+            response = LAST_ANSWERS[self._dice.choice(list(LAST_ANSWERS))]
+            await wire.send(response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if is_bodiless and response else response)
             return False
-        answer = ANSWERS[self._dice.choice(["plain", "plain", "plain", *ANSWERS])]
+        response = ANSWERS[self._dice.choice(["plain", "plain", "plain", *ANSWERS])]
         if is_bodiless:
-            answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
-        await wire.send(answer)
+            response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+        await wire.send(response)
         return True
 
 
@@ -117,12 +117,12 @@ async def ask(gateway: RunningGateway, dice: random.Random, seen: collections.Co
         # Slow enough for an early answer to overtake the rest.
         await asyncio.sleep(dice.choice([0, 0, 0.01]))
         await client.drain_source([wanted[half:]])
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
     finally:
         await client.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     seen["answered"] += 1
-    assert b"evil" not in answer
+    assert b"evil" not in response
     if wanted.startswith(b"HEAD") or client.was_reset:
         return
     if b"transfer-encoding: chunked" in head.lower():
@@ -134,7 +134,7 @@ async def ask(gateway: RunningGateway, dice: random.Random, seen: collections.Co
         if len(body) < length:
             return
     # Our own words are JSON: what came of an upload, a split, or a fault.
-    assert body in WHOLE or b"json" in head, answer[:300]
+    assert body in WHOLE or b"json" in head, response[:300]
 
 
 DIGEST = {"digest": {"algorithm": "sha256"}}

@@ -17,7 +17,7 @@ from tests.peers import (
     problem_of,
     read_request,
     run_gateway,
-    split_answer,
+    split_response,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -81,11 +81,11 @@ async def test_upstream_that_dies_mid_upload_is_502_and_blamed(framing: str, how
         pieces = [BLOCK] * 160 if framing == "length" else [b"10000\r\n" + BLOCK + b"\r\n"] * 160
         head = LENGTH_HEAD.replace(b"1000000", b"10485760") if framing == "length" else CHUNKED_HEAD
         sending = asyncio.create_task(client.drain_source([head, *pieces]))
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await sending
         await client.close()
         line = await gateway.last_line()
-        assert split_answer(answer)[0] == 502
+        assert split_response(response)[0] == 502
         assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
 
 
@@ -144,8 +144,8 @@ async def test_close_delimited_answer_that_ends_with_fin_is_whole() -> None:
         await wire.close()
 
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        assert answer.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert response.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
         assert (await gateway.last_line())["outcome"] == "complete"
 
 
@@ -200,9 +200,9 @@ async def test_limit_that_trips_mid_body_is_413_and_the_upstream_never_sees_a_wh
                 pieces = [body[at : at + 30_000] for at in range(0, len(body), 30_000)]
                 request = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(*pieces)
             pieces = [request[at : at + 20_000] for at in range(0, len(request), 20_000)]
-            answer = await gateway.ask(*pieces)
+            response = await gateway.ask(*pieces)
             await upstream.wait_finished()
-            document = problem_of(answer)
+            document = problem_of(response)
             assert document["status"] == 413
             assert document["limit"] == 102400
             assert document["config_key"] == "routes.r.limits.max_part"
@@ -214,8 +214,8 @@ async def test_limit_that_trips_mid_body_is_413_and_the_upstream_never_sees_a_wh
 async def test_declared_length_over_the_limit_is_refused_before_the_upstream_hears_of_it() -> None:
     async with RawUpstream(swallow) as upstream:
         async with run_gateway(forward_config(upstream.url, limits={"max_body": 100})) as gateway:
-            answer = await gateway.ask(post(b"z" * 101, content_type="text/plain"))
-            document = problem_of(answer)
+            response = await gateway.ask(post(b"z" * 101, content_type="text/plain"))
+            document = problem_of(response)
             assert document["status"] == 413
             assert (document["limit"], document["received"]) == (100, 101)
             assert not upstream.wires
@@ -252,10 +252,10 @@ async def test_broken_chunk_is_400_and_the_upstream_sees_no_end() -> None:
         await client.send(CHUNKED_HEAD, b"5\r\nhello\r\n")
         await asyncio.wait_for(upstream.connected.wait(), 5)
         await client.send(b"ZZZ\r\n")
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await client.close()
         await upstream.wait_finished()
-        assert problem_of(answer)["code"] == "bad_framing"
+        assert problem_of(response)["code"] == "bad_framing"
         assert not is_whole_request(upstream.received)
 
 
@@ -297,7 +297,7 @@ async def test_whole_upload_arrives_whole(framing: str) -> None:
             )
         else:
             request = CHUNKED_HEAD + chunked(body[:7], body[7:100_000], body[100_000:])
-        answer = await gateway.ask(request)
-        assert answer.endswith(b"ok")
+        response = await gateway.ask(request)
+        assert response.endswith(b"ok")
         assert seen == [body]
         assert (await gateway.last_line())["upload"] == "complete"

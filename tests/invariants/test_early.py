@@ -11,7 +11,7 @@ import pytest
 from gateway.downstream import Exchange
 from gateway.observe.stats import Direction
 from tests.conftest import count_descriptors
-from tests.peers import RawUpstream, Script, Wire, forward_config, run_gateway, split_answer, until
+from tests.peers import RawUpstream, Script, Wire, forward_config, run_gateway, split_response, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 BLOCK = b"x" * 65536
@@ -59,14 +59,14 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         before = count_descriptors()
         client = await gateway.connect()
         sending = asyncio.create_task(client.drain_source([HEAD, *[BLOCK] * (SIZE // len(BLOCK))]))
-        upload = gateway.tally.routes["r"].transfers[Direction.UPLOAD]
+        upload = gateway.stats.routes["r"].transfers[Direction.UPLOAD]
         moved = -1
         while moved != upload.bytes_moved:
             moved = upload.bytes_moved
             # Nothing announces that bytes have ceased to move.
             await asyncio.sleep(0.05)
         stuck.set()
-        assert split_answer(await client.read_to_end())[0] == 413
+        assert split_response(await client.read_to_end())[0] == 413
         await sending
         await client.close()
         # Only the upstream's own end is left.
@@ -85,13 +85,13 @@ async def test_early_answer_reaches_a_client_that_writes_everything_first(script
                     sock.sendall(BLOCK if framing == "length" else CHUNK)
                 if framing == "chunked":
                     sock.sendall(b"0\r\n\r\n")
-                answer = b""
+                response = b""
                 while piece := sock.recv(65536):
-                    answer += piece
-                return answer
+                    response += piece
+                return response
 
-        answer = await asyncio.to_thread(blocking_client)
-        status, fields, body = split_answer(answer)
+        response = await asyncio.to_thread(blocking_client)
+        status, fields, body = split_response(response)
         assert status in (401, 413)
         assert body == b"full"
         assert fields["connection"] == "close"
@@ -123,7 +123,7 @@ async def test_early_answer_behind_a_reset_is_never_lost() -> None:
                 sock.sendall(HEAD)
                 for _ in range(SIZE // len(BLOCK)):
                     sock.sendall(BLOCK)
-                statuses.append(split_answer(sock.recv(65536))[0])
+                statuses.append(split_response(sock.recv(65536))[0])
         return statuses
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -156,13 +156,13 @@ async def test_answer_that_streams_while_the_upload_runs_is_relayed_chunk_by_chu
 
 
 async def test_drain_behind_an_early_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.downstream.exchange.LINGER_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.downstream.exchange.DISCARD_SECONDS", 0.2)
     async with RawUpstream(refuse_at_once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(HEAD)
         # The client sends nothing more and keeps its side open: the gateway must not wait for it for ever.
-        assert split_answer(await client.read_to_end())[0] == 401
-        await asyncio.wait_for(gateway.gateway._drain.wait_empty(), 5)
+        assert split_response(await client.read_to_end())[0] == 401
+        await asyncio.wait_for(gateway.gateway._in_flight.wait_empty(), 5)
         await client.close()
 
 
@@ -170,18 +170,18 @@ async def test_client_that_resets_behind_an_early_answer_is_no_second_exchange(m
     """The kernel knew of the reset before the transport did: half-closing failed, and was logged as a bad request."""
     client = socket.socket()
     client.setblocking(False)
-    linger = Exchange.linger
+    discard_request_body = Exchange.discard_request_body
 
     async def reset_and_linger(exchange: Exchange) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-        await linger(exchange)
+        await discard_request_body(exchange)
 
-    monkeypatch.setattr(Exchange, "linger", reset_and_linger)
+    monkeypatch.setattr(Exchange, "discard_request_body", reset_and_linger)
     async with RawUpstream(refuse_at_once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, ("127.0.0.1", gateway.port))
         await loop.sock_sendall(client, HEAD + BLOCK)
         assert (await gateway.last_line())["status"] == 401
-        await until(lambda: not gateway.gateway._drain.in_flight)
+        await until(lambda: not gateway.gateway._in_flight.in_flight)
     assert len(gateway.log) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.peers import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer
+from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, responding, run_gateway, split_response
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -22,7 +22,7 @@ def head(length: int, target: str = "/", version: str = "1.1", method: str = "PO
 async def test_accepted_expectation_gets_100_then_the_answer_and_keeps_the_connection() -> None:
     # A body below the transports closes its connection; ones as short as this never go there but in these tests.
     config = forward_config("http://127.0.0.1:9", top={"lanes": "copy"})
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         config["upstreams"]["up"]["endpoints"] = [upstream.url]
         await _send_two(config, upstream)
 
@@ -34,7 +34,7 @@ async def _send_two(config: dict[str, Any], upstream: RawUpstream) -> None:
             await client.send(head(5))
             assert await client.read_head() == CONTINUE
             await client.send(b"hello")
-            assert split_answer(await client.read_head())[0] == 200
+            assert split_response(await client.read_head())[0] == 200
             assert await client.read_exactly(2) == b"ok"
         await client.close()
         assert b"expect" not in upstream.received.lower()
@@ -42,23 +42,23 @@ async def _send_two(config: dict[str, Any], upstream: RawUpstream) -> None:
 
 
 async def test_body_sent_without_waiting_gets_no_100() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(head(5) + b"hello")
-        assert split_answer(await client.read_head())[0] == 200
+        assert split_response(await client.read_head())[0] == 200
         await client.close()
 
 
 async def test_refused_upstream_is_502_without_100_and_the_connection_closes_at_once() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
-        answer = await gateway.ask(head(1000))
-        assert problem_of(answer)["code"] == "connect_refused"
+        response = await gateway.ask(head(1000))
+        assert problem_of(response)["code"] == "connect_refused"
 
 
 async def test_declared_length_over_the_limit_is_413_without_100() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9", limits={"max_body": 10})) as gateway:
-        answer = await gateway.ask(head(11))
-        assert problem_of(answer)["status"] == 413
+        response = await gateway.ask(head(11))
+        assert problem_of(response)["status"] == 413
 
 
 async def test_unknown_route_is_404_without_100() -> None:
@@ -73,7 +73,7 @@ async def test_no_100_while_waiting_for_a_slot() -> None:
         await wire.read_head()
         await release.wait()
         await wire.send(OK)
-        await answering(OK)(wire)
+        await responding(OK)(wire)
 
     config = forward_config("", upstream_keys={"max_in_flight": 1, "max_queued": 0})
     async with RawUpstream(hold) as upstream:
@@ -82,12 +82,12 @@ async def test_no_100_while_waiting_for_a_slot() -> None:
             first = await gateway.connect()
             await first.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
             await asyncio.wait_for(upstream.connected.wait(), 5)
-            answer = await gateway.ask(head(1000))
-            status, fields, _ = split_answer(answer)
+            response = await gateway.ask(head(1000))
+            status, fields, _ = split_response(response)
             assert status == 503
             assert fields["retry-after"] == "1"
             release.set()
-            assert split_answer(await first.read_head())[0] == 200
+            assert split_response(await first.read_head())[0] == 200
             await first.close()
 
 
@@ -100,21 +100,21 @@ async def test_store_invites_only_when_its_directory_is_there(tmp_path: Path) ->
         await client.send(head(5, "/a.txt", method="PUT"))
         assert await client.read_head() == CONTINUE
         await client.send(b"hello")
-        assert split_answer(await client.read_head())[0] == 201
+        assert split_response(await client.read_head())[0] == 201
         await client.close()
         (directory / "a.txt").unlink()
         directory.rmdir()
-        answer = await gateway.ask(head(5, "/a.txt", method="PUT"))
-        assert problem_of(answer)["code"] == "disk_unavailable"
+        response = await gateway.ask(head(5, "/a.txt", method="PUT"))
+        assert problem_of(response)["code"] == "disk_unavailable"
 
 
 async def test_expectation_in_http_1_0_is_ignored() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        answer = await gateway.ask(head(5, version="1.0") + b"hello")
-        assert split_answer(answer)[0] == 200
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        response = await gateway.ask(head(5, version="1.0") + b"hello")
+        assert split_response(response)[0] == 200
 
 
 async def test_unknown_expectation_is_417() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
-        answer = await gateway.ask(head(5).replace(b"100-continue", b"miracles"))
-        assert problem_of(answer)["status"] == 417
+        response = await gateway.ask(head(5).replace(b"100-continue", b"miracles"))
+        assert problem_of(response)["status"] == 417

@@ -12,8 +12,9 @@ from typing import cast
 import pytest
 
 from gateway.errors import Fault, FaultKind
+from gateway.http.chunked import ChunkedDecoder
 from gateway.observe.stats import Direction
-from gateway.transfer import Carrier, ChunkedDecoder, DetachedBytes, SocketEnd
+from gateway.transfer import Carrier, RawSocket, SizedRawBody
 from tests.peers import (
     OK,
     RawUpstream,
@@ -24,7 +25,7 @@ from tests.peers import (
     post,
     read_request,
     run_gateway,
-    split_answer,
+    split_response,
     until,
 )
 
@@ -61,14 +62,14 @@ async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: s
             cuts = [0, 1, 50, 200_000, 200_003, 1_500_000, len(body)]
             request = head + chunked(*(body[a:b] for a, b in itertools.pairwise(cuts)))
         await send_slowly(client, request)
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await client.close()
-        assert split_answer(answer)[2] == b"ok"
+        assert split_response(response)[2] == b"ok"
         assert seen == [body]
         line = await gateway.last_line()
         expected = "splice" if kind == "raw" and every_lane == "auto" else "copy"
         assert (line["lane_up"], line["bytes_up"], line["upload"]) == (expected, len(body), "complete")
-        assert sum(gateway.tally.routes["r"].transfers[Direction.UPLOAD].lanes.values()) == 1
+        assert sum(gateway.stats.routes["r"].transfers[Direction.UPLOAD].lanes.values()) == 1
 
 
 async def test_downloads_are_identical_and_both_connections_are_kept(every_lane: str) -> None:
@@ -104,10 +105,10 @@ async def test_bytes_behind_an_upload_are_never_taken_for_its_body(every_lane: s
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % len(BODY))
         await asyncio.wait_for(upstream.connected.wait(), 5)
         await client.drain_source([BODY + b"GET /next HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"])
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await client.close()
         assert seen[0][1] == BODY
-        served = answer.count(b"HTTP/1.1 200 OK")
+        served = response.count(b"HTTP/1.1 200 OK")
         assert (served, len(seen)) == ((1, 1) if every_lane == "auto" else (2, 2))
 
 
@@ -135,8 +136,8 @@ async def test_copy_is_used_where_the_config_says_so() -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url, top={"lanes": "copy"})) as gateway:
-            answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-            assert split_answer(answer)[2] == BODY
+            response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            assert split_response(response)[2] == BODY
             assert (await gateway.last_line())["lane_down"] == "copy"
 
 
@@ -175,9 +176,9 @@ async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped
         assert (sum(taken) == len(chunked(BODY))) == (every_lane == "auto")
 
 
-def detached_rest() -> DetachedBytes:
+def detached_rest() -> SizedRawBody:
     """Return a rest nobody reads from, for what is only said of its size."""
-    return DetachedBytes(cast(SocketEnd, None), 10**9, lambda: Fault(FaultKind.BUG, ""))
+    return SizedRawBody(cast(RawSocket, None), 10**9, lambda: Fault(FaultKind.BUG, ""))
 
 
 async def test_chunks_grow_while_they_are_taken_and_shrink_while_filters_hold_them() -> None:

@@ -16,7 +16,7 @@ from tests.peers import (
     problem_of,
     read_request,
     run_gateway,
-    split_answer,
+    split_response,
 )
 from tests.unit.test_multipart import GOOD, MALFORMED, WELL_FORMED
 
@@ -39,17 +39,17 @@ async def test_sound_forms_arrive_byte_for_byte_in_any_chunking(framing: str) ->
             head, _, _ = request.partition(b"\r\n\r\n")
             if framing == "chunked":
                 head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
-                answer = await gateway.ask(head + b"\r\n\r\n" + chunked(body[:9], body[9:]))
+                response = await gateway.ask(head + b"\r\n\r\n" + chunked(body[:9], body[9:]))
             else:
-                answer = await gateway.ask(head, b"\r\n\r\n", body[:30], body[30:31], body[31:])
-            assert split_answer(answer)[0] == 200
+                response = await gateway.ask(head, b"\r\n\r\n", body[:30], body[30:31], body[31:])
+            assert split_response(response)[0] == 200
         assert [body for _, body in seen] == bodies
         for (head, body), _ in zip(seen, bodies, strict=True):
             assert b"Content-Type: multipart/form-data; boundary=XBOUNDARYX" in head
             if framing == "length":
                 assert b"\r\nContent-Length: %d\r\n" % len(body) in head
-        tally = gateway.tally.routes["r"]
-        assert tally.parts["file"] == sum(name is not None for _, parts in WELL_FORMED.values() for _, name, _ in parts)
+        stats = gateway.stats.routes["r"]
+        assert stats.parts["file"] == sum(name is not None for _, parts in WELL_FORMED.values() for _, name, _ in parts)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -61,12 +61,12 @@ async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(
             head = post(body).partition(b"\r\n\r\n")[0]
             if framing == "chunked":
                 head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
-                answer = await gateway.ask(
+                response = await gateway.ask(
                     head, b"\r\n\r\n", chunked(*([body[:20], body[20:]] if len(body) > 20 else []))
                 )
             else:
-                answer = await gateway.ask(head, b"\r\n\r\n", body[:20], body[20:])
-            assert problem_of(answer)["code"] == "bad_multipart", name
+                response = await gateway.ask(head, b"\r\n\r\n", body[:20], body[20:])
+            assert problem_of(response)["code"] == "bad_multipart", name
             line = await gateway.last_line(count)
             assert (line["blame"], line["upload"]) == ("client", "client_bad"), name
         for wire in upstream.wires:
@@ -75,8 +75,8 @@ async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(
 
 async def test_no_boundary_is_refused_before_the_upstream_hears_of_it() -> None:
     async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        answer = await gateway.ask(post(GOOD, content_type="multipart/form-data"))
-        assert problem_of(answer)["code"] == "bad_multipart"
+        response = await gateway.ask(post(GOOD, content_type="multipart/form-data"))
+        assert problem_of(response)["code"] == "bad_multipart"
         assert not upstream.wires
 
 
@@ -92,7 +92,7 @@ async def test_opaque_forms_are_carried_unread() -> None:
         config["upstreams"]["up"]["endpoints"] = [upstream.url]
         async with run_gateway(config) as gateway:
             broken = MALFORMED["no final boundary"]
-            assert split_answer(await gateway.ask(post(broken)))[0] == 200
+            assert split_response(await gateway.ask(post(broken)))[0] == 200
             assert seen == [broken]
 
 

@@ -6,7 +6,17 @@ import asyncio
 
 import pytest
 
-from tests.peers import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer, until
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    forward_config,
+    problem_of,
+    responding,
+    run_gateway,
+    split_response,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
@@ -29,7 +39,7 @@ async def test_slot_is_held_while_the_answer_streams() -> None:
         await first.read_until(b"wx")
         second = await gateway.connect()
         await second.send(GET)
-        await until(lambda: gateway.tally.upstreams["up"].queue_length)
+        await until(lambda: gateway.stats.upstreams["up"].queue_length)
         refused = await gateway.ask(GET)
         assert problem_of(refused)["code"] == "queue_full"
         assert len(upstream.wires) == 1
@@ -64,7 +74,7 @@ async def test_slot_of_a_client_that_left_is_given_on() -> None:
         if turn == 1:
             await wire.read_to_end()
         else:
-            await answering(OK)(wire)
+            await responding(OK)(wire)
 
     async with (
         RawUpstream(script) as upstream,
@@ -76,24 +86,24 @@ async def test_slot_of_a_client_that_left_is_given_on() -> None:
         waiting = [await gateway.connect() for _ in range(2)]
         for client in waiting:
             await client.send(GET)
-        await until(lambda: gateway.tally.upstreams["up"].queue_length == 2)
+        await until(lambda: gateway.stats.upstreams["up"].queue_length == 2)
         await waiting[0].close()
         await first.close()
-        assert split_answer(await waiting[1].read_to_end())[0] == 200
+        assert split_response(await waiting[1].read_to_end())[0] == 200
         await waiting[1].close()
 
 
 async def test_refused_endpoint_gives_way_to_the_next() -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(["http://127.0.0.1:9", upstream.url])) as gateway:
             for _ in range(4):
                 request = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
                 assert (await gateway.ask(request)).endswith(b"ok")
-            assert gateway.tally.upstreams["up"].retries["connect_refused"] == 2
+            assert gateway.stats.upstreams["up"].retries["connect_refused"] == 2
 
 
 async def test_round_robin_takes_turns() -> None:
-    async with RawUpstream(answering(OK)) as one, RawUpstream(answering(OK)) as two:
+    async with RawUpstream(responding(OK)) as one, RawUpstream(responding(OK)) as two:
         async with run_gateway(forward_config([one.url, two.url])) as gateway:
             for _ in range(6):
                 await gateway.ask(GET)
@@ -131,9 +141,9 @@ async def test_endpoint_that_fails_its_checks_gets_no_requests() -> None:
         await wire.send(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
 
     keys = {"health": {"path": "/healthz", "interval": "20ms", "fails": 2}}
-    async with RawUpstream(sick) as bad, RawUpstream(answering(OK)) as good:
+    async with RawUpstream(sick) as bad, RawUpstream(responding(OK)) as good:
         async with run_gateway(forward_config([bad.url, good.url], upstream_keys=keys)) as gateway:
-            await until(lambda: not (gateway.tally.upstreams["up"].endpoints_up[bad.url]))
+            await until(lambda: not (gateway.stats.upstreams["up"].endpoints_up[bad.url]))
             for _ in range(4):
                 assert (await gateway.ask(GET)).endswith(b"ok")
-            assert gateway.tally.upstreams["up"].endpoints_up[good.url]
+            assert gateway.stats.upstreams["up"].endpoints_up[good.url]

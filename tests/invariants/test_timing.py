@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from gateway.observe.stats import Direction
-from tests.peers import OK, RawUpstream, Wire, answering, forward_config, problem_of, run_gateway, split_answer, until
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    forward_config,
+    problem_of,
+    responding,
+    run_gateway,
+    split_response,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 # The sleeps below are the stimulus, a peer that is slow on purpose; nothing is waited for with one.
@@ -28,12 +38,12 @@ async def hold(wire: Wire) -> None:
 
 
 async def test_client_silent_in_its_upload_is_408() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100\r\n\r\nhalf")
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await client.close()
-        assert problem_of(answer)["code"] == "client_idle"
+        assert problem_of(response)["code"] == "client_idle"
         line = await gateway.last_line()
         assert (line["status"], line["outcome"], line["blame"]) == (408, "client_slow", "client")
 
@@ -44,25 +54,25 @@ async def test_upstream_that_stops_reading_is_504() -> None:
         sending = asyncio.create_task(
             client.drain_source([b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100000000\r\n\r\n", *[BLOCK] * 1500])
         )
-        answer = await client.read_to_end()
+        response = await client.read_to_end()
         await sending
         await client.close()
-        assert problem_of(answer)["code"] == "upstream_stuck"
+        assert problem_of(response)["code"] == "upstream_stuck"
         line = await gateway.last_line()
         assert (line["outcome"], line["blame"], line["upload"]) == ("upstream_slow", "upstream", "upstream_slow")
 
 
 async def test_upstream_that_never_answers_is_504() -> None:
     async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
-        answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        assert problem_of(answer)["code"] == "response_timeout"
+        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert problem_of(response)["code"] == "response_timeout"
         assert (await gateway.last_line())["blame"] == "upstream"
 
 
 async def test_upstream_that_never_answers_a_whole_upload_is_504() -> None:
     async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
-        answer = await gateway.ask(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab")
-        assert problem_of(answer)["code"] == "response_timeout"
+        response = await gateway.ask(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab")
+        assert problem_of(response)["code"] == "response_timeout"
         line = await gateway.last_line()
         assert (line["upload"], line["outcome"]) == ("complete", "upstream_slow")
 
@@ -74,8 +84,8 @@ async def test_upstream_silent_in_its_answer_is_cut() -> None:
         await asyncio.Event().wait()
 
     async with RawUpstream(stall) as upstream, run_gateway(config(upstream.url)) as gateway:
-        answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
-        assert answer.endswith(b"half")
+        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        assert response.endswith(b"half")
         line = await gateway.last_line()
         assert (line["code"], line["outcome"], line["download"]) == ("upstream_idle", "upstream_slow", "upstream_slow")
 
@@ -101,10 +111,10 @@ async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
     """The rest of an answer waits in our buffer when its source is done: a client that stops reading then must not
     hold the connection, and one that reads on must get everything."""
     size = 16 * 2**20
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
 
     async with (
-        RawUpstream(answering(answer)) as upstream,
+        RawUpstream(responding(response)) as upstream,
         run_gateway(config(upstream.url, top={"lanes": "copy"})) as gateway,
     ):
         client = await gateway.connect()
@@ -115,11 +125,11 @@ async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
         transport.set_write_buffer_limits(high=2 * size)
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a client that does not read
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        download = gateway.tally.routes["r"].transfers[Direction.DOWNLOAD]
+        download = gateway.stats.routes["r"].transfers[Direction.DOWNLOAD]
         await until(lambda: download.bytes_moved == size)
         if reads:
             client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
-            assert len(split_answer(await client.read_to_end())[2]) == size
+            assert len(split_response(await client.read_to_end())[2]) == size
         line = await gateway.last_line()
         expected = ("complete", "complete") if reads else ("client_slow", "client_slow")
         assert (line["outcome"], line["download"]) == expected
@@ -163,19 +173,19 @@ async def test_trickle_below_the_minimum_rate_is_cut(leg: str) -> None:
 
 async def test_steady_transfer_slower_than_idle_but_never_silent_is_not_cut() -> None:
     """A total time limit kills slow healthy uploads: there is none. 1 s of pieces against an idle limit of 0.2 s."""
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 20\r\n\r\n")
         for _ in range(20):
             await client.send(b"x")
             await asyncio.sleep(0.05)
-        assert split_answer(await client.read_head())[0] == 200
+        assert split_response(await client.read_head())[0] == 200
         await client.close()
 
 
 async def test_total_is_held_where_configured() -> None:
     timeouts = {"idle": "5s", "min_rate": "off", "total": "300ms"}
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(config(upstream.url, timeouts=timeouts)) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url, timeouts=timeouts)) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100000\r\n\r\n")
         while not gateway.log:
@@ -197,13 +207,13 @@ async def test_events_of_unknown_length_may_pause_below_any_rate() -> None:
     timeouts = {"idle": "5s", "min_rate": "1MiB/s", "grace": "100ms"}
     keys = {"upstream_timeouts": {"idle": "5s"}}
     async with RawUpstream(events) as upstream, run_gateway(config(upstream.url, timeouts=timeouts, **keys)) as gateway:
-        answer = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-        assert answer.count(b"data: x") == 6
-        assert answer.endswith(b"0\r\n\r\n")
+        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        assert response.count(b"data: x") == 6
+        assert response.endswith(b"0\r\n\r\n")
 
 
 async def test_sides_add_up_to_the_wall_time_and_the_slow_one_is_named() -> None:
-    async with RawUpstream(answering(OK)) as upstream, run_gateway(config(upstream.url, timeouts={})) as gateway:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url, timeouts={})) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 10\r\n\r\n")
         for _ in range(10):

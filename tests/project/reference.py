@@ -34,8 +34,8 @@ from gateway.config.model import (
 from gateway.config.section import Section
 from gateway.config.values import show_size
 from gateway.errors import FaultKind, Outcome
-from gateway.observe.prometheus import HELP, TallyCollector
-from gateway.observe.stats import Tally
+from gateway.observe.prometheus import HELP, StatsCollector
+from gateway.observe.stats import Stats
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS: dict[str, type[Section]] = {
@@ -116,7 +116,7 @@ def _number(name: str, value: float) -> str:
 def render_metrics() -> str:
     """Return the reference of every metric."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for family in TallyCollector(Tally([], [])).collect():
+    for family in StatsCollector(Stats([], [])).collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in _labels(family.name))
         lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
@@ -124,17 +124,17 @@ def render_metrics() -> str:
 
 
 def _labels(name: str) -> tuple[str, ...]:
-    tally = Tally([("r", "u")], ["u"])
-    tally.routes["r"].requests["GET", 200] = 1
-    tally.routes["r"].count_part("file", 1, Outcome.COMPLETE)
-    tally.routes["r"].mirrors[Outcome.COMPLETE] += 1
-    tally.routes["r"].mirror_bytes["sent"] += 1
-    tally.upstreams["u"].endpoints_up["e"] = True
-    tally.upstreams["u"].retries["x"] = 1
-    for transfer in tally.routes["r"].transfers.values():
-        transfer.outcomes[FaultKind.BUG.verdict.outcome] = 1
+    stats = Stats([("r", "u")], ["u"])
+    stats.routes["r"].requests["GET", 200] = 1
+    stats.routes["r"].count_part("file", 1, Outcome.COMPLETE)
+    stats.routes["r"].mirrors[Outcome.COMPLETE] += 1
+    stats.routes["r"].mirror_bytes["sent"] += 1
+    stats.upstreams["u"].endpoints_up["e"] = True
+    stats.upstreams["u"].retries["x"] = 1
+    for transfer in stats.routes["r"].transfers.values():
+        transfer.outcomes[FaultKind.BUG.info.outcome] = 1
         transfer.lanes["copy"] = 1
-    for family in TallyCollector(tally).collect():
+    for family in StatsCollector(stats).collect():
         if family.name == name:
             return tuple(label for label in family.samples[0].labels if label != "le")
     raise AssertionError(name)
@@ -144,10 +144,8 @@ def render_faults() -> str:
     """Return the table of codes."""
     lines = ["| code | status | blame | outcome | Proxy-Status error |", "|---|---|---|---|---|"]
     for kind in FaultKind:
-        verdict = kind.verdict
-        lines.append(
-            f"| `{kind.code}` | {verdict.status} | {verdict.blame} | `{verdict.outcome}` | `{verdict.proxy_error}` |"
-        )
+        info = kind.info
+        lines.append(f"| `{kind.code}` | {info.status} | {info.blame} | `{info.outcome}` | `{info.proxy_error}` |")
     return "\n".join(lines)
 
 

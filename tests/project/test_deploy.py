@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from gateway.config import parse_config
-from gateway.observe.prometheus import TallyCollector
-from gateway.observe.stats import Tally
+from gateway.observe.prometheus import StatsCollector
+from gateway.observe.stats import Stats
 from tests.conftest import require_tool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -31,7 +31,7 @@ def run(*command: str) -> None:
 def series_names() -> set[str]:
     """Return every name a query may use."""
     names = set()
-    for family in TallyCollector(Tally([("r", "u")], ["u"])).collect():
+    for family in StatsCollector(Stats([("r", "u")], ["u"])).collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
         names |= {family.name + suffix for suffix in suffixes}
     return names
@@ -83,7 +83,7 @@ def test_alerts_and_dashboard_use_metrics_that_exist() -> None:
 
 def test_dashboard_shows_every_metric() -> None:
     text = (DEPLOY / "grafana-dashboard.json").read_text()
-    for family in TallyCollector(Tally([("r", "u")], ["u"])).collect():
+    for family in StatsCollector(Stats([("r", "u")], ["u"])).collect():
         assert family.name in text, family.name
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config import FilterChoice
 from gateway.filters.testing import run_all_cuttings
-from tests.peers import OK, RawUpstream, answering, form, forward_config, post, problem_of, run_gateway, split_answer
+from tests.peers import OK, RawUpstream, form, forward_config, post, problem_of, responding, run_gateway, split_response
 
 PAGE = Path(__file__).parents[2] / "docs" / "filters.md"
 
@@ -23,13 +23,13 @@ def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(code, str(PAGE), "exec"), names)
 
-    class Entry:
+    class FileResult:
         name = "lines"
 
         def load(self) -> Any:
             return names["make"]
 
-    monkeypatch.setattr("gateway.filters.registry.entry_points", lambda group: [Entry()])
+    monkeypatch.setattr("gateway.filters.registry.entry_points", lambda group: [FileResult()])
     return names
 
 
@@ -39,9 +39,9 @@ async def test_the_pages_own_test_passes(example: dict[str, Any]) -> None:
 
 
 async def test_the_pages_filter_works_in_a_gateway(example: dict[str, Any]) -> None:
-    async with RawUpstream(answering(OK)) as upstream:
+    async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=[{"lines": {"most": 2}}])) as gateway:
-            status, fields, _ = split_answer(await gateway.ask(post(form(('name="f"; filename="a"', b"1\n2\n")))))
+            status, fields, _ = split_response(await gateway.ask(post(form(('name="f"; filename="a"', b"1\n2\n")))))
             assert (status, fields["x-lines"]) == (200, "2")
             assert (await gateway.last_line())["parts"][0]["lines"] == 2
             problem = problem_of(await gateway.ask(post(form(('name="f"; filename="a"', b"\n" * 3)))))

@@ -11,21 +11,21 @@ import pytest
 from gateway.config.values import Endpoint
 from gateway.errors import Blame, Fault, FaultKind, problem_document, proxy_status
 from gateway.http.headers import (
-    FieldLines,
-    Origin,
+    ClientInfo,
+    ReceivedHeaders,
     check_head,
+    default_headers,
     encode_head,
     end_to_end,
     is_trusted,
-    name_trace,
-    own_fields,
-    request_fields,
-    response_fields,
+    request_headers,
+    response_headers,
+    trace_context,
 )
-from gateway.observe.stats import Histogram, Tally, UpstreamTally, method_label
+from gateway.observe.stats import Histogram, Stats, UpstreamStats, method_label
 from gateway.storage.names import numbered, random_name, safe_name
 from gateway.upstream.balancing import Balancer, EndpointState
-from gateway.upstream.capacity import Drain, Gate
+from gateway.upstream.capacity import CapacityLimiter, InFlightCounter
 
 
 def states(count: int) -> list[EndpointState]:
@@ -71,13 +71,13 @@ def test_endpoints_that_are_out_come_last_but_come() -> None:
 
 def test_every_fault_has_a_status_of_its_blame() -> None:
     for kind in FaultKind:
-        verdict = kind.verdict
-        if verdict.blame is Blame.CLIENT:
-            assert 400 <= verdict.status < 500, kind
-        elif verdict.blame is Blame.UPSTREAM:
-            assert verdict.status in (502, 504), kind
+        info = kind.info
+        if info.blame is Blame.CLIENT:
+            assert 400 <= info.status < 500, kind
+        elif info.blame is Blame.UPSTREAM:
+            assert info.status in (502, 504), kind
         else:
-            assert verdict.status in (500, 503, 507), kind
+            assert info.status in (500, 503, 507), kind
 
 
 def test_fault_is_told_as_problem_and_proxy_status() -> None:
@@ -100,7 +100,7 @@ def test_histogram_counts_into_the_right_bucket() -> None:
 def test_labels_cannot_be_invented_by_a_client() -> None:
     assert method_label("GET") == "GET"
     assert method_label("BREW") == "other"
-    assert Tally.NO_ROUTE in Tally([], []).routes
+    assert Stats.NO_ROUTE in Stats([], []).routes
 
 
 def test_trust_is_by_network_and_never_by_name() -> None:
@@ -114,7 +114,7 @@ def test_trust_is_by_network_and_never_by_name() -> None:
 
 def test_connection_may_not_nominate_the_framing_away() -> None:
     fields = [(b"Connection", b"content-length, x-a"), (b"Content-Length", b"3"), (b"X-A", b"1"), (b"TE", b"x")]
-    assert end_to_end(FieldLines(fields)) == [(b"Content-Length", b"3")]
+    assert end_to_end(ReceivedHeaders(fields)) == [(b"Content-Length", b"3")]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_head_that_is_not_sound_is_refused(
     version: tuple[int, int], method: str, target: str, fields: list[tuple[bytes, bytes]], kind: FaultKind
 ) -> None:
     with pytest.raises(Fault) as caught:
-        check_head(version, method, target, FieldLines(fields))
+        check_head(version, method, target, ReceivedHeaders(fields))
     assert caught.value.kind is kind
 
 
@@ -153,18 +153,18 @@ def test_head_that_is_not_sound_is_refused(
     [("OPTIONS", "*", []), ("POST", "/a?b", [(b"Transfer-Encoding", b"Chunked ")]), ("GET", "/", [])],
 )
 def test_head_that_is_sound_passes(method: str, target: str, extra: list[tuple[bytes, bytes]]) -> None:
-    found = check_head((1, 1), method, target, FieldLines([(b"Host", b"H:80"), *extra]))
+    found = check_head((1, 1), method, target, ReceivedHeaders([(b"Host", b"H:80"), *extra]))
     assert (found.path + found.query, found.host) == (target, "h")
 
 
 def test_titles_can_stand_in_a_field() -> None:
     for kind in FaultKind:
-        assert kind.verdict.title.isascii()
-        assert '"' not in kind.verdict.title
+        assert kind.info.title.isascii()
+        assert '"' not in kind.info.title
 
 
 def test_absolute_form_names_the_host() -> None:
-    target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", FieldLines([(b"Host", b"other")]))
+    target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", ReceivedHeaders([(b"Host", b"other")]))
     assert (target.path, target.query, target.host, target.authority) == ("/", "?q", "real.example", b"Real.Example:81")
 
 
@@ -184,38 +184,38 @@ def test_random_names_differ_and_keep_the_extension() -> None:
 
 
 async def test_gate_gives_slots_in_order_and_loses_none() -> None:
-    tally = UpstreamTally("up")
-    gate = Gate(slots=1, max_queued=10, queue_seconds=float("inf"), tally=tally)
+    stats = UpstreamStats("up")
+    capacity = CapacityLimiter(slots=1, max_queued=10, queue_seconds=float("inf"), stats=stats)
     order: list[int] = []
 
     async def hold(number: int) -> None:
-        async with gate:
+        async with capacity:
             order.append(number)
             await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(hold(number)) for number in range(6)]
         await asyncio.sleep(0)
-        assert tally.queue_length == 5
+        assert stats.queue_length == 5
         tasks[2].cancel()
     assert order == [0, 1, 3, 4, 5]
-    assert tally.queue_length == 0
-    async with gate:
+    assert stats.queue_length == 0
+    async with capacity:
         pass
 
 
 async def test_slot_given_to_a_waiter_that_is_cancelled_in_the_same_turn_goes_on() -> None:
-    gate = Gate(slots=1, max_queued=10, queue_seconds=float("inf"), tally=UpstreamTally("up"))
+    capacity = CapacityLimiter(slots=1, max_queued=10, queue_seconds=float("inf"), stats=UpstreamStats("up"))
     inside = asyncio.Event()
     release = asyncio.Event()
 
     async def hold() -> None:
-        async with gate:
+        async with capacity:
             inside.set()
             await release.wait()
 
     async def take() -> bool:
-        async with gate:
+        async with capacity:
             return True
 
     first = asyncio.create_task(hold())
@@ -230,7 +230,7 @@ async def test_slot_given_to_a_waiter_that_is_cancelled_in_the_same_turn_goes_on
 
 
 async def test_drain_waits_for_the_last_exchange() -> None:
-    drain = Drain()
+    drain = InFlightCounter()
     await drain.wait_empty()
     with drain:
         drain.begin()
@@ -244,8 +244,8 @@ async def test_drain_waits_for_the_last_exchange() -> None:
 PARENT = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 
 
-def origin(*, is_trusted: bool) -> Origin:
-    return Origin("::1", is_trusted, b"http", b"gw:80")
+def client_info(*, is_trusted: bool) -> ClientInfo:
+    return ClientInfo("::1", is_trusted, b"http", b"gw:80")
 
 
 def test_fields_of_an_untrusted_client_are_said_anew() -> None:
@@ -258,10 +258,10 @@ def test_fields_of_an_untrusted_client_are_said_anew() -> None:
         (b"Expect", b"100-continue"),
         (b"A_B", b"kept"),
     ]
-    named = FieldLines([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)])
-    trace = name_trace(named, is_trusted=False)
+    named = ReceivedHeaders([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)])
+    trace = trace_context(named, is_trusted=False)
     assert trace.request_id != b"mine"
-    sent = FieldLines(request_fields(FieldLines(fields), origin(is_trusted=False), trace))
+    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=False), trace))
     assert [name for name, _ in sent] == [
         b"A_B",
         b"X-Forwarded-For",
@@ -285,8 +285,8 @@ def test_fields_of_a_trusted_proxy_are_continued() -> None:
         (b"traceparent", PARENT),
         (b"tracestate", b"x=y"),
     ]
-    trace = name_trace(FieldLines(fields), is_trusted=True)
-    sent = FieldLines(request_fields(FieldLines(fields), origin(is_trusted=True), trace))
+    trace = trace_context(ReceivedHeaders(fields), is_trusted=True)
+    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=True), trace))
     assert sent.all(b"x-forwarded-for") == [b"6.6.6.6, ::1"]
     assert sent.all(b"x-forwarded-proto") == [b"https"]
     assert sent.all(b"x-forwarded-host") == [b"gw:80"]
@@ -298,7 +298,7 @@ def test_fields_of_a_trusted_proxy_are_continued() -> None:
 
 
 def test_fields_that_connection_nominates_end_here_both_ways() -> None:
-    fields = FieldLines(
+    fields = ReceivedHeaders(
         [
             (b"Connection", b"X-A, date"),
             (b"X-a", b"1"),
@@ -307,27 +307,27 @@ def test_fields_that_connection_nominates_end_here_both_ways() -> None:
             (b"X-B", b"2"),
         ]
     )
-    trace = name_trace(fields, is_trusted=False)
-    sent = [name for name, _ in request_fields(fields, origin(is_trusted=False), trace)]
+    trace = trace_context(fields, is_trusted=False)
+    sent = [name for name, _ in request_headers(fields, client_info(is_trusted=False), trace)]
     assert sent[0] == b"X-B"
     assert b"X-a" not in sent
-    answered = FieldLines(response_fields(fields, trace))
+    answered = ReceivedHeaders(response_headers(fields, trace))
     assert answered.keys == [b"x-b", b"date", b"via", b"x-request-id"]
     assert answered.first(b"date") != b"d"
 
 
 @pytest.mark.parametrize("request_id", [b"", b"a b", b"x" * 129, b"a\xff"])
 def test_request_id_that_is_not_sound_is_replaced(request_id: bytes) -> None:
-    assert name_trace(FieldLines([(b"X-Request-Id", request_id)]), is_trusted=True).request_id != request_id
+    assert trace_context(ReceivedHeaders([(b"X-Request-Id", request_id)]), is_trusted=True).request_id != request_id
 
 
 def test_answer_gets_a_date_and_a_request_id_only_if_it_has_none() -> None:
-    trace = name_trace(FieldLines([]), is_trusted=False)
-    bare = response_fields(FieldLines([(b"Content-Length", b"3"), (b"A", b"b")]), trace)
+    trace = trace_context(ReceivedHeaders([]), is_trusted=False)
+    bare = response_headers(ReceivedHeaders([(b"Content-Length", b"3"), (b"A", b"b")]), trace)
     assert [name for name, _ in bare] == [b"A", b"Date", b"Via", b"X-Request-Id"]
-    full = response_fields(FieldLines([(b"date", b"today"), (b"x-request-id", b"theirs")]), trace)
+    full = response_headers(ReceivedHeaders([(b"date", b"today"), (b"x-request-id", b"theirs")]), trace)
     assert [name for name, _ in full] == [b"date", b"x-request-id", b"Via"]
-    assert FieldLines(own_fields(trace)).all(b"x-request-id") == [trace.request_id]
+    assert ReceivedHeaders(default_headers(trace)).all(b"x-request-id") == [trace.request_id]
 
 
 def test_head_in_wire_form() -> None:

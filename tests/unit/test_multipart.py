@@ -31,7 +31,7 @@ def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: byt
     inspector = PartInspector(boundary, limits or Limits(), "r", note)
     try:
         for piece in pieces:
-            inspector.see(piece)
+            inspector.feed_data(piece)
         inspector.finish()
     except Fault as fault:
         return fault.kind.code
@@ -119,9 +119,9 @@ LINES = [
     cuts=st.lists(st.integers(0, 300), max_size=20),
 )
 def test_any_chopping_of_any_bytes_gets_the_same_verdict(body: bytes, cuts: list[int]) -> None:
-    verdict = inspect([body])
-    assert inspect(one_by_one(body)) == verdict
-    assert inspect(chop(body, cuts)) == verdict
+    info = inspect([body])
+    assert inspect(one_by_one(body)) == info
+    assert inspect(chop(body, cuts)) == info
 
 
 @given(parts=st.lists(st.binary(max_size=200), max_size=4))
@@ -245,9 +245,9 @@ def test_a_part_of_exactly_the_limit_passes() -> None:
 def test_offending_chunk_is_not_passed_on_but_the_ones_before_are() -> None:
     inspector = PartInspector(BOUNDARY, Limits.model_validate({"max_part": 10}), "r", lambda part: None)
     start = GOOD[: GOOD.rindex(b"data")]
-    inspector.see(start + b"12345")
+    inspector.feed_data(start + b"12345")
     with pytest.raises(Fault):
-        inspector.see(b"678901")
+        inspector.feed_data(b"678901")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 
 from gateway.config import parse_config
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import FieldLines
+from gateway.http.headers import ReceivedHeaders
 from gateway.http.routing import RouteTable, describe_match
 
-NO_FIELDS = FieldLines([]).joined
+NO_FIELDS = ReceivedHeaders([]).joined
 
 
 def table(*matches: dict[str, Any]) -> RouteTable:
@@ -26,8 +26,8 @@ def table(*matches: dict[str, Any]) -> RouteTable:
 
 
 def find(routes: RouteTable, path: str, host: str = "h", method: str = "GET", **fields: str) -> str:
-    lines = FieldLines((name.encode(), value.encode()) for name, value in fields.items())
-    return routes.find(host=host, path=path, method=method, field=lines.joined)[0].route.name
+    lines = ReceivedHeaders((name.encode(), value.encode()) for name, value in fields.items())
+    return routes.find(host=host, path=path, method=method, header=lines.joined)[0].route.name
 
 
 def test_exact_before_longest_prefix_before_regex() -> None:
@@ -67,7 +67,7 @@ def test_unreserved_characters_match_however_they_are_spelt() -> None:
 
 
 def test_rest_is_what_follows_the_prefix() -> None:
-    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", field=NO_FIELDS)[0]
+    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", header=NO_FIELDS)[0]
     assert found.rest == "/a/../b%2F"
     assert found.path == "/files//a/../b%2F"
 
@@ -77,7 +77,7 @@ def test_wrong_method_is_405_with_all_that_are_allowed() -> None:
     with pytest.raises(Fault) as caught:
         find(routes, "/a", method="GET")
     assert caught.value.kind is FaultKind.METHOD_NOT_ALLOWED
-    assert caught.value.fields == ((b"Allow", b"POST, PUT"),)
+    assert caught.value.headers == ((b"Allow", b"POST, PUT"),)
 
 
 def test_match_is_described_in_one_line() -> None:
@@ -108,7 +108,7 @@ def forward(match: dict[str, Any], rewrite: str | None) -> RouteTable:
     ],
 )
 def test_path_for_the_upstream(match: dict[str, Any], rewrite: str | None, path: str, expected: str) -> None:
-    assert forward(match, rewrite).find(host="h", path=path, method="BREW", field=NO_FIELDS)[0].path == expected
+    assert forward(match, rewrite).find(host="h", path=path, method="BREW", header=NO_FIELDS)[0].path == expected
 
 
 def test_form_fields_leave_a_choice_that_ends_with_a_route_without_them() -> None:
@@ -118,8 +118,8 @@ def test_form_fields_leave_a_choice_that_ends_with_a_route_without_them() -> Non
         {"path": "/a", "field": {"model": "*", "size": "big"}},
         {"prefix": "/"},
     )
-    found = routes.find(host="h", path="/a", method="GET", field=NO_FIELDS)
+    found = routes.find(host="h", path="/a", method="GET", header=NO_FIELDS)
     assert [each.route.name for each in found] == ["r2", "r1", "r0"]
     assert "form field model=whisper-*" in describe_match(found[1].route)
-    alone = table({"path": "/a", "field": {"model": "x"}}).find(host="h", path="/a", method="GET", field=NO_FIELDS)
+    alone = table({"path": "/a", "field": {"model": "x"}}).find(host="h", path="/a", method="GET", header=NO_FIELDS)
     assert [each.route.name for each in alone] == ["r0"]

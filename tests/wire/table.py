@@ -20,7 +20,7 @@ class Case:
     source: str
     request: bytes
     #: What the upstream says, and whether it closes behind it.
-    answer: bytes = OK
+    response: bytes = OK
     closes: bool = True
     #: The client is refused with one of these (or closed on), and the upstream sees no request at all.
     refused: tuple[int, ...] = ()
@@ -349,16 +349,16 @@ REQUESTS = [
         "head-has-no-body",
         "9110 9.3.2",
         get(method=b"HEAD"),
-        answer=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+        response=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
         client_sees=(b"ontent-", b": 1000\r\n"),
     ),
     Case("options-asterisk", "9110 9.3.7", get(target=b"*", method=b"OPTIONS"), client_lacks=(b" 500 ",)),
 ]
 
 
-def said(answer: bytes, name: str, source: str, **rest: object) -> Case:
+def said(response: bytes, name: str, source: str, **rest: object) -> Case:
     """A case about what the upstream says to a plain GET."""
-    return Case(name, source, get(), answer=answer, **rest)  # type: ignore[arg-type]  # Case checks its own fields
+    return Case(name, source, get(), response=response, **rest)  # type: ignore[arg-type]  # Case checks its own fields
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -437,7 +437,7 @@ ANSWERS = [
         client_sees=(b"Set-Cookie: a=1\r\n", b"Set-Cookie: b=2\r\n"),
     ),
     said(
-        b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 RouteMatch\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n",
         "answer-redirect-passed",
         "9110 15.4",
         client_sees=(b" 302 ", b"Location: http://elsewhere/"),

@@ -30,7 +30,7 @@ class Bench:
     async def script(self, wire: Wire) -> None:
         """Record what comes, and answer each request as the case says."""
         while await self._read_request(wire):
-            await wire.send(self.case.answer)
+            await wire.send(self.case.response)
             if self.case.resets:
                 # Only once the client had its part, so that no proxy can answer 502 instead.
                 await asyncio.sleep(0.05)
@@ -107,9 +107,9 @@ def _is_whole_answer(data: bytes, case: Case) -> bool:
     return b"transfer-encoding: chunked" in lower and body.endswith(b"0\r\n\r\n")
 
 
-def judge(case: Case, answer: bytes, was_broken: bool, upstream: bytes) -> str | None:  # noqa: PLR0911, PLR0912 (one reason each)
+def judge(case: Case, response: bytes, was_broken: bool, upstream: bytes) -> str | None:  # noqa: PLR0911, PLR0912 (one reason each)
     """Return what is wrong, or None."""
-    status = _status(answer)
+    status = _status(response)
     if case.refused:
         if upstream:
             return f"reached the upstream: {upstream[:80]!r}"
@@ -118,8 +118,8 @@ def judge(case: Case, answer: bytes, was_broken: bool, upstream: bytes) -> str |
         if status in case.failed:
             return None
         if status is None:
-            return None if was_broken or not answer else f"no answer: {answer[:60]!r}"
-        return "looks whole" if _looks_whole(answer) and not was_broken else None
+            return None if was_broken or not response else f"no answer: {response[:60]!r}"
+        return "looks whole" if _looks_whole(response) and not was_broken else None
     for piece in case.upstream_sees:
         if piece.lower() not in upstream.lower():
             return f"upstream lacks {piece!r}"
@@ -127,23 +127,23 @@ def judge(case: Case, answer: bytes, was_broken: bool, upstream: bytes) -> str |
         if piece.lower() in upstream.lower():
             return f"upstream sees {piece!r}"
     for piece in case.client_sees:
-        if piece.lower() not in answer.lower():
-            return f"client lacks {piece!r} in {answer[:120]!r}"
+        if piece.lower() not in response.lower():
+            return f"client lacks {piece!r} in {response[:120]!r}"
     for piece in case.client_lacks:
-        if piece in answer:
+        if piece in response:
             return f"client sees {piece!r}"
     count = upstream.count(b" HTTP/1.1\r\nHost:") + upstream.count(b" HTTP/1.1\r\nhost:")
     smuggled = count - (upstream.count(b"/smuggled") if b"/smuggled" in case.request else 0)
     return f"{smuggled} requests" if smuggled > case.most_requests else None
 
 
-def _status(answer: bytes) -> int | None:
-    words = answer.split(b" ", 2)
+def _status(response: bytes) -> int | None:
+    words = response.split(b" ", 2)
     return int(words[1]) if len(words) > 2 and words[0].startswith(b"HTTP/") and words[1].isdigit() else None
 
 
-def _looks_whole(answer: bytes) -> bool:
-    head, _, body = answer.partition(b"\r\n\r\n")
+def _looks_whole(response: bytes) -> bool:
+    head, _, body = response.partition(b"\r\n\r\n")
     lower = head.lower()
     if b"transfer-encoding: chunked" in lower:
         return body.endswith(b"0\r\n\r\n")
@@ -242,8 +242,8 @@ async def run_table(name: str) -> dict[str, str]:
     async with RawUpstream(bench.script) as upstream, run_proxy(name, upstream.port) as port:
         for case in TABLE:
             bench.case, bench.seen = case, []
-            answer, was_broken = await _ask(port, case)
-            wrong = judge(case, answer, was_broken, b"".join(bench.seen))
+            response, was_broken = await _ask(port, case)
+            wrong = judge(case, response, was_broken, b"".join(bench.seen))
             if wrong is not None:
                 failures[case.name] = wrong
     return failures
