@@ -28,7 +28,7 @@ class Outcome(enum.StrEnum):
     """How a transfer ended: a closed set, the label of `gateway_transfers_total`."""
 
     COMPLETE = "complete"
-    ANSWERED_EARLY = "answered_early"
+    EARLY_RESPONSE = "early_response"
     CLIENT_LEFT = "client_left"
     CLIENT_SLOW = "client_slow"
     CLIENT_BAD = "client_bad"
@@ -122,7 +122,7 @@ class FaultKind(enum.Enum):
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's body broke off"
     )
     OBJECT_STORE_FAILED = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "destination_unavailable", "Object store failed")
-    ANSWER_TOO_LARGE = FaultInfo(
+    RESPONSE_TOO_LARGE = FaultInfo(
         502, _U, _OUT.UPSTREAM_FAILED, "http_response_body_size", "Upstream's answer is too large"
     )
     CONNECT_TIMEOUT = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Upstream did not accept in time")

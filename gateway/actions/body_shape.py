@@ -26,7 +26,7 @@ Framing = Literal["auto", "length_required", "chunked"]
 class BodyShape:
     """How a file goes upstream: fields about its content, what stands before and behind its bytes, and the length."""
 
-    fields: tuple[Header, ...]
+    headers: tuple[Header, ...]
     #: To be joined to the query of the request; without a question mark.
     query: str
     prefix: bytes
@@ -83,7 +83,7 @@ def select_fields(config: FormFields, held: Sequence[FormField]) -> list[FormFie
 def shape_file(
     body: Literal["multipart", "raw"],
     config: FormFields,
-    file_name: str | None,
+    filename_header: str | None,
     file: FileHead,
     held: Sequence[FormField],
 ) -> BodyShape:
@@ -101,8 +101,11 @@ def shape_file(
     else:
         prefix = suffix = b""
         content_type = (file.content_type or "application/octet-stream").encode("utf-8", "surrogateescape")
-        if file_name is not None and file.filename:
-            heads = (*heads, (file_name.encode(), quote(file.filename, safe="", errors="surrogateescape").encode()))
+        if filename_header is not None and file.filename:
+            heads = (
+                *heads,
+                (filename_header.encode(), quote(file.filename, safe="", errors="surrogateescape").encode()),
+            )
     length = None if file.size is None else len(prefix) + file.size + len(suffix)
     return BodyShape(
         ((b"Content-Type", content_type), *heads), query if send == "query" else "", prefix, suffix, length
@@ -162,10 +165,10 @@ def join_query(path: str, query: str, more: str) -> str:
     return f"{path}{query or '?'}{'&' if len(query) > 1 else ''}{more}"
 
 
-def without_content_headers(fields: ReceivedHeaders) -> ReceivedHeaders:
-    """Return the client's fields less those about the content of its envelope."""
+def without_content_headers(headers: ReceivedHeaders) -> ReceivedHeaders:
+    """Return the client's headers less those about the content of its envelope."""
     return ReceivedHeaders(
-        field for key, field in zip(fields.keys, fields, strict=True) if not key.startswith(_CONTENT_HEADERS)
+        header for key, header in zip(headers.keys, headers, strict=True) if not key.startswith(_CONTENT_HEADERS)
     )
 
 
@@ -175,6 +178,6 @@ def _as_header(field: FormField) -> Header:
         raise Fault(
             FaultKind.FIELD_TOO_LARGE,
             f"Form field {field.name!r} has {len(field.value)} bytes and goes upstream as a header field, which takes "
-            f"{_MAX_FIELD_VALUE_BYTES}: send less, or set the route's fields.send to query.",
+            f"{_MAX_FIELD_VALUE_BYTES}: send less, or set the route's form_fields.send to query.",
         )
     return name, quote_from_bytes(field.value, safe=" !#$&'()*+,/:;=?@[]~^`{|}<>\"").encode()

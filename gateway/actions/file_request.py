@@ -41,7 +41,7 @@ class FileResult:
     file: FileHead
     size: int = 0
     status: int = 0
-    fields: Headers = ()
+    headers: Headers = ()
     body: bytes = b""
     fault: Fault | None = None
     #: What filters found out.
@@ -68,12 +68,12 @@ class ResponseBudget:
         self._route = route
 
     def take(self, size: int) -> None:
-        """Take room for so many bytes. Raises Fault ANSWER_TOO_LARGE."""
+        """Take room for so many bytes. Raises Fault RESPONSE_TOO_LARGE."""
         if size > self._left:
             raise Fault(
-                FaultKind.ANSWER_TOO_LARGE,
+                FaultKind.RESPONSE_TOO_LARGE,
                 f"The answers to this form are larger than {show_size(self._most)} together: raise "
-                f"routes.{self._route}.split.max_answers, or let the upstream say less.",
+                f"routes.{self._route}.split.max_response_bytes, or let the upstream say less.",
             )
         self._left -= size
 
@@ -112,7 +112,7 @@ class FileRequest:
         self._matched = matched
         self._part = part
         self._framing = framing
-        self._shaped = shape_file(config.body, config.fields, config.file_name, self.result.file, held)
+        self._shaped = shape_file(config.body, config.form_fields, config.filename_header, self.result.file, held)
         self._filtered = FilteredFile(factories, file, self._read_part, transfer.filtering) if factories else None
         self._sink: UpstreamSink | None = None
 
@@ -126,12 +126,12 @@ class FileRequest:
         exchange, shape = self._exchange, self._shaped
         authority = exchange.target.authority
         host = authority if self._config.host == "preserve" and authority else endpoint.authority.encode()
-        fields = [(b"Host", host)]
-        fields += request_headers(without_content_headers(exchange.headers), exchange.client_info, exchange.trace)
-        fields += shape.fields
+        headers = [(b"Host", host)]
+        headers += request_headers(without_content_headers(exchange.headers), exchange.client_info, exchange.trace)
+        headers += shape.headers
         framing = framing_headers(self._framing, shape.length)
-        fields += framing
-        head = encode_head(f"{exchange.method} {self._target()} HTTP/1.1".encode("latin-1"), fields)
+        headers += framing
+        head = encode_head(f"{exchange.method} {self._target()} HTTP/1.1".encode("latin-1"), headers)
         return UpstreamRequest(
             head, self._carry, is_chunked=framing[0][0] == b"Transfer-Encoding", on_connected=self.connected.set
         )
@@ -142,7 +142,7 @@ class FileRequest:
 
     async def take(self, response: UpstreamResponse, budget: ResponseBudget, idle_seconds: float) -> None:
         """Take an answer as far as there is room for it. Raises Fault."""
-        self.result.fields = end_to_end(response.headers)
+        self.result.headers = end_to_end(response.headers)
         body = bytearray()
         try:
             while chunk := await _read_in_time(response, idle_seconds):
@@ -230,14 +230,14 @@ def _describe_result(result: FileResult) -> str:
     if fault is not None:
         described["error"] = {"title": fault.kind.info.title, "code": fault.kind.code, "detail": fault.detail}
         return json.dumps(described)
-    described["fields"] = _describe_fields(result.fields)
+    described["headers"] = _describe_headers(result.headers)
     # The body goes last: JSON stays as the upstream wrote it, numbers and order and all.
     return f"{json.dumps(described)[:-1]}, {_describe_body(result)}}}"
 
 
-def _describe_fields(fields: Headers) -> dict[str, str | list[str]]:
+def _describe_headers(headers: Headers) -> dict[str, str | list[str]]:
     described: dict[str, str | list[str]] = {}
-    for name, value in fields:
+    for name, value in headers:
         key, text = name.decode("latin-1").lower(), value.decode("utf-8", "replace")
         before = described.get(key)
         if before is None:
@@ -248,7 +248,7 @@ def _describe_fields(fields: Headers) -> dict[str, str | list[str]]:
 
 
 def _describe_body(result: FileResult) -> str:
-    kind = (ReceivedHeaders(result.fields).first(b"content-type") or b"").partition(b";")[0].strip().lower()
+    kind = (ReceivedHeaders(result.headers).first(b"content-type") or b"").partition(b";")[0].strip().lower()
     try:
         text = result.body.decode()
         if kind == b"application/json" or kind.endswith(b"+json"):

@@ -22,19 +22,19 @@ from gateway.multipart import FormContent, PartKind, read_form
 
 async def match_form_route(exchange: Exchange, candidates: Sequence[RouteMatch]) -> RouteMatch:
     """Return the first candidate whose field conditions hold; the last may have none. Raises Fault."""
-    if not candidates[0].route.match.field:
+    if not candidates[0].route.match.form_fields:
         return candidates[0]
     exchange.check_expectation()
     boundary = form_boundary(exchange)
     fields = await _read_fields(exchange, boundary, candidates[0]) if boundary is not None else {}
     for matched in candidates:
-        if all(_holds(fields.get(name), pattern, name) for name, pattern in matched.route.match.field.items()):
+        if all(_holds(fields.get(name), pattern, name) for name, pattern in matched.route.match.form_fields.items()):
             return matched
-    names = ", ".join(sorted({name for matched in candidates for name in matched.route.match.field}))
+    names = ", ".join(sorted({name for matched in candidates for name in matched.route.match.form_fields}))
     raise Fault(
         FaultKind.LATE_FIELD,
         f"The form fields that stand before the first file choose no route ({names}): send them first, with values "
-        "that a route here knows, or add a route without match.field.",
+        "that a route here knows, or add a route without match.form_fields.",
     )
 
 

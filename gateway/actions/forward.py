@@ -48,7 +48,7 @@ class ForwardAction:
         # What makes a body go upstream in another form than it came: any, or only forms.
         self._has_transforms = len(self._factories) != len(factories)
         self._must_reencode_forms = (
-            config.body == "raw" or config.multipart == "strict" or config.fields != FormFields()
+            config.body == "raw" or config.multipart == "strict" or config.form_fields != FormFields()
         )
         self._carrier = carrier
         self._route = route
@@ -173,36 +173,36 @@ class ForwardAction:
     def _make_request(
         self, exchange: Exchange, matched: RouteMatch, endpoint: Endpoint, upload: Transfer | None, first: list[bytes]
     ) -> UpstreamRequest:
-        fields: list[Header] = [(b"Host", self._host(exchange, endpoint))]
-        fields += request_headers(exchange.headers, exchange.client_info, exchange.trace)
+        headers: list[Header] = [(b"Host", self._host(exchange, endpoint))]
+        headers += request_headers(exchange.headers, exchange.client_info, exchange.trace)
         is_chunked = False
         if exchange.length != 0:
             framing = framing_headers(self._upstream.framing, exchange.length)
             is_chunked = framing[0][0] != b"Content-Length"
-            fields += framing
+            headers += framing
         elif exchange.method in ("POST", "PUT", "PATCH"):
             # > A user agent SHOULD send Content-Length in a request when the method defines a meaning for enclosed
             # > content and it is not sending Transfer-Encoding (RFC 9110 section 8.6).
-            fields.append((b"Content-Length", b"0"))
+            headers.append((b"Content-Length", b"0"))
         target = f"{matched.path}{exchange.target.query}".encode("latin-1")
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
         carry_body: Callable[[UpstreamSink], Awaitable[None]] | None = None
         if upload is not None and exchange.body is not None:
             carry_body = functools.partial(_carry, self._carrier, upload, exchange.body, first)
         return UpstreamRequest(
-            encode_head(line, fields), carry_body, is_chunked=is_chunked, on_connected=exchange.send_continue
+            encode_head(line, headers), carry_body, is_chunked=is_chunked, on_connected=exchange.send_continue
         )
 
     def _make_reencoded_request(
         self, exchange: Exchange, matched: RouteMatch, endpoint: Endpoint, reencoded: ReencodedBody
     ) -> UpstreamRequest:
         shape = reencoded.shape
-        fields: list[Header] = [(b"Host", self._host(exchange, endpoint))]
-        fields += request_headers(without_content_headers(exchange.headers), exchange.client_info, exchange.trace)
-        fields += shape.fields
+        headers: list[Header] = [(b"Host", self._host(exchange, endpoint))]
+        headers += request_headers(without_content_headers(exchange.headers), exchange.client_info, exchange.trace)
+        headers += shape.headers
         framing = framing_headers(self._upstream.framing, shape.length)
         target = join_query(matched.path, exchange.target.query, shape.query)
-        head = encode_head(f"{exchange.method} {target} HTTP/1.1".encode("latin-1"), [*fields, *framing])
+        head = encode_head(f"{exchange.method} {target} HTTP/1.1".encode("latin-1"), [*headers, *framing])
         is_chunked = framing[0][0] != b"Content-Length"
         return UpstreamRequest(head, reencoded.carry, is_chunked=is_chunked, on_connected=exchange.send_continue)
 
@@ -246,11 +246,11 @@ async def relay(
     """
     policy = courses.endless if response.body_length is None else courses.sized
     with exchange.begin_download(policy, response, response.body_length) as download:
-        fields = response_headers(response.headers, exchange.trace)
+        headers = response_headers(response.headers, exchange.trace)
         if form_observer is not None:
-            fields += form_observer.response_headers()
+            headers += form_observer.response_headers()
         sink = await exchange.begin_response(
-            response.status, response.reason, fields, response.length, is_ready=response.is_ready
+            response.status, response.reason, headers, response.length, is_ready=response.is_ready
         )
 
         async def finish() -> None:
@@ -261,4 +261,4 @@ async def relay(
 
         await carrier.carry(download, response, sink, finish)
     if upload is not None and not upload.is_whole:
-        upload.end(Outcome.ANSWERED_EARLY)
+        upload.end(Outcome.EARLY_RESPONSE)

@@ -194,7 +194,7 @@ class _FromRaw:
         if work.has_transform:
             file = replace(file, size=None)
         body: Literal["multipart", "raw"] = "multipart" if config.body == "multipart" else "raw"
-        self.shape = shape_file(body, config.fields, config.file_name, file, ())
+        self.shape = shape_file(body, config.form_fields, config.filename_header, file, ())
         self._size = file.size
         self._filtered = await work.open_file(file, None)
 
@@ -226,7 +226,7 @@ class _FileOfForm:
             file = replace(file, size=self._size_if_last(content))
         if work.has_transform:
             file = replace(file, size=None)
-        self.shape = shape_file("raw", work.config.fields, work.config.file_name, file, held.fields)
+        self.shape = shape_file("raw", work.config.form_fields, work.config.filename_header, file, held.fields)
         self._size = file.size
         self._filtered = await work.open_file(file, part)
 
@@ -248,7 +248,7 @@ class _FileOfForm:
         work = self._work
         await work.end_file()
         async for part in self._form:
-            fields = work.config.fields
+            fields = work.config.form_fields
             is_sent = fields.send != "none" and passed_name(fields, part.disposition.name) is not None
             if part.kind is PartKind.FILE or is_sent:
                 what = "A second file" if part.kind is PartKind.FILE else f"Form field {part.disposition.name!r}"
@@ -291,7 +291,7 @@ class _FormOfForm:
 
     async def _make(self) -> AsyncGenerator[bytes, None]:
         work, writer = self._work, self._writer
-        choice = work.config.fields
+        choice = work.config.form_fields
         for name, value in choice.add.items():
             yield writer.field(FormField(name, value.encode()))
         _, form = work.read_form(self._boundary)

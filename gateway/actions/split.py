@@ -1,7 +1,7 @@
 """split: every file of a form its own upstream request, as its bytes arrive; one document of all answers.
 
 Files go upstream in the order of the form, one at a time, since they come one at a time; while earlier answers are
-awaited the next file streams already. Nothing of a file is held; the answers are, up to `max_answers`, because the
+awaited the next file streams already. Files are not held; responses are, up to `max_response_bytes`, because the
 status of the whole stands before them. What the client does wrong fails the whole exchange and cuts the file on its
 way; what an upstream does wrong is that file's entry in the document.
 """
@@ -86,7 +86,7 @@ class _Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
         self._has_sent = False
-        self._budget = ResponseBudget(action.config.max_answers, action.route.name)
+        self._budget = ResponseBudget(action.config.max_response_bytes, action.route.name)
 
     async def work(self, body: BodyReader, boundary: bytes, first: contextlib.AsyncExitStack) -> list[FileResult]:
         """Send every file and wait for every answer. Raises Fault for what the client did."""
@@ -128,7 +128,7 @@ class _Run:
             else:
                 await self._send(part, group, first)
             if self._is_stopped:
-                transfer.end(Outcome.ANSWERED_EARLY)
+                transfer.end(Outcome.EARLY_RESPONSE)
                 return
 
     async def _send(self, part: Part, group: asyncio.TaskGroup, first: contextlib.AsyncExitStack) -> None:

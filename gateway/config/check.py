@@ -115,7 +115,7 @@ def _check_filters(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
 
 def _check_shape(path: KeyPath, forward: dict[str, Any]) -> Iterator[Finding]:
     if forward.get("multipart") == "opaque":
-        for key in ("body", "fields"):
+        for key in ("body", "form_fields"):
             if forward.get(key) not in (None, "as_is"):
                 yield (*path, key), f"{key} needs forms to be read, and multipart is opaque: set it to inspect"
 
@@ -202,10 +202,10 @@ def _shadows(earlier: Match, later: Match) -> bool:
             and set(later.methods) <= set(earlier.methods)
             and earlier.headers.items() <= later.headers.items()
             and (len(earlier.headers) == len(later.headers))
-            and earlier.field == later.field
+            and earlier.form_fields == later.form_fields
         )
     # A route that names methods goes before one that does not, and one with more fields before one with fewer.
-    return later.methods is None and earlier.headers == later.headers and earlier.field == later.field
+    return later.methods is None and earlier.headers == later.headers and earlier.form_fields == later.form_fields
 
 
 def _segments(prefix: str | None) -> str | None:

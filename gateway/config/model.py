@@ -84,10 +84,10 @@ class Match(Section):
     regex: Regex | None = Field(None, description="A regular expression that matches the whole path.")
     methods: tuple[Method, ...] | None = Field(None, description="Methods taken. Default: any the action knows.")
     headers: dict[str, str] = Field({}, description="Fields that must be there with exactly this value.")
-    field: dict[str, str] = Field(
+    form_fields: dict[str, str] = Field(
         {},
         description="Form fields before the first file that must match, with `*` for any characters. A form that "
-        "matches no such route goes to the route of this place without field, or is refused (422).",
+        "matches no such route goes to the route of this place without form_fields, or is refused (422).",
     )
 
 
@@ -130,10 +130,10 @@ class Forward(Section):
         "as_is", description="Unwrap the one file of a form into a raw body, or wrap a raw body into a form."
     )
     file_field: str = Field("file", description="With `body: multipart`, the form field of a wrapped body.")
-    file_name: FieldName | None = Field(
+    filename_header: FieldName | None = Field(
         "X-File-Name", description="With `body: raw`, the header field for the file's name, percent-encoded UTF-8."
     )
-    fields: FormFields = Field(
+    form_fields: FormFields = Field(
         FormFields(), description="What becomes of form fields; with `body: raw` those that stand before the file."
     )
     mirror: Mirror | None = Field(None, description="A second place for a share of the requests.")
@@ -152,10 +152,10 @@ class Split(Section):
     body: Literal["multipart", "raw"] = Field(
         "multipart", description="A form with the one file, or the file's bytes with its Content-Type."
     )
-    file_name: FieldName | None = Field(
+    filename_header: FieldName | None = Field(
         "X-File-Name", description="With `body: raw`, the header field for the file's name, percent-encoded UTF-8."
     )
-    fields: FormFields = Field(FormFields(), description="The form fields that stand before the file.")
+    form_fields: FormFields = Field(FormFields(), description="The form fields that stand before the file.")
     host: Literal["preserve", "upstream"] = Field(
         "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
     )
@@ -165,7 +165,7 @@ class Split(Section):
     on_error: Literal["continue", "stop"] = Field(
         "continue", description="After a file fails: go on with the next, or send no more."
     )
-    max_answers: Size = Field(
+    max_response_bytes: Size = Field(
         _MIB,
         description="Bytes of all answers together: they are held until the last, whose status decides 200 or 207.",
     )

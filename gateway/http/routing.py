@@ -57,7 +57,7 @@ class RouteTable:
                 continue
             if row.methods is None or method in row.methods:
                 candidates.append(RouteMatch(route, rest, _rewrite(row, path, plain)))
-                if not route.match.field:
+                if not route.match.form_fields:
                     return candidates
             else:
                 allowed.update(row.methods)
@@ -110,7 +110,7 @@ def describe_match(route: Route) -> str:
     else:
         words.append(f"prefix {match.prefix or '/'}")
     words += [f"{name}: {value}" for name, value in match.headers.items()]
-    words += [f"form field {name}={value}" for name, value in match.field.items()]
+    words += [f"form field {name}={value}" for name, value in match.form_fields.items()]
     return ", ".join(words)
 
 
@@ -135,7 +135,7 @@ def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
         kind, length = 2, 0
     else:
         kind, length = 1, len((match.prefix or "/").rstrip("/"))
-    return host, kind, -length, 0 if match.methods else 1, -len(match.headers), -len(match.field), order
+    return host, kind, -length, 0 if match.methods else 1, -len(match.headers), -len(match.form_fields), order
 
 
 def _host_matches(wanted: str | None, host: str) -> bool:

@@ -29,11 +29,11 @@ HELP: Final = {
     "gateway_chunk_throughput_bytes_per_second": "Bytes of each chunk over the seconds it took, waits included.",
     "gateway_transfer_throughput_bytes_per_second": "Mean rate of each body from its begin to its end.",
     "gateway_transfer_size_bytes": "Bytes of each body.",
-    "gateway_wait_seconds": "Seconds transfers waited, by the side that made them wait.",
+    "gateway_wait_seconds": "Seconds transfers waited, by the leg that was slow.",
     "gateway_parts": "Parts of multipart forms, by kind (file, field).",
     "gateway_part_size_bytes": "Bytes of each part.",
     "gateway_part_outcomes": "Parts of forms, by how they ended; files of a split by what their upstream said.",
-    "gateway_mirrors": "Requests mirrored, by how that ended (limit: the mirror was too slow and dropped).",
+    "gateway_mirrored_requests": "Requests mirrored, by how that ended (limit: the mirror was too slow and dropped).",
     "gateway_mirror_bytes": "Bytes of mirrored bodies, by result: sent, or dropped.",
     "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
     "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
@@ -139,13 +139,13 @@ def _transfers(routes: Iterable[RouteStats]) -> Iterator[Metric]:
 
 
 def _waits_and_parts(routes: Iterable[RouteStats]) -> Iterator[Metric]:
-    waits = _counter("gateway_wait_seconds", "route", "side")
+    waits = _counter("gateway_wait_seconds", "route", "leg")
     parts = _counter("gateway_parts", "route", "kind")
     sizes = _histogram("gateway_part_size_bytes", "route")
     outcomes = _counter("gateway_part_outcomes", "route", "outcome")
     for route in routes:
-        for side, seconds in route.waits.items():
-            waits.add_metric((route.route, side.value), seconds)
+        for leg, seconds in route.waits.items():
+            waits.add_metric((route.route, leg.value), seconds)
         for kind, count in list(route.parts.items()):
             parts.add_metric((route.route, kind), count)
         for outcome, count in list(route.part_outcomes.items()):
@@ -155,7 +155,7 @@ def _waits_and_parts(routes: Iterable[RouteStats]) -> Iterator[Metric]:
 
 
 def _mirrors(routes: Iterable[RouteStats]) -> Iterator[Metric]:
-    ended = _counter("gateway_mirrors", "route", "outcome")
+    ended = _counter("gateway_mirrored_requests", "route", "outcome")
     moved = _counter("gateway_mirror_bytes", "route", "result")
     for route in routes:
         for outcome, count in list(route.mirrors.items()):

@@ -52,7 +52,7 @@ async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
         assert fields["etag"].startswith('"')
         assert "last-modified" in fields
         line = await gateway.last_line()
-        assert (line["download"], line["bytes_down"]) == ("complete", len(DATA))
+        assert (line["download"], line["download_bytes"]) == ("complete", len(DATA))
 
 
 async def test_head_tells_the_length_and_sends_nothing(directory: Path) -> None:
@@ -279,4 +279,4 @@ async def test_client_that_leaves_with_the_last_byte_had_a_whole_file(
         await until(lambda: connection.transport is None)
         left.set()
         line = await gateway.last_line()
-        assert (line["outcome"], line["download"], line["bytes_down"]) == ("complete", "complete", 300_000)
+        assert (line["outcome"], line["download"], line["download_bytes"]) == ("complete", "complete", 300_000)

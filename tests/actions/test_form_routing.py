@@ -46,7 +46,7 @@ class UpstreamPool(RawUpstream):
 
 def config(big: UpstreamPool, small: UpstreamPool, *, has_default: bool = True, **limits: Any) -> dict[str, Any]:
     def route(name: str, upstream: str, field: dict[str, str]) -> dict[str, Any]:
-        match = {"path": "/v1", **({"field": field} if field else {})}
+        match = {"path": "/v1", **({"form_fields": field} if field else {})}
         return {"name": name, "match": match, "forward": {"upstream": upstream}, "limits": limits}
 
     routes = [route("whisper", "big", {"model": "whisper-*"}), route("tiny", "small", {"model": "tiny"})]
@@ -85,7 +85,7 @@ async def test_field_before_the_file_chooses_and_the_body_arrives_identical(orde
         await client.close()
         assert (big.seen, small.seen) == ([body], [])
         line = await gateway.last_line()
-        assert (line["route"], line["bytes_up"]) == ("whisper", len(body))
+        assert (line["route"], line["upload_bytes"]) == ("whisper", len(body))
 
 
 async def test_upstream_hears_of_the_request_as_soon_as_the_field_is_known() -> None:

@@ -126,7 +126,7 @@ async def test_known_length_may_be_sent_in_chunks() -> None:
         ([FILE, FILE], {}, "unexpected_part"),
         ([('name="a"', b"x")], {}, "bad_multipart"),
         ([('name="a"', b"x" * 70_000), FILE], {}, "field_too_large"),
-        ([('name="a"', b"x" * 5000), FILE], {"fields": {"send": "headers"}}, "field_too_large"),
+        ([('name="a"', b"x" * 5000), FILE], {"form_fields": {"send": "headers"}}, "field_too_large"),
     ],
 )
 async def test_form_that_cannot_be_unwrapped_is_refused_or_cut(
@@ -139,7 +139,7 @@ async def test_form_that_cannot_be_unwrapped_is_refused_or_cut(
 
 async def test_field_behind_the_file_is_fine_where_it_is_not_sent() -> None:
     async with Seen() as upstream:
-        keys = {"body": "raw", "fields": {"drop": ["late"]}}
+        keys = {"body": "raw", "form_fields": {"drop": ["late"]}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             assert split_response(await gateway.ask(post(form(FILE, ('name="late"', b"x")))))[0] == 200
             assert upstream.bodies == [DATA]
@@ -148,7 +148,7 @@ async def test_field_behind_the_file_is_fine_where_it_is_not_sent() -> None:
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_raw_body_is_wrapped_into_a_form(is_chunked: bool) -> None:
     async with Seen() as upstream:
-        keys = {"body": "multipart", "file_field": "audio", "fields": {"add": {"model": "big"}}}
+        keys = {"body": "multipart", "file_field": "audio", "form_fields": {"add": {"model": "big"}}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             request = post(DATA, target="/up/a%20b.wav", content_type="audio/wav")
             assert split_response(await gateway.ask(as_chunked(request) if is_chunked else request))[0] == 200
@@ -165,7 +165,7 @@ async def test_raw_body_is_wrapped_into_a_form(is_chunked: bool) -> None:
 
 async def test_form_is_made_anew_with_its_fields_edited() -> None:
     async with Seen() as upstream:
-        keys = {"fields": {"drop": ["secret"], "rename": {"lang": "language"}, "add": {"model": "big"}}}
+        keys = {"form_fields": {"drop": ["secret"], "rename": {"lang": "language"}, "add": {"model": "big"}}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             parts = [
                 ('name="lang"', b"de"),
@@ -210,7 +210,7 @@ async def test_client_that_leaves_mid_file_leaves_a_cut_one(body: str) -> None:
         await wire.read_to_end()
 
     async with RawUpstream(script) as upstream:
-        keys = {"body": body, "fields": {"add": {"x": "1"}}}
+        keys = {"body": body, "form_fields": {"add": {"x": "1"}}}
         async with run_gateway(forward_config(upstream.url, forward=keys)) as gateway:
             client = await gateway.connect()
             await client.drain_source([post(form(FILE))[:200_000]])
@@ -251,7 +251,7 @@ async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
         async with run_gateway(forward_config(upstream.url, forward={"body": "raw"})) as gateway:
             response = await gateway.ask(post(form(('name="f"; filename="a"', DATA * 20))))
             assert split_response(response)[::2] == (413, b"full")
-            assert (await gateway.last_line())["upload"] == "answered_early"
+            assert (await gateway.last_line())["upload"] == "early_response"
 
 
 @pytest.mark.parametrize(

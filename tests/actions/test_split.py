@@ -106,9 +106,9 @@ async def test_raw_files_go_with_their_type_and_name_and_the_fields_in_the_query
             body = form(('name="lang"', b"de&en"), file("f", b"data", "ä b.txt"))
             asked = request(body).replace(b"POST /split", b"POST /split?x=1")
             parts = parts_of(await gateway.ask(asked), 200)
-            assert parts[0] | {"fields": 0, "body": 0} == {
+            assert parts[0] | {"headers": 0, "body": 0} == {
                 "part": 2, "field": "f", "filename": "ä b.txt", "type": "application/octet-stream", "size": 4,
-                "status": 200, "fields": 0, "body": 0,
+                "status": 200, "headers": 0, "body": 0,
             }  # fmt: skip
             head, data = seen.requests[0]
             assert (seen.lines, data) == ([b"POST /convert/%C3%A4%20b.txt?x=1&lang=de%26en HTTP/1.1"], b"data")
@@ -150,7 +150,7 @@ async def test_forms_are_made_anew_with_the_one_file_and_the_fields_before_it() 
 async def test_form_fields_are_chosen_renamed_and_added(keys: dict[str, Any], line: bytes, fields: list[bytes]) -> None:
     seen = Seen()
     async with RawUpstream(seen) as upstream:
-        async with run_gateway(config(upstream.url, split={"body": "raw", "fields": keys})) as gateway:
+        async with run_gateway(config(upstream.url, split={"body": "raw", "form_fields": keys})) as gateway:
             body = form(('name="a"', b"1"), ('name="b"', b"2\r\n"), file("f", b"x"))
             parts_of(await gateway.ask(request(body)), 200)
             assert seen.lines == [b"POST " + line + b" HTTP/1.1"]
@@ -210,7 +210,7 @@ async def test_stop_sends_nothing_after_a_failure() -> None:
                 (424, "not_sent"),
             ]
             assert [data for _, data in seen.requests] == [b"one", b"two"]
-            assert (await gateway.last_line())["upload"] == "answered_early"
+            assert (await gateway.last_line())["upload"] == "early_response"
 
 
 async def test_stop_cuts_the_file_on_its_way() -> None:
@@ -383,11 +383,11 @@ async def test_upstream_that_goes_silent_within_its_answer_is_that_files_entry()
 async def test_answers_are_bounded_together() -> None:
     seen = Seen(lambda _head, _body: response(200, b"y" * 600))
     async with RawUpstream(seen) as upstream:
-        async with run_gateway(config(upstream.url, split={"max_answers": 1000, "max_parallel": 1})) as gateway:
+        async with run_gateway(config(upstream.url, split={"max_response_bytes": 1000, "max_parallel": 1})) as gateway:
             parts = parts_of(await gateway.ask(request(form(file("a", b"one"), file("b", b"two")))), 207)
             assert parts[0]["body"] == "y" * 600
-            assert parts[1]["error"]["code"] == "answer_too_large"
-            assert "routes.s.split.max_answers" in parts[1]["error"]["detail"]
+            assert parts[1]["error"]["code"] == "response_too_large"
+            assert "routes.s.split.max_response_bytes" in parts[1]["error"]["detail"]
 
 
 async def test_answers_taken_at_once_share_the_room() -> None:
@@ -403,7 +403,7 @@ async def test_answers_taken_at_once_share_the_room() -> None:
         await wire.send(response(200, b"y" * 500))
 
     async with RawUpstream(script) as upstream:
-        async with run_gateway(config(upstream.url, split={"max_answers": 1200, "max_parallel": 3})) as gateway:
+        async with run_gateway(config(upstream.url, split={"max_response_bytes": 1200, "max_parallel": 3})) as gateway:
             parts = parts_of(await gateway.ask(request(form(*(file(name, b"x") for name in "abc")))), 207)
             assert sorted(part["status"] for part in parts) == [200, 200, 502]
 
@@ -488,7 +488,7 @@ async def test_any_order_size_and_chunking_arrives_identical(seed: int) -> None:
     files = [data for parameters, data in parts if "filename" in parameters]
     seen = Seen()
     async with RawUpstream(seen) as upstream:
-        keys = {"body": "raw", "fields": {"send": "none"}, "max_parallel": chance.randint(1, 4)}
+        keys = {"body": "raw", "form_fields": {"send": "none"}, "max_parallel": chance.randint(1, 4)}
         async with run_gateway(config(upstream.url, split=keys)) as gateway:
             client = await gateway.connect()
             wire = request(body)

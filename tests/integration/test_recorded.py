@@ -53,7 +53,7 @@ async def test_recorded_bodies_are_understood(recorded: bytes, action: str, tmp_
 
     actions: dict[str, dict[str, Any]] = {
         "forward": {"forward": {"upstream": "up"}},
-        "edited": {"forward": {"upstream": "up", "fields": {"add": {"model": "big"}}}},
+        "edited": {"forward": {"upstream": "up", "form_fields": {"add": {"model": "big"}}}},
         "unwrapped": {"forward": {"upstream": "up", "body": "raw"}},
         "split": {"split": {"upstream": "up", "body": "raw", "max_parallel": 1}},
         "store": {"store": {"directory": str(tmp_path)}},

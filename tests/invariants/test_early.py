@@ -96,8 +96,8 @@ async def test_early_answer_reaches_a_client_that_writes_everything_first(script
         assert body == b"full"
         assert fields["connection"] == "close"
         line = await gateway.last_line()
-        assert (line["upload"], line["download"], line["outcome"]) == ("answered_early", "complete", "complete")
-        assert line["bytes_up"] < SIZE
+        assert (line["upload"], line["download"], line["outcome"]) == ("early_response", "complete", "complete")
+        assert line["upload_bytes"] < SIZE
 
 
 async def test_early_answer_behind_a_reset_is_never_lost() -> None:

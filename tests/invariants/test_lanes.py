@@ -68,7 +68,7 @@ async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: s
         assert seen == [body]
         line = await gateway.last_line()
         expected = "splice" if kind == "raw" and every_lane == "auto" else "copy"
-        assert (line["lane_up"], line["bytes_up"], line["upload"]) == (expected, len(body), "complete")
+        assert (line["upload_lane"], line["upload_bytes"], line["upload"]) == (expected, len(body), "complete")
         assert sum(gateway.stats.routes["r"].transfers[Direction.UPLOAD].lanes.values()) == 1
 
 
@@ -86,7 +86,7 @@ async def test_downloads_are_identical_and_both_connections_are_kept(every_lane:
             assert await client.read_exactly(len(BODY)) == BODY
             line = await gateway.last_line(count)
             expected = "splice" if every_lane == "auto" else "copy"
-            assert (line["lane_down"], line["bytes_down"], line["outcome"]) == (expected, len(BODY), "complete")
+            assert (line["download_lane"], line["download_bytes"], line["outcome"]) == (expected, len(BODY), "complete")
         assert len(upstream.wires) == 1
         await client.close()
 
@@ -138,7 +138,7 @@ async def test_copy_is_used_where_the_config_says_so() -> None:
         async with run_gateway(forward_config(upstream.url, top={"lanes": "copy"})) as gateway:
             response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
             assert split_response(response)[2] == BODY
-            assert (await gateway.last_line())["lane_down"] == "copy"
+            assert (await gateway.last_line())["download_lane"] == "copy"
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -141,7 +141,7 @@ WRONG = {
     "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, split,",
     "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "one action",
     "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
-    "routes: [{name: a, match: {prefix: /}, split: {upstream: u, file_name: a b}}]": "is not a field name",
+    "routes: [{name: a, match: {prefix: /}, split: {upstream: u, filename_header: a b}}]": "is not a field name",
     "routes: [{name: a, match: {regex: '('}, fetch: {allow: ['http://x/']}}]": "is not a regular expression",
     "routes: [{name: a, match: {path: x}, fetch: {allow: ['http://x/']}}]": "begin with a slash: write /x",
     "routes: [{name: a, match: {methods: ['G T']}, fetch: {allow: ['http://x/']}}]": "is not an HTTP method",
@@ -366,7 +366,7 @@ def test_tls_files_that_are_missing_or_unfit_are_named(certificate: Path, tmp_pa
 
 
 def test_routes_know_the_upstream_their_bytes_go_to() -> None:
-    split = parse_config(GOOD.replace("forward: {", "split: {file_name: X-Name, "))
+    split = parse_config(GOOD.replace("forward: {", "split: {filename_header: X-Name, "))
     assert (parse_config(GOOD).routes[0].upstream, split.routes[0].upstream) == ("asr", "asr")
     fetch = parse_config("routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]")
     assert fetch.routes[0].upstream == ""

@@ -114,12 +114,14 @@ def test_path_for_the_upstream(match: dict[str, Any], rewrite: str | None, path:
 def test_form_fields_leave_a_choice_that_ends_with_a_route_without_them() -> None:
     routes = table(
         {"path": "/a"},
-        {"path": "/a", "field": {"model": "whisper-*"}},
-        {"path": "/a", "field": {"model": "*", "size": "big"}},
+        {"path": "/a", "form_fields": {"model": "whisper-*"}},
+        {"path": "/a", "form_fields": {"model": "*", "size": "big"}},
         {"prefix": "/"},
     )
     found = routes.find(host="h", path="/a", method="GET", header=NO_FIELDS)
     assert [each.route.name for each in found] == ["r2", "r1", "r0"]
     assert "form field model=whisper-*" in describe_match(found[1].route)
-    alone = table({"path": "/a", "field": {"model": "x"}}).find(host="h", path="/a", method="GET", header=NO_FIELDS)
+    alone = table({"path": "/a", "form_fields": {"model": "x"}}).find(
+        host="h", path="/a", method="GET", header=NO_FIELDS
+    )
     assert [each.route.name for each in alone] == ["r0"]
