@@ -18,8 +18,7 @@ from gateway.filters import FilterContext, make_filters
 from gateway.http.routing import RouteTable
 from gateway.observe.stats import Stats
 from gateway.storage import DiskThreads
-from gateway.transfer import Carrier
-from gateway.transfer.timers import Timers
+from gateway.transfer import Lanes, Timers
 from gateway.upstream import UpstreamPool
 from gateway.upstream.capacity import InFlightCounter
 
@@ -57,13 +56,13 @@ class Runtime:
                     stack.push_async_callback(action.close)
 
     def _make_actions(self, resources: Resources) -> dict[str, Action | FetchAction | ForwardAction]:
-        carrier = Carrier(self.config.lanes)
+        lanes = Lanes(is_raw_allowed=self.config.lanes == "auto")
         return {
             route.name: make_action(
                 route,
                 self.upstreams,
                 resources.disk_threads,
-                carrier,
+                lanes,
                 resources.timers,
                 factories=make_filters(route, FilterContext(route.name, resources.threads)),
             )

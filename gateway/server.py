@@ -36,7 +36,7 @@ from gateway.observe.stats import Stats, method_label
 from gateway.ops.app import OpsApp
 from gateway.runtime import Resources, Runtime
 from gateway.storage import DiskThreads, sweep
-from gateway.transfer.timers import Timers
+from gateway.transfer import Timers
 from gateway.upstream import UpstreamPool
 from gateway.upstream.capacity import InFlightCounter
 

@@ -46,7 +46,7 @@ def every_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Run a test on the copy lane, and on the lanes below the transports with bodies of any size."""
     lane: str = request.param
     monkeypatch.setitem(DEFAULTS, "lanes", lane)
-    monkeypatch.setattr("gateway.transfer.pump.MIN_RAW_BYTES", 1)
+    monkeypatch.setattr("gateway.transfer.lanes.MIN_RAW_BYTES", 1)
     return lane
 
 

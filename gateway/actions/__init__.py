@@ -17,8 +17,7 @@ from gateway.downstream import Exchange
 from gateway.filters import FilterFactory
 from gateway.http.routing import RouteMatch
 from gateway.storage import DiskThreads
-from gateway.transfer import Carrier
-from gateway.transfer.timers import Timers
+from gateway.transfer import Lanes, Timers
 from gateway.upstream import UpstreamPool
 
 Action = Callable[[Exchange, RouteMatch], Awaitable[None]]
@@ -30,7 +29,7 @@ def make_action(
     route: Route,
     upstreams: Mapping[str, UpstreamPool],
     disk_threads: DiskThreads,
-    carrier: Carrier,
+    lanes: Lanes,
     timers: Timers,
     *,
     factories: Sequence[FilterFactory],
@@ -39,15 +38,15 @@ def make_action(
     match route.action:
         case Forward() as config:
             mirror = _make_mirror(config, upstreams, disk_threads)
-            return ForwardAction(route, config, upstreams[config.upstream], carrier, filters=factories, mirror=mirror)
+            return ForwardAction(route, config, upstreams[config.upstream], lanes, filters=factories, mirror=mirror)
         case Split() as config:
-            return SplitAction(route, config, upstreams[config.upstream], carrier, factories)
+            return SplitAction(route, config, upstreams[config.upstream], lanes, factories)
         case Files() as config:
-            return FilesAction(route, config, disk_threads, carrier)
+            return FilesAction(route, config, disk_threads, lanes)
         case Fetch() as config:
-            return FetchAction(route, config, carrier, timers)
+            return FetchAction(route, config, lanes, timers)
         case config:
-            return StoreAction(route, config, disk_threads, carrier, factories)
+            return StoreAction(route, config, disk_threads, lanes, factories)
 
 
 def _make_mirror(config: Forward, upstreams: Mapping[str, UpstreamPool], disk_threads: DiskThreads) -> Mirror | None:

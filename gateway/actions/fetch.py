@@ -18,8 +18,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Header, ReceivedHeaders, encode_head
 from gateway.http.routing import RouteMatch
-from gateway.transfer import Carrier
-from gateway.transfer.timers import Timers
+from gateway.transfer import Lanes, Timers
 from gateway.upstream import AddressGuard, AllowList, Client, UpstreamRequest, UpstreamResponse
 
 _MAX_REDIRECTS: Final = 5
@@ -44,8 +43,8 @@ _KEPT_BACK: Final = frozenset({b"set-cookie", b"set-cookie2", b"location", b"www
 class FetchAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Fetch, carrier: Carrier, timers: Timers) -> None:
-        self._carrier = carrier
+    def __init__(self, route: Route, config: Fetch, lanes: Lanes, timers: Timers) -> None:
+        self._lanes = lanes
         self._allow = AllowList(config.allow)
         guard = AddressGuard(allows_private=config.private_networks == "allow")
         self._client = Client(config.timeouts, timers, guard)
@@ -70,7 +69,7 @@ class FetchAction:
                     response.headers = ReceivedHeaders(
                         header for header in response.headers if header[0].lower() not in _KEPT_BACK
                     )
-                    await relay(exchange, response, self._courses, None, self._carrier)
+                    await relay(exchange, response, self._courses, None, self._lanes)
                     return
                 url = self._follow(url, location)
             finally:

@@ -28,7 +28,7 @@ from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFact
 from gateway.http.headers import Headers, ReceivedHeaders, encode_head, end_to_end, request_headers
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormField, Part
-from gateway.transfer.transfer import Transfer
+from gateway.transfer import Transfer
 from gateway.upstream import UpstreamRequest, UpstreamResponse, UpstreamSink
 
 _FIRST_FAILURE: Final = 400
@@ -113,7 +113,7 @@ class FileRequest:
         self._part = part
         self._framing = framing
         self._shaped = shape_file(config.body, config.form_fields, config.filename_header, self.result.file, held)
-        self._filtered = FilteredFile(factories, file, self._read_part, transfer.filtering) if factories else None
+        self._filtered = FilteredFile(factories, file, self._read_part, transfer.meter.filtering) if factories else None
         self._sink: UpstreamSink | None = None
 
     async def prepare(self) -> None:

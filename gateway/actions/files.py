@@ -18,8 +18,9 @@ from gateway.http.headers import Header, default_headers
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import Leg
 from gateway.storage import Bucket, DiskThreads, OutgoingFile, OutgoingObject, open_below, open_object
-from gateway.transfer import Carrier
-from gateway.transfer.stall import LegLimits
+from gateway.transfer import Lanes, LegLimits
+from gateway.transfer.lanes import CopyLane
+from gateway.transfer.pump import pump
 
 _RANGE: Final = re.compile(rb"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.IGNORECASE)
 _MAX_DIGITS: Final = 19
@@ -28,8 +29,8 @@ _MAX_DIGITS: Final = 19
 class FilesAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Files, disk_threads: DiskThreads, carrier: Carrier) -> None:
-        self._carrier = carrier
+    def __init__(self, route: Route, config: Files, disk_threads: DiskThreads, lanes: Lanes) -> None:
+        self._lanes = lanes
         limits = LegLimits(route.timeouts.idle)
         self._disk_policy = download_policy(route, Leg.DISK_READ, limits)
         self._bucket_policy = download_policy(route, Leg.UPSTREAM_READ, limits)
@@ -69,9 +70,9 @@ class FilesAction:
         with exchange.begin_download(policy, file, length) as download:
             sink = await exchange.begin_response(status, reason, headers, length)
             if isinstance(file, OutgoingFile):
-                await self._carrier.carry_file(download, file, sink, sink.end)
+                await self._lanes.pump_file(download, file, sink, sink.end)
             else:
-                await download.pour(sink.write, sink.pending, sink.end)
+                await pump(download, CopyLane(file, sink), sink.end)
 
 
 def _validators(file: OutgoingFile | OutgoingObject) -> list[Header]:

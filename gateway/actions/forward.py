@@ -24,8 +24,7 @@ from gateway.http.headers import Header, encode_head, request_headers, response_
 from gateway.http.routing import RouteMatch
 from gateway.multipart import Part, PartInspector, PartKind
 from gateway.observe.stats import Leg
-from gateway.transfer import Carrier
-from gateway.transfer.transfer import Filter, Transfer, nothing_pending
+from gateway.transfer import Filter, Lanes, Transfer
 from gateway.upstream import UpstreamPool, UpstreamRequest, UpstreamResponse, UpstreamSink
 
 
@@ -37,7 +36,7 @@ class ForwardAction:
         route: Route,
         config: Forward,
         upstream: UpstreamPool,
-        carrier: Carrier,
+        lanes: Lanes,
         *,
         filters: Sequence[FilterFactory],
         mirror: Mirror | None,
@@ -50,7 +49,7 @@ class ForwardAction:
         self._must_reencode_forms = (
             config.body == "raw" or config.multipart == "strict" or config.form_fields != FormFields()
         )
-        self._carrier = carrier
+        self._lanes = lanes
         self._route = route
         self._config = config
         self._upstream = upstream
@@ -107,7 +106,7 @@ class ForwardAction:
             exchange.record_endpoint,
         )
         async with response:
-            await relay(exchange, response, self._response_policies, upload, self._carrier, form_observer=form_observer)
+            await relay(exchange, response, self._response_policies, upload, self._lanes, form_observer=form_observer)
 
     def _tee(self, exchange: Exchange, matched: RouteMatch) -> Tee | None:
         return self._mirror.tee(exchange, matched) if self._mirror is not None else None
@@ -129,7 +128,7 @@ class ForwardAction:
             with exchange.begin_upload(self._upload_policy, filters, whole) as upload:
                 if tee is not None:
                     tee.judge = upload
-                pulled = self._carrier.pulled(upload, body)
+                pulled = self._lanes.read_body(upload, body)
                 async with ReencodedBody(
                     exchange, matched, self._config, self._all_factories, upload, body=pulled
                 ) as reencoded:
@@ -144,7 +143,7 @@ class ForwardAction:
                     )
                     async with response:
                         await relay(
-                            exchange, response, self._response_policies, upload, self._carrier, form_observer=reencoded
+                            exchange, response, self._response_policies, upload, self._lanes, form_observer=reencoded
                         )
 
     def _make_filters(self, exchange: Exchange, boundary: bytes | None) -> tuple[list[Filter], FormObserver | None]:
@@ -188,7 +187,7 @@ class ForwardAction:
         line = exchange.method.encode() + b" " + target + b" HTTP/1.1"
         carry_body: Callable[[UpstreamSink], Awaitable[None]] | None = None
         if upload is not None and exchange.body is not None:
-            carry_body = functools.partial(_carry, self._carrier, upload, exchange.body, first)
+            carry_body = functools.partial(_carry, self._lanes, upload, exchange.body, first)
         return UpstreamRequest(
             encode_head(line, headers), carry_body, is_chunked=is_chunked, on_connected=exchange.send_continue
         )
@@ -218,17 +217,17 @@ async def _read_first(exchange: Exchange, upload: Transfer, form_observer: FormO
     if form_observer.has_enough:
         return first
     exchange.send_continue()
-    with upload.watched(nothing_pending):
-        while not form_observer.has_enough and (chunk := await upload.pull()):
+    with upload.watched():
+        while not form_observer.has_enough and (chunk := await upload.pull_source()):
             first.append(chunk)
     return first
 
 
-async def _carry(carrier: Carrier, upload: Transfer, body: RequestBody, first: list[bytes], sink: UpstreamSink) -> None:
+async def _carry(lanes: Lanes, upload: Transfer, body: RequestBody, first: list[bytes], sink: UpstreamSink) -> None:
     """Send what was held, then the rest."""
     while first:
         await sink.write(first.pop(0))
-    await carrier.carry(upload, body, sink)
+    await lanes.pump(upload, body, sink)
 
 
 async def relay(
@@ -236,7 +235,7 @@ async def relay(
     response: UpstreamResponse,
     courses: ResponsePolicies,
     upload: Transfer | None,
-    carrier: Carrier,
+    lanes: Lanes,
     *,
     form_observer: FormObserver | ReencodedBody | None = None,
 ) -> None:
@@ -259,6 +258,6 @@ async def relay(
                 raise upload.fault
             await sink.end()
 
-        await carrier.carry(download, response, sink, finish)
+        await lanes.pump(download, response, sink, finish)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.EARLY_RESPONSE)

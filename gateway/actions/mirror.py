@@ -24,7 +24,7 @@ from gateway.http.headers import Header, encode_head, request_headers
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import RouteStats
 from gateway.storage import DiskThreads, Upload
-from gateway.transfer.transfer import Transfer
+from gateway.transfer import Transfer
 from gateway.upstream import UpstreamPool, UpstreamRequest, UpstreamSink
 
 _PERCENT: Final = 100.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gateway.config import Route
 from gateway.observe.stats import Direction, Leg
-from gateway.transfer.stall import LegLimits, TransferPolicy
+from gateway.transfer import LegLimits, TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)

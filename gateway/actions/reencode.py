@@ -23,8 +23,7 @@ from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFact
 from gateway.http.headers import Header
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormField, FormWriter, Part, PartKind, check_strict, read_form
-from gateway.transfer import BodyReader
-from gateway.transfer.transfer import Transfer, nothing_pending
+from gateway.transfer import BodyReader, Transfer
 from gateway.upstream import UpstreamSink
 
 _NO_FILE: Final = "The form has no file: send one with a name (curl -F file=@NAME)."
@@ -95,7 +94,7 @@ class ReencodedBody:
 
     async def prepare(self) -> None:
         """Read what must be known before an upstream hears of the request. Raises Fault."""
-        with self._transfer.watched(nothing_pending):
+        with self._transfer.watched():
             await self._made.prepare()
 
     async def carry(self, sink: UpstreamSink) -> None:
@@ -156,7 +155,7 @@ class _Work:
         await self.close_file()
         read = part.read if part is not None else self._body.pull
         self._file = (file, part)
-        self._filtered = FilteredFile(self.factories, file, read, self.transfer.filtering)
+        self._filtered = FilteredFile(self.factories, file, read, self.transfer.meter.filtering)
         await self._filtered.read_first()
         return self._filtered
 
@@ -166,7 +165,7 @@ class _Work:
         await self.close_file()
         if filtered is not None and self._file is not None:
             file, part = self._file
-            size = part.size if part is not None else self.transfer.moved_bytes
+            size = part.size if part is not None else self.transfer.meter.moved_bytes
             self.exchange.record_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, filtered.facts())
             self.response_headers += filtered.response_headers()
 

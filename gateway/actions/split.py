@@ -25,8 +25,7 @@ from gateway.filters import FilterFactory, head_of
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, Part, PartKind, read_form
 from gateway.observe.stats import Leg
-from gateway.transfer import BodyReader, Carrier
-from gateway.transfer.transfer import Filter, Transfer, nothing_pending
+from gateway.transfer import BodyReader, Filter, Lanes, Transfer
 from gateway.upstream import UpstreamPool
 
 _MULTI_STATUS: Final = 207
@@ -36,9 +35,9 @@ class SplitAction:
     """The action of one route."""
 
     def __init__(
-        self, route: Route, config: Split, upstream: UpstreamPool, carrier: Carrier, factories: Sequence[FilterFactory]
+        self, route: Route, config: Split, upstream: UpstreamPool, lanes: Lanes, factories: Sequence[FilterFactory]
     ) -> None:
-        self._carrier = carrier
+        self._lanes = lanes
         self.factories = factories
         self.route = route
         self.config = config
@@ -62,7 +61,7 @@ class SplitAction:
             filters: list[Filter] = [limit, *whole]
             with exchange.begin_upload(self._course, filters, whole) as transfer:
                 run = _Run(self, exchange, matched, transfer)
-                results = await run.work(self._carrier.pulled(transfer, body), boundary, first)
+                results = await run.work(self._lanes.read_body(transfer, body), boundary, first)
         if not results:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
         status = 200 if all(result.has_succeeded for result in results) else _MULTI_STATUS
@@ -144,7 +143,7 @@ class _Run:
             framing=self._upstream.framing,
         )
         self._results.append(file_request.result)
-        with self._transfer.watched(nothing_pending):
+        with self._transfer.watched():
             if not await self._prepare(file_request, part):
                 return
         slot = self._upstream.capacity if self._has_sent else first.pop_all()
@@ -159,7 +158,7 @@ class _Run:
 
     async def _next_part(self, form: AsyncIterator[Part]) -> Part | None:
         """Return the next part; a field is read to its end and held."""
-        with self._transfer.watched(nothing_pending):
+        with self._transfer.watched():
             part = await anext(form, None)
             if part is not None and part.kind is PartKind.FIELD:
                 await self._held.read(part)

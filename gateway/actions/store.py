@@ -17,9 +17,7 @@ from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, PartKind, read_form
 from gateway.observe.stats import Leg
 from gateway.storage import Bucket, DiskThreads, ObjectUpload, Upload
-from gateway.transfer import BodyReader, Carrier
-from gateway.transfer.stall import LegLimits
-from gateway.transfer.transfer import Transfer, nothing_pending
+from gateway.transfer import BodyReader, Lanes, LegLimits, Transfer
 
 
 class StoreAction:
@@ -30,10 +28,10 @@ class StoreAction:
         route: Route,
         config: Store,
         disk_threads: DiskThreads,
-        carrier: Carrier,
+        lanes: Lanes,
         factories: Sequence[FilterFactory],
     ) -> None:
-        self._carrier = carrier
+        self._lanes = lanes
         self._factories = factories
         self._route = route
         self._config = config
@@ -60,8 +58,8 @@ class StoreAction:
                 exchange.send_continue()
                 whole = form_digest(exchange, self._factories) if boundary is not None else []
                 transfer = exchange.begin_upload(self._course, [limit, *whole], whole)
-                with transfer, transfer.watched(nothing_pending):
-                    with self._carrier.pulled(transfer, exchange.body) as body:
+                with transfer, transfer.watched():
+                    with self._lanes.read_body(transfer, exchange.body) as body:
                         if boundary is None:
                             described = [await self._store_raw(exchange, matched, upload, transfer, body)]
                         else:
@@ -124,7 +122,7 @@ class StoreAction:
     ) -> dict[str, str | int]:
         """Write a file as its filters give it; return what they found out."""
         incoming = await upload.begin(file.filename)
-        filtered = FilteredFile(self._factories, file, read, transfer.filtering) if self._factories else None
+        filtered = FilteredFile(self._factories, file, read, transfer.meter.filtering) if self._factories else None
         try:
             pull = read if filtered is None else filtered.read
             while data := await pull():

@@ -11,7 +11,7 @@ from typing import Final
 from gateway.downstream.exchange import Exchange
 from gateway.observe.log import show_time
 from gateway.observe.stats import Leg
-from gateway.transfer.transfer import Transfer
+from gateway.transfer import Transfer
 
 #: Takes the line of an exchange.
 Note = Callable[[str], None]
@@ -37,10 +37,10 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
         f'"code": {_quote(fault.kind.code if fault else None)}, '
         f'"upload": {_quote(upload.outcome if upload else None)}, '
         f'"download": {_quote(download.outcome if download else None)}, '
-        f'"upload_bytes": {upload.moved_bytes if upload else 0}, '
-        f'"download_bytes": {download.moved_bytes if download else 0}, '
-        f'"upload_lane": {_quote(upload.lane if upload else None)}, '
-        f'"download_lane": {_quote(download.lane if download else None)}, '
+        f'"upload_bytes": {upload.meter.moved_bytes if upload else 0}, '
+        f'"download_bytes": {download.meter.moved_bytes if download else 0}, '
+        f'"upload_lane": {_quote(upload.meter.lane if upload else None)}, '
+        f'"download_lane": {_quote(download.meter.lane if download else None)}, '
         f'"seconds": {seconds:.6f}, "first_byte_seconds": {"null" if first is None else f"{first:.6f}"}, '
         f'"wait_seconds": {{{waits}}}, "parts": {json.dumps(exchange.parts) if exchange.parts else "null"}, '
         f'"client": {_quote(exchange.client)}, "upstream": {_quote(named.upstream or None)}, '
@@ -54,8 +54,6 @@ def _quote(text: str | None) -> str:
 
 
 def _waits(transfer: Transfer) -> Iterator[str]:
-    policy = transfer.policy
-    yield f'"{policy.read_leg}": {transfer.read_seconds:.6f}'
-    yield f'"{policy.write_leg}": {transfer.write_seconds:.6f}'
-    if transfer.filter_seconds:
-        yield f'"{Leg.FILTER}": {transfer.filter_seconds:.6f}'
+    for leg, seconds in transfer.meter.leg_seconds.items():
+        if seconds or leg is not Leg.FILTER:
+            yield f'"{leg}": {seconds:.6f}'

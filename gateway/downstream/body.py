@@ -104,16 +104,16 @@ class RequestBody:
             self._protocol.resume_reading()
         return bool(self._content._buffer) or self._content.exception() is not None
 
-    def detach(self, left: int | None) -> RawBody | None:
-        """Take the rest of the body, so many bytes (None: chunked), below the transport.
+    def detach(self, length: int | None) -> RawBody | None:
+        """Take the rest of the body, `length` bytes (None: chunked), below the transport.
 
         None if nothing is left, or the decoder that read along does not agree with the parser where it stopped.
         """
         protocol = self._protocol
         if protocol is None or protocol.transport is None:
             raise _left()
-        if left is not None:
-            self._raw_body = SizedRawBody(RawSocket(protocol.transport), left, _left) if left else None
+        if length is not None:
+            self._raw_body = SizedRawBody(RawSocket(protocol.transport), length, _left) if length else None
             return self._raw_body
         decoder = self._decoder
         if decoder is None or decoder.is_ended or decoder.decoded_bytes != self._content.total_bytes:
@@ -131,7 +131,7 @@ class RequestBody:
         """Give the connection back: it is only watched for the client's leaving then, and closes behind the answer."""
         del is_whole
         if self._raw_body is not None:
-            self._raw_body.end.close()
+            self._raw_body.socket.close()
         if self._protocol is not None and self._protocol._buffer_paused:
             self._protocol._resume_reading_for_buffer()
 

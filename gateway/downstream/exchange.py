@@ -33,9 +33,7 @@ from gateway.http.headers import (
     trace_context,
 )
 from gateway.observe.stats import RouteStats
-from gateway.transfer.stall import TransferPolicy
-from gateway.transfer.timers import Timers
-from gateway.transfer.transfer import AwaitedFilter, Filter, Source, Transfer
+from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
 
 #: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
 DISCARD_SECONDS: Final = 5.0
@@ -165,7 +163,7 @@ class Exchange:
         return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
 
     def begin_upload(
-        self, policy: TransferPolicy, filters: Sequence[Filter], awaited: Sequence[AwaitedFilter] = ()
+        self, policy: TransferPolicy, filters: Sequence[Filter], async_filters: Sequence[AsyncFilter] = ()
     ) -> Transfer:
         """Return the transfer of the request body. There must be one."""
         if self.body is None:
@@ -178,7 +176,7 @@ class Exchange:
             owner=self,
             length=self.length,
             filters=filters,
-            awaited=awaited,
+            async_filters=async_filters,
         )
         return self.upload
 

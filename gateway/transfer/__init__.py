@@ -1,31 +1,29 @@
 """Bodies in flight: one `Transfer` per body and direction, and the lanes that move its bytes.
 
-`Carrier` is the one place where the lane of a transfer is chosen. Behaviour, counting and watching are the same on
-each: a lane only replaces what a pull reads from and where a chunk is written to.
-
-- splice: nothing needs to see the bytes; the kernel moves them through a pipe and Python only counts.
-- copy, direct: something sees them (a filter), so they come in as chunks, but straight from the socket and straight to
-  the other, past aiohttp's parser, its queue and asyncio's buffers.
-  A chunked upload is decoded here and sent in chunks of ours, as large as what came at once. A body that an action
-  pulls in pieces of its own (to disk, file by file, remade) comes in this way too.
-- copy: through aiohttp's streams: TLS, chunked answers, short bodies, whatever is not a plain socket.
+`pump` is the loop, `lanes` where it reads and writes, `meter` counts and charges, `stall` finds what is too slow.
 """
 
-from gateway.transfer.pump import BodyReader, Carrier, Lane, Lanes, Sink, Source
+from gateway.transfer.lanes import BodyReader, Lanes
+from gateway.transfer.policy import LegLimits, TransferPolicy
+from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
 from gateway.transfer.raw_socket import RawSocket, drain_whole, is_plain
+from gateway.transfer.timers import Timers
 
 __all__ = [
+    "AsyncFilter",
     "BodyReader",
-    "Carrier",
     "ChunkedRawBody",
-    "Lane",
+    "Filter",
     "Lanes",
+    "LegLimits",
     "RawBody",
     "RawSocket",
-    "Sink",
     "SizedRawBody",
     "Source",
+    "Timers",
+    "Transfer",
+    "TransferPolicy",
     "drain_whole",
     "is_plain",
 ]

@@ -1,315 +1,348 @@
-"""The choice of a lane, and the way of the bytes on each."""
+"""One body in one direction: pulled from its source, judged by filters, counted, pushed into its sink, ended once.
+
+    source (client, upstream, file)                                   sink (upstream, client, disk)
+        |                                                                 ^
+        |  lane.read                                          lane.write  |
+        +-----------> pull ---> judge ---> count ---> push ---------------+
+                       |          |          |          |
+                  charged to   filters    Meter     charged to
+                  the read leg may raise            the write leg
+
+`pump` is the one loop that moves chunks; a lane (`gateway.transfer.lanes`) is where it reads and writes. Actions that
+consume a body themselves (to disk, file by file, encoded anew) call `Transfer.pull` in place of the loop. Backpressure
+needs no code: while the sink is slow, nothing is pulled.
+
+A source returns chunks of at least one byte and b"" at its end; it raises Fault when it breaks. A filter sees each
+chunk before it is passed on, and may raise. Where the length is known, filters see the end of the body before its last
+chunk is passed on, so a body that is refused at its end never arrives whole.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import enum
-import functools
-from collections.abc import Awaitable, Callable, Iterator
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import Protocol, Self, TypeVar
 
-from gateway.errors import Fault
-from gateway.transfer.raw_body import RawBody, SizedRawBody
-from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
-from gateway.transfer.splice import Pipe, can_splice, open_pipe
-from gateway.transfer.transfer import Transfer
+from gateway.errors import Fault, FaultKind, Outcome
+from gateway.observe.stats import Direction, RouteStats
+from gateway.transfer.meter import Meter
+from gateway.transfer.policy import TransferPolicy
+from gateway.transfer.stall import StallDetector
+from gateway.transfer.timers import TimerQueue, Timers
 
-Lanes = Literal["auto", "copy"]
-#: Below this the descriptors and the pipe cost more than they save.
-MIN_RAW_BYTES: Final = 2**18
-#: What the chunks of all transfers on the direct copy lane may hold together, but for the least each.
-ALL_CHUNKS_BYTES: Final = 8 * 2**20
-#: A chunk that filters (a rate, say) held back for longer than this was too large, down to so many bytes.
-_HELD_SECONDS: Final = 0.25
-_MIN_HELD_BYTES: Final = 8 * 1024
-
-
-class Lane(enum.StrEnum):
-    """How the bytes of a transfer were moved."""
-
-    COPY = "copy"
-    SPLICE = "splice"
+#: What one read returns: bytes, or how many bytes stay in the kernel where no filter has to see them.
+_Chunk = TypeVar("_Chunk", bytes, int)
 
 
 class Source(Protocol):
-    """Where chunks come from, and how to take the rest of them below the transport."""
+    """Where chunks come from."""
 
     async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises Fault."""
+        """Return the next chunk, b"" at the end. Raises Fault if the body breaks off."""
         ...
 
-    def pause(self) -> bool:
-        """Let nothing more come in through the transport; say whether that can be done."""
+
+class Filter(Protocol):
+    """Sees every chunk before it is passed on."""
+
+    def feed_data(self, chunk: bytes) -> None:
+        """Judge a chunk. Raises Fault."""
+        ...
+
+    def finish(self) -> None:
+        """Judge the end of the body. Raises Fault."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held, however the body ended."""
+        ...
+
+
+class AsyncFilter(Protocol):
+    """Has work to do for a chunk that cannot be done at once."""
+
+    async def flush(self) -> None:
+        """Do that work, before the chunk is passed on. Raises Fault."""
+        ...
+
+
+class Owner(Protocol):
+    """The exchange of a transfer: asked at its end why it was cancelled."""
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the client had received its whole response before it left."""
+        ...
+
+    def why_cancelled(self) -> Fault:
+        """Return why the transfer was cancelled."""
+        ...
+
+
+class Lane(Protocol[_Chunk]):
+    """One way to move the bytes of a transfer."""
+
+    @property
+    def read(self) -> Callable[[], Awaitable[_Chunk]]:
+        """Return a chunk, b"" at the end; or how many bytes were taken into the kernel. Raises Fault."""
         ...
 
     @property
-    def has_buffered(self) -> bool:
-        """Whether a read would return at once what came in before the pause."""
-        ...
-
-    def detach(self, left: int | None) -> RawBody | None:
-        """Take the rest of the body, so many bytes (None: to its own end). Nothing may be buffered.
-
-        None if it cannot be taken: where it goes on is not known, or nothing is left.
-        """
-        ...
-
-    def resume(self, *, is_whole: bool) -> None:
-        """Give the connection back to its transport, `is_whole` if the rest was taken to its end."""
-        ...
-
-
-class Sink(Protocol):
-    """Where chunks go."""
-
-    async def write(self, chunk: bytes, /) -> None:
-        """Send a chunk."""
-        ...
-
-    def pending(self) -> int:
-        """Return how many bytes wait to leave this process."""
-        ...
-
-    async def detach(self) -> RawSocket | None:
-        """Flush, and return an end to send the rest on below the transport; None if that cannot be done."""
-        ...
-
-    async def fail(self, exc: OSError) -> Fault | OSError:
-        """Return what a failure to send means."""
-        ...
-
-
-class FileSource(Protocol):
-    """A file on its way out."""
-
-    async def read(self) -> bytes:
-        """Return the next block, b"" at the end. Raises Fault."""
-        ...
-
-    async def send_to(self, descriptor: int) -> int:
-        """Send some of what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
+    def write(self) -> Callable[[_Chunk], Awaitable[None]]:
+        """Pass on what `read` returned. Raises Fault, or OSError if the sink is gone."""
         ...
 
     @property
-    def late_bytes(self) -> int:
-        """Bytes sent by a call whose wait was cancelled."""
+    def pending(self) -> Callable[[], int]:
+        """Return how many bytes were written but have not left this process."""
         ...
 
 
-class Carrier:
-    """Carries bodies, and shares the memory for chunks among those that are on their way at once."""
+def no_bytes() -> int:
+    """Return 0: for sinks that hold no written bytes."""
+    return 0
 
-    def __init__(self, lanes: Lanes) -> None:
-        self._is_auto = lanes == "auto"
-        self._has_splice = can_splice()
-        #: Transfers on the direct copy lane now.
-        self._copies = 0
 
-    async def carry(
+class Transfer:
+    """One body, from its first byte to its single end.
+
+        call                valid                effect
+        with transfer       once                 starts; leaving it ends the transfer and closes its filters
+        watched(pending)    within `with`        a leg that stalls in the block cancels it and raises its Fault
+        unwatched()         within `with`        the block is charged to the write leg and may take any time
+        pull(read)          within `watched`     the next chunk, judged and counted; b"" at the end
+        fail(fault)         any time             records what broke the body, if nothing did before
+        end(outcome)        any time             ends it; only the first call counts
+
+    `fault` is the one place where the failure of a body is remembered, whoever noticed it first.
+    """
+
+    def __init__(
         self,
-        transfer: Transfer,
+        policy: TransferPolicy,
         source: Source,
-        sink: Sink,
-        finish: Callable[[], Awaitable[None]] | None = None,
+        stats: RouteStats,
+        timers: Timers,
+        *,
+        owner: Owner,
+        length: int | None,
+        filters: Sequence[Filter] = (),
+        async_filters: Sequence[AsyncFilter] = (),
     ) -> None:
-        """Carry a body from source to sink, on the cheapest lane that both allow.
+        self.policy = policy
+        self.meter = Meter(policy, stats)
+        self._source = source
+        #: Bytes of the whole body; None where they are not known.
+        self._length = length
+        self._filters = filters
+        self._async_filters = async_filters
+        # Dropped at the end: neither must wait for the garbage collector.
+        self._owner: Owner | None = owner
+        self._timers = timers
+        self.fault: Fault | None = None
+        #: Whether the source has ended.
+        self.is_exhausted = False
+        #: Whether the end of the body was passed on, too.
+        self._is_finished = False
 
-        Raises Fault for the source, a filter or a side that stalls, and what the sink says of a failure to send.
+    async def pull(self, read: Callable[[], Awaitable[_Chunk]]) -> _Chunk:
+        """Return the next chunk for the sink: read, judged, counted. b"" at the end.
+
+        Raises the Fault of the source or of a filter, also on every further call. Cancelling leaves the rest unread.
         """
-        if not self.may_detach(transfer) or not source.pause():
-            await transfer.pour(sink.write, sink.pending, finish)
-            return
-        is_whole = False
+        meter = self.meter
+        meter.wait_on(self.policy.read_leg)
+        if self.fault is not None:
+            raise self.fault
         try:
-            end = await _empty_buffers(transfer, source, sink)
-            if end is not None:
-                try:
-                    is_whole = await self._carry_rest(transfer, source, sink, end)
-                finally:
-                    end.close()
-        finally:
-            # Also after a failure: the rest of a refused upload must still be drained.
-            source.resume(is_whole=is_whole)
-        await transfer.pour(sink.write, sink.pending, finish)
+            chunk = await read()
+            meter.wait_on(self.policy.write_leg)
+            if isinstance(chunk, int):
+                if chunk:
+                    meter.count(chunk)
+                return chunk
+            if chunk:
+                self._judge(chunk)
+            else:
+                self._end_source()
+            if self._async_filters:
+                with meter.filtering():
+                    for each in self._async_filters:
+                        await each.flush()
+            if chunk:
+                meter.count(len(chunk))
+        except Fault as fault:
+            self.fail(fault)
+            raise
+        return chunk
 
-    async def carry_file(
-        self, transfer: Transfer, source: FileSource, sink: Sink, finish: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Carry a file to a client: in the kernel (sendfile) where the client's end is plain TCP. Raises as `carry`."""
-        if self._is_auto and (transfer.left_bytes or 0) >= MIN_RAW_BYTES:
-            with transfer.watched(sink.pending):
-                end = await sink.detach()
-            if end is not None:
-                try:
-                    await _send_file(transfer, source, end, sink)
-                finally:
-                    end.close()
-        await transfer.pour(sink.write, sink.pending, finish)
+    async def pull_source(self) -> bytes:
+        """Pull from the source itself, see `pull`."""
+        return b"" if self.is_exhausted and self.fault is None else await self.pull(self._source.read)
 
-    def pulled(self, transfer: Transfer, source: Source) -> BodyReader:
-        """Return a body for an action that pulls it in pieces of its own."""
-        return BodyReader(self, transfer, source)
+    def watched(self, pending: Callable[[], int] = no_bytes) -> Watched:
+        """Watch for stalls while the block runs; `pending` returns the bytes written but not sent yet."""
+        return Watched(self, pending)
 
-    def may_detach(self, transfer: Transfer) -> bool:
-        """Say whether what is left of a body is worth to be taken below its transport."""
-        left = transfer.left_bytes
-        return self._is_auto and (left is None or left >= MIN_RAW_BYTES)
-
-    @contextlib.contextmanager
-    def copying(self) -> Iterator[None]:
-        """Count a transfer among those that share the memory for chunks."""
-        self._copies += 1
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Charge the block to the write leg without watching it: the sink has its own limits for what it waits for."""
+        meter = self.meter
+        meter.skip_time()
+        meter.wait_on(self.policy.write_leg)
         try:
             yield
         finally:
-            self._copies -= 1
+            meter.wait_on(self.policy.write_leg)
 
-    def size_next(self, raw_body: RawBody, held_seconds: float, *, was_taken: bool) -> None:
-        """Choose how large the next chunk may be, from how the last fared.
+    def fail(self, fault: Fault) -> None:
+        """Record what broke the body, if nothing did before."""
+        self.fault = self.fault or fault
 
-        Fewer, larger steps while the far side keeps up, but no more for all together than their share. What filters
-        hold back for long comes in smaller steps, so that neither peer is left in silence.
-        """
-        if held_seconds > _HELD_SECONDS:
-            raw_body.chunk_bytes = max(raw_body.chunk_bytes // 2, _MIN_HELD_BYTES)
-        elif was_taken:
-            share = max(ALL_CHUNKS_BYTES // (self._copies or 1), MIN_CHUNK_BYTES)
-            raw_body.chunk_bytes = min(raw_body.chunk_bytes * 2, MAX_CHUNK_BYTES, share)
-        else:
-            raw_body.chunk_bytes = MIN_CHUNK_BYTES
+    def finish(self) -> None:
+        """Record that the whole body was passed on: the transfer is complete, whatever happens next."""
+        self._is_finished = True
 
-    async def _carry_rest(self, transfer: Transfer, source: Source, sink: Sink, end: RawSocket) -> bool:
-        """Carry what is left below the transports; say whether anything was."""
-        raw_body = source.detach(transfer.left_bytes)
-        if raw_body is None:
-            return False
-        if self._has_splice and not transfer.has_filters and not end.is_chunked and isinstance(raw_body, SizedRawBody):
-            pipe = open_pipe()
-            if pipe is not None:
-                with pipe:
-                    await _splice(transfer, raw_body, end, sink, pipe)
-                return True
-        with self.copying():
-            await self._copy(transfer, raw_body, end, sink)
-        return True
+    def end(self, outcome: Outcome) -> None:
+        """End the transfer. Only the first call counts."""
+        self.meter.end(outcome)
 
-    async def _copy(self, transfer: Transfer, raw_body: RawBody, end: RawSocket, sink: Sink) -> None:
-        pull = functools.partial(transfer.pull_from, raw_body.read)
-        with transfer.watched(lambda: end.unsent_bytes):
-            held = transfer.filter_seconds
-            while not raw_body.is_ended and (chunk := await pull()):
-                try:
-                    was_taken = await end.send(chunk)
-                except OSError as exc:
-                    raise await sink.fail(exc) from exc
-                held, held_before = transfer.filter_seconds, held
-                self.size_next(raw_body, held - held_before, was_taken=was_taken)
-                del chunk
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended, None while it is under way."""
+        return self.meter.outcome
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte of the body was pulled."""
+        return self.is_exhausted or self.meter.moved_bytes == self._length
 
-class BodyReader:
-    """A body that an action pulls in pieces of its own, straight from its socket once that can be done.
+    @property
+    def remaining_bytes(self) -> int | None:
+        """Bytes still to come; None where the length is not known."""
+        return None if self._length is None else self._length - self.meter.moved_bytes
 
-    A context manager: left, whatever is unread is the transport's again.
-    """
+    @property
+    def checks(self) -> TimerQueue | None:
+        """The timers that check for stalls; None where nothing is limited."""
+        seconds = self.policy.check_seconds
+        return self._timers.of(seconds) if seconds < math.inf else None
 
-    def __init__(self, carrier: Carrier, transfer: Transfer, source: Source) -> None:
-        self._carrier = carrier
-        self._transfer = transfer
-        self._source = source
-        self._raw_body: RawBody | None = None
-        self._sharing = contextlib.ExitStack()
-        self._is_paused = False
-        self._held_seconds = 0.0
+    @property
+    def has_filters(self) -> bool:
+        """Whether a filter must see the bytes."""
+        return bool(self._filters)
 
     def __enter__(self) -> Self:
-        """Hold the transport back, if the body is worth it."""
-        self._is_paused = self._carrier.may_detach(self._transfer) and self._source.pause()
+        """Start."""
+        self.meter.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the connection back to its transport."""
-        self.give_back()
+        """End: complete if everything was pulled and nothing raised, as cut otherwise."""
+        if self.outcome is None:
+            self.end(self._find_outcome(exc))
+        filters, self._filters, self._async_filters, self._owner = self._filters, (), (), None
+        for each in filters:
+            each.close()
 
-    async def pull(self) -> bytes:
-        """Return the next chunk, see Transfer.pull."""
-        if self._is_paused and self._raw_body is None and not self._source.has_buffered:
-            self._detach()
-        if not self._is_paused or self._raw_body is None:
-            return await self._transfer.pull()
-        raw_body = self._raw_body
-        held, self._held_seconds = self._held_seconds, self._transfer.filter_seconds
-        self._carrier.size_next(raw_body, self._held_seconds - held, was_taken=True)
-        chunk = await self._transfer.pull_from(raw_body.read)
-        if raw_body.is_ended:
-            # What the action still does may take long: the transport is to notice if the client leaves.
-            self.give_back()
-        return chunk
+    def _judge(self, chunk: bytes) -> None:
+        for each in self._filters:
+            each.feed_data(chunk)
+        if self.meter.moved_bytes + len(chunk) == self._length:
+            self._finish_filters()
 
-    def give_back(self) -> None:
-        """Let the transport have the connection again, and notice if the client leaves. Nobody may be pulling."""
-        self._sharing.close()
-        if self._is_paused:
-            self._is_paused = False
-            self._source.resume(is_whole=self._raw_body is not None and self._raw_body.is_ended)
+    def _end_source(self) -> None:
+        moved = self.meter.moved_bytes
+        if self._length is not None and moved != self._length:
+            is_upload = self.policy.direction is Direction.UPLOAD
+            kind = FaultKind.CLIENT_LEFT if is_upload else FaultKind.RESPONSE_INCOMPLETE
+            raise Fault(kind, f"The body ended after {moved} of {self._length} bytes.")
+        if not self._length:
+            self._finish_filters()
+        self.is_exhausted = True
 
-    def _detach(self) -> None:
-        self._raw_body = self._source.detach(self._transfer.left_bytes)
-        if self._raw_body is None:
-            self.give_back()
-        else:
-            self._sharing.enter_context(self._carrier.copying())
+    def _finish_filters(self) -> None:
+        for each in self._filters:
+            each.finish()
 
-
-async def _send_file(transfer: Transfer, source: FileSource, end: RawSocket, sink: Sink) -> None:
-    transfer.lane = Lane.SPLICE.value
-    send = functools.partial(source.send_to, end.descriptor)
-    with transfer.watched(lambda: 0):
-        while transfer.left_bytes:
-            before = transfer.moved_bytes
-            await end.take_turn()
-            try:
-                await transfer.pull_count(send)
-                if transfer.moved_bytes == before:
-                    await end.wait_writable()
-            except OSError as exc:
-                raise await sink.fail(exc) from exc
-            except asyncio.CancelledError:
-                transfer.count_late(source.late_bytes)
-                raise
+    def _find_outcome(self, exc: BaseException | None) -> Outcome:
+        """Return how it ended: its own failure first, then whether it was delivered, then what broke around it."""
+        if self.fault is not None:
+            return self.fault.outcome
+        if self._is_finished or (exc is None and self.is_whole):
+            return Outcome.COMPLETE
+        if isinstance(exc, Fault):
+            return exc.outcome
+        if self._owner is not None and (exc is None or isinstance(exc, asyncio.CancelledError)):
+            is_delivered = self.policy.direction is Direction.DOWNLOAD and self._owner.is_delivered
+            return Outcome.COMPLETE if is_delivered else self._owner.why_cancelled().outcome
+        return Outcome.BUG
 
 
-async def _empty_buffers(transfer: Transfer, source: Source, sink: Sink) -> RawSocket | None:
-    """Pass on what came in before the pause, in order, and wait until it has left: bytes must not overtake."""
-    with transfer.watched(sink.pending):
-        while source.has_buffered:
-            await sink.write(await transfer.pull())
-        return await sink.detach()
+async def pump(transfer: Transfer, lane: Lane[_Chunk], finish: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Move every chunk from a lane's source to its sink, then await `finish`, which passes the end on.
+
+    Raises Fault for the source, a filter or a leg that stalls, and what `lane.write` and `finish` raise.
+    """
+    with transfer.watched(lane.pending):
+        # A body of known length is not read any further after its last byte.
+        while not transfer.is_whole:
+            chunk = await transfer.pull(lane.read)
+            if transfer.is_exhausted:
+                break
+            await lane.write(chunk)
+        if finish is not None:
+            await finish()
 
 
-async def _splice(transfer: Transfer, raw_body: SizedRawBody, end: RawSocket, sink: Sink, pipe: Pipe) -> None:
-    transfer.lane = Lane.SPLICE.value
-    fill = functools.partial(_fill, pipe, raw_body)
-    with transfer.watched(lambda: pipe.held_bytes):
-        while raw_body.left:
-            await transfer.pull_count(fill)
-            try:
-                await pipe.empty_into(end)
-            except OSError as exc:
-                raise await sink.fail(exc) from exc
+class Watched:
+    """A block of a transfer that is watched for stalls. A class and not a generator, which would cost 2 us more."""
 
+    __slots__ = ("_checks", "_detector", "_has_cancelled", "_pending", "_task", "_transfer")
 
-async def _fill(pipe: Pipe, raw_body: SizedRawBody) -> int:
-    """Take bytes into the pipe and return how many."""
-    try:
-        size = await pipe.fill_from(raw_body.end, raw_body.left)
-    except OSError as exc:
-        raise raw_body.lost() from exc
-    if not size:
-        raise raw_body.lost()
-    raw_body.left -= size
-    return size
+    def __init__(self, transfer: Transfer, pending: Callable[[], int]) -> None:
+        self._transfer = transfer
+        self._pending = pending
+        self._checks = transfer.checks
+        #: Whether this watch, and not somebody else, cancelled the task.
+        self._has_cancelled = False
+
+    def __enter__(self) -> None:
+        """Watch the current task."""
+        meter = self._transfer.meter
+        meter.skip_time()
+        if self._checks is not None:
+            self._detector = StallDetector(meter, self._pending)
+            self._task = asyncio.current_task()
+            self._checks.start(self, self._check)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop watching. Raises the Fault of a stall that cancelled the block."""
+        meter = self._transfer.meter
+        meter.wait_on(meter.waiting_on)
+        if self._checks is not None:
+            self._checks.stop(self)
+        if not self._has_cancelled or not isinstance(exc, asyncio.CancelledError) or self._task is None:
+            return
+        # A client that left at the same moment has cancelled the task too: then it stays cancelled.
+        if self._task.uncancel() == 0 and self._transfer.fault is not None:
+            raise self._transfer.fault from None
+
+    def _check(self) -> None:
+        fault = self._detector.check(self._transfer.meter.clock())
+        if fault is None:
+            if self._checks is not None:
+                self._checks.start(self, self._check)
+            return
+        self._transfer.fail(fault)
+        if self._task is not None:
+            self._has_cancelled = True
+            self._task.cancel()

@@ -1,4 +1,4 @@
-"""The rest of a body, read straight from its socket after the parser has seen the beginning."""
+"""The rest of a request or response body, read from its socket after aiohttp's parser has seen the beginning."""
 
 from __future__ import annotations
 
@@ -13,77 +13,77 @@ from gateway.transfer.raw_socket import MIN_CHUNK_BYTES, RawSocket
 class RawBody(Protocol):
     """The rest of a body."""
 
-    end: RawSocket
-    #: How much to receive at once.
+    socket: RawSocket
+    #: How many bytes to receive at once.
     chunk_bytes: int
 
     @property
     def is_ended(self) -> bool:
-        """Whether every byte was taken."""
+        """Whether every byte was read."""
         ...
 
     async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises the source's Fault if the peer leaves before."""
+        """Return the next chunk, b"" at the end. Raises the source's Fault if the peer closes before the end."""
         ...
 
     def skip(self, size: int) -> None:
-        """Count bytes that went another way: the body was given back unfinished."""
+        """Count `size` bytes that were not read here."""
         ...
 
 
 class SizedRawBody:
-    """So many bytes as they are."""
+    """A body of known length: `remaining_bytes` as they are on the wire. `lost` makes the Fault of a peer that left."""
 
-    def __init__(self, end: RawSocket, left: int, lost: Callable[[], Fault]) -> None:
-        self.end = end
-        self.left = left
+    def __init__(self, socket: RawSocket, remaining_bytes: int, lost: Callable[[], Fault]) -> None:
+        self.socket = socket
+        self.remaining_bytes = remaining_bytes
         self.lost = lost
         self.chunk_bytes = MIN_CHUNK_BYTES
 
     @property
     def is_ended(self) -> bool:
-        """Whether every byte was taken."""
-        return not self.left
+        """Whether every byte was read."""
+        return not self.remaining_bytes
 
     async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises the source's Fault if the peer leaves before."""
-        left = self.left
-        if not left:
+        """Return the next chunk, b"" at the end. Raises the source's Fault if the peer closes before the end."""
+        remaining = self.remaining_bytes
+        if not remaining:
             return b""
         try:
-            chunk = await self.end.receive(min(left, self.chunk_bytes))
+            chunk = await self.socket.receive(min(remaining, self.chunk_bytes))
         except OSError as exc:
             raise self.lost() from exc
         if not chunk:
             raise self.lost()
-        self.left = left - len(chunk)
+        self.remaining_bytes = remaining - len(chunk)
         return chunk
 
     def skip(self, size: int) -> None:
-        """Count bytes that went another way."""
-        self.left -= min(size, self.left)
+        """Count `size` bytes that were not read here."""
+        self.remaining_bytes -= min(size, self.remaining_bytes)
 
 
 class ChunkedRawBody:
-    """A chunked body from where the parser stopped; the decoder has read along up to there."""
+    """A chunked body from where the parser stopped; `decoder` has seen every byte up to there."""
 
-    def __init__(self, end: RawSocket, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
-        self.end = end
+    def __init__(self, socket: RawSocket, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
+        self.socket = socket
         self.chunk_bytes = MIN_CHUNK_BYTES
         self._decoder = decoder
         self._lost = lost
 
     @property
     def is_ended(self) -> bool:
-        """Whether every byte was taken."""
+        """Whether every byte was read."""
         return self._decoder.is_ended
 
     async def read(self) -> bytes:
-        """Return the data of what has come, b"" at the end. Raises Fault, also BAD_FRAMING."""
+        """Return the data of what was received, b"" at the end. Raises Fault, also BAD_FRAMING."""
         decoder = self._decoder
         while not decoder.is_ended:
             try:
-                received = await self.end.receive(self.chunk_bytes)
+                received = await self.socket.receive(self.chunk_bytes)
             except OSError as exc:
                 raise self._lost() from exc
             if not received:
@@ -93,4 +93,4 @@ class ChunkedRawBody:
         return b""
 
     def skip(self, size: int) -> None:
-        """Nothing to count: the decoder goes on where the bytes go."""
+        """Count nothing: the decoder counts what it decodes, wherever that was read."""

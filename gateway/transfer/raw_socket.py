@@ -1,7 +1,7 @@
-"""One end of a plain TCP connection, worked on below its transport.
+"""A plain TCP connection, read and written below its asyncio transport.
 
-The transport keeps the connection; here is a descriptor of its own for the same socket, since asyncio allows no
-reader or writer beside a transport's. Closing it closes nothing but itself.
+The transport keeps the connection. `RawSocket` is a second descriptor of the same socket, since asyncio allows no
+reader or writer beside a transport's; closing it closes only that descriptor.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from asyncio import selector_events
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-#: Fewer, larger steps cost less while the far side keeps up; one that does not gets less at once, so that many slow
-#: transfers hold little. Measured: docs/benchmarks.md.
+#: Fewer, larger chunks cost less while the sink keeps up; a sink that does not gets smaller ones, so that many slow
+#: transfers hold little memory. Measured: docs/benchmarks.md.
 MIN_CHUNK_BYTES: Final = 2**17
 MAX_CHUNK_BYTES: Final = 2**20
-#: Steps after which others get their turn, when neither side ever makes us wait.
-_TURN: Final = 16
+#: Receives after which other tasks run, when neither peer ever makes this one wait.
+_TURN_STEPS: Final = 16
 
 
 def is_plain(transport: asyncio.BaseTransport | None) -> bool:
@@ -46,10 +46,10 @@ async def drain_whole(transport: asyncio.WriteTransport, drain: Callable[[], Awa
 
 
 class RawSocket:
-    """A second descriptor of a transport's socket. `close` it.
+    """A second descriptor of a transport's socket. Close it after use.
 
-    With `is_chunked`, what is sent goes in the chunked coding (RFC 9112 section 7.1), one chunk each; its end is sent
-    by whoever wrote the head.
+    With `is_chunked`, data is sent in the chunked coding (RFC 9112 section 7.1), one chunk per call; the last chunk is
+    sent by the writer that sent the head.
     """
 
     def __init__(self, transport: asyncio.BaseTransport, *, is_chunked: bool = False) -> None:
@@ -58,7 +58,7 @@ class RawSocket:
         self._sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._sock.setblocking(False)
         self._steps = 0
-        #: Bytes of the chunk being sent that have not left yet.
+        #: Bytes of the chunk being sent that the kernel has not taken yet.
         self.unsent_bytes = 0
 
     @property
@@ -71,7 +71,7 @@ class RawSocket:
         self._sock.close()
 
     async def receive(self, size: int) -> bytes:
-        """Return what has come, at most `size` bytes, b"" at the peer's end. Raises OSError."""
+        """Return what was received, at most `size` bytes, b"" after the peer's end. Raises OSError."""
         await self.take_turn()
         while True:
             try:
@@ -80,7 +80,7 @@ class RawSocket:
                 await self.wait_readable()
 
     async def send(self, chunk: bytes) -> bool:
-        """Send a whole chunk; returns when the kernel has it, saying whether it took it at once. Raises OSError."""
+        """Send a whole chunk; return, once the kernel has it, whether it took it at once. Raises OSError."""
         if self.is_chunked:
             return await self._send_pieces([b"%x\r\n" % len(chunk), chunk, b"\r\n"])
         try:
@@ -103,9 +103,9 @@ class RawSocket:
         return False
 
     async def _send_rest(self, pieces: list[memoryview], sent: int) -> None:
-        """Send what is left of pieces of which so many bytes are gone."""
+        """Send the rest of pieces of which `sent` bytes are sent."""
         try:
-            while pieces := _behind(pieces, sent):
+            while pieces := _skip(pieces, sent):
                 self.unsent_bytes = sum(map(len, pieces))
                 await self.wait_writable()
                 try:
@@ -116,17 +116,17 @@ class RawSocket:
             self.unsent_bytes = 0
 
     async def take_turn(self) -> None:
-        """Let others run now and then."""
+        """Let other tasks run after every few calls."""
         self._steps += 1
-        if not self._steps % _TURN:
+        if not self._steps % _TURN_STEPS:
             await asyncio.sleep(0)
 
     async def wait_readable(self) -> None:
-        """Wait until bytes or the peer's end are there."""
+        """Wait until bytes or the peer's end can be read."""
         await self._wait(self._loop.add_reader, self._loop.remove_reader)
 
     async def wait_writable(self) -> None:
-        """Wait until the kernel takes bytes again, or the connection is broken."""
+        """Wait until the kernel takes bytes, or the connection is broken."""
         await self._wait(self._loop.add_writer, self._loop.remove_writer)
 
     async def _wait(self, add: Callable[..., Any], remove: Callable[[int], bool]) -> None:
@@ -139,13 +139,13 @@ class RawSocket:
             remove(descriptor)
 
 
-def _behind(pieces: list[memoryview], sent: int) -> list[memoryview]:
-    left = []
+def _skip(pieces: list[memoryview], sent: int) -> list[memoryview]:
+    rest = []
     for piece in pieces:
         if sent < len(piece):
-            left.append(piece[sent:])
+            rest.append(piece[sent:])
         sent = max(0, sent - len(piece))
-    return left
+    return rest
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -1,7 +1,7 @@
-"""A pipe in the kernel that bytes pass through without being seen (splice(2), Linux).
+"""A pipe in the kernel that bytes pass through without entering this process (splice(2), Linux).
 
-Dirty or clean, a pipe is used for one transfer and closed: bytes left in one after a failure must never meet another
-connection.
+A pipe is used for one transfer and closed, also when it is empty: bytes left in one after a failure must never reach
+another connection.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Final, Self
 from gateway.transfer.raw_socket import RawSocket
 
 #: The most an unprivileged process may have (fs.pipe-max-size); the kernel grants less when a user has many.
-_PIPE_BYTES: Final = 2**20
+_MAX_PIPE_BYTES: Final = 2**20
 #: Below this, chunks through memory cost less. The kernel's own default.
-_WORTHWHILE_BYTES: Final = 2**16
+_MIN_PIPE_BYTES: Final = 2**16
 
 
 def can_splice() -> bool:
-    """Say whether this system moves bytes from a socket to a pipe: not all that look like Linux do."""
+    """Return whether this system moves bytes from a socket to a pipe; not every Linux sandbox does."""
     if not hasattr(os, "splice"):
         return False
     ours, theirs = socket.socketpair()
@@ -35,12 +35,12 @@ def can_splice() -> bool:
 
 
 def open_pipe() -> Pipe | None:
-    """Return a pipe worth its while, or None: no descriptors left, or the user's pipes hold too many pages."""
+    """Return a pipe that is large enough, or None: no descriptors left, or the user's pipes hold too many pages."""
     try:
         pipe = Pipe()
     except OSError:
         return None
-    if pipe.capacity >= _WORTHWHILE_BYTES:
+    if pipe.capacity >= _MIN_PIPE_BYTES:
         return pipe
     pipe.close()
     return None
@@ -52,7 +52,7 @@ class Pipe:
     def __init__(self) -> None:
         self._exit, self.entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with contextlib.suppress(OSError):
-            fcntl.fcntl(self.entry, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            fcntl.fcntl(self.entry, fcntl.F_SETPIPE_SZ, _MAX_PIPE_BYTES)
         self.capacity = fcntl.fcntl(self.entry, fcntl.F_GETPIPE_SZ)
         self.held_bytes = 0
 
@@ -65,30 +65,30 @@ class Pipe:
         self.close()
 
     def close(self) -> None:
-        """Close both ends, and forget what is in it."""
+        """Close both ends and drop what is in it."""
         os.close(self._exit)
         os.close(self.entry)
 
-    async def fill_from(self, end: RawSocket, most: int) -> int:
-        """Move what has come on a socket into the empty pipe; return how many bytes, 0 at the peer's end.
+    async def fill_from(self, socket: RawSocket, most: int) -> int:
+        """Move what a socket has received into the empty pipe; return how many bytes, 0 after the peer's end.
 
         Raises OSError. Cancelling leaves the pipe empty.
         """
-        await end.take_turn()
+        await socket.take_turn()
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
         while True:
             try:
-                self.held_bytes = os.splice(end.descriptor, self.entry, min(most, self.capacity), flags=flags)
+                self.held_bytes = os.splice(socket.descriptor, self.entry, min(most, self.capacity), flags=flags)
             except BlockingIOError:
-                await end.wait_readable()
+                await socket.wait_readable()
                 continue
             return self.held_bytes
 
-    async def empty_into(self, end: RawSocket) -> None:
+    async def empty_into(self, socket: RawSocket) -> None:
         """Move everything in the pipe to a socket. Raises OSError; cancelling leaves the rest in the pipe."""
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
         while self.held_bytes:
             try:
-                self.held_bytes -= os.splice(self._exit, end.descriptor, self.held_bytes, flags=flags)
+                self.held_bytes -= os.splice(self._exit, socket.descriptor, self.held_bytes, flags=flags)
             except BlockingIOError:
-                await end.wait_writable()
+                await socket.wait_writable()

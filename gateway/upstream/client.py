@@ -24,8 +24,7 @@ from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
-from gateway.transfer import RawSocket, SizedRawBody, is_plain
-from gateway.transfer.timers import Timers
+from gateway.transfer import RawSocket, SizedRawBody, Timers, is_plain
 from gateway.upstream.connection import Address, LiveConnector, UpstreamRequest
 from gateway.upstream.guard import AddressGuard
 
@@ -103,21 +102,21 @@ class UpstreamResponse:
             self._protocol.resume_reading()
         return bool(self._content._buffer) or self._content.exception() is not None
 
-    def detach(self, left: int | None) -> SizedRawBody | None:
-        """Take the rest of the body, so many bytes, below the transport; None if none is left."""
-        if not left:
+    def detach(self, length: int | None) -> SizedRawBody | None:
+        """Take the rest of the body, `length` bytes, below the transport; None if none is left."""
+        if not length:
             return None
         transport = self._protocol.transport
         if transport is None:
             raise self._lost()
-        self._raw_body = SizedRawBody(RawSocket(transport), left, self._lost)
+        self._raw_body = SizedRawBody(RawSocket(transport), length, self._lost)
         return self._raw_body
 
     def resume(self, *, is_whole: bool) -> None:
         """Give the connection back, to be kept if the rest was taken to its end."""
         protocol = self._protocol
         if self._raw_body is not None:
-            self._raw_body.end.close()
+            self._raw_body.socket.close()
         if is_whole:
             # The parser was passed by: it must see nothing more, and a new one comes with the next request.
             protocol._parser = None

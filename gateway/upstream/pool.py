@@ -14,7 +14,7 @@ from gateway.config.model import Health
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import UpstreamStats
-from gateway.transfer.timers import Timers
+from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.capacity import CapacityLimiter
 from gateway.upstream.client import Client, UpstreamResponse

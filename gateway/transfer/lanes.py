@@ -1,0 +1,366 @@
+"""The lanes: how the bytes of a transfer are moved, and the one place that chooses.
+
+| lane   | reads                      | writes                     | used for                                     |
+|--------|----------------------------|----------------------------|----------------------------------------------|
+| copy   | aiohttp's stream           | aiohttp's writer           | TLS, chunked responses, short bodies         |
+| direct | the socket, below aiohttp  | the socket, below asyncio  | both ends plain TCP, a filter sees the bytes |
+| splice | the socket, into a pipe    | the pipe, into the socket  | both ends plain TCP, nothing sees the bytes  |
+| splice | a file, by sendfile        | (the same call)            | a file to a plain TCP client                 |
+
+Behaviour, counting and limits are the same on each: a lane only replaces what `pump` reads from and writes to. A body
+that an action consumes itself (to disk, file by file, encoded anew) is read by `BodyReader`, below aiohttp where that
+can be done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from gateway.errors import Fault
+from gateway.transfer.pump import Source, Transfer, pump
+from gateway.transfer.raw_body import RawBody, SizedRawBody
+from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
+from gateway.transfer.splice import Pipe, can_splice, open_pipe
+
+#: Bodies shorter than this stay on the copy lane: the descriptors and the pipe cost more than they save.
+MIN_RAW_BYTES: Final = 2**18
+#: What the chunks of all transfers on the direct lane may hold together, except for the minimum each.
+ALL_CHUNKS_BYTES: Final = 8 * 2**20
+#: A chunk that filters (a rate limit, say) delayed for longer than this was too large; the smallest it gets.
+_DELAY_SECONDS: Final = 0.25
+_MIN_DELAYED_BYTES: Final = 8 * 1024
+
+
+class LaneName(enum.StrEnum):
+    """The lane's name in log and metrics."""
+
+    COPY = "copy"
+    DIRECT = "direct"
+    SPLICE = "splice"
+
+
+class PausableSource(Source, Protocol):
+    """A source whose rest can be read below its transport: `pause`, read what is buffered, `detach`, `resume`."""
+
+    def pause(self) -> bool:
+        """Stop receiving through the transport; return whether that can be done."""
+        ...
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether a read would return at once what was received before the pause."""
+        ...
+
+    def detach(self, length: int | None) -> RawBody | None:
+        """Return the rest of the body, `length` bytes (None: to its own end). Nothing may be buffered.
+
+        None if it cannot be read from the socket: its position is not known, or nothing is left.
+        """
+        ...
+
+    def resume(self, *, is_whole: bool) -> None:
+        """Give the connection back to its transport, `is_whole` if the rest was read to its end."""
+        ...
+
+
+class Sink(Protocol):
+    """Where chunks go."""
+
+    async def write(self, chunk: bytes, /) -> None:
+        """Send a chunk. Raises OSError or Fault if the peer is gone."""
+        ...
+
+    def pending(self) -> int:
+        """Return how many bytes were written but have not left this process."""
+        ...
+
+    async def detach(self) -> RawSocket | None:
+        """Flush, and return a socket to send the rest on below the transport; None if that cannot be done."""
+        ...
+
+    async def fail(self, exc: OSError) -> Fault | OSError:
+        """Return what a failure to send means."""
+        ...
+
+
+class FileSource(Source, Protocol):
+    """An open file."""
+
+    async def send_to(self, descriptor: int) -> int:
+        """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
+        ...
+
+    @property
+    def late_bytes(self) -> int:
+        """Bytes sent by a call whose wait was cancelled."""
+        ...
+
+
+class CopyLane:
+    """Through the transports."""
+
+    def __init__(self, source: Source, sink: Sink) -> None:
+        self.read = source.read
+        self.write = sink.write
+        self.pending = sink.pending
+
+
+class DirectLane:
+    """From socket to socket, below the transports."""
+
+    def __init__(self, transfer: Transfer, body: RawBody, socket: RawSocket, sink: Sink, memory: ChunkMemory) -> None:
+        self._meter = transfer.meter
+        self._meter.lane = LaneName.DIRECT.value
+        self._body = body
+        self._socket = socket
+        self._sink = sink
+        self._memory = memory
+        self._filter_seconds = self._meter.filter_seconds
+        self.read = body.read
+
+    async def write(self, chunk: bytes) -> None:
+        """Send a chunk, and choose the size of the next."""
+        try:
+            was_taken = await self._socket.send(chunk)
+        except OSError as exc:
+            raise await self._sink.fail(exc) from exc
+        before, self._filter_seconds = self._filter_seconds, self._meter.filter_seconds
+        self._memory.size_next(self._body, self._filter_seconds - before, was_taken=was_taken)
+
+    def pending(self) -> int:
+        """Return the bytes of the chunk that the kernel has not taken."""
+        return self._socket.unsent_bytes
+
+
+class SpliceLane:
+    """From socket to socket through a pipe in the kernel."""
+
+    def __init__(self, transfer: Transfer, body: SizedRawBody, socket: RawSocket, sink: Sink, pipe: Pipe) -> None:
+        transfer.meter.lane = LaneName.SPLICE.value
+        self._body = body
+        self._socket = socket
+        self._sink = sink
+        self._pipe = pipe
+
+    async def read(self) -> int:
+        """Fill the pipe."""
+        body = self._body
+        try:
+            size = await self._pipe.fill_from(body.socket, body.remaining_bytes)
+        except OSError as exc:
+            raise body.lost() from exc
+        if not size:
+            raise body.lost()
+        body.skip(size)
+        return size
+
+    async def write(self, _size: int) -> None:
+        """Empty the pipe."""
+        try:
+            await self._pipe.empty_into(self._socket)
+        except OSError as exc:
+            raise await self._sink.fail(exc) from exc
+
+    def pending(self) -> int:
+        """Return the bytes in the pipe."""
+        return self._pipe.held_bytes
+
+
+class SendfileLane:
+    """From a file to a socket in the kernel. Reading and writing are one call."""
+
+    def __init__(self, transfer: Transfer, file: FileSource, socket: RawSocket, sink: Sink) -> None:
+        self._meter = transfer.meter
+        self._meter.lane = LaneName.SPLICE.value
+        self._file = file
+        self._socket = socket
+        self._sink = sink
+
+    async def read(self) -> int:
+        """Send what the socket takes; return 0 if it takes nothing now."""
+        await self._socket.take_turn()
+        try:
+            return await self._file.send_to(self._socket.descriptor)
+        except OSError as exc:
+            raise await self._sink.fail(exc) from exc
+        except asyncio.CancelledError:
+            if self._file.late_bytes:
+                self._meter.count(self._file.late_bytes)
+            raise
+
+    async def write(self, size: int) -> None:
+        """Wait for the socket if it was full."""
+        if not size:
+            await self._socket.wait_writable()
+
+    def pending(self) -> int:
+        """Return 0: nothing is held."""
+        return 0
+
+
+class ChunkMemory:
+    """The memory for chunks, shared by the transfers that read below their transport at once."""
+
+    def __init__(self) -> None:
+        self._reader_count = 0
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[None]:
+        """Count a transfer among those that share."""
+        self._reader_count += 1
+        try:
+            yield
+        finally:
+            self._reader_count -= 1
+
+    def size_next(self, body: RawBody, delayed_seconds: float, *, was_taken: bool) -> None:
+        """Choose how large the next chunk may be, from how the last one fared.
+
+        Fewer, larger chunks while the sink keeps up, but all together no more than their share. What filters delay
+        for long comes in smaller chunks, so that neither peer sees long silences.
+        """
+        if delayed_seconds > _DELAY_SECONDS:
+            body.chunk_bytes = max(body.chunk_bytes // 2, _MIN_DELAYED_BYTES)
+        elif was_taken:
+            share = max(ALL_CHUNKS_BYTES // (self._reader_count or 1), MIN_CHUNK_BYTES)
+            body.chunk_bytes = min(body.chunk_bytes * 2, MAX_CHUNK_BYTES, share)
+        else:
+            body.chunk_bytes = MIN_CHUNK_BYTES
+
+
+class Lanes:
+    """Moves bodies, each on the cheapest lane that both ends allow."""
+
+    def __init__(self, *, is_raw_allowed: bool) -> None:
+        self._is_raw_allowed = is_raw_allowed
+        self._has_splice = can_splice()
+        self._memory = ChunkMemory()
+
+    async def pump(
+        self,
+        transfer: Transfer,
+        source: PausableSource,
+        sink: Sink,
+        finish: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Move a body from source to sink, then await `finish`. Raises as `gateway.transfer.pump.pump`."""
+        if self._may_read_raw(transfer) and source.pause():
+            is_whole = False
+            try:
+                socket = await _pass_on_buffered(transfer, source, sink)
+                if socket is not None:
+                    with contextlib.closing(socket):
+                        is_whole = await self._pump_raw(transfer, source, sink, socket)
+            finally:
+                # Also after a failure: the rest of a refused upload must still be drained.
+                source.resume(is_whole=is_whole)
+        await pump(transfer, CopyLane(source, sink), finish)
+        transfer.finish()
+
+    async def pump_file(
+        self, transfer: Transfer, file: FileSource, sink: Sink, finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Move a file to a client, then await `finish`. Raises as `pump`."""
+        if self._is_raw_allowed and (transfer.remaining_bytes or 0) >= MIN_RAW_BYTES:
+            with transfer.watched(sink.pending):
+                socket = await sink.detach()
+            if socket is not None:
+                with contextlib.closing(socket):
+                    await pump(transfer, SendfileLane(transfer, file, socket, sink))
+        await pump(transfer, CopyLane(file, sink), finish)
+        transfer.finish()
+
+    def read_body(self, transfer: Transfer, source: PausableSource) -> BodyReader:
+        """Return the reader of a body that an action consumes itself."""
+        return BodyReader(transfer, source, self._memory, is_raw_allowed=self._may_read_raw(transfer))
+
+    def _may_read_raw(self, transfer: Transfer) -> bool:
+        length = transfer.remaining_bytes
+        return self._is_raw_allowed and (length is None or length >= MIN_RAW_BYTES)
+
+    async def _pump_raw(self, transfer: Transfer, source: PausableSource, sink: Sink, socket: RawSocket) -> bool:
+        """Move the rest below the transports; return whether it was moved to its end."""
+        body = source.detach(transfer.remaining_bytes)
+        if body is None:
+            return False
+        may_splice = self._has_splice and not transfer.has_filters and not socket.is_chunked
+        if may_splice and isinstance(body, SizedRawBody) and (pipe := open_pipe()) is not None:
+            with pipe:
+                await pump(transfer, SpliceLane(transfer, body, socket, sink, pipe))
+            return True
+        with self._memory.share():
+            await pump(transfer, DirectLane(transfer, body, socket, sink, self._memory))
+        return True
+
+
+class BodyReader:
+    """Reads a body for an action that consumes it itself, from the socket once everything buffered was read.
+
+    A context manager: after it, whatever is unread is the transport's again.
+    """
+
+    def __init__(
+        self, transfer: Transfer, source: PausableSource, memory: ChunkMemory, *, is_raw_allowed: bool
+    ) -> None:
+        self._transfer = transfer
+        self._source = source
+        self._memory = memory
+        self._is_raw_allowed = is_raw_allowed
+        self._raw_body: RawBody | None = None
+        self._sharing = contextlib.ExitStack()
+        self._is_paused = False
+        self._filter_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        """Pause the transport, if the body is to be read below it."""
+        self._is_paused = self._is_raw_allowed and self._source.pause()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the connection back to its transport."""
+        self.give_back()
+
+    async def pull(self) -> bytes:
+        """Return the next chunk, see `Transfer.pull`."""
+        if self._is_paused and self._raw_body is None and not self._source.has_buffered:
+            self._detach()
+        body, meter = self._raw_body, self._transfer.meter
+        if not self._is_paused or body is None:
+            return await self._transfer.pull_source()
+        before, self._filter_seconds = self._filter_seconds, meter.filter_seconds
+        self._memory.size_next(body, self._filter_seconds - before, was_taken=True)
+        chunk = await self._transfer.pull(body.read)
+        if body.is_ended:
+            # What the action still does may take long: the transport has to notice a client that leaves.
+            self.give_back()
+        return chunk
+
+    def give_back(self) -> None:
+        """Give the connection back to its transport, which notices a client that leaves. No pull may be under way."""
+        self._sharing.close()
+        if self._is_paused:
+            self._is_paused = False
+            self._source.resume(is_whole=self._raw_body is not None and self._raw_body.is_ended)
+
+    def _detach(self) -> None:
+        self._raw_body = self._source.detach(self._transfer.remaining_bytes)
+        if self._raw_body is None:
+            self.give_back()
+        else:
+            self._transfer.meter.lane = LaneName.DIRECT.value
+            self._sharing.enter_context(self._memory.share())
+
+
+async def _pass_on_buffered(transfer: Transfer, source: PausableSource, sink: Sink) -> RawSocket | None:
+    """Pass on what was received before the pause, and wait until it was sent: bytes must not overtake each other."""
+    with transfer.watched(sink.pending):
+        while source.has_buffered:
+            await sink.write(await transfer.pull_source())
+        return await sink.detach()

@@ -1,0 +1,112 @@
+"""Counts the bytes of one transfer and charges its seconds to its legs. Synchronous; the clock is a parameter.
+
+    call            valid           effect
+    start           once            the transfer counts as in flight; its seconds are charged to the read leg
+    wait_on(leg)    after start     seconds since the last call are charged to the leg waited on; `leg` is waited on now
+    skip_time       after start     seconds since the last call are charged to no leg
+    count(size)     after start     a chunk of `size` bytes (at least 1) is on its way to the sink
+    end(outcome)    any time        the transfer has ended; further calls change nothing
+
+A chunk's throughput is its size over the seconds from the end of the chunk before it to its own end; a chunk has ended
+when the read leg is waited on again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from gateway.errors import Outcome
+from gateway.observe.stats import Leg, RouteStats
+from gateway.transfer.policy import TransferPolicy
+
+#: Returns seconds; only differences mean something.
+Clock = Callable[[], float]
+
+
+class Meter:
+    """Bytes, seconds and outcome of one transfer, also added to the statistics of its route as they happen."""
+
+    def __init__(self, policy: TransferPolicy, stats: RouteStats, *, clock: Clock = time.monotonic) -> None:
+        self.policy = policy
+        self.clock = clock
+        self._stats = stats.transfers[policy.direction]
+        self._route_seconds = stats.waits
+        self.outcome: Outcome | None = None
+        #: How most of the bytes are moved; "copy" unless another lane takes over.
+        self.lane = "copy"
+        #: Bytes handed to the sink.
+        self.moved_bytes = 0
+        #: Seconds charged to each leg so far; the wait under way is not among them.
+        self.leg_seconds = {policy.read_leg: 0.0, policy.write_leg: 0.0, Leg.FILTER: 0.0}
+        #: The leg waited on now, and since when.
+        self.waiting_on = policy.read_leg
+        self.started = self.waiting_since = self._chunk_started = clock()
+        #: Bytes of the chunk that is on its way to the sink; 0 between chunks.
+        self._chunk_bytes = 0
+
+    @property
+    def filter_seconds(self) -> float:
+        """Seconds charged to filters so far."""
+        return self.leg_seconds[Leg.FILTER]
+
+    def start(self) -> None:
+        """Count the transfer as in flight."""
+        self._stats.in_flight += 1
+        self.started = self.waiting_since = self._chunk_started = self.clock()
+
+    def wait_on(self, leg: Leg) -> None:
+        """Charge the seconds since the last call to the leg waited on, and wait on `leg` from now on."""
+        now = self.clock()
+        seconds = now - self.waiting_since
+        previous = self.waiting_on
+        self.leg_seconds[previous] += seconds
+        self._route_seconds[previous] += seconds
+        self.waiting_since = now
+        self.waiting_on = leg
+        if self._chunk_bytes and leg is self.policy.read_leg:
+            self._end_chunk(now)
+
+    def skip_time(self) -> None:
+        """Charge the seconds since the last call to no leg: the transfer was not under way."""
+        self.waiting_since = self._chunk_started = self.clock()
+
+    @contextmanager
+    def filtering(self) -> Iterator[None]:
+        """Charge the block to filters."""
+        leg = self.waiting_on
+        self.wait_on(Leg.FILTER)
+        try:
+            yield
+        finally:
+            self.wait_on(leg)
+
+    def count(self, size: int) -> None:
+        """Count a chunk of `size` bytes, at least 1."""
+        self.moved_bytes += size
+        self._chunk_bytes = size
+        stats = self._stats
+        stats.bytes_moved += size
+        stats.chunk_sizes.observe(size)
+
+    def end(self, outcome: Outcome) -> None:
+        """End the transfer. Only the first call counts."""
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        stats = self._stats
+        stats.in_flight -= 1
+        stats.outcomes[outcome] += 1
+        stats.lanes[self.lane] += 1
+        stats.sizes.observe(self.moved_bytes)
+        now = self.clock()
+        if self._chunk_bytes:
+            self._end_chunk(now)
+        if self.moved_bytes and now > self.started:
+            stats.rates.observe(self.moved_bytes / (now - self.started))
+
+    def _end_chunk(self, now: float) -> None:
+        self._stats.chunk_rates.observe(self._chunk_bytes / ((now - self._chunk_started) or 1e-9))
+        self._chunk_bytes = 0
+        self._chunk_started = now

@@ -1,0 +1,50 @@
+"""What a transfer is held to: its direction, its two legs, and how slow each may be."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.observe.stats import Direction, Leg
+
+#: Checks for a stall per shortest limit.
+_CHECKS_PER_LIMIT: Final = 4
+_MIN_CHECK_SECONDS: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class LegLimits:
+    """How slow one leg may be: seconds without a byte, and bytes per second over `grace_seconds`."""
+
+    idle_seconds: float = math.inf
+    min_rate: float = 0.0
+    grace_seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class TransferPolicy:
+    """What is fixed about a transfer before its first byte: one for all transfers of a route and direction."""
+
+    direction: Direction
+    #: The leg chunks are read from and the leg they are written to.
+    read_leg: Leg
+    write_leg: Leg
+    read_limits: LegLimits = LegLimits()
+    write_limits: LegLimits = LegLimits()
+    total_seconds: float = math.inf
+
+    @functools.cached_property
+    def check_seconds(self) -> float:
+        """Seconds between two checks for a stall; infinite where nothing is limited."""
+        limits = (self.read_limits, self.write_limits)
+        shortest = min(
+            self.total_seconds, *(each.idle_seconds for each in limits), *(each.grace_seconds for each in limits)
+        )
+        return max(shortest / _CHECKS_PER_LIMIT, _MIN_CHECK_SECONDS)
+
+    @functools.cached_property
+    def grace_seconds(self) -> float:
+        """Seconds over which bytes are counted before they are held to a rate."""
+        return min(self.read_limits.grace_seconds, self.write_limits.grace_seconds)
