@@ -14,6 +14,7 @@ from gateway.transfer.stall import StallDetector
 from tests.transfer.test_meter import FakeClock
 
 IDLE, RATE, GRACE = 60.0, 1000.0, 10.0
+UNLIMITED = LegLimits()
 
 
 class Pending:
@@ -31,8 +32,8 @@ class Scene:
 
     def __init__(
         self,
-        read: LegLimits = LegLimits(),
-        write: LegLimits = LegLimits(),
+        read: LegLimits = UNLIMITED,
+        write: LegLimits = UNLIMITED,
         total_seconds: float = math.inf,
         legs: tuple[Leg, Leg] = (Leg.DOWNSTREAM_READ, Leg.UPSTREAM_WRITE),
     ) -> None:
