@@ -18,6 +18,7 @@ import pytest
 
 from gateway.observe.stats import Direction, TransferStats
 from tests.conftest import require_tool
+from tests.leaks import stray_lines
 from tests.peers import (
     OK,
     RawUpstream,
@@ -31,7 +32,6 @@ from tests.peers import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
 
@@ -187,7 +187,8 @@ async def process(config: Path, *arguments: str) -> AsyncIterator[asyncio.subpro
     finally:
         if running.returncode is None:
             os.killpg(running.pid, signal.SIGKILL)
-        await running.communicate()
+        output = b"".join(await running.communicate())
+    assert not list(stray_lines(output.decode()))
 
 
 @pytest.mark.slow

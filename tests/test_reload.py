@@ -29,7 +29,6 @@ from tests.peers import (
 )
 from tests.test_ops import fetch, process
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 PUT = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 2\r\n\r\nab"
 KEPT_GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
@@ -94,6 +93,7 @@ async def test_kept_connection_of_a_client_gets_the_new_routes() -> None:
             await client.close()
 
 
+@pytest.mark.expected_log("gateway", "the config stays as it was", reason="a refused reload is logged as an error")
 @pytest.mark.parametrize(
     ("keys", "where"),
     [
@@ -112,6 +112,7 @@ async def test_config_that_needs_a_restart_changes_nothing(
             assert gateway.stats.reloads == {"success": 0, "failure": 1}
 
 
+@pytest.mark.expected_log("gateway", "the config stays as it was", reason="a refused reload is logged as an error")
 async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
     def load() -> Config:
         raise ConfigError([Problem("c.yaml", line, "routes", "wrong") for line in (3, 7)])
@@ -217,6 +218,7 @@ def tls_keys(directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.expected_log("gateway", "the config stays as it was", reason="TLS cannot be switched off by a reload")
 async def test_renewed_certificate_is_taken_without_a_restart(tmp_path: Path) -> None:
     await asyncio.to_thread(renew, tmp_path, "first")
     keys = tls_keys(tmp_path)
@@ -230,6 +232,7 @@ async def test_renewed_certificate_is_taken_without_a_restart(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.expected_log("gateway", "the config stays as it was", reason="a key that does not match is refused")
 async def test_half_renewed_certificate_leaves_the_one_before_in_use(tmp_path: Path) -> None:
     """The key is written after the check and before the use: the context in use must not be left with one half."""
     await asyncio.to_thread(renew, tmp_path, "first")

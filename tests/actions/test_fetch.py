@@ -12,7 +12,6 @@ from gateway.upstream import AllowList
 from gateway.upstream.guard import is_public
 from tests.peers import RawUpstream, Wire, problem_of, responding, run_gateway, split_response
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 FILE = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\nSet-Cookie: a=b\r\nETag: "e"\r\n\r\nfile'
 
 

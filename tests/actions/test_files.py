@@ -14,7 +14,6 @@ import pytest
 from gateway.observe.stats import Direction
 from tests.peers import problem_of, run_gateway, split_response, until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 DATA = bytes(range(256)) * 4096
 
 

@@ -23,7 +23,6 @@ from tests.peers import (
     split_response,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 FILE = ('name="f"; filename="a.wav"', os.urandom(400_000))
 
 

@@ -30,7 +30,6 @@ from tests.peers import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 DATA = os.urandom(3_000_000)
 FORM = form(('name="f"; filename="a"', DATA))
 

@@ -25,8 +25,6 @@ from tests.peers import (
     split_response,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
-
 
 def config(*endpoints: str, **route: Any) -> dict[str, Any]:
     upstream_keys = route.pop("upstream_keys", {})

@@ -17,8 +17,6 @@ from gateway.storage import sweep
 from gateway.storage.disk_upload import IncomingFile, Upload
 from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
-
 
 def config(directory: Path, **store: str) -> dict[str, Any]:
     return {

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.leaks import stray_lines
 from tests.peers import form, forward_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -40,16 +41,26 @@ async def gateway_process(config: dict[str, Any], directory: Path) -> AsyncItera
     config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, **config}
     path = directory / "gateway.json"
     path.write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "run", "--config", str(path), stdout=asyncio.subprocess.PIPE
-    )
+    errors = directory / "stderr"
+    with errors.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gateway",
+            "run",
+            "--config",
+            str(path),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
     assert process.stdout is not None
     try:
         line = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
         yield process.pid, int(line["message"].split(",")[0].rpartition(":")[2])
     finally:
         process.send_signal(signal.SIGTERM)
-        await process.communicate()
+        output, _ = await process.communicate()
+    assert not list(stray_lines(output.decode() + errors.read_text()))
 
 
 @contextlib.contextmanager

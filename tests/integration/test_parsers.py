@@ -15,7 +15,6 @@ from werkzeug.formparser import parse_form_data
 
 from tests.peers import OK, RawUpstream, Wire, form, forward_config, post, read_request, run_gateway, split_response
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 Parts = list[tuple[str, str | None, bytes]]
 
 BODIES = {

@@ -18,7 +18,6 @@ import pytest
 
 from tests.peers import OK, RawUpstream, Wire, read_request, run_gateway, split_response
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 RECORDED = sorted((Path(__file__).parents[1] / "recorded").glob("*.http"))
 
 

@@ -26,7 +26,7 @@ from tests.peers import (
     split_response,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
+pytestmark = pytest.mark.slow
 # EICAR's test file, in two halves so that no scanner takes this one for it.
 EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR" + rb"-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
 MOST_BYTES = 5_000_000

@@ -20,7 +20,6 @@ from tests.peers import (
     split_response,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 BLOCK = b"x" * 65536
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from gateway.downstream import Exchange
 from gateway.observe.stats import Direction
-from tests.conftest import count_descriptors
+from tests.leaks import open_descriptors
 from tests.peers import RawUpstream, Script, Wire, forward_config, run_gateway, split_response, until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 BLOCK = b"x" * 65536
 SIZE = 20 * 2**20
 HEAD = b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % SIZE
@@ -56,7 +55,7 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         await asyncio.Event().wait()
 
     async with RawUpstream(refuse_and_hold) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        before = count_descriptors()
+        before = len(open_descriptors())
         client = await gateway.connect()
         sending = asyncio.create_task(client.drain_source([HEAD, *[BLOCK] * (SIZE // len(BLOCK))]))
         upload = gateway.stats.routes["r"].transfers[Direction.UPLOAD]
@@ -70,7 +69,7 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         await sending
         await client.close()
         # Only the upstream's own end is left.
-        await until(lambda: count_descriptors() == before + 1)
+        await until(lambda: len(open_descriptors()) == before + 1)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])

@@ -6,11 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, responding, run_gateway, split_response
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 

@@ -30,7 +30,6 @@ from tests.peers import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 BODY = os.urandom(3_000_001)
 
 

@@ -20,8 +20,6 @@ from tests.peers import (
 )
 from tests.unit.test_multipart import GOOD, MALFORMED, WELL_FORMED
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
-
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_sound_forms_arrive_byte_for_byte_in_any_chunking(framing: str) -> None:

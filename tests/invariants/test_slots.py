@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from tests.peers import (
     OK,
     RawUpstream,
@@ -18,7 +16,6 @@ from tests.peers import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
 

@@ -20,7 +20,6 @@ from tests.peers import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
 # The sleeps below are the stimulus, a peer that is slow on purpose; nothing is waited for with one.
 BLOCK = b"x" * 65536
 QUICK = {"idle": "200ms", "min_rate": "off"}
