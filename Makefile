@@ -1,5 +1,6 @@
 # make run    set up and serve config/gateway.yaml in front of the demo upstream
 # make test   set up and run everything a reviewer would: lint, types, tests
+# make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
 # make bench  the benchmark, beside nginx, HAProxy and Envoy; writes docs/benchmarks.md
 # make bench QUICK=1 [BEFORE=REV]
 #             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests soak tools format docs bench clean
+.PHONY: run test lint types tests unit soak tools format docs bench clean
 
 run: $(VENV)/.run
 	@mkdir -p uploads
@@ -26,6 +27,12 @@ types: $(VENV)/.test
 tests: $(VENV)/.test tools
 	@mkdir -p uploads
 	$(BIN)/python -m pytest -m "not soak"
+
+# The directories of single modules, and the rules of the project. `make tests` runs these too.
+UNIT := tests/unit tests/multipart tests/observe tests/transfer tests/upstream tests/project tests/test_cli.py \
+	tests/test_memory.py
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m "not slow and not soak" $(UNIT)
 
 soak: $(VENV)/.test tools
 	$(BIN)/python -m pytest -m soak -s

@@ -1,4 +1,4 @@
-"""SIGHUP: another config in force, and nobody on the way notices."""
+"""Reload: a changed config replaces the one in force, and no exchange under way is affected."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.load import parse_config
+from tests.ops.test_ops import fetch, process
 from tests.peers import (
     OK,
     RawUpstream,
@@ -27,7 +28,6 @@ from tests.peers import (
     split_response,
     until,
 )
-from tests.test_ops import fetch, process
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 PUT = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 2\r\n\r\nab"

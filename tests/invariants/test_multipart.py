@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.invariants.test_cut import is_whole_request, swallow
+from tests.multipart.test_reader import GOOD, MALFORMED, WELL_FORMED
 from tests.peers import (
     OK,
     RawUpstream,
@@ -18,7 +19,6 @@ from tests.peers import (
     run_gateway,
     split_response,
 )
-from tests.unit.test_multipart import GOOD, MALFORMED, WELL_FORMED
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])

@@ -127,6 +127,7 @@ def test_nobody_reads_a_whole_body() -> None:
                     assert not re.search(rf"\b_?({owners})$", target), f"{path}: {ast.unparse(node)}"
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_alone() -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n    [sys.modules.pop(m) for m in list(sys.modules) if m.startswith('gateway')]"  # noqa: E501 (a program)

@@ -1,4 +1,4 @@
-"""What the process keeps: chunks that come and go are not handed back to the kernel and faulted in again."""
+"""Settings of glibc and the garbage collector: memory of freed chunks is kept and not faulted in again."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such habit")
-def test_chunks_that_come_and_go_are_faulted_in_once() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns the memory")
+def test_memory_of_freed_chunks_is_not_faulted_in_again() -> None:
     done = subprocess.run([sys.executable, "-c", CHURN], capture_output=True, text=True, check=True)
     # Without: 88,000. One chunk is 256 pages.
     assert int(done.stdout) < 256
 
 
-def test_what_is_there_at_the_start_is_not_collected_again() -> None:
+def test_objects_of_the_start_are_excluded_from_garbage_collection() -> None:
     script = "from gateway import memory; import gc; before = gc.get_freeze_count(); memory.settle()"
     script += "; print(gc.get_freeze_count() - before)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,0 +1,38 @@
+"""Faults: status by blame, problem document, Proxy-Status header."""
+
+from __future__ import annotations
+
+import json
+
+from gateway.errors import Blame, Fault, FaultKind, problem_document, proxy_status
+
+
+def test_every_fault_has_a_status_that_fits_its_blame() -> None:
+    for kind in FaultKind:
+        info = kind.info
+        if info.blame is Blame.CLIENT:
+            assert 400 <= info.status < 500, kind
+        elif info.blame is Blame.UPSTREAM:
+            assert info.status in (502, 504), kind
+        else:
+            assert info.status in (500, 503, 507), kind
+
+
+def test_fault_is_shown_as_problem_document_and_proxy_status() -> None:
+    fault = Fault(FaultKind.BODY_TOO_LARGE, "too much", facts={"limit": 5})
+    document = json.loads(problem_document(fault, route="r", request_id="id"))
+    assert document["code"] == "body_too_large"
+    assert document["limit"] == 5
+    assert proxy_status(fault) == b'streaming-gateway; error=http_request_error; details="Body too large"'
+    assert str(fault) == "body_too_large: too much"
+
+
+def test_titles_are_valid_in_a_quoted_header_value() -> None:
+    for kind in FaultKind:
+        assert kind.info.title.isascii()
+        assert '"' not in kind.info.title
+
+
+def test_fault_has_blame_outcome_and_status() -> None:
+    fault = Fault(FaultKind.CLIENT_LEFT, "gone")
+    assert (fault.blame, fault.outcome, fault.status) == (Blame.CLIENT, "client_left", 499)

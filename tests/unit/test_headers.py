@@ -1,0 +1,175 @@
+"""Headers: which heads are refused, what is sent on in either direction, whose X-Forwarded-* is believed."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from gateway.errors import Fault, FaultKind
+from gateway.http.headers import (
+    ClientInfo,
+    ReceivedHeaders,
+    check_head,
+    default_headers,
+    encode_head,
+    end_to_end,
+    is_trusted,
+    request_headers,
+    response_headers,
+    trace_context,
+)
+
+
+def test_proxies_are_trusted_by_network() -> None:
+    networks = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fe80::/10")]
+    assert is_trusted("10.1.2.3", networks)
+    assert is_trusted("fe80::1%eth0", networks)
+    assert not is_trusted("11.0.0.1", networks)
+    assert not is_trusted("", networks)
+    assert not is_trusted("10.1.2.3", [])
+
+
+def test_connection_header_cannot_remove_the_framing() -> None:
+    fields = [(b"Connection", b"content-length, x-a"), (b"Content-Length", b"3"), (b"X-A", b"1"), (b"TE", b"x")]
+    assert end_to_end(ReceivedHeaders(fields)) == [(b"Content-Length", b"3")]
+
+
+@pytest.mark.parametrize(
+    ("version", "method", "target", "fields", "kind"),
+    [
+        ((2, 0), "GET", "/", [], FaultKind.BAD_REQUEST),
+        ((1, 1), "TRACE", "/", [], FaultKind.METHOD_NOT_ALLOWED),
+        ((1, 1), "GET", "/", [(b"A", b"x" * 70_000)], FaultKind.HEAD_TOO_LARGE),
+        ((1, 1), "GET", "/", [], FaultKind.BAD_HOST),
+        ((1, 1), "GET", "/", [(b"Host", b"[::x]")], FaultKind.BAD_HOST),
+        ((1, 1), "GET", "/", [(b"Host", b"[1::2::3]")], FaultKind.BAD_HOST),
+        ((1, 1), "GET", "/#f", [(b"Host", b"h")], FaultKind.BAD_TARGET),
+        ((1, 1), "GET", "x", [(b"Host", b"h")], FaultKind.BAD_TARGET),
+        ((1, 1), "GET", "http:///x", [(b"Host", b"h")], FaultKind.BAD_TARGET),
+        ((1, 1), "POST", "/", [(b"Host", b"h"), (b"Transfer-Encoding", b"gzip")], FaultKind.BAD_FRAMING),
+        ((1, 0), "POST", "/", [(b"Transfer-Encoding", b"chunked")], FaultKind.BAD_FRAMING),
+        (
+            (1, 1),
+            "POST",
+            "/",
+            [(b"Host", b"h"), (b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"1")],
+            FaultKind.BAD_FRAMING,
+        ),
+    ],
+)
+def test_invalid_head_is_refused(
+    version: tuple[int, int], method: str, target: str, fields: list[tuple[bytes, bytes]], kind: FaultKind
+) -> None:
+    with pytest.raises(Fault) as caught:
+        check_head(version, method, target, ReceivedHeaders(fields))
+    assert caught.value.kind is kind
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "extra"),
+    [("OPTIONS", "*", []), ("POST", "/a?b", [(b"Transfer-Encoding", b"Chunked ")]), ("GET", "/", [])],
+)
+def test_valid_head_is_accepted(method: str, target: str, extra: list[tuple[bytes, bytes]]) -> None:
+    found = check_head((1, 1), method, target, ReceivedHeaders([(b"Host", b"H:80"), *extra]))
+    assert (found.path + found.query, found.host) == (target, "h")
+
+
+def test_host_is_taken_from_an_absolute_target() -> None:
+    target = check_head((1, 1), "GET", "HTTP://Real.Example:81?q", ReceivedHeaders([(b"Host", b"other")]))
+    assert (target.path, target.query, target.host, target.authority) == ("/", "?q", "real.example", b"Real.Example:81")
+
+
+PARENT = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+
+
+def client_info(*, is_trusted: bool) -> ClientInfo:
+    return ClientInfo("::1", is_trusted, b"http", b"gw:80")
+
+
+def test_forwarding_headers_of_an_untrusted_client_are_replaced() -> None:
+    fields = [
+        (b"x-forwarded-for", b"6.6.6.6"),
+        (b"X_Forwarded_For", b"6.6.6.6"),
+        (b"Forwarded", b"for=6.6.6.6"),
+        (b"tracestate", b"x=y"),
+        (b"Host", b"gw"),
+        (b"Expect", b"100-continue"),
+        (b"A_B", b"kept"),
+    ]
+    named = ReceivedHeaders([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)])
+    trace = trace_context(named, is_trusted=False)
+    assert trace.request_id != b"mine"
+    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=False), trace))
+    assert [name for name, _ in sent] == [
+        b"A_B",
+        b"X-Forwarded-For",
+        b"X-Forwarded-Proto",
+        b"X-Forwarded-Host",
+        b"Forwarded",
+        b"X-Request-Id",
+        b"traceparent",
+        b"Via",
+    ]
+    assert sent.all(b"x-forwarded-for") == [b"::1"]
+    assert sent.all(b"forwarded") == [b'for="[::1]";host="gw:80";proto=http']
+
+
+def test_forwarding_headers_of_a_trusted_proxy_are_extended() -> None:
+    fields = [
+        (b"X-Forwarded-For", b"6.6.6.6"),
+        (b"X-Forwarded-Proto", b"https"),
+        (b"Forwarded", b"for=6.6.6.6"),
+        (b"X-Request-Id", b"mine"),
+        (b"traceparent", PARENT),
+        (b"tracestate", b"x=y"),
+    ]
+    trace = trace_context(ReceivedHeaders(fields), is_trusted=True)
+    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=True), trace))
+    assert sent.all(b"x-forwarded-for") == [b"6.6.6.6, ::1"]
+    assert sent.all(b"x-forwarded-proto") == [b"https"]
+    assert sent.all(b"x-forwarded-host") == [b"gw:80"]
+    assert sent.all(b"forwarded")[0].startswith(b"for=6.6.6.6, for=")
+    assert sent.all(b"x-request-id") == [b"mine"]
+    assert sent.all(b"tracestate") == [b"x=y"]
+    assert sent.all(b"traceparent")[0][:36] == PARENT[:36]
+    assert sent.all(b"traceparent")[0] != PARENT
+
+
+def test_headers_listed_in_connection_are_removed_in_both_directions() -> None:
+    fields = ReceivedHeaders(
+        [
+            (b"Connection", b"X-A, date"),
+            (b"X-a", b"1"),
+            (b"Date", b"d"),
+            (b"Connection", b"x-request-id"),
+            (b"X-B", b"2"),
+        ]
+    )
+    trace = trace_context(fields, is_trusted=False)
+    sent = [name for name, _ in request_headers(fields, client_info(is_trusted=False), trace)]
+    assert sent[0] == b"X-B"
+    assert b"X-a" not in sent
+    answered = ReceivedHeaders(response_headers(fields, trace))
+    assert answered.keys == [b"x-b", b"date", b"via", b"x-request-id"]
+    assert answered.first(b"date") != b"d"
+
+
+@pytest.mark.parametrize("request_id", [b"", b"a b", b"x" * 129, b"a\xff"])
+def test_invalid_request_id_is_replaced(request_id: bytes) -> None:
+    assert trace_context(ReceivedHeaders([(b"X-Request-Id", request_id)]), is_trusted=True).request_id != request_id
+
+
+def test_response_gets_date_and_request_id_only_if_it_has_none() -> None:
+    trace = trace_context(ReceivedHeaders([]), is_trusted=False)
+    bare = response_headers(ReceivedHeaders([(b"Content-Length", b"3"), (b"A", b"b")]), trace)
+    assert [name for name, _ in bare] == [b"A", b"Date", b"Via", b"X-Request-Id"]
+    full = response_headers(ReceivedHeaders([(b"date", b"today"), (b"x-request-id", b"theirs")]), trace)
+    assert [name for name, _ in full] == [b"date", b"x-request-id", b"Via"]
+    assert ReceivedHeaders(default_headers(trace)).all(b"x-request-id") == [trace.request_id]
+
+
+def test_head_is_encoded_for_the_wire() -> None:
+    assert (
+        encode_head(b"GET / HTTP/1.1", [(b"A", b"1"), (b"a", b"\xff")]) == b"GET / HTTP/1.1\r\nA: 1\r\na: \xff\r\n\r\n"
+    )
