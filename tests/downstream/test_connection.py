@@ -1,0 +1,41 @@
+"""A client connection before its first request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from tests.peers import PATIENCE_SECONDS, RawUpstream, Wire, forward_config, run_gateway
+
+
+async def never_asked(_: Wire) -> None:
+    raise AssertionError("a request without a whole head reached the upstream")
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHo"])
+async def test_client_that_sends_no_whole_head_in_time_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr("gateway.downstream.connection.KEEPALIVE_SECONDS", 0.05)
+    async with RawUpstream(never_asked) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(beginning)
+        assert await client.read_to_end() == b""
+        await client.close()
+
+
+async def test_client_that_trickles_its_head_gets_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.downstream.connection.KEEPALIVE_SECONDS", 0.1)
+    async with RawUpstream(never_asked) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+        closed = asyncio.create_task(client.read_to_end())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not closed.done():
+                with contextlib.suppress(ConnectionError):
+                    await client.send(b"a")
+                await asyncio.wait([closed], timeout=0.02)
+        assert await closed == b""
+        await client.close()
