@@ -4,12 +4,13 @@
 # make bench  the benchmark, beside nginx, HAProxy and Envoy; writes docs/benchmarks.md
 # make bench QUICK=1 [BEFORE=REV]
 #             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
+# make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
 # make soak   the long tests: gigabytes through the gateway, its memory watched
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests unit soak tools format docs bench clean
+.PHONY: run test lint types tests unit soak tools format docs bench dist clean
 
 run: $(VENV)/.run
 	@mkdir -p uploads
@@ -57,6 +58,15 @@ endif
 docs: $(VENV)/.test
 	$(BIN)/python -m tests.project.reference
 
+# The SBOM lists what a fresh installation of the wheel brings, so it is taken from an environment with nothing else.
+dist: $(VENV)/.release
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/pip install --quiet dist/*.whl
+	$(BIN)/cyclonedx-py environment --output-file build/sbom.cdx.json build/installed/bin/python
+
 # What the tests drive beside Python: peers, a client, Prometheus's own checker. Installed when root on Debian;
 # where one is missing, the tests that need it say so and skip (with CI=true they fail).
 tools:
@@ -72,5 +82,10 @@ $(VENV)/.test: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.run
 
+$(VENV)/.release: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[release]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info
