@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install what the tests drive beside Python, where this machine lets us.
+# Install the programs that tests run beside Python: as root on Debian; elsewhere report what is missing.
 set -u
 missing=""
 command -v curl >/dev/null || missing="$missing curl"
@@ -14,7 +14,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-# Their services are not wanted, only their programs: refuse to start them.
+# Only the programs are needed: keep apt from starting their services.
 policy=/usr/sbin/policy-rc.d
 [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' > $policy && chmod +x $policy && trap 'rm -f $policy' EXIT; }
 { apt-get update && apt-get install -y --no-install-recommends $missing; } >/tmp/gateway-tools.log 2>&1 ||

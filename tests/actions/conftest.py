@@ -1,4 +1,4 @@
-"""Every test here runs on both lanes: they must behave alike."""
+"""Every test here runs on both lanes, with the same assertions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the ground costs: programs that do nothing but the calls a proxy cannot do without, as peers.
+"""Lower bounds, as peers: programs that make only the calls that no proxy can do without.
 
 `kernel alone` splices between two blocking sockets through a pipe of 1 MiB, sends files with sendfile and stores bodies
 with write and fsync, unhashed: no limits, no metrics, no timeouts, and one client at a time. `aiohttp alone` answers
-with aiohttp's server what aiohttp's client session was told: no fields, no checks.
+with aiohttp's server what aiohttp's client session received: no headers are passed on, nothing is checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _serve_kernel(port: int, upstream: int, files: Path) -> None:
                 try:
                     head, rest = read_head(client)
                 except ConnectionError:
-                    # Somebody looked whether we listen.
+                    # A probe of the port, without a request.
                     continue
                 target = head.split(b" ")[1].decode()
                 if target.startswith("/files/"):

@@ -1,4 +1,4 @@
-"""Clients and upstreams that cost less than the proxies between them: the kernel does their work.
+"""Clients and upstreams of the benchmark; they cost less than the proxies between them.
 
 Bodies are received with MSG_TRUNC, which drops bytes without copying them, and sent with one copy.
 """
@@ -33,7 +33,7 @@ def send_body(sock: socket.socket, size: int, rate: float | None = None) -> None
     """Send that many bytes, as clients do: from a buffer, one copy into the kernel; at most at a rate (bytes/s).
 
     sendfile would cost less, but hands the kernel single pages where a copy fills large ones, and so makes every
-    proxy behind it work on sixteen times as many pieces.
+    proxy that receives it work on sixteen times as many pieces.
     """
     left, began = size, time.perf_counter()
     while left:
@@ -80,7 +80,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\no
 
 
 def serve(sock: socket.socket) -> None:
-    """Be the upstream on one connection: swallow bodies, send /bytes/N, answer the rest with two bytes."""
+    """Be the upstream on one connection: drop request bodies, send N bytes for /bytes/N and two bytes for the rest."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while True:
         head, rest = read_head(sock)
@@ -97,7 +97,7 @@ def serve(sock: socket.socket) -> None:
 
 
 def _drop_chunked(sock: socket.socket, rest: bytes) -> None:
-    """Swallow a chunked body: chunk by chunk, each without copying."""
+    """Drop a chunked body: chunk by chunk, each without copying."""
     data = rest
     while True:
         while b"\r\n" not in data:
@@ -116,7 +116,7 @@ def _drop_chunked(sock: socket.socket, rest: bytes) -> None:
 
 @contextlib.contextmanager
 def upstream(certificate: Path | None = None) -> Iterator[int]:
-    """Run the upstream in threads, behind TLS if given a certificate; yield its port."""
+    """Run the upstream in threads, with TLS if given a certificate; yield its port."""
     context = None
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -176,7 +176,7 @@ def ask_form(port: int, size: int, target: bytes = b"/up", rate: float | None = 
 
 
 def ask_files(port: int, size: int, count: int = 8) -> None:
-    """POST so many files in one form, of `size` bytes together."""
+    """POST `count` files in one form, of `size` bytes together."""
     each = size // count
     length = count * (len(FORM_HEAD) + each + 2) + len(FORM_TAIL) - 2
     with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -190,7 +190,7 @@ def ask_files(port: int, size: int, count: int = 8) -> None:
 
 
 def hash_alone(_port: int, size: int) -> None:
-    """Hash so many bytes, as the digest filter does."""
+    """Hash `size` bytes, as the digest filter does."""
     digest = hashlib.sha256()
     left = size
     while left:

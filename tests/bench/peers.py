@@ -114,8 +114,8 @@ class Peer:
 def cores_apart(peer: Peer) -> Iterator[None]:
     """Keep a proxy to one core and this process, with its clients and upstreams, to another, if there are two.
 
-    Where they share them, who pays for waking whom is luck: a thread that computes beside the loop is interrupted for
-    the others, and charged with it.
+    On shared cores the cost of a wake-up falls on either process by chance, and a thread that computes beside the
+    loop is interrupted for the others.
     """
     cores = os.sched_getaffinity(0)
     if len(cores) > 1:
@@ -151,7 +151,7 @@ def _peak(pid: int) -> int:
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -247,7 +247,7 @@ def _gateway_config(ports: tuple[int, int], directory: Path, files: Path, certif
             {
                 "name": "store",
                 "match": {"prefix": "/store"},
-                # Not where `files` serves from: a file just written would be read from the disk by whoever comes first.
+                # Not the directory that `files` serves: the first peer would read a file just written from the disk.
                 "store": {"directory": str(directory), "if_exists": "replace"},
             },
             {

@@ -1,4 +1,4 @@
-"""What deploy/ holds is checked with the tools of those who will use it."""
+"""Files in deploy/ pass the checkers of the tools that read them: hadolint, Kubernetes schemas, promtool, systemd."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def series_names() -> set[str]:
     return names
 
 
-def test_dockerfile_is_liked_by_hadolint() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     run(str(Path(sys.executable).parent / "hadolint"), str(DEPLOY / "Dockerfile"))
 
 
@@ -49,7 +49,7 @@ def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_gateway_is_a_native_sidecar_whose_config_is_fine() -> None:
+def test_gateway_is_a_native_sidecar_with_a_valid_config() -> None:
     deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
     spec = deployment["spec"]["template"]["spec"]
     gateway = next(container for container in spec["initContainers"] if container["name"] == "gateway")
@@ -66,7 +66,7 @@ def test_flask_service_of_the_manifest_compiles() -> None:
     compile(next(m for m in MANIFESTS if m["metadata"]["name"] == "asr-service")["data"]["app.py"], "app.py", "exec")
 
 
-def test_prometheus_config_and_rules_are_liked_by_promtool() -> None:
+def test_prometheus_config_and_rules_pass_promtool() -> None:
     promtool = require_tool("promtool")
     run(promtool, "check", "config", str(DEPLOY / "prometheus.yaml"))
     run(promtool, "test", "rules", str(DEPLOY / "alerts_test.yaml"))
@@ -100,14 +100,14 @@ def test_dashboard_queries_are_promql(tmp_path: Path) -> None:
     run(promtool, "check", "rules", str(path))
 
 
-def test_unit_is_liked_by_systemd(tmp_path: Path) -> None:
+def test_systemd_unit_passes_systemd_analyze(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
-        # systemd is no tool that is installed for a test: without it the unit is checked by eye only.
+        # `make tools` does not install systemd: without it only the presence of the command is checked.
         unit = (DEPLOY / "streaming-gateway.service").read_text()
         assert "ExecStart=" in unit
         return
-    # Programs are looked up on this machine: stand-ins for the gateway's.
+    # systemd-analyze checks that the program exists on this machine, so another one stands for it.
     text = (DEPLOY / "streaming-gateway.service").read_text().replace("/opt/gateway/bin/gateway", "/bin/true")
     unit_path = tmp_path / "streaming-gateway.service"
     unit_path.write_text(text)

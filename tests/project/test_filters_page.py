@@ -1,4 +1,4 @@
-"""docs/filters.md keeps its word: its example is run as it stands there."""
+"""The example of docs/filters.md is run as it is printed there."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
-async def test_the_pages_own_test_passes(example: dict[str, Any]) -> None:
+async def test_test_printed_on_the_page_passes(example: dict[str, Any]) -> None:
     assert inspect.iscoroutinefunction(example["test_lines_are_counted"])
     await example["test_lines_are_counted"]()
 
 
-async def test_the_pages_filter_works_in_a_gateway(example: dict[str, Any]) -> None:
+async def test_filter_of_the_page_works_in_a_gateway(example: dict[str, Any]) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=[{"lines": {"most": 2}}])) as gateway:
             status, fields, _ = split_response(await gateway.ask(post(form(('name="f"; filename="a"', b"1\n2\n")))))
@@ -48,11 +48,11 @@ async def test_the_pages_filter_works_in_a_gateway(example: dict[str, Any]) -> N
             assert (problem["status"], problem["detail"]) == (413, "There are more than 2 lines in part 1: send fewer.")
 
 
-async def test_the_pages_transform_comes_out_the_same_however_it_is_cut(example: dict[str, Any]) -> None:
+async def test_transform_of_the_page_does_not_depend_on_chunk_boundaries(example: dict[str, Any]) -> None:
     assert (await run_all_cuttings(example["Redact"](), b"call 0123 now")).data == b"call #### now"
 
 
-async def test_the_kit_catches_a_filter_that_minds_the_edges() -> None:
+async def test_testing_kit_finds_a_filter_that_depends_on_chunk_boundaries() -> None:
     class Minding:
         async def transform(self, file: Any, chunks: Any) -> Any:
             async for chunk in chunks:
@@ -62,6 +62,6 @@ async def test_the_kit_catches_a_filter_that_minds_the_edges() -> None:
         await run_all_cuttings(Minding(), b"x" * 100)
 
 
-def test_every_filter_of_the_config_stands_on_the_page() -> None:
+def test_every_filter_of_the_config_is_on_the_page() -> None:
     for name in FilterChoice.model_fields:
         assert f"| `{name}` |" in PAGE.read_text()

@@ -1,4 +1,4 @@
-"""The house guarded: who may import whom, what may not be called, what the docs must say."""
+"""Rules of the project: which modules may import which, what may not be called, what the docs must contain."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_files_of_a_package_do_not_import_each_other_in_a_circle() -> None:
         (r"\bos\.(?:open|pread|write|fsync)\b", {"storage"}),
     ],
 )
-def test_libraries_stay_on_their_shores(library: str, packages: set[str]) -> None:
+def test_libraries_are_used_only_in_their_packages(library: str, packages: set[str]) -> None:
     for path in SOURCES:
         code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
         if re.search(library, code):
@@ -106,7 +106,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 @pytest.mark.parametrize("package", ["errors", "config", "http"])
-def test_pure_modules_neither_await_nor_know_aiohttp(package: str) -> None:
+def test_pure_modules_neither_await_nor_import_aiohttp(package: str) -> None:
     for path in SOURCES:
         if package_of(path) == package:
             tree = ast.parse(path.read_text())
@@ -115,7 +115,7 @@ def test_pure_modules_neither_await_nor_know_aiohttp(package: str) -> None:
             assert "from aiohttp" not in path.read_text()
 
 
-def test_nobody_reads_a_whole_body() -> None:
+def test_no_call_reads_a_whole_body() -> None:
     """`request.read()`, `.text()`, `.json()`, `.post()` and `.multipart()` hold bodies in memory or on disk."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -142,18 +142,18 @@ def test_every_fault_is_raised_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_reference_pages_say_what_the_code_says(name: str) -> None:
+def test_reference_pages_match_the_code(name: str) -> None:
     assert with_table(name) == (ROOT / "docs" / name).read_text(), "run `make docs`"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
-def test_example_configs_are_fine(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_configs_are_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_UPLOADS", str(tmp_path))
     monkeypatch.setenv("GATEWAY_FILES", str(tmp_path))
     assert load_config(path).routes
 
 
-def test_links_in_the_docs_lead_somewhere() -> None:
+def test_links_in_the_docs_exist() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if "://" not in target:
@@ -168,19 +168,19 @@ def test_readme_gives_the_two_commands_and_the_curls_of_the_default_config() -> 
     assert {"/proxy", "/convert", "/upload", "/files", "/fetch"} <= set(prefixes)
 
 
-def test_names_avoid_the_words_that_say_nothing() -> None:
+def test_no_module_is_named_util_helper_common_base_or_manager() -> None:
     for path in SOURCES:
         assert not re.search(r"util|helper|common|base|manager", path.stem), path
 
 
-def test_modules_stay_readable() -> None:
+def test_modules_have_at_most_420_lines() -> None:
     for path in SOURCES:
         assert len(path.read_text().splitlines()) <= 420, path
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_pure_modules_are_covered_wholly_by_their_own_tests(tmp_path: Path) -> None:
+def test_pure_modules_are_covered_completely_by_their_own_tests(tmp_path: Path) -> None:
     packages = ["errors", "config", "http"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "--cov-branch"]
     command += [f"--cov=gateway.{package}" for package in packages] + [
