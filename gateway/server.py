@@ -25,10 +25,11 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.actions import match_form_route
+from gateway.aiohttp_seam import check_behaviour, check_names
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.check import server_context
 from gateway.config.values import Address
-from gateway.downstream import ClientResponse, Exchange, TrafficServer, check_aiohttp
+from gateway.downstream import ClientResponse, Exchange, TrafficServer
 from gateway.downstream.access_log import Note, describe_exchange
 from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
@@ -52,7 +53,7 @@ class Gateway:
     """One gateway: both ports, its upstreams, its exchanges. `note` is told of every exchange at its end."""
 
     def __init__(self, config: Config, note: Note) -> None:
-        check_aiohttp()
+        check_names()
         self._note = note
         self._scheme = b"https" if config.tls is not None else b"http"
         self._config = config
@@ -73,7 +74,11 @@ class Gateway:
         self.ops_address: Address
 
     async def start(self) -> None:
-        """Open both ports. Raises OSError if one is taken; then nothing is left open."""
+        """Open both ports. Raises OSError if one is taken, RuntimeError if aiohttp does not behave as verified.
+
+        Then nothing is left open.
+        """
+        await check_behaviour()
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._timers.close)
@@ -109,10 +114,8 @@ class Gateway:
         """Drain and close: accept nothing, wait up to drain_timeout for exchanges, cut the rest, close all."""
         self._in_flight.begin()
         await self._site.stop()
-        # Idle kept connections close now; those in flight close behind their answers.
-        for connection in self._traffic.connections:
-            if connection._current_request is None:
-                connection.force_close()
+        # Idle kept connections close now, the others after their response.
+        self._traffic.close_idle_connections()
         seconds = self._runtime.config.drain_timeout
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if math.isinf(seconds) else seconds):

@@ -1,12 +1,12 @@
-"""The client's shore: the only modules that touch aiohttp.web.
+"""The client side: what uses aiohttp.web.
 
-`connection` is aiohttp's protocol with its gaps closed, `body` the source of what the client sends, `answer` the
-sink of what it gets, `exchange` one request and its answer with everything that may be said about them.
+`connection` makes a protocol per client connection, `body` is the source of a request's body, `response` the sink of
+its response, `exchange` one request with its response: its head, its transfers, and the ways it can end.
 """
 
 from gateway.downstream.body import RequestBody
-from gateway.downstream.connection import TrafficServer, check_aiohttp
+from gateway.downstream.connection import TrafficServer
 from gateway.downstream.exchange import Exchange
 from gateway.downstream.response import ClientResponse
 
-__all__ = ["ClientResponse", "Exchange", "RequestBody", "TrafficServer", "check_aiohttp"]
+__all__ = ["ClientResponse", "Exchange", "RequestBody", "TrafficServer"]

@@ -1,4 +1,4 @@
-"""What the client sends: the source of uploads."""
+"""The body of a request, as the source of an upload."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from gateway.downstream.connection import TrafficConnection
+from gateway.aiohttp_seam import PausableStream, ServerConnection, is_plain_tcp, set_receive_size
 from gateway.errors import Fault, FaultKind
 from gateway.http.chunked import ChunkedDecoder
-from gateway.transfer import ChunkedRawBody, RawBody, RawSocket, SizedRawBody, is_plain
+from gateway.transfer import ChunkedRawBody, RawBody, RawSocket, SizedRawBody
 
-#: What is received at once of a body that is pulled through aiohttp's streams.
+#: Received per call of a body that is read through aiohttp's streams.
 _STEP_BYTES: Final = 256 * 1024
 
 
 class RequestBody:
-    """Yields the client's body, one chunk per read of its socket.
+    """The body of one request, one chunk per read.
 
     Raises Fault CLIENT_LEFT if the connection drops and BAD_FRAMING if a chunk is broken (RFC 9112 sections 7.1
     and 8).
     """
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, *, is_chunked: bool) -> None:
         self._content: StreamReader = request.content
         self._protocol = request.protocol
         self._is_asked_for = False
         #: Read before, and given back.
         self._unread: deque[bytes] = deque()
-        self._is_chunked = request._message.chunked
+        self._is_chunked = is_chunked
+        #: Set while the transport receives nothing.
+        self._paused: PausableStream | None = None
         self._raw_body: RawBody | None = None
 
     @property
     def is_received(self) -> bool:
-        """Whether the last byte has come in, read or not."""
+        """Whether the last byte was received, read or not."""
         return self._content.is_eof() if self._raw_body is None else self._raw_body.is_ended
 
     @property
     def is_raw(self) -> bool:
-        """Whether bytes of it passed aiohttp's parser by, which knows no more where the next request begins."""
+        """Whether bytes of it were not seen by aiohttp's parser, which then cannot find the next request."""
         return self._raw_body is not None
 
     @property
     def has_begun(self) -> bool:
-        """Whether any byte of it has come in."""
+        """Whether any byte of it was received."""
         return self._content.total_bytes > 0
 
     def unread(self, chunks: Iterable[bytes]) -> None:
@@ -70,70 +72,62 @@ class RequestBody:
         except OSError as exc:
             raise _left() from exc
         if self._raw_body is not None:
-            # What is left of a body that was given back unfinished: only its end is still of interest.
+            # Reading was resumed before the raw body ended: count what comes through the stream, to find its end.
             self._raw_body.skip(len(chunk))
         return chunk
 
     def _receive_more_at_once(self) -> None:
-        """Read in larger steps: until somebody asks, many connections must hold little; from then on steps cost."""
+        """Receive more per call from the first read on; before it, many connections must hold little each."""
         self._is_asked_for = True
         transport = self._protocol.transport if self._protocol is not None else None
-        if is_plain(transport):
-            transport.max_size = _STEP_BYTES  # type: ignore[union-attr]  # asyncio's, by no public name (3.11-3.13)
-        # StreamReader takes its limits only when it is made (aiohttp 3.14.5).
-        self._content._low_water = max(self._content._low_water, _STEP_BYTES // 2)
-        self._content._high_water = max(self._content._high_water, _STEP_BYTES)
+        if transport is not None and is_plain_tcp(transport):
+            set_receive_size(transport, _STEP_BYTES)
+        self._content.set_read_chunk_size(_STEP_BYTES // 2)
 
     def pause(self) -> bool:
-        """Let nothing more come in through the transport; say whether that can be done."""
-        if self._protocol is None or self._content.is_eof() or not is_plain(self._protocol.transport):
+        """Stop receiving through the transport; return False if that cannot be done. Lifecycle: see PausableStream."""
+        if self._protocol is None or (self._is_chunked and self._decoder is None):
             return False
-        if self._is_chunked and self._decoder is None:
-            return False
-        # aiohttp's flow control would resume reading with the next read; this hold of its own stays (3.14.5).
-        self._protocol._pause_reading_for_buffer()
-        return True
+        stream = PausableStream(self._protocol, self._content)
+        self._paused = stream if stream.pause() else None
+        return self._paused is not None
 
-    @property
-    def has_buffered(self) -> bool:
-        """Whether a read would return at once what came in before the pause."""
-        if self._unread:
-            return True
-        if not self._content._buffer and self._protocol is not None and self._protocol._reading_paused:
-            # The parser holds a tail that it only gives out when resumed.
-            self._protocol.resume_reading()
-        return bool(self._content._buffer) or self._content.exception() is not None
+    def fetch_buffered(self) -> bool:
+        """Let the parser hand out what came in before the pause; return whether a read returns without waiting."""
+        return bool(self._unread) or (self._paused is not None and self._paused.fetch_buffered())
 
     def detach(self, length: int | None) -> RawBody | None:
-        """Take the rest of the body, `length` bytes (None: chunked), below the transport.
+        """Return the rest of the body, `length` bytes (None: chunked), to be read below the transport.
 
-        None if nothing is left, or the decoder that read along does not agree with the parser where it stopped.
+        None if nothing is left, or if the decoder is not where the parser stopped.
         """
         protocol = self._protocol
-        if protocol is None or protocol.transport is None:
+        transport = self._paused.detach() if self._paused is not None else None
+        if transport is None:
             raise _left()
         if length is not None:
-            self._raw_body = SizedRawBody(RawSocket(protocol.transport), length, _left) if length else None
+            self._raw_body = SizedRawBody(RawSocket(transport), length, _left) if length else None
             return self._raw_body
         decoder = self._decoder
         if decoder is None or decoder.is_ended or decoder.decoded_bytes != self._content.total_bytes:
             return None
-        self._raw_body = ChunkedRawBody(RawSocket(protocol.transport), decoder, _left)
-        if isinstance(protocol, TrafficConnection):
+        self._raw_body = ChunkedRawBody(RawSocket(transport), decoder, _left)
+        if isinstance(protocol, ServerConnection):
             protocol.bypass_parser()
         return self._raw_body
 
     @property
     def _decoder(self) -> ChunkedDecoder | None:
-        return self._protocol.decoder if isinstance(self._protocol, TrafficConnection) else None
+        return self._protocol.decoder if isinstance(self._protocol, ServerConnection) else None
 
     def resume(self, *, is_whole: bool) -> None:
-        """Give the connection back: it is only watched for the client's leaving then, and closes behind the answer."""
+        """Receive through the transport again. The connection closes after the response: the parser missed the rest."""
         del is_whole
         if self._raw_body is not None:
             self._raw_body.socket.close()
-        if self._protocol is not None and self._protocol._buffer_paused:
-            self._protocol._resume_reading_for_buffer()
+        if self._paused is not None:
+            self._paused.resume()
+            self._paused = None
 
 
 def _left() -> Fault:

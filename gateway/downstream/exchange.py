@@ -74,8 +74,8 @@ class Exchange:
         self._scheme = scheme
         self.method = request.method
         self.version = (request.version.major, request.version.minor)
-        self.raw_target = request._message.path
-        self.headers = headers = ReceivedHeaders(request._message.raw_headers)
+        self.raw_target = request.raw_path
+        self.headers = headers = ReceivedHeaders(request.raw_headers)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         #: The peer's address.
         self.client: str = peer[0] if peer else ""
@@ -97,7 +97,7 @@ class Exchange:
         length = None if self._is_chunked else int(headers.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
-        self.body = RequestBody(request) if length != 0 else None
+        self.body = RequestBody(request, is_chunked=self._is_chunked) if length != 0 else None
         self._expects_continue = False
 
     def check_head(self) -> Target:

@@ -18,9 +18,10 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 
+from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Header, Headers, encode_head
-from gateway.transfer import RawSocket, drain_whole, is_plain
+from gateway.transfer import RawSocket
 
 #: Linger on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -48,8 +49,9 @@ class ClientResponse(web.StreamResponse):
         self._length = length
         #: Whether `write` follows in the same turn of the loop.
         self._is_at_hand = is_ready
-        #: Whether the connection closes behind it.
+        #: Whether the connection closes after it.
         self._is_last = is_last
+        self._keeps_connection = False
         self._is_cut = False
         self._is_done = False
         self._is_close_delimited = False
@@ -71,16 +73,21 @@ class ClientResponse(web.StreamResponse):
         """Whether a head was sent: from then on a fault can only cut."""
         return self._writer is not None
 
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection is kept after the response: aiohttp's loop asks at the end."""
+        return self._keeps_connection
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the head. Called again by aiohttp's loop at the end, when it does nothing."""
         if self._writer is not None or self._is_cut:
             return self._writer
-        writer = request._payload_writer
+        writer = request.writer
         transport = request.transport
         if not isinstance(writer, StreamWriter) or transport is None or transport.is_closing():
             raise ConnectionResetError("the client left before its answer")
         self._writer, self._transport = writer, transport
-        self._keep_alive = request.keep_alive and not self._is_last
+        self._keeps_connection = request.keep_alive and not self._is_last
         headers = [*self._message_headers, *self._frame(request, writer)]
         head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, headers)
         # aiohttp asks its writer whether anything was sent before it answers itself.
@@ -115,8 +122,8 @@ class ClientResponse(web.StreamResponse):
             headers.append((b"Transfer-Encoding", b"chunked"))
         elif self._has_body:
             self._is_close_delimited = True
-            self._keep_alive = False
-        if not self._keep_alive:
+            self._keeps_connection = False
+        if not self._keeps_connection:
             headers.append((b"Connection", b"close"))
         elif request.version < (1, 1):
             headers.append((b"Connection", b"keep-alive"))
@@ -141,7 +148,7 @@ class ClientResponse(web.StreamResponse):
         if self._transport is None or self._writer is None:
             return
         try:
-            await drain_whole(self._transport, self._writer.drain)
+            await drain_write_buffer(self._transport, self._writer.drain)
         except ConnectionError as exc:
             raise _left() from exc
 
@@ -152,7 +159,7 @@ class ClientResponse(web.StreamResponse):
         self._send_held_head()
         await self.flush()
         transport = self._transport
-        return RawSocket(transport) if transport is not None and is_plain(transport) else None
+        return RawSocket(transport) if transport is not None and is_plain_tcp(transport) else None
 
     async def fail(self, exc: OSError) -> Fault:
         """Return what a failure to send means: the client is gone."""
@@ -183,7 +190,7 @@ class ClientResponse(web.StreamResponse):
     def cut(self) -> None:
         """Break the connection off, so that what was sent cannot be taken for a whole answer."""
         self._is_cut = True
-        self._keep_alive = False
+        self._keeps_connection = False
         if self._transport is not None:
             abort(self._transport, with_reset=self._is_close_delimited)
 

@@ -7,7 +7,7 @@ from gateway.transfer.lanes import BodyReader, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
 from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
-from gateway.transfer.raw_socket import RawSocket, drain_whole, is_plain
+from gateway.transfer.raw_socket import RawSocket
 from gateway.transfer.timers import Timers
 
 __all__ = [
@@ -24,6 +24,4 @@ __all__ = [
     "Timers",
     "Transfer",
     "TransferPolicy",
-    "drain_whole",
-    "is_plain",
 ]

@@ -45,15 +45,14 @@ class LaneName(enum.StrEnum):
 
 
 class PausableSource(Source, Protocol):
-    """A source whose rest can be read below its transport: `pause`, read what is buffered, `detach`, `resume`."""
+    """A source whose rest can be read below its transport: the calls are `PausableStream`'s."""
 
     def pause(self) -> bool:
         """Stop receiving through the transport; return whether that can be done."""
         ...
 
-    @property
-    def has_buffered(self) -> bool:
-        """Whether a read would return at once what was received before the pause."""
+    def fetch_buffered(self) -> bool:
+        """Have the parser hand out what came before the pause; return whether a read does not wait."""
         ...
 
     def detach(self, length: int | None) -> RawBody | None:
@@ -329,7 +328,7 @@ class BodyReader:
 
     async def pull(self) -> bytes:
         """Return the next chunk, see `Transfer.pull`."""
-        if self._is_paused and self._raw_body is None and not self._source.has_buffered:
+        if self._is_paused and self._raw_body is None and not self._source.fetch_buffered():
             self._detach()
         body, meter = self._raw_body, self._transfer.meter
         if not self._is_paused or body is None:
@@ -361,6 +360,6 @@ class BodyReader:
 async def _pass_on_buffered(transfer: Transfer, source: PausableSource, sink: Sink) -> RawSocket | None:
     """Pass on what was received before the pause, and wait until it was sent: bytes must not overtake each other."""
     with transfer.watched(sink.pending):
-        while source.has_buffered:
+        while source.fetch_buffered():
             await sink.write(await transfer.pull_source())
         return await sink.detach()

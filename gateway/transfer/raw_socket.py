@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from asyncio import selector_events
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 #: Fewer, larger chunks cost less while the sink keeps up; a sink that does not gets smaller ones, so that many slow
@@ -19,30 +18,6 @@ MIN_CHUNK_BYTES: Final = 2**17
 MAX_CHUNK_BYTES: Final = 2**20
 #: Receives after which other tasks run, when neither peer ever makes this one wait.
 _TURN_STEPS: Final = 16
-
-
-def is_plain(transport: asyncio.BaseTransport | None) -> bool:
-    """Say whether a transport is an open, plain TCP connection of asyncio's selector loop."""
-    return (
-        isinstance(transport, selector_events._SelectorSocketTransport)  # type: ignore[attr-defined]  # typeshed leaves it out
-        and not transport.is_closing()
-        and transport.get_extra_info("socket").family in (socket.AF_INET, socket.AF_INET6)
-    )
-
-
-async def drain_whole(transport: asyncio.WriteTransport, drain: Callable[[], Awaitable[None]]) -> None:
-    """Wait until every byte written has left this process; `drain` is how the protocol waits to be resumed.
-
-    Raises what `drain` raises if the connection is lost.
-    """
-    if not transport.get_write_buffer_size():
-        return
-    low, high = transport.get_write_buffer_limits()
-    transport.set_write_buffer_limits(high=0)
-    try:
-        await drain()
-    finally:
-        transport.set_write_buffer_limits(high=high, low=low)
 
 
 class RawSocket:

@@ -1,7 +1,7 @@
-"""The upstream's shore: the only modules that touch aiohttp.client.
+"""The upstream side: what uses aiohttp.client.
 
-`connection` is aiohttp's client with its gaps closed and our own head on the wire, `client` one request sent and its
-answer, `guard` which addresses may be connected to, `service` a configured upstream with its gate and endpoints.
+`connection` writes a request, `client` sends it over a kept connection and returns its response, `guard` limits which
+addresses may be connected to, `pool` is a configured upstream with its capacity and endpoints.
 """
 
 from gateway.upstream.client import Client, UpstreamResponse

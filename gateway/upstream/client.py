@@ -20,12 +20,20 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from yarl import URL
 
+from gateway.aiohttp_seam import (
+    LiveConnector,
+    PausableStream,
+    PoolRequest,
+    detach_parser,
+    has_buffered,
+    is_reading_paused,
+)
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
-from gateway.transfer import RawSocket, SizedRawBody, Timers, is_plain
-from gateway.upstream.connection import Address, LiveConnector, UpstreamRequest
+from gateway.transfer import RawSocket, SizedRawBody, Timers
+from gateway.upstream.connection import UpstreamRequest
 from gateway.upstream.guard import AddressGuard
 
 #: Below the shortest idle timeout of servers seen behind gateways (uvicorn and Node: 5 s).
@@ -48,6 +56,8 @@ class UpstreamResponse:
     ) -> None:
         self._content = content
         self._protocol = protocol
+        #: Set while the transport receives nothing.
+        self._paused: PausableStream | None = None
         self._raw_body: SizedRawBody | None = None
         self._sending = sending
         self.status = message.code
@@ -83,47 +93,42 @@ class UpstreamResponse:
     def is_ready(self) -> bool:
         """Whether some of the body has come: then the next read returns it without waiting."""
         # Where there is none, aiohttp's stream is a stand-in without a buffer.
-        return self.body_length != 0 and bool(self._content._buffer)
+        return self.body_length != 0 and has_buffered(self._content)
 
     def pause(self) -> bool:
-        """Let nothing more come in through the transport; say whether that can be done."""
-        protocol = self._protocol
-        if self.body_length is None or self._content.is_eof() or not is_plain(protocol.transport):
+        """Stop receiving through the transport; return False if that cannot be done. Lifecycle: see PausableStream."""
+        if self.body_length is None:
             return False
-        # aiohttp's flow control would resume reading with the next read; this hold of its own stays (3.14.5).
-        protocol._pause_reading_for_buffer()
-        return True
+        stream = PausableStream(self._protocol, self._content)
+        self._paused = stream if stream.pause() else None
+        return self._paused is not None
 
-    @property
-    def has_buffered(self) -> bool:
-        """Whether a read would return at once what came in before the pause."""
-        if not self._content._buffer and self._protocol._reading_paused:
-            # The parser holds a tail that it only gives out when resumed.
-            self._protocol.resume_reading()
-        return bool(self._content._buffer) or self._content.exception() is not None
+    def fetch_buffered(self) -> bool:
+        """Let the parser hand out what came in before the pause; return whether a read returns without waiting."""
+        return self._paused is not None and self._paused.fetch_buffered()
 
     def detach(self, length: int | None) -> SizedRawBody | None:
-        """Take the rest of the body, `length` bytes, below the transport; None if none is left."""
+        """Return the rest of the body, `length` bytes, to be read below the transport; None if none is left."""
         if not length:
             return None
-        transport = self._protocol.transport
+        transport = self._paused.detach() if self._paused is not None else None
         if transport is None:
             raise self._lost()
         self._raw_body = SizedRawBody(RawSocket(transport), length, self._lost)
         return self._raw_body
 
     def resume(self, *, is_whole: bool) -> None:
-        """Give the connection back, to be kept if the rest was taken to its end."""
-        protocol = self._protocol
+        """Receive through the transport again; `is_whole` if the rest was read to its end below it.
+
+        Only then can the connection be kept.
+        """
         if self._raw_body is not None:
             self._raw_body.socket.close()
         if is_whole:
-            # The parser was passed by: it must see nothing more, and a new one comes with the next request.
-            protocol._parser = None
-            self._content.feed_eof()
-            protocol._payload = None
-        if protocol._buffer_paused:
-            protocol._resume_reading_for_buffer()
+            detach_parser(self._protocol, self._content)
+        if self._paused is not None:
+            self._paused.resume()
+            self._paused = None
 
     def _lost(self) -> Fault:
         return self._sending.fault or Fault(
@@ -132,8 +137,8 @@ class UpstreamResponse:
 
     async def close(self) -> None:
         """Let go: the connection is kept if both bodies ended whole, broken off otherwise."""
-        # Nobody resumes a connection that waits for what was never read.
-        self._sending.close(is_whole=self._content.is_eof() and not self._protocol._reading_paused)
+        # A connection whose reading is paused, since the body was not read, would never be resumed.
+        self._sending.close(is_whole=self._content.is_eof() and not is_reading_paused(self._protocol))
         if self.on_closed is not None:
             self.on_closed()
             self.on_closed = None
@@ -160,7 +165,7 @@ class Client:
         self._response_seconds = timeouts.response
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
         #: As many as the config names.
-        self._addresses: dict[Endpoint, Address] = {}
+        self._addresses: dict[Endpoint, PoolRequest] = {}
 
     async def close(self) -> None:
         """Close every kept connection."""
@@ -190,11 +195,11 @@ class Client:
             raise
         return response
 
-    def _address(self, endpoint: Endpoint) -> Address:
+    def _address(self, endpoint: Endpoint) -> PoolRequest:
         address = self._addresses.get(endpoint)
         if address is None:
             url = URL.build(scheme=endpoint.scheme, host=endpoint.host, port=endpoint.port, path="/")
-            address = self._addresses[endpoint] = Address(url)
+            address = self._addresses[endpoint] = PoolRequest(url)
         return address
 
     async def _ask(self, connection: Connection, method: str, sending: UpstreamRequest) -> UpstreamResponse:

@@ -1,32 +1,24 @@
-"""aiohttp's client, with its gaps closed (each verified against aiohttp 3.14.5).
+"""One request to an upstream: its head, and its body in a task of its own.
 
-- `UpstreamRequest` writes the head it is given, byte for byte: aiohttp's own would fold headers that differ in case,
-  drop bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
-- `UpstreamProtocol` sees a reset behind a body that only the close ends, a broken chunk in mid-body, and the answer of
-  an upstream that reset the connection while we were still sending.
-- `LiveConnector` does not hand out a kept connection that the upstream has closed meanwhile.
+The head is written as it is given, byte for byte. aiohttp's own request would fold headers that differ in case, drop
+bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-import select
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
-from yarl import URL
 
+from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp
 from gateway.errors import Fault, FaultKind
-from gateway.transfer import RawSocket, drain_whole, is_plain
+from gateway.transfer import RawSocket
 
-_READ_BYTES: Final = 2**18
 #: How long the last words of an upstream that broke the connection are waited for: they are in our kernel already.
 _CLOSE_WAIT_SECONDS: Final = 1.0
 #: Chunks shorter than this are sent in one segment with the head.
@@ -174,11 +166,11 @@ class UpstreamSink:
 
     async def detach(self) -> RawSocket | None:
         """Flush, and return an end to send the rest of the body on; None if it is not plain TCP."""
-        if not is_plain(self._transport):
+        if not is_plain_tcp(self._transport):
             return None
         self.send_head()
-        await drain_whole(self._transport, self._writer.drain)
-        return RawSocket(self._transport, is_chunked=self._writer.chunked) if is_plain(self._transport) else None
+        await drain_write_buffer(self._transport, self._writer.drain)
+        return RawSocket(self._transport, is_chunked=self._writer.chunked) if is_plain_tcp(self._transport) else None
 
     async def fail(self, exc: OSError) -> OSError:
         """Return it: `UpstreamRequest` asks what the upstream said before it left."""
@@ -193,77 +185,3 @@ async def _wait_for_close(protocol: ResponseHandler) -> None:
     closed = protocol.closed
     if closed is not None:
         await asyncio.wait([closed], timeout=_CLOSE_WAIT_SECONDS)
-
-
-class UpstreamProtocol(ResponseHandler):
-    """The protocol of an upstream connection."""
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser, and tell the body being read if the parser gave up in the midst of it."""
-        body = self._payload
-        super().data_received(data)
-        if self._exception is not None and body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError("malformed chunk"))
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Take in what had arrived before a reset, then tell the body being read of it.
-
-        asyncio's send may meet the reset before its reader sees the answer that came before it: the bytes are
-        still in the socket, which asyncio closes only after this call. A body that only the close ends would be
-        taken for whole.
-        """
-        if exc is not None:
-            self._read_remaining()
-            body = self._payload
-            if body is not None and not body.is_eof() and body.exception() is None:
-                body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
-        super().connection_lost(exc)
-
-    def _read_remaining(self) -> None:
-        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
-        if sock is None or sock.fileno() < 0 or self.transport.get_extra_info("sslcontext") is not None:  # type: ignore[union-attr]  # guarded above
-            return
-        try:
-            while data := os.read(sock.fileno(), _READ_BYTES):
-                self.data_received(data)
-        except OSError:
-            # Nothing more to be read: the reset itself, or an empty socket.
-            return
-
-
-class Address(ClientRequest):
-    """What aiohttp's pool knows an endpoint by: a request that is never sent. One is made for many."""
-
-    def __init__(self, url: URL) -> None:
-        super().__init__("GET", url, loop=asyncio.get_running_loop())
-        self._key = super().connection_key
-
-    @property
-    def connection_key(self) -> ConnectionKey:
-        """The key: aiohttp makes it anew for every request."""
-        return self._key
-
-
-class LiveConnector(aiohttp.TCPConnector):
-    """A connector whose kept connections are looked at before they are used again."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = functools.partial(UpstreamProtocol, loop=self._loop)  # type: ignore[assignment]  # typed for its own class
-
-    async def _get(self, key: ConnectionKey, traces: list[Any]) -> Connection | None:
-        while (connection := await super()._get(key, traces)) is not None:
-            transport = connection.transport
-            sock = transport.get_extra_info("socket") if transport is not None else None
-            is_clean = connection.protocol is not None and not connection.protocol.should_close
-            if sock is not None and is_clean and not _has_news(sock.fileno()):
-                return connection
-            # Closed by the upstream, or bytes nobody asked for: neither may meet the next request.
-            connection.close()
-        return None
-
-
-def _has_news(descriptor: int) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
-    return bool(poll.poll(0))

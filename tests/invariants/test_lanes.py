@@ -165,6 +165,8 @@ async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped
             await wire.send(OK)
 
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        # The self-test at start decodes a body, too.
+        taken.clear()
         client = await gateway.connect()
         for _ in range(count - 1):
             await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 3\r\n\r\nabc")

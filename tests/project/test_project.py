@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.aiohttp_seam.selftest import NAMES
 from gateway.config import load_config
 from gateway.errors import FaultKind
 from tests.project.reference import TABLES, with_table
@@ -27,6 +30,7 @@ ROWS = (
     ("http",),
     ("multipart",),
     ("observe",),
+    ("aiohttp_seam",),
     ("transfer",),
     ("filters",),
     ("downstream", "upstream"),
@@ -83,8 +87,8 @@ def test_files_of_a_package_do_not_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize(
     ("library", "packages"),
     [
-        (r"from aiohttp import web\b|aiohttp\.web", {"downstream", "ops", "server", "demo"}),
-        (r"aiohttp\.Client|aiohttp\.client|ClientSession", {"upstream"}),
+        (r"from aiohttp import web\b|aiohttp\.web", {"aiohttp_seam", "downstream", "ops", "server", "demo"}),
+        (r"aiohttp\.Client|aiohttp\.client|ClientSession", {"aiohttp_seam", "upstream"}),
         (r"prometheus_client", {"observe"}),
         (r"\bos\.(?:open|pread|write|fsync)\b", {"storage"}),
     ],
@@ -103,6 +107,83 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         ):
             node.body[0] = ast.Pass()
     return tree
+
+
+def private_names(path: Path) -> set[str]:
+    """Return the private names of other code that a file of the gateway uses.
+
+    These are attributes and imports with a leading underscore that the file does not define; names of aiohttp's and
+    asyncio's classes that a class derived from them sets or overrides; and `transport.max_size`.
+    """
+    tree = ast.parse(path.read_text())
+    own = _names_defined_in(tree)
+    used = _private_names_of_bases(path, tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) if _is_private(name):
+                is_foreign = not _is_self(node.value) and name in _SEAM_NAMES
+                used |= {name} if name not in own or is_foreign else set()
+            case ast.Attribute(attr="max_size", value=owner) if ast.unparse(owner).endswith("transport"):
+                used.add("max_size")
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
+            ):
+                used |= {name} if _is_private(name) and name not in own else set()
+            case ast.ImportFrom(module=str(module)) if module.split(".")[0] in _LIBRARIES:
+                used |= {alias.name for alias in node.names if _is_private(alias.name)}
+                used |= {part for part in module.split(".") if _is_private(part)}
+            case _:
+                pass
+    return used
+
+
+_LIBRARIES = ("aiohttp", "asyncio")
+_SEAM_NAMES = {name for _, names in NAMES for name in names}
+
+
+def _is_private(name: str) -> bool:
+    """Neither `__dunder__` nor enum's `_sunder_`."""
+    return name.startswith("_") and not name.endswith("_")
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def _names_defined_in(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Attribute(attr=name, value=owner, ctx=ast.Store()) if _is_self(owner):
+                names.add(name)
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
+                names |= set(ast.literal_eval(value))
+            case _:
+                pass
+    return names
+
+
+def _private_names_of_bases(path: Path, tree: ast.Module) -> set[str]:
+    """Return the private names of aiohttp's and asyncio's classes that the classes of a file touch on themselves."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    touched: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            bases = [base for base in getattr(module, node.name).__mro__ if base.__module__.split(".")[0] in _LIBRARIES]
+            of_bases = {name for base in bases for name in _names_defined_in(ast.parse(inspect.getsource(base)))}
+            names = {name.attr for name in ast.walk(node) if isinstance(name, ast.Attribute) and _is_self(name.value)}
+            touched |= (names | _names_defined_in(node)) & {name for name in of_bases if _is_private(name)}
+    return touched
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_seam_uses_private_names_of_aiohttp_and_asyncio(path: Path) -> None:
+    if package_of(path) != "aiohttp_seam":
+        assert not private_names(path)
 
 
 @pytest.mark.parametrize("package", ["errors", "config", "http"])

@@ -1,0 +1,55 @@
+"""Every use of a private name of aiohttp or asyncio, one function or class per purpose.
+
+The rest of the gateway uses public names only (tests/project/test_project.py holds that), so an upgrade of aiohttp is
+checked here: this table, `selftest.py`, and tests/aiohttp_seam. All of it was verified against aiohttp 3.14.4 and
+3.14.5 with asyncio's selector loop of Python 3.11.
+
+Private names, by purpose:
+
+  purpose                                     names                                               used in
+  ------------------------------------------  --------------------------------------------------  --------------
+  recognise plain TCP                         asyncio _SelectorSocketTransport                    transports.py
+  bytes received per call                     asyncio _SelectorSocketTransport.max_size           transports.py
+  is data buffered                            StreamReader._buffer                                streams.py
+  stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
+                                              _resume_reading_for_buffer, _buffer_paused
+  has aiohttp's flow control paused reading   BaseProtocol._reading_paused                        pausable.py
+  heads parsed, not yet handled               RequestHandler._messages                            server.py
+  request being handled                       RequestHandler._current_request                     server.py
+  body being received from an upstream        ResponseHandler._payload                            client.py
+  why the parser gave up                      ResponseHandler._exception                          client.py
+  stop parsing a response                     ResponseHandler._parser                             client.py
+  protocol class of new connections           TCPConnector._factory                               client.py
+
+Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
+
+  RequestHandler (constructor, data_received, handle_error, force_close), StreamReader.set_read_chunk_size,
+  ResponseHandler (set_response_params, read, should_close, closed, set_exception), ClientRequest (constructor,
+  connection_key), BaseConnector.connect, StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain).
+
+Rejected: to vendor the few classes (security fixes of aiohttp would not arrive), and to write a server and client of
+our own (the parser, the pool and MultipartReader are what aiohttp is used for).
+"""
+
+from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
+from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
+from gateway.aiohttp_seam.selftest import check_behaviour, check_names
+from gateway.aiohttp_seam.server import ServerConnection
+from gateway.aiohttp_seam.streams import has_buffered
+from gateway.aiohttp_seam.transports import drain_write_buffer, is_plain_tcp, set_receive_size
+
+__all__ = [
+    "ClientConnection",
+    "LiveConnector",
+    "PausableStream",
+    "PoolRequest",
+    "ServerConnection",
+    "check_behaviour",
+    "check_names",
+    "detach_parser",
+    "drain_write_buffer",
+    "has_buffered",
+    "is_plain_tcp",
+    "is_reading_paused",
+    "set_receive_size",
+]

@@ -1,0 +1,119 @@
+"""aiohttp's client protocol and connection pool, with their gaps closed. Verified against aiohttp 3.14.5.
+
+- `ClientConnection` reads a response that arrived before a reset, and sets a reset or a broken chunk as the error of
+  the body being read. Delete when aiohttp does so.
+- `LiveConnector` does not return a kept connection that the upstream has closed. Delete when aiohttp checks that.
+- `PoolRequest` is what the pool needs to know of an endpoint. Delete when `connect` takes a ConnectionKey.
+- `detach_parser` ends a response whose body was read below its transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import select
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.streams import StreamReader
+from yarl import URL
+
+_READ_BYTES: Final = 2**18
+
+
+class ClientConnection(ResponseHandler):
+    """The protocol of one connection to an upstream."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        #: Whether LiveConnector returned it before.
+        self.was_used = False
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; if it gave up within the body being read, set the error on that body."""
+        body = self._payload
+        super().data_received(data)
+        if self._exception is not None and body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("malformed chunk"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Read what had arrived before a reset, then set the reset on the body being read.
+
+        asyncio's send may fail with the reset before the response that came before it was read: its bytes are still in
+        the socket, which asyncio closes only after this call. A body that only the close ends would look complete.
+        """
+        if exc is not None:
+            self._read_remaining()
+            body = self._payload
+            if body is not None and not body.is_eof() and body.exception() is None:
+                body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
+        super().connection_lost(exc)
+
+    def _read_remaining(self) -> None:
+        transport = self.transport
+        if transport is None or transport.get_extra_info("sslcontext") is not None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return
+        try:
+            while data := os.read(sock.fileno(), _READ_BYTES):
+                self.data_received(data)
+        except OSError:
+            # Nothing more to read: the reset itself, or an empty socket.
+            return
+
+
+def detach_parser(protocol: ResponseHandler, body: StreamReader) -> None:
+    """End a response whose body was read to its end below the transport: its parser has not seen the rest.
+
+    The connection can be kept: the next request sets a new parser (`set_response_params`).
+    """
+    protocol._parser = None
+    body.feed_eof()
+    protocol._payload = None
+
+
+class PoolRequest(ClientRequest):
+    """The request that `LiveConnector.connect` takes to find or open a connection. Never sent; one per endpoint."""
+
+    #: aiohttp makes the key anew for every request.
+    connection_key: ConnectionKey = None  # type: ignore[assignment]  # set below; hides aiohttp's property
+
+    def __init__(self, url: URL) -> None:
+        super().__init__("GET", url, loop=asyncio.get_running_loop())
+        self.connection_key = super().connection_key
+
+
+class LiveConnector(aiohttp.TCPConnector):
+    """A connector that checks a kept connection before it is used again."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # aiohttp 3.14 has no public parameter for it.
+        self._factory = functools.partial(ClientConnection, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # typed for its own class
+
+    async def connect(self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout) -> Connection:
+        """Return a kept connection that is still open, or a new one."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol: Any = connection.protocol
+            if not protocol.was_used:
+                protocol.was_used = True
+                return connection
+            transport = protocol.transport
+            sock = transport.get_extra_info("socket") if transport is not None else None
+            if sock is not None and not protocol.should_close and not _has_input(sock.fileno()):
+                return connection
+            # Closed by the upstream, or it sent bytes without a request: the next request must meet neither.
+            connection.close()
+
+
+def _has_input(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -1,0 +1,314 @@
+"""Start-up self-test: does the installed aiohttp have what the gateway uses of it, and does it behave as verified?
+
+A missing private name would show only later, with the first large body say, as an error or a hanging connection.
+`check_names` needs no event loop; `check_behaviour` uses real connections over loopback and takes a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from asyncio import selector_events
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import aiohttp
+import aiohttp.http_parser
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest
+from aiohttp.connector import Connection
+from aiohttp.http_writer import StreamWriter
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+from yarl import URL
+
+from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
+from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
+from gateway.aiohttp_seam.server import ServerConnection
+from gateway.aiohttp_seam.streams import has_buffered
+from gateway.aiohttp_seam.transports import is_plain_tcp, set_receive_size
+
+#: As in pyproject.toml.
+SUPPORTED: Final = ">=3.14.4,<3.15"
+#: Each name used of a class that aiohttp or asyncio does not document. Attributes that only instances have are looked
+#: up on one (ResponseHandler) or by `check_behaviour` (TCPConnector._factory).
+NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
+    (selector_events._SelectorSocketTransport, ("max_size",)),  # type: ignore[attr-defined]  # typeshed leaves it out
+    (StreamReader, ("_buffer", "set_read_chunk_size")),
+    (
+        BaseProtocol,
+        ("_buffer_paused", "_pause_reading_for_buffer", "_reading_paused", "_resume_reading_for_buffer"),
+    ),
+    (RequestHandler, ("_current_request", "_messages", "data_received", "force_close", "handle_error")),
+    (
+        ResponseHandler,
+        ("_exception", "_parser", "_payload", "closed", "read", "set_exception", "set_response_params", "should_close"),
+    ),
+    (ClientRequest, ("connection_key",)),
+    (aiohttp.TCPConnector, ("connect",)),
+    (StreamWriter, ("chunked", "drain", "enable_chunking", "write", "write_eof")),
+)
+#: Far more than any check needs.
+_TIMEOUT_SECONDS: Final = 5.0
+#: What a changed name may lead to. An OSError means that there is no loopback, or no descriptor left.
+_FAILURES: Final = (
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    aiohttp.ClientError,
+    aiohttp.http.HttpProcessingError,
+    web.RequestPayloadError,
+)
+_RECEIVE_BYTES: Final = 4096
+#: Small, so that a few bytes reach the limits of aiohttp's flow control.
+_READ_BUFFER_BYTES: Final = 64
+
+
+def check_names() -> None:
+    """Raise RuntimeError if aiohttp has no C parser or lacks a name that the gateway uses.
+
+    The pure-Python parser is laxer than the C one in ways that let requests be smuggled.
+    """
+    parser: Any = aiohttp.http_parser.HttpRequestParser
+    if parser.__module__ != "aiohttp._http_parser":
+        raise RuntimeError(
+            "aiohttp runs without its C parser: install a wheel for this platform and unset AIOHTTP_NO_EXTENSIONS"
+        )
+    no_loop: Any = None
+    instances: dict[type, object] = {ResponseHandler: ResponseHandler(no_loop)}
+    for owner, names in NAMES:
+        for name in names:
+            if not hasattr(owner, name) and not hasattr(instances.get(owner), name):
+                raise _failure(f"{owner.__module__}.{owner.__name__}.{name} is missing")
+
+
+async def check_behaviour() -> None:
+    """Raise RuntimeError if a private name does not do what the gateway uses it for; OSError without loopback."""
+    for check in (_check_receive_size, _check_request, _check_chunked_request, _check_broken_chunk, _check_client):
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                await check()
+        except TimeoutError as exc:
+            raise _failure(f"{check.__name__.strip('_')} did not end within {_TIMEOUT_SECONDS:g} s") from exc
+        except _FAILURES as exc:
+            raise _failure(f"{check.__name__.strip('_')} failed with {exc!r}") from exc
+
+
+def _failure(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"aiohttp {aiohttp.__version__} does not work with this gateway: {what}. "
+        f"Install aiohttp{SUPPORTED}, the range that was verified."
+    )
+
+
+def _require(condition: object, promise: str) -> None:
+    if not condition:
+        raise _failure(f"not true: {promise}")
+
+
+async def _check_receive_size() -> None:
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    class Recorder(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            received.put_nowait(data)
+
+    with _tcp_pair() as (ours, peer):
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(Recorder, ours)
+        with contextlib.closing(transport):
+            _require(is_plain_tcp(transport), "a loopback connection is plain TCP")
+            set_receive_size(transport, 3)
+            peer.sendall(b"abcdef")
+            _require(await received.get() == b"abc", "transport.max_size limits what is received per call")
+    _require(not is_plain_tcp(transport), "a closed connection is not plain TCP")
+
+
+async def _check_request() -> None:
+    async with _request_under_way(b"Content-Length: 9\r\n\r\nabc") as (request, connection, peer):
+        _require(request.raw_path == "/a%2Fb?", "request.raw_path is the target as received")
+        _require(request.raw_headers[0] == (b"X-Y", b"\xff"), "request.raw_headers are the headers as received")
+        _require(isinstance(request.writer, StreamWriter), "request.writer is the writer of the connection")
+        _require(not connection.is_idle, "_current_request is the request being handled")
+        body = request.content
+        body.set_read_chunk_size(128)
+        _require(body.get_read_buffer_limits() == (128, 256), "set_read_chunk_size sets both limits of the stream")
+        _require(has_buffered(body), "StreamReader._buffer holds what was received")
+        stream = PausableStream(connection, body)
+        _require(stream.pause(), "the body of a plain TCP connection can be paused")
+        _require(stream.fetch_buffered(), "what came before the pause is found")
+        _require(await body.readany() == b"abc", "what came before the pause is read")
+        _require(not stream.fetch_buffered(), "nothing is left after that was read")
+        peer.sendall(b"def")
+        await _let_loop_poll()
+        _require(body.total_bytes == len(b"abc"), "a paused connection receives nothing, also after a read")
+        transport = stream.detach()
+        _require(transport is not None, "the transport of a paused connection is returned")
+        _require(_unreceived(transport) == b"def", "what was not received can be read from the socket")
+        stream.resume()
+        peer.sendall(b"ghi")
+        _require(await body.readany() == b"ghi", "a resumed connection receives")
+
+
+def _unreceived(transport: asyncio.Transport | None) -> bytes:
+    """Return what the peer sent that asyncio has not received."""
+    if transport is None:
+        return b""
+    with socket.socket(fileno=socket.dup(transport.get_extra_info("socket").fileno())) as sock:
+        sock.setblocking(False)
+        return sock.recv(_RECEIVE_BYTES)
+
+
+async def _check_chunked_request() -> None:
+    head = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    async with _request_under_way(head) as (request, connection, peer):
+        body = request.content
+        _require(await body.readany() == b"abc", "the first chunk is read")
+        decoder = connection.decoder
+        if decoder is None:
+            raise _failure("not true: a decoder follows the body from its first byte")
+        connection.pause_reading()
+        _require(is_reading_paused(connection), "_reading_paused is set by flow control")
+        connection.data_received(b"3\r\ndef\r\n3\r\nghi\r\n")
+        _require(body.total_bytes == len(b"abcdef"), "a paused parser stops after the data of one chunk")
+        stream = PausableStream(connection, body)
+        _require(stream.pause() and stream.fetch_buffered(), "a chunked body can be paused")
+        _require(await body.readany() == b"def", "what came before the pause is read")
+        _require(stream.fetch_buffered() and await body.readany() == b"ghi", "what the parser still held is fetched")
+        connection.pause_reading()
+        _require(not stream.fetch_buffered(), "nothing is left after that was read")
+        _require(not is_reading_paused(connection), "flow control is resumed where the stream is empty")
+        _require(decoder.decoded_bytes == body.total_bytes, "the decoder ends where the parser ends")
+        peer.sendall(b"6\r\njkl")
+        _require(decoder.decode(_unreceived(stream.detach())) == b"jkl", "the socket continues where the decoder ended")
+        connection.bypass_parser()
+        stream.resume()
+        peer.sendall(b"mno\r\n0\r\n\r\n")
+        _require(await body.readany() == b"mno", "data received past the parser reaches the body")
+        _require(await body.readany() == b"" and body.is_eof(), "its end, too")
+
+
+async def _check_broken_chunk() -> None:
+    async with _request_under_way(b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n") as (request, _, peer):
+        await request.content.readany()
+        peer.sendall(b"zz\r\n")
+        try:
+            await request.content.readany()
+        except (web.RequestPayloadError, aiohttp.http.HttpProcessingError):
+            return
+        raise _failure("not true: a broken chunk raises in the read of the body")
+
+
+async def _check_client() -> None:
+    with _listening() as listener:
+        address = PoolRequest(URL.build(scheme="http", host=listener.getsockname()[0], port=listener.getsockname()[1]))
+        connector = LiveConnector(limit=0)
+        try:
+            async with _connected(connector, address) as connection:
+                first = connection.protocol
+                _require(
+                    isinstance(first, ClientConnection), "TCPConnector._factory makes the protocol of a connection"
+                )
+                peer, _ = listener.accept()
+                with peer:
+                    await _check_response(connection, peer)
+                    async with _connected(connector, address) as again:
+                        _require(again.protocol is first, "a connection with a detached parser is kept and used again")
+                        again.release()
+            # The close is in the kernel; the transport has not seen it yet.
+            async with _connected(connector, address) as connection:
+                _require(connection.protocol is not first, "a connection that the upstream closed is not used again")
+        finally:
+            await connector.close()
+
+
+async def _check_response(connection: Connection, peer: socket.socket) -> None:
+    protocol = connection.protocol
+    if protocol is None:
+        raise _failure("not true: a new connection has a protocol")
+    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+    message, body = await protocol.read()
+    _require(message.code == web.HTTPOk.status_code and has_buffered(body), "a response is received with its body")
+    stream = PausableStream(protocol, body)
+    _require(stream.pause() and stream.fetch_buffered(), "a response can be paused, and its buffered data is found")
+    await body.readany()
+    peer.sendall(b"def")
+    await _let_loop_poll()
+    _require(not stream.fetch_buffered(), "a paused response receives nothing")
+    _require(_unreceived(stream.detach()) == b"def", "the rest of a response can be read from the socket")
+    detach_parser(protocol, body)
+    stream.resume()
+    _require(body.at_eof() and not protocol.should_close, "a response whose parser was detached has ended")
+    connection.release()
+
+
+@contextlib.asynccontextmanager
+async def _connected(connector: LiveConnector, address: PoolRequest) -> AsyncIterator[Connection]:
+    """Yield a connection, and close it unless it was released."""
+    connection = await connector.connect(address, [], aiohttp.ClientTimeout(total=None))
+    with contextlib.closing(connection):
+        yield connection
+
+
+async def _let_loop_poll() -> None:
+    """Let the loop look for input twice: loopback delivers at once, so what could be received then was."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def _request_under_way(
+    rest_of_head: bytes,
+) -> AsyncIterator[tuple[web.BaseRequest, ServerConnection, socket.socket]]:
+    """Send a request to a server on loopback, and yield it when its handler runs."""
+    loop = asyncio.get_running_loop()
+    handled: asyncio.Future[web.BaseRequest] = loop.create_future()
+    ended = loop.create_future()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        handled.set_result(request)
+        await ended
+        raise ConnectionResetError
+
+    server = web.Server(handle, handler_cancellation=True)
+
+    connection = ServerConnection(
+        server,
+        loop=loop,
+        receive_bytes=_RECEIVE_BYTES,
+        access_log=None,
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER_BYTES,
+        lingering_time=0,
+    )
+    with _tcp_pair() as (ours, peer):
+        peer.sendall(b"POST /a%2Fb? HTTP/1.1\r\nX-Y: \xff\r\nHost: a\r\n" + rest_of_head)
+        transport, _ = await loop.connect_accepted_socket(lambda: connection, ours)
+        try:
+            yield await handled, connection, peer
+        finally:
+            transport.abort()
+            await server.shutdown()
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[socket.socket]:
+    try:
+        listener = socket.create_server(("127.0.0.1", 0))
+    except OSError:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Yield both ends of a TCP connection: one to give to a transport (which closes it), one to use as the peer."""
+    with _listening() as listener, socket.create_connection(listener.getsockname()[:2]) as peer:
+        ours, _ = listener.accept()
+        ours.setblocking(False)
+        yield ours, peer

@@ -1,0 +1,45 @@
+"""asyncio's transports: what they are, how much they receive per call, and when all that was written has been sent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio import selector_events
+from collections.abc import Awaitable, Callable
+
+
+def is_plain_tcp(transport: asyncio.BaseTransport | None) -> bool:
+    """Return whether a transport is an open TCP connection of asyncio's selector loop, without TLS.
+
+    Only such a socket can be read and written below its transport. The class has no public name (Python 3.11-3.13).
+    """
+    return (
+        isinstance(transport, selector_events._SelectorSocketTransport)  # type: ignore[attr-defined]  # typeshed leaves it out
+        and not transport.is_closing()
+        and transport.get_extra_info("socket").family in (socket.AF_INET, socket.AF_INET6)
+    )
+
+
+def set_receive_size(transport: asyncio.BaseTransport, size_bytes: int) -> None:
+    """Set how many bytes a transport receives per call; asyncio's default is 256 KiB.
+
+    Without effect on TLS transports. The attribute is not documented (Python 3.11-3.13); delete this when asyncio
+    offers a public way.
+    """
+    transport.max_size = size_bytes  # type: ignore[attr-defined]  # see above
+
+
+async def drain_write_buffer(transport: asyncio.WriteTransport, drain: Callable[[], Awaitable[None]]) -> None:
+    """Wait until the write buffer of a transport is empty: the kernel has every byte written so far.
+
+    `drain` is the protocol's own wait for `resume_writing`, which asyncio calls at the low-water mark: that is set to 0
+    meanwhile. Raises what `drain` raises if the connection is lost.
+    """
+    if not transport.get_write_buffer_size():
+        return
+    low, high = transport.get_write_buffer_limits()
+    transport.set_write_buffer_limits(high=0)
+    try:
+        await drain()
+    finally:
+        transport.set_write_buffer_limits(high=high, low=low)

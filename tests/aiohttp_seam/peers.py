@@ -1,0 +1,122 @@
+"""aiohttp's two protocols over real loopback connections, each with a raw socket as its peer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from yarl import URL
+
+from gateway.aiohttp_seam import LiveConnector, PoolRequest, ServerConnection
+
+PATIENCE_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Yield both ends of a TCP connection; the first is for a transport."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        ours, _ = listener.accept()
+        ours.setblocking(False)
+        peer.setblocking(False)
+        yield ours, peer
+
+
+def reset(peer: socket.socket) -> None:
+    """Close with RST instead of FIN."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+async def settle() -> None:
+    """Let the loop look for input: loopback delivers at once, so what could be received then was."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Serving:
+    """A server connection, its peer, and the requests its handler got."""
+
+    connection: ServerConnection
+    peer: socket.socket
+    requests: asyncio.Queue[web.BaseRequest] = field(default_factory=asyncio.Queue)
+    finish: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def request(self) -> web.BaseRequest:
+        return await asyncio.wait_for(self.requests.get(), PATIENCE_SECONDS)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.peer, data)
+
+
+@contextlib.asynccontextmanager
+async def serve() -> AsyncIterator[Serving]:
+    """Serve one connection; its handler waits for `finish`, then responds 200."""
+    loop = asyncio.get_running_loop()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        serving.requests.put_nowait(request)
+        await serving.finish.wait()
+        return web.Response()
+
+    server = web.Server(handle, handler_cancellation=True)
+
+    def make() -> ServerConnection:
+        return ServerConnection(
+            server, loop=loop, receive_bytes=2**16, access_log=None, auto_decompress=False, read_bufsize=2**15
+        )
+
+    with tcp_pair() as (ours, peer):
+        transport, connection = await loop.connect_accepted_socket(make, ours)
+        serving = Serving(connection, peer)
+        try:
+            yield serving
+        finally:
+            transport.abort()
+            await server.shutdown()
+
+
+class Upstream:
+    """A listener, and a connector for it."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        host, port = listener.getsockname()
+        self.address = PoolRequest(URL.build(scheme="http", host=host, port=port))
+        self.connector = LiveConnector(limit=0)
+
+    async def connect(self) -> Connection:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.connector.connect(self.address, [], aiohttp.ClientTimeout(total=None))
+
+    def accept(self) -> socket.socket:
+        peer, _ = self._listener.accept()
+        return peer
+
+
+@contextlib.asynccontextmanager
+async def listen() -> AsyncIterator[Upstream]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        upstream = Upstream(listener)
+        try:
+            yield upstream
+        finally:
+            await upstream.connector.close()
+            await settle()
+
+
+def protocol_of(connection: Connection) -> ResponseHandler:
+    """Return the protocol of a connection, ready for a response."""
+    protocol = connection.protocol
+    assert protocol is not None
+    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    return protocol

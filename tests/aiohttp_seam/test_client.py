@@ -1,0 +1,176 @@
+"""aiohttp's client protocol and pool with their gaps closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import aiohttp
+import pytest
+
+from gateway.aiohttp_seam import ClientConnection, PausableStream, detach_parser, is_reading_paused
+from tests.aiohttp_seam.peers import PATIENCE_SECONDS, Upstream, listen, protocol_of, reset, settle
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+async def exchange(upstream: Upstream) -> ClientConnection:
+    """Open a connection, receive a response, and give it back to the pool."""
+    connection = await upstream.connect()
+    protocol = protocol_of(connection)
+    assert isinstance(protocol, ClientConnection)
+    peer = upstream.accept()
+    peer.sendall(OK)
+    _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+    assert await body.readany() == b"ok"
+    connection.release()
+    protocol.peer = peer  # type: ignore[attr-defined]  # kept with it
+    return protocol
+
+
+async def test_kept_connection_is_used_again() -> None:
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        connection = await upstream.connect()
+        assert connection.protocol is protocol
+        connection.close()
+        protocol.peer.close()  # type: ignore[attr-defined]  # kept with it
+
+
+@pytest.mark.parametrize("news", ["close", "reset", "bytes"])
+async def test_kept_connection_with_input_is_not_used_again(news: str) -> None:
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        peer = protocol.peer  # type: ignore[attr-defined]  # kept with it
+        with contextlib.closing(peer):
+            if news == "close":
+                peer.close()
+            elif news == "reset":
+                reset(peer)
+            else:
+                peer.sendall(b"x")
+            # The loop has not run since: only the kernel has seen it.
+            connection = await upstream.connect()
+            assert connection.protocol is not protocol
+            connection.close()
+            upstream.accept().close()
+
+
+async def test_new_connection_may_have_input_already() -> None:
+    """A server may speak first, and TLS servers send session tickets: only kept connections are checked."""
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        with upstream.accept() as peer:
+            peer.sendall(OK)
+            message, _ = await asyncio.wait_for(protocol_of(connection).read(), PATIENCE_SECONDS)
+            assert message.code == 200
+            connection.close()
+
+
+async def test_one_pool_request_finds_the_connections_of_its_endpoint_only() -> None:
+    async with listen() as one, listen() as other:
+        assert one.address.connection_key == one.address.connection_key
+        assert one.address.connection_key.port != other.address.connection_key.port
+        protocol = await exchange(one)
+        connection = await one.connector.connect(other.address, [], aiohttp.ClientTimeout(total=None))
+        assert connection.protocol is not protocol
+        connection.close()
+        other.accept().close()
+        protocol.peer.close()  # type: ignore[attr-defined]  # kept with it
+
+
+async def test_response_read_below_its_transport_ends_and_its_connection_is_kept() -> None:
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            stream = PausableStream(protocol, body)
+            assert stream.pause()
+            assert stream.fetch_buffered()
+            assert await body.readany() == b"ab"
+            peer.sendall(b"cde")
+            await settle()
+            assert not stream.fetch_buffered()
+            transport = stream.detach()
+            assert transport is not None
+            sock = transport.get_extra_info("socket").dup()
+            with sock:
+                assert sock.recv(10) == b"cde"
+            assert protocol.should_close
+            detach_parser(protocol, body)
+            stream.resume()
+            assert body.at_eof()
+            assert not protocol.should_close
+            connection.release()
+            connection = await upstream.connect()
+            assert connection.protocol is protocol
+            protocol_of(connection)
+            peer.sendall(OK)
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert await body.readany() == b"ok"
+            connection.close()
+
+
+async def test_broken_chunk_is_set_on_the_body() -> None:
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert await body.readany() == b"abc"
+            peer.sendall(b"zz\r\n")
+            with pytest.raises((aiohttp.ClientPayloadError, aiohttp.http.HttpProcessingError)):
+                await asyncio.wait_for(body.readany(), PATIENCE_SECONDS)
+            connection.close()
+
+
+async def test_reset_in_a_body_that_only_the_close_ends_is_an_error_after_what_had_arrived() -> None:
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        peer = upstream.accept()
+        peer.sendall(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+        assert await body.readany() == b"abc"
+        reset(peer)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await asyncio.wait_for(body.readany(), PATIENCE_SECONDS)
+        connection.close()
+
+
+async def test_response_that_arrived_before_the_connection_broke_is_read() -> None:
+    """asyncio's send meets the broken connection first; the response is still in the socket."""
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.sendall(OK)
+            protocol.connection_lost(ConnectionResetError("send failed"))
+            message, _ = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert message.code == 200
+            connection.close()
+
+
+async def test_unread_body_pauses_its_connection() -> None:
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.setblocking(False)
+            sending = asyncio.ensure_future(
+                asyncio.get_running_loop().sock_sendall(
+                    peer, b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n" + bytes(2000000)
+                )
+            )
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not is_reading_paused(protocol):  # noqa: ASYNC110 (aiohttp has no event for it)
+                    await asyncio.sleep(0)
+            while not body.is_eof():
+                await asyncio.wait_for(body.readany(), PATIENCE_SECONDS)
+            await sending
+            assert not is_reading_paused(protocol)
+            connection.close()
