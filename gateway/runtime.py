@@ -1,18 +1,20 @@
-"""What one config makes of the gateway: its routes, their actions, the upstreams they ask. A reload replaces it whole.
+"""What one config makes of the gateway: its route table, actions and upstreams. A reload replaces it whole.
 
-An exchange belongs to the serving it began with until its end, however long that takes. An upstream whose part of the
-config is unchanged is handed on to the next serving with all that is known of it: its connections, its queue, the
-health of its endpoints. What nobody has any more is closed when its last exchange has ended.
+An exchange uses the runtime it began with until its end, however long that takes. An upstream whose part of the config
+is unchanged is passed on to the next runtime with its connections, its queue and the health of its endpoints. What the
+next runtime does not use is closed when its last exchange has ended.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from types import TracebackType
 
-from gateway.actions import Action, FetchAction, ForwardAction, make_action
+from gateway.actions import Action, make_action
 from gateway.config import Config
 from gateway.filters import FilterContext, make_filters
 from gateway.http.routing import RouteTable
@@ -20,12 +22,11 @@ from gateway.observe.stats import Stats
 from gateway.storage import DiskThreads
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import UpstreamPool
-from gateway.upstream.capacity import InFlightCounter
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What outlives every config."""
+    """What every runtime uses."""
 
     stats: Stats
     timers: Timers
@@ -34,8 +35,39 @@ class Resources:
     threads: Executor
 
 
+class InFlightCounter:
+    """Counts the exchanges in flight, so that a drain can wait for the last one."""
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self.in_flight = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __enter__(self) -> None:
+        """Count an exchange until the block is left."""
+        self.in_flight += 1
+        self._empty.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Count an exchange off."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._empty.set()
+
+    def begin(self) -> None:
+        """Start to drain: further exchanges are refused, those in flight go on and close their connections."""
+        self.is_draining = True
+
+    async def wait_empty(self) -> None:
+        """Wait until no exchange is in flight."""
+        await self._empty.wait()
+
+
 class Runtime:
-    """One config in force. `close` it."""
+    """One config in force. Close it after its last exchange."""
 
     def __init__(self, config: Config, resources: Resources, before: Runtime | None = None) -> None:
         self.config = config
@@ -46,16 +78,15 @@ class Runtime:
         self.exchanges = InFlightCounter()
 
     async def close(self, *, but: Collection[UpstreamPool] = ()) -> None:
-        """Close its actions, and its services but for those others have too."""
+        """Close its actions, and its upstreams except those in `but`, which another runtime uses."""
         async with contextlib.AsyncExitStack() as stack:
             for upstream in self.upstreams.values():
                 if upstream not in but:
                     stack.push_async_callback(upstream.close)
             for action in self.actions.values():
-                if isinstance(action, FetchAction | ForwardAction):
-                    stack.push_async_callback(action.close)
+                stack.push_async_callback(action.close)
 
-    def _make_actions(self, resources: Resources) -> dict[str, Action | FetchAction | ForwardAction]:
+    def _make_actions(self, resources: Resources) -> dict[str, Action]:
         lanes = Lanes(is_raw_allowed=self.config.lanes == "auto")
         return {
             route.name: make_action(

@@ -31,15 +31,13 @@ from gateway.config.check import server_context
 from gateway.config.values import Address
 from gateway.downstream import ClientResponse, Exchange, TrafficServer
 from gateway.downstream.access_log import Note, describe_exchange
-from gateway.downstream.exchange import Named
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
 from gateway.ops.app import OpsApp
-from gateway.runtime import Resources, Runtime
+from gateway.runtime import InFlightCounter, Resources, Runtime
 from gateway.storage import DiskThreads, sweep
 from gateway.transfer import Timers
 from gateway.upstream import UpstreamPool
-from gateway.upstream.capacity import InFlightCounter
 
 _BACKLOG: Final = 1024
 #: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.
@@ -274,11 +272,12 @@ class Gateway:
             host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
         )
         if self._in_flight.is_draining:
-            exchange.named = Named(candidates[0].route, self.stats.routes[candidates[0].route.name])
+            exchange.route = candidates[0].route
+            exchange.stats = self.stats.routes[exchange.route.name]
             raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
         matched = await match_form_route(exchange, candidates)
         stats = self.stats.routes[matched.route.name]
-        exchange.named = Named(matched.route, stats)
+        exchange.route, exchange.stats = matched.route, stats
         stats.in_flight += 1
         try:
             await runtime.actions[matched.route.name](exchange, matched)
@@ -286,7 +285,7 @@ class Gateway:
             stats.in_flight -= 1
 
     def _record(self, exchange: Exchange) -> None:
-        stats = exchange.named.stats
+        stats = exchange.stats
         seconds = time.monotonic() - exchange.started
         self._note(describe_exchange(exchange, seconds))
         stats.requests[method_label(exchange.method), exchange.status] += 1

@@ -1,9 +1,10 @@
-"""What routes do: each action a story told in order, from a checked request head to the last byte of the answer."""
+"""What routes do. Each action reads from top to bottom: from a request head to the last byte of the response."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from gateway.actions.action import Action
 from gateway.actions.fetch import FetchAction
 from gateway.actions.files import FilesAction
 from gateway.actions.form_routing import match_form_route
@@ -13,14 +14,10 @@ from gateway.actions.split import SplitAction
 from gateway.actions.store import StoreAction
 from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward, Split
-from gateway.downstream import Exchange
 from gateway.filters import FilterFactory
-from gateway.http.routing import RouteMatch
 from gateway.storage import DiskThreads
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import UpstreamPool
-
-Action = Callable[[Exchange, RouteMatch], Awaitable[None]]
 
 __all__ = ["Action", "FetchAction", "ForwardAction", "make_action", "match_form_route"]
 
@@ -33,8 +30,8 @@ def make_action(
     timers: Timers,
     *,
     factories: Sequence[FilterFactory],
-) -> Action | ForwardAction | FetchAction:
-    """Return the action of a route, ready to take exchanges."""
+) -> Action:
+    """Return the action of a route."""
     match route.action:
         case Forward() as config:
             mirror = _make_mirror(config, upstreams, disk_threads)

@@ -19,9 +19,6 @@ _CONTENT_HEADERS: Final = (b"content-", b"repr-digest", b"digest", b"want-")
 _MAX_FIELD_VALUE_BYTES: Final = 4096
 
 
-Framing = Literal["auto", "length_required", "chunked"]
-
-
 @dataclass(frozen=True, slots=True)
 class BodyShape:
     """How a file goes upstream: fields about its content, what stands before and behind its bytes, and the length."""
@@ -143,19 +140,6 @@ async def file_pieces(
         await at_end()
     if shape.suffix:
         yield shape.suffix
-
-
-def framing_headers(framing: Framing, length: int | None) -> list[Header]:
-    """Return the field that frames a request's body. Raises Fault LENGTH_REQUIRED (RFC 9112 section 6.3)."""
-    if length is not None and framing != "chunked":
-        return [(b"Content-Length", b"%d" % length)]
-    if framing == "length_required":
-        raise Fault(
-            FaultKind.LENGTH_REQUIRED,
-            "The upstream takes no chunked body, and the length of this one is not known before it ends: send "
-            "Content-Length, and in a form its fields first and then one file.",
-        )
-    return [(b"Transfer-Encoding", b"chunked")]
 
 
 def join_query(path: str, query: str, more: str) -> str:

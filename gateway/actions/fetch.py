@@ -1,6 +1,6 @@
-"""fetch: an allowed URL streamed to the client. Never an open proxy: an allow-list for URLs, a guard for addresses.
+"""fetch: an allowed URL streamed to the client. Never an open proxy: URLs are on an allow-list, addresses are guarded.
 
-The client's credentials stay here, and the far side's cookies do too: the two do not know each other.
+The client's credentials are not sent to the origin, and the origin's cookies are not sent to the client.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from gateway import PSEUDONYM, __version__
-from gateway.actions.forward import relay
 from gateway.actions.policies import response_policies
+from gateway.actions.relay import relay
 from gateway.config import Route
 from gateway.config.model import Fetch
 from gateway.config.values import Endpoint, parse_endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import Header, ReceivedHeaders, encode_head
+from gateway.http.headers import ReceivedHeaders
 from gateway.http.routing import RouteMatch
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import AddressGuard, AllowList, Client, UpstreamRequest, UpstreamResponse
+from gateway.upstream import AddressGuard, AllowList, Client, RequestHead, UpstreamResponse
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: What a download may ask for: ranges and conditions, and in which form.
+#: Request headers of a download that are passed on: ranges, conditions and preferences.
 _PASSED_ON: Final = frozenset(
     {
         b"accept",
@@ -37,6 +37,7 @@ _PASSED_ON: Final = frozenset(
         b"range",
     }
 )
+#: Response headers that are not passed on.
 _KEPT_BACK: Final = frozenset({b"set-cookie", b"set-cookie2", b"location", b"www-authenticate", b"alt-svc"})
 
 
@@ -48,7 +49,7 @@ class FetchAction:
         self._allow = AllowList(config.allow)
         guard = AddressGuard(allows_private=config.private_networks == "allow")
         self._client = Client(config.timeouts, timers, guard)
-        self._courses = response_policies(route, config.timeouts.idle)
+        self._policies = response_policies(route, config.timeouts.idle)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -61,23 +62,20 @@ class FetchAction:
         for _ in range(_MAX_REDIRECTS + 1):
             self._allow.check(url)
             endpoint = _endpoint(url)
-            exchange.named.endpoint = str(endpoint)
-            response = await self._client.send(endpoint, exchange.method, _make_request(exchange, url, endpoint))
-            try:
+            exchange.record_endpoint(endpoint)
+            async with await self._client.send(endpoint, _make_head(exchange, url)) as response:
                 location = _redirect(response)
                 if location is None:
                     response.headers = ReceivedHeaders(
                         header for header in response.headers if header[0].lower() not in _KEPT_BACK
                     )
-                    await relay(exchange, response, self._courses, None, self._lanes)
+                    await relay(exchange, response, self._policies, self._lanes)
                     return
                 url = self._follow(url, location)
-            finally:
-                await response.close()
         raise Fault(FaultKind.BAD_REDIRECT, f"The URL redirects more than {_MAX_REDIRECTS} times.")
 
     def _follow(self, url: str, location: bytes) -> str:
-        """Return the URL a redirect leads to, held to the allow-list like the first. Raises Fault BAD_REDIRECT."""
+        """Return the URL a redirect leads to; it has to be on the allow-list too. Raises Fault BAD_REDIRECT."""
         target = urljoin(url, location.decode("latin-1")).partition("#")[0]
         try:
             self._allow.check(target)
@@ -97,19 +95,17 @@ def _endpoint(url: str) -> Endpoint:
     return parse_endpoint(f"{parts.scheme}://{parts.netloc}")
 
 
-def _make_request(exchange: Exchange, url: str, endpoint: Endpoint) -> UpstreamRequest:
-    parts = urlsplit(url)
-    # The path as the client sent it; what cannot stand in a request line was refused with the client's own.
-    _, _, behind = url.partition("://")
-    target = behind[len(parts.netloc) :] or "/"
+def _make_head(exchange: Exchange, url: str) -> RequestHead:
+    """Return the head of the request. Raises Fault BAD_REDIRECT for a redirect that is no request target."""
+    # The path as the client sent it; a path that cannot be a request target was refused with the client's own head.
+    _, _, rest = url.partition("://")
+    target = rest[len(urlsplit(url).netloc) :] or "/"
     if not target.startswith("/"):
         target = "/" + target
     if not target.isascii() or any(character <= " " for character in target):
         raise Fault(FaultKind.BAD_REDIRECT, "The URL holds characters that must be percent-encoded.")
-    headers: list[Header] = [
-        (b"Host", endpoint.authority.encode()),
+    headers = [
         (b"User-Agent", f"{PSEUDONYM}/{__version__}".encode()),
         *((name, value) for name, value in exchange.headers if name.lower() in _PASSED_ON),
     ]
-    line = f"{exchange.method} {target} HTTP/1.1".encode("ascii")
-    return UpstreamRequest(encode_head(line, headers), None, is_chunked=False)
+    return RequestHead(exchange.method, target, host=None, headers=headers, framing=None)

@@ -38,6 +38,9 @@ class FilesAction:
         self._bucket = Bucket(config.url, config.endpoint, config.region) if config.url is not None else None
         self._disk_threads = disk_threads
 
+    async def close(self) -> None:
+        """Close nothing: files are closed with their exchange."""
+
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault."""
         exchange.check_expectation()

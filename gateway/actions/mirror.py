@@ -1,37 +1,34 @@
-"""A share of a route's requests told again to a second upstream, or written to a directory, without being felt.
+"""A share of a route's requests sent again to a second upstream, or written to a directory.
 
-The body is teed as the client sent it: what the primary takes is noted in a bounded queue, and a task of the mirror's
-own sends it. A mirror that does not keep up is dropped, cut and counted; nobody ever waits for one. Its answer is read
-and forgotten.
+The body is copied as the client sent it: the chunks that the primary takes go into a bounded queue, and a task of the
+mirror sends them. A mirror that does not keep up is dropped, cut and counted; the primary never waits for one. The
+mirror's response is read and dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.actions.body_shape import framing_headers
+from gateway.actions.request_head import make_request_head
 from gateway.config.model import Mirror as MirrorConfig
-from gateway.config.values import Endpoint
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.http.headers import Header, encode_head, request_headers
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import RouteStats
 from gateway.storage import DiskThreads, Upload
 from gateway.transfer import Transfer
-from gateway.upstream import UpstreamPool, UpstreamRequest, UpstreamSink
+from gateway.upstream import RequestHead, UpstreamPool, UpstreamSink
 
 _PERCENT: Final = 100.0
 
 
 class Mirror:
-    """The mirror of one route. `close` it."""
+    """The mirror of one route. Close it after use."""
 
     def __init__(self, config: MirrorConfig, upstream: UpstreamPool | None, disk_threads: DiskThreads) -> None:
         self._config = config
@@ -40,18 +37,18 @@ class Mirror:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tee(self, exchange: Exchange, matched: RouteMatch) -> Tee | None:
-        """Begin to mirror a request, if the dice say so: return what is to be shown its body."""
+        """Begin to mirror a request if it is chosen; return the filter that copies its body, None if it is not."""
         if random.random() * _PERCENT >= self._config.percent:
             return None
-        tee = Tee(self._config.buffer, exchange.named.stats)
+        tee = Tee(self._config.buffer, exchange.stats)
         if self._upstream is not None:
             try:
-                request = _Request(exchange, matched, self._upstream)
+                head = make_request_head(exchange, matched.path, host="upstream", framing=self._upstream.framing)
             except Fault as fault:
-                # A mirror that takes no chunks, say: its business, and not the primary's.
+                # A mirror that takes no chunked body, for example: the primary is not affected.
                 tee.end(fault.outcome)
                 return None
-            work = _send(self._upstream, request, tee)
+            work = _send(self._upstream, head, tee, has_body=exchange.body is not None)
         else:
             work = _write(self._disk_threads, Path(self._config.directory or ""), tee)
         task = asyncio.get_running_loop().create_task(self._run(work, tee), name="mirror")
@@ -77,7 +74,7 @@ class Mirror:
         except TimeoutError:
             tee.end(Outcome.UPSTREAM_SLOW)
         finally:
-            # Dropped, or cut with the primary or the gateway.
+            # Dropped, or cut with the primary or by a shutdown.
             tee.end(Outcome.CANCELLED)
 
 
@@ -95,10 +92,10 @@ class Tee:
         #: Called when the mirror is dropped, or the body is cut.
         self.on_drop: Callable[[], object] = lambda: None
         #: The primary's transfer, where others may still refuse what was shown here: then its end decides.
-        self.judge: Transfer | None = None
+        self.primary: Transfer | None = None
 
     def feed_data(self, chunk: bytes) -> None:
-        """Note a chunk, or drop the mirror if it is too far behind."""
+        """Queue a chunk, or drop the mirror if its queue is full."""
         if self._is_ended:
             self._stats.mirror_bytes["dropped"] += len(chunk)
             return
@@ -110,15 +107,15 @@ class Tee:
             self.on_drop()
 
     def finish(self) -> None:
-        """Note the end of the body."""
-        if self.judge is None:
+        """Record the end of the body."""
+        if self.primary is None:
             self._is_whole = True
             self._news.set()
 
     def close(self) -> None:
         """The primary's transfer has ended: a body that was not whole is cut here, too."""
-        if self.judge is not None and self.judge.outcome is Outcome.COMPLETE:
-            self.judge = None
+        if self.primary is not None and self.primary.outcome is Outcome.COMPLETE:
+            self.primary = None
             self.finish()
         if not self._is_whole and not self._is_ended:
             self.end(Outcome.CANCELLED)
@@ -137,53 +134,44 @@ class Tee:
     async def read(self) -> bytes:
         """Return the next chunk for the mirror, b"" at the end. Raises Fault where the mirror was dropped or cut.
 
-        The end of a body whose chunks were dropped must not be told: whoever reads may wake before it is cancelled.
+        A body whose chunks were dropped must not end normally: its reader may run before it is cancelled.
         """
         # Where others may still refuse, the last chunk waits for their word: a length would be fulfilled with it.
-        while not self._is_whole and len(self._chunks) <= (0 if self.judge is None else 1):
+        while not self._is_whole and len(self._chunks) <= (0 if self.primary is None else 1):
             self._news.clear()
             await self._news.wait()
         if self._is_ended:
             raise Fault(FaultKind.CANCELLED, "The mirror was dropped, or the request it mirrors was cut.")
         return self._chunks[0] if self._chunks else b""
 
-    def sent(self, chunk: bytes) -> None:
-        """Note that the mirror has taken the chunk read last."""
+    def confirm(self, chunk: bytes) -> None:
+        """Record that the mirror has taken the chunk read last."""
         if self._chunks and self._chunks[0] is chunk:
             self._chunks.popleft()
             self._held -= len(chunk)
             self._stats.mirror_bytes["sent"] += len(chunk)
 
 
-class _Request:
-    """The request again, for the mirror's endpoint."""
+class _TeeBody:
+    """The mirrored body, sent to the mirror's upstream."""
 
-    def __init__(self, exchange: Exchange, matched: RouteMatch, upstream: UpstreamPool) -> None:
-        self.method = exchange.method
-        self._target = f"{matched.path}{exchange.target.query}"
-        self._headers: list[Header] = request_headers(exchange.headers, exchange.client_info, exchange.trace)
-        self._framing = framing_headers(upstream.framing, exchange.length) if exchange.length != 0 else []
+    def __init__(self, tee: Tee, idle_seconds: float) -> None:
+        self._tee = tee
+        self._idle_seconds = idle_seconds
 
-    def make(self, endpoint: Endpoint, carry: Callable[[UpstreamSink], Coroutine[Any, Any, None]]) -> UpstreamRequest:
-        """Return what goes to an endpoint."""
-        line = f"{self.method} {self._target} HTTP/1.1".encode("latin-1")
-        head = encode_head(line, [(b"Host", endpoint.authority.encode()), *self._headers, *self._framing])
-        is_chunked = bool(self._framing) and self._framing[0][0] != b"Content-Length"
-        return UpstreamRequest(head, carry if self._framing else None, is_chunked=is_chunked)
-
-
-async def _send(upstream: UpstreamPool, request: _Request, tee: Tee) -> None:
-    idle = None if math.isinf(upstream.idle_seconds) else upstream.idle_seconds
-
-    async def carry(sink: UpstreamSink) -> None:
-        while chunk := await tee.read():
-            async with asyncio.timeout(idle):
+    async def send_to(self, sink: UpstreamSink) -> None:
+        """Send the chunks as they come. Raises Fault where the mirror was dropped, TimeoutError if it is stuck."""
+        while chunk := await self._tee.read():
+            async with asyncio.timeout(self._idle_seconds):
                 await sink.write(chunk)
-            tee.sent(chunk)
+            self._tee.confirm(chunk)
 
-    async with upstream.capacity:
-        response = await upstream.send(request.method, lambda endpoint: request.make(endpoint, carry), _not_noted)
-        async with response, asyncio.timeout(idle):
+
+async def _send(upstream: UpstreamPool, head: RequestHead, tee: Tee, *, has_body: bool) -> None:
+    """Send a mirrored request, and read and drop its response."""
+    body = _TeeBody(tee, upstream.idle_seconds) if has_body else None
+    async with upstream.capacity, await upstream.send(head, body) as response:
+        async with asyncio.timeout(upstream.idle_seconds):
             while await response.read():
                 pass
 
@@ -194,10 +182,6 @@ async def _write(disk_threads: DiskThreads, directory: Path, tee: Tee) -> None:
         file = await upload.begin("mirrored.body")
         while chunk := await tee.read():
             await file.write(chunk)
-            tee.sent(chunk)
+            tee.confirm(chunk)
         await file.finish()
         await upload.commit()
-
-
-def _not_noted(_endpoint: Endpoint) -> None:
-    """The log speaks of the primary's endpoint."""

@@ -1,8 +1,13 @@
-"""Bodies made anew on their way upstream: unwrapped, wrapped, their fields edited, their files changed by filters.
+"""Request bodies encoded anew: unwrapped, wrapped, their form fields edited, their files changed by filters.
 
-Verbatim is the rule (law 2); this is for routes that ask for something else. A remade body knows its head only after
-the beginning of the client's was read, so `prepare` comes before the endpoint is connected; then its pieces are pulled
-by whoever sends them. What breaks is noted on the transfer, as its own failure.
+Verbatim is the rule (invariant 2); this is for routes that ask for something else. The head of a reencoded body is
+known only after the beginning of the client's body was read, so `prepare` comes before an endpoint is connected; then
+`send_to` pulls piece by piece. What breaks is recorded on the transfer, as the body's own failure.
+
+    call                    effect
+    async with body         the client's body is read by this block; leaving it closes the filters of the file under way
+    prepare                 reads the beginning; `shape` is known after it
+    send_to(sink)           sends the body, once
 """
 
 from __future__ import annotations
@@ -11,10 +16,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 from gateway.actions.body_shape import BodyShape, HeldFields, file_pieces, passed_name, shape_file
-from gateway.actions.upload import raw_head, raw_name
+from gateway.actions.upload import no_file_fault, raw_head, raw_name
 from gateway.config import Route
 from gateway.config.model import Forward
 from gateway.downstream import Exchange
@@ -26,19 +31,17 @@ from gateway.multipart import FormContent, FormField, FormWriter, Part, PartKind
 from gateway.transfer import BodyReader, Transfer
 from gateway.upstream import UpstreamSink
 
-_NO_FILE: Final = "The form has no file: send one with a name (curl -F file=@NAME)."
 
-
-class _Pieces(Protocol):
-    """What a remade body is made of."""
+class _Encoding(Protocol):
+    """One way to encode a body."""
 
     @property
     def shape(self) -> BodyShape:
-        """Its head, once prepared."""
+        """What is known of the body, once prepared."""
         ...
 
     async def prepare(self) -> None:
-        """Read what must be known before an upstream hears of the request. Raises Fault."""
+        """Read what must be known before the request is sent. Raises Fault."""
         ...
 
     def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -47,7 +50,7 @@ class _Pieces(Protocol):
 
 
 class ReencodedBody:
-    """One body made anew. An async context manager, which lets go of every filter."""
+    """One request body encoded anew."""
 
     def __init__(
         self,
@@ -57,64 +60,64 @@ class ReencodedBody:
         factories: Sequence[FilterFactory],
         transfer: Transfer,
         *,
-        body: BodyReader,
+        reader: BodyReader,
     ) -> None:
         self._transfer = transfer
-        self._work = _Work(exchange, matched, config, factories, transfer, body=body)
-        self._body = body
+        self._reader = reader
+        self._files = _Files(exchange, matched, config, factories, transfer, reader=reader)
         self._stack = AsyncExitStack()
-        self._made: _Pieces
+        self._encoding: _Encoding
 
     async def __aenter__(self) -> Self:
-        """Begin to take the client's body."""
-        self._stack.enter_context(self._body)
-        self._stack.push_async_callback(self._work.close_file)
+        """Start to read the client's body."""
+        self._stack.enter_context(self._reader)
+        self._stack.push_async_callback(self._files.close)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of every filter, and of the client's body."""
+        """Close filters and give the client's connection back to its transport."""
         await self._stack.aclose()
 
-    def choose(self, boundary: bytes | None, *, needs_length: bool) -> None:
-        """Decide what becomes of a body with this boundary, None without one."""
-        config = self._work.config
+    async def prepare(self, boundary: bytes | None, *, needs_length: bool) -> None:
+        """Read what must be known before the request is sent. Raises Fault.
+
+        `boundary` is the form's, None for a body that is no form; with `needs_length` the upstream takes no chunks.
+        """
+        files = self._files
         if boundary is None:
-            self._made = _FromRaw(self._work)
-        elif config.body == "raw":
-            self._made = _FileOfForm(self._work, boundary, needs_length=needs_length)
+            self._encoding = _WrappedOrFiltered(files)
+        elif files.config.body == "raw":
+            self._encoding = _UnwrappedFile(files, boundary, needs_length=needs_length)
         else:
-            self._made = _FormOfForm(self._work, boundary)
+            self._encoding = _EditedForm(files, boundary)
+        with self._transfer.watched():
+            await self._encoding.prepare()
 
     @property
     def shape(self) -> BodyShape:
-        """Its head, once prepared."""
-        return self._made.shape
+        """What is known of the body, once prepared."""
+        return self._encoding.shape
 
-    async def prepare(self) -> None:
-        """Read what must be known before an upstream hears of the request. Raises Fault."""
-        with self._transfer.watched():
-            await self._made.prepare()
-
-    async def carry(self, sink: UpstreamSink) -> None:
-        """Send it. Raises Fault, noted on the transfer too."""
+    async def send_to(self, sink: UpstreamSink) -> None:
+        """Send the body. Raises Fault for the source, recorded on the transfer too; OSError for the sink."""
         with self._transfer.watched(sink.pending):
             try:
-                async with aclosing(self._made.pieces()) as pieces:
+                async with aclosing(self._encoding.pieces()) as pieces:
                     async for piece in pieces:
                         await sink.write(piece)
             except Fault as fault:
                 self._transfer.fail(fault)
                 raise
 
-    def response_headers(self) -> list[Header]:
-        """Return what filters want the client to know."""
-        return self._work.response_headers
+    def response_headers(self) -> Sequence[Header]:
+        """Return the headers that filters add to the response."""
+        return self._files.response_headers
 
 
-class _Work:
-    """What every way of remaking needs."""
+class _Files:
+    """The client's body and its files, one after the other through the filters of the route."""
 
     def __init__(
         self,
@@ -124,14 +127,14 @@ class _Work:
         factories: Sequence[FilterFactory],
         transfer: Transfer,
         *,
-        body: BodyReader,
+        reader: BodyReader,
     ) -> None:
-        self._body = body
         self.exchange = exchange
         self.matched = matched
         self.config = config
         self.factories = factories
         self.transfer = transfer
+        self._reader = reader
         self.has_transform = any(isinstance(factory, TransformFactory) for factory in factories)
         self.response_headers: list[Header] = []
         self._filtered: FilteredFile | None = None
@@ -146,92 +149,92 @@ class _Work:
         """Return the client's form."""
         limits, name = self.route.limits, self.route.name
         is_strict = self.config.multipart == "strict"
-        content = FormContent(boundary, limits, name, self._body.pull, is_strict=is_strict)
+        content = FormContent(boundary, limits, name, self._reader.pull, is_strict=is_strict)
         form = read_form(content, boundary, limits, name)
-        return content, _strictly(form) if is_strict else form
+        return content, _check_parts(form) if is_strict else form
 
-    async def open_file(self, file: FileHead, part: Part | None) -> FilteredFile:
-        """Return a file through the route's filters, as much of it read as they must see first. Raises Fault."""
-        await self.close_file()
-        read = part.read if part is not None else self._body.pull
+    async def open(self, file: FileHead, part: Part | None) -> FilteredFile:
+        """Return a file through its filters, after they have seen the bytes they need first. Raises Fault."""
+        await self.close()
+        read = part.read if part is not None else self._reader.pull
         self._file = (file, part)
         self._filtered = FilteredFile(self.factories, file, read, self.transfer.meter.filtering)
         await self._filtered.read_first()
         return self._filtered
 
-    async def end_file(self) -> None:
-        """Note a file that went whole."""
+    async def finish(self) -> None:
+        """Record the file that was sent whole."""
         filtered = self._filtered
-        await self.close_file()
+        await self.close()
         if filtered is not None and self._file is not None:
             file, part = self._file
             size = part.size if part is not None else self.transfer.meter.moved_bytes
             self.exchange.record_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, filtered.facts())
             self.response_headers += filtered.response_headers()
 
-    async def close_file(self) -> None:
-        """Let go of the filters of the file under way."""
+    async def close(self) -> None:
+        """Close the filters of the file under way."""
         filtered, self._filtered = self._filtered, None
         if filtered is not None:
             await filtered.close()
 
-    def note_field(self, part: Part) -> None:
-        """Note a form field that has ended."""
+    def record_field(self, part: Part) -> None:
+        """Record a form field that has ended."""
         self.exchange.record_part(part.number, PartKind.FIELD, part.size, Outcome.COMPLETE)
 
 
-class _FromRaw:
-    """A body that is no form, as it is but for its filters, or wrapped into a form."""
+class _WrappedOrFiltered:
+    """A body that is no form: through its filters, and into a form where the route wraps it."""
 
-    def __init__(self, work: _Work) -> None:
-        self._work = work
+    def __init__(self, files: _Files) -> None:
+        self._files = files
 
     async def prepare(self) -> None:
-        work = self._work
-        exchange, config = work.exchange, work.config
-        file = replace(raw_head(exchange, raw_name(exchange, work.matched)), field=config.file_field)
-        if work.has_transform:
+        files = self._files
+        exchange, config = files.exchange, files.config
+        file = replace(raw_head(exchange, raw_name(exchange, files.matched)), field=config.file_field)
+        if files.has_transform:
             file = replace(file, size=None)
         body: Literal["multipart", "raw"] = "multipart" if config.body == "multipart" else "raw"
         self.shape = shape_file(body, config.form_fields, config.filename_header, file, ())
         self._size = file.size
-        self._filtered = await work.open_file(file, None)
+        self._filtered = await files.open(file, None)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        read, at_end = self._filtered.read, self._work.end_file
+        read, at_end = self._filtered.read, self._files.finish
         async for piece in file_pieces(self.shape, self._size, read, wrong_length=_wrong_length, at_end=at_end):
             yield piece
 
 
-class _FileOfForm:
-    """The one file of a form, by itself."""
+class _UnwrappedFile:
+    """The one file of a form, sent without the form."""
 
-    def __init__(self, work: _Work, boundary: bytes, *, needs_length: bool) -> None:
-        self._work = work
+    def __init__(self, files: _Files, boundary: bytes, *, needs_length: bool) -> None:
+        self._files = files
         self._boundary = boundary
         self._needs_length = needs_length
 
     async def prepare(self) -> None:
-        work = self._work
-        content, self._form = work.read_form(self._boundary)
-        held = HeldFields(work.route)
+        files = self._files
+        content, self._form = files.read_form(self._boundary)
+        held = HeldFields(files.route)
         while (part := await anext(self._form, None)) is not None and part.kind is PartKind.FIELD:
             await held.read(part)
-            work.note_field(part)
+            files.record_field(part)
         if part is None:
-            raise Fault(FaultKind.BAD_MULTIPART, _NO_FILE)
-        file = head_of(part, work.exchange.client)
+            raise no_file_fault()
+        file = head_of(part, files.exchange.client)
         if file.size is None and self._needs_length:
             file = replace(file, size=self._size_if_last(content))
-        if work.has_transform:
+        if files.has_transform:
             file = replace(file, size=None)
-        self.shape = shape_file("raw", work.config.form_fields, work.config.filename_header, file, held.fields)
+        self.shape = shape_file("raw", files.config.form_fields, files.config.filename_header, file, held.fields)
         self._size = file.size
-        self._filtered = await work.open_file(file, part)
+        self._filtered = await files.open(file, part)
 
     def _size_if_last(self, content: FormContent) -> int | None:
-        """Return the file's size if its form ends behind it, as clients write forms; held to while it streams."""
-        length = self._work.exchange.length
+        """Return the file's size if its form ends after it, as clients write forms; checked while it streams."""
+        length = self._files.exchange.length
         if length is None:
             return None
         size = length - content.position - len(b"\r\n--" + self._boundary + b"--\r\n")
@@ -243,41 +246,41 @@ class _FileOfForm:
             yield piece
 
     async def _end(self) -> None:
-        """Read what stands behind the file, before the upstream has the last of it. Raises Fault."""
-        work = self._work
-        await work.end_file()
+        """Read what follows the file, before the upstream receives the last of it. Raises Fault."""
+        files = self._files
+        await files.finish()
         async for part in self._form:
-            fields = work.config.form_fields
+            fields = files.config.form_fields
             is_sent = fields.send != "none" and passed_name(fields, part.disposition.name) is not None
             if part.kind is PartKind.FILE or is_sent:
                 what = "A second file" if part.kind is PartKind.FILE else f"Form field {part.disposition.name!r}"
                 raise Fault(
                     FaultKind.UNEXPECTED_PART,
-                    f"{what} stands behind the file that this route sends on by itself: send the fields first, then "
-                    "one file.",
+                    f"{what} follows the file that this route sends without its form: send the fields first, then one "
+                    "file.",
                 )
             while await part.read():
                 pass
-            work.note_field(part)
+            files.record_field(part)
 
 
-class _FormOfForm:
-    """A form made anew: its fields chosen, its files through their filters."""
+class _EditedForm:
+    """A form with a fresh boundary: its fields edited, its files through their filters."""
 
-    def __init__(self, work: _Work, boundary: bytes) -> None:
-        self._work = work
+    def __init__(self, files: _Files, boundary: bytes) -> None:
+        self._files = files
         self._boundary = boundary
         self._writer = FormWriter()
         self.shape = BodyShape(((b"Content-Type", self._writer.content_type),), "", b"", b"", None)
         self._needs_first = any(
-            not isinstance(factory, TransformFactory) and factory.first_bytes for factory in work.factories
+            not isinstance(factory, TransformFactory) and factory.first_bytes for factory in files.factories
         )
         self._first: list[bytes] = []
-        self._made = self._make()
+        self._pieces = self._make_pieces()
 
     async def prepare(self) -> None:
-        held = HeldFields(self._work.route)
-        while self._needs_first and (piece := await anext(self._made, None)) is not None:
+        held = HeldFields(self._files.route)
+        while self._needs_first and (piece := await anext(self._pieces, None)) is not None:
             self._first.append(piece)
             if self._needs_first:
                 held.count(len(piece))
@@ -285,24 +288,24 @@ class _FormOfForm:
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         for piece in self._first:
             yield piece
-        async for piece in self._made:
+        async for piece in self._pieces:
             yield piece
 
-    async def _make(self) -> AsyncGenerator[bytes, None]:
-        work, writer = self._work, self._writer
-        choice = work.config.form_fields
+    async def _make_pieces(self) -> AsyncGenerator[bytes, None]:
+        files, writer = self._files, self._writer
+        choice = files.config.form_fields
         for name, value in choice.add.items():
             yield writer.field(FormField(name, value.encode()))
-        _, form = work.read_form(self._boundary)
+        _, form = files.read_form(self._boundary)
         async for part in form:
             if part.kind is PartKind.FILE:
-                filtered = await work.open_file(head_of(part, work.exchange.client), part)
+                filtered = await files.open(head_of(part, files.exchange.client), part)
                 self._needs_first = False
                 name, filename = part.disposition.name, part.disposition.filename or ""
                 yield writer.file_head(name, filename, part.content_type)
                 while data := await filtered.read():
                     yield data
-                await work.end_file()
+                await files.finish()
                 continue
             passed = passed_name(choice, part.disposition.name)
             if passed is not None:
@@ -310,11 +313,11 @@ class _FormOfForm:
             while data := await part.read():
                 if passed is not None:
                     yield data
-            work.note_field(part)
+            files.record_field(part)
         yield writer.end()
 
 
-async def _strictly(form: AsyncIterator[Part]) -> AsyncIterator[Part]:
+async def _check_parts(form: AsyncIterator[Part]) -> AsyncIterator[Part]:
     async for part in form:
         check_strict(part)
         yield part
@@ -323,6 +326,6 @@ async def _strictly(form: AsyncIterator[Part]) -> AsyncIterator[Part]:
 def _wrong_length() -> Fault:
     return Fault(
         FaultKind.LENGTH_REQUIRED,
-        "The upstream wants to know the length before the file, and the form does not end behind its file: send the "
+        "The upstream needs the length before the file, and the form does not end after its file: send the "
         "fields first, then one file.",
     )

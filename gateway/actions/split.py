@@ -1,9 +1,9 @@
-"""split: every file of a form its own upstream request, as its bytes arrive; one document of all answers.
+"""split: every file of a form becomes an upstream request of its own as it arrives; one document of all responses.
 
-Files go upstream in the order of the form, one at a time, since they come one at a time; while earlier answers are
-awaited the next file streams already. Files are not held; responses are, up to `max_response_bytes`, because the
-status of the whole stands before them. What the client does wrong fails the whole exchange and cuts the file on its
-way; what an upstream does wrong is that file's entry in the document.
+Files go upstream in the order of the form, one at a time, since they arrive one at a time; while responses are awaited
+the next file is already sent. Files are not held. Responses are, up to `max_response_bytes`, because the status of the
+whole precedes them. A fault of the client ends the whole exchange and cuts the file under way; a fault of an upstream
+is that file's entry in the document.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final
 
 from gateway.actions.body_shape import HeldFields
-from gateway.actions.file_request import FileRequest, FileResult, ResponseBudget, describe
+from gateway.actions.file_request import FileRequest, FileResult, ResponseBudget
 from gateway.actions.policies import upload_policy, upstream_limits
-from gateway.actions.upload import check_upload, form_boundary, form_digest
+from gateway.actions.split_document import describe
+from gateway.actions.upload import check_upload, form_boundary, form_digest, no_file_fault
 from gateway.config import Route
 from gateway.config.model import Split
 from gateway.downstream import Exchange
@@ -42,35 +43,38 @@ class SplitAction:
         self.route = route
         self.config = config
         self.upstream = upstream
-        self._course = upload_policy(route, Leg.UPSTREAM_WRITE, upstream_limits(route, upstream.idle_seconds))
+        self._policy = upload_policy(route, Leg.UPSTREAM_WRITE, upstream_limits(route, upstream.idle_seconds))
+
+    async def close(self) -> None:
+        """Close nothing: every request ends with its exchange."""
 
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
-        """Run one exchange. Raises Fault; cancelling cuts every file on its way."""
-        exchange.named.upstream = self.upstream.name
+        """Run one exchange. Raises Fault; cancelling cuts every file under way."""
+        exchange.upstream = self.upstream.name
         limit = check_upload(exchange, self.route)
         boundary, body = form_boundary(exchange), exchange.body
         if boundary is None or body is None:
             raise Fault(
                 FaultKind.NOT_A_FORM, "This route takes files in a form: send multipart/form-data (curl -F file=@NAME)."
             )
-        async with contextlib.AsyncExitStack() as first:
-            # A place before the body is asked for: the first file's.
-            await first.enter_async_context(self.upstream.capacity)
+        async with contextlib.AsyncExitStack() as first_slot:
+            # The slot of the first file is taken before the client is asked for its body.
+            await first_slot.enter_async_context(self.upstream.capacity)
             exchange.send_continue()
-            whole = form_digest(exchange, self.factories)
-            filters: list[Filter] = [limit, *whole]
-            with exchange.begin_upload(self._course, filters, whole) as transfer:
-                run = _Run(self, exchange, matched, transfer)
-                results = await run.work(self._lanes.read_body(transfer, body), boundary, first)
+            digests = form_digest(exchange, self.factories)
+            filters: list[Filter] = [limit, *digests]
+            with exchange.begin_upload(self._policy, filters, digests) as transfer:
+                splitter = _Splitter(self, exchange, matched, transfer)
+                results = await splitter.run(self._lanes.read_body(transfer, body), boundary, first_slot)
         if not results:
-            raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
+            raise no_file_fault()
         status = 200 if all(result.has_succeeded for result in results) else _MULTI_STATUS
         document = describe(results, exchange.trace.request_id.decode("latin-1"))
         await exchange.reply(status, [(b"Content-Type", b"application/json")], document)
 
 
-class _Run:
-    """One form on its way: the fields seen so far, and what came of the files."""
+class _Splitter:
+    """Splits one form: reads its parts in order, and sends each file by a task of its own."""
 
     def __init__(self, action: SplitAction, exchange: Exchange, matched: RouteMatch, transfer: Transfer) -> None:
         self._route = action.route
@@ -82,23 +86,24 @@ class _Run:
         self._transfer = transfer
         self._held = HeldFields(action.route)
         self._results: list[FileResult] = []
+        #: The files whose responses are awaited.
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failed = asyncio.Event()
+        self._has_failure = asyncio.Event()
         self._has_sent = False
         self._budget = ResponseBudget(action.config.max_response_bytes, action.route.name)
 
-    async def work(self, body: BodyReader, boundary: bytes, first: contextlib.AsyncExitStack) -> list[FileResult]:
-        """Send every file and wait for every answer. Raises Fault for what the client did."""
+    async def run(self, body: BodyReader, boundary: bytes, first_slot: contextlib.AsyncExitStack) -> list[FileResult]:
+        """Send every file and wait for every response. Raises Fault for what the client did."""
         fault: Fault | None = None
-        # Around the group: a file's own task pulls, so the body may only be let go when all have ended.
+        # Outside the group: the task of a file reads the body, so it is given back after all tasks have ended.
         with body:
             async with asyncio.TaskGroup() as group:
                 try:
-                    await self._read_form(self._form_of(body, boundary), group, first)
-                    # Perhaps not to its end, where the route says to stop; the answers may take long.
+                    await self._read_form(self._parts_of(body, boundary), group, first_slot)
+                    # Perhaps not to its end, with `on_error: stop`; the responses may take long.
                     body.give_back()
                 except Fault as exc:
-                    # Raised behind the group, which would wrap it; and the answers still awaited have nobody to go to.
+                    # Raised after the group, which would wrap it; responses still awaited are of no use now.
                     fault = exc
                     for task in self._tasks:
                         task.cancel()
@@ -109,52 +114,26 @@ class _Run:
             raise fault
         return self._results
 
-    def _form_of(self, body: BodyReader, boundary: bytes) -> AsyncIterator[Part]:
+    def _parts_of(self, body: BodyReader, boundary: bytes) -> AsyncIterator[Part]:
         limits, name = self._route.limits, self._route.name
         return read_form(FormContent(boundary, limits, name, body.pull), boundary, limits, name)
 
     async def _read_form(
-        self, form: AsyncIterator[Part], group: asyncio.TaskGroup, first: contextlib.AsyncExitStack
+        self, form: AsyncIterator[Part], group: asyncio.TaskGroup, first_slot: contextlib.AsyncExitStack
     ) -> None:
         transfer = self._transfer
         while (part := await self._next_part(form)) is not None:
             if part.kind is PartKind.FIELD:
                 continue
             with transfer.unwatched():
-                await self._wait_for_place()
+                await self._wait_for_task_slot()
             if self._is_stopped:
-                self._results.append(FileResult(head_of(part, self._exchange.client), fault=_stopped()))
+                self._results.append(FileResult(head_of(part, self._exchange.client), fault=_not_sent()))
             else:
-                await self._send(part, group, first)
+                await self._send_file(part, group, first_slot)
             if self._is_stopped:
                 transfer.end(Outcome.EARLY_RESPONSE)
                 return
-
-    async def _send(self, part: Part, group: asyncio.TaskGroup, first: contextlib.AsyncExitStack) -> None:
-        """Send one file; returns when its bytes have gone, or nobody takes them any more."""
-        file_request = FileRequest(
-            self._config,
-            self._exchange,
-            self._matched,
-            part,
-            held=self._held.fields,
-            factories=self._factories,
-            transfer=self._transfer,
-            framing=self._upstream.framing,
-        )
-        self._results.append(file_request.result)
-        with self._transfer.watched():
-            if not await self._prepare(file_request, part):
-                return
-        slot = self._upstream.capacity if self._has_sent else first.pop_all()
-        self._has_sent = True
-        task = group.create_task(self._deliver(file_request, slot), name=f"file {part.number}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        with self._transfer.unwatched():
-            await file_request.connected.wait()
-        with self._transfer.watched(file_request.pending):
-            await self._stream(file_request, part, task)
 
     async def _next_part(self, form: AsyncIterator[Part]) -> Part | None:
         """Return the next part; a field is read to its end and held."""
@@ -165,63 +144,89 @@ class _Run:
                 self._exchange.record_part(part.number, PartKind.FIELD, part.size, Outcome.COMPLETE)
             return part
 
-    @property
-    def _is_stopped(self) -> bool:
-        return self._config.on_error == "stop" and self._failed.is_set()
+    async def _send_file(self, part: Part, group: asyncio.TaskGroup, first_slot: contextlib.AsyncExitStack) -> None:
+        """Send one file; returns once its bytes are sent, or its request has ended."""
+        request = FileRequest(
+            self._config,
+            self._exchange,
+            self._matched,
+            part,
+            held=self._held.fields,
+            factories=self._factories,
+            transfer=self._transfer,
+        )
+        self._results.append(request.result)
+        with self._transfer.watched():
+            if not await self._prepare(request, part):
+                return
+        slot = self._upstream.capacity if self._has_sent else first_slot.pop_all()
+        self._has_sent = True
+        task = group.create_task(self._request(request, slot), name=f"file {part.number}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with self._transfer.unwatched():
+            await request.connected.wait()
+        with self._transfer.watched(request.pending):
+            await self._wait_released(request, part, task)
 
-    async def _wait_for_place(self) -> None:
-        while len(self._tasks) >= self._config.max_parallel:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _prepare(self, file_request: FileRequest, part: Part) -> bool:
-        """Show the first bytes to the filters that must see them; say whether the file may be sent."""
+    async def _prepare(self, request: FileRequest, part: Part) -> bool:
+        """Show the first bytes to the filters that need them; return whether the file may be sent."""
         try:
-            await file_request.prepare()
+            await request.prepare()
         except Fault as fault:
-            await file_request.end()
-            if file_request.source_fault is not None:
+            await request.end()
+            if self._transfer.fault is not None:
                 raise
-            file_request.result.fault = fault
-            self._failed.set()
-            async for _ in _data_of(part):
-                pass
+            request.result.fault = fault
+            self._has_failure.set()
+            await _skip(part)
             return False
         return True
 
-    async def _deliver(self, file_request: FileRequest, slot: contextlib.AbstractAsyncContextManager[object]) -> None:
-        """Send one file and take its answer."""
+    async def _request(self, request: FileRequest, slot: contextlib.AbstractAsyncContextManager[object]) -> None:
+        """Send one file's request and take its response."""
         try:
             async with slot:
                 response = await self._upstream.send(
-                    self._exchange.method, file_request.make, self._exchange.record_endpoint
+                    request.make_head(self._upstream.framing),
+                    request,
+                    on_endpoint=self._exchange.record_endpoint,
+                    on_connected=request.connected.set,
                 )
                 async with response:
-                    await file_request.take(response, self._budget, self._upstream.idle_seconds)
+                    await request.receive(response, self._budget, self._upstream.idle_seconds)
         except Fault as fault:
-            file_request.result.fault = fault
+            request.result.fault = fault
         finally:
-            await file_request.end()
-        if not file_request.result.has_succeeded:
-            self._failed.set()
+            await request.end()
+        if not request.result.has_succeeded:
+            self._has_failure.set()
 
-    async def _stream(self, file_request: FileRequest, part: Part, task: asyncio.Task[None]) -> None:
-        """Wait until the file's bytes have gone, or nobody takes them any more; then read the rest to nowhere."""
-        stopping = self._failed.wait() if self._config.on_error == "stop" else asyncio.Event().wait()
-        await _wait_first(file_request.released.wait(), stopping)
-        if not file_request.released.is_set():
-            # A file before it failed, and the route says to stop: this one is cut.
+    async def _wait_released(self, request: FileRequest, part: Part, task: asyncio.Task[None]) -> None:
+        """Wait until the file's bytes are sent or its request has ended; then skip the rest of the part."""
+        stopping = self._has_failure.wait() if self._config.on_error == "stop" else asyncio.Event().wait()
+        await _wait_first(request.released.wait(), stopping)
+        if not request.released.is_set():
+            # A file before it failed, with `on_error: stop`: this one is cut.
             task.cancel()
             await asyncio.wait([task])
-            file_request.result.fault = _stopped()
-        if file_request.source_fault is not None:
-            raise file_request.source_fault
+            request.result.fault = _not_sent()
+        if self._transfer.fault is not None:
+            raise self._transfer.fault
         if not self._is_stopped:
-            async for _ in _data_of(part):
-                pass
+            await _skip(part)
+
+    async def _wait_for_task_slot(self) -> None:
+        while len(self._tasks) >= self._config.max_parallel:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def _is_stopped(self) -> bool:
+        return self._config.on_error == "stop" and self._has_failure.is_set()
 
 
 async def _wait_first(*waits: Awaitable[object]) -> None:
-    """Wait for the first, and drop the others."""
+    """Wait for the first to finish, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -230,10 +235,11 @@ async def _wait_first(*waits: Awaitable[object]) -> None:
             task.cancel()
 
 
-async def _data_of(part: Part) -> AsyncIterator[bytes]:
-    while data := await part.read():
-        yield data
+async def _skip(part: Part) -> None:
+    """Read the rest of a part and drop it. Raises Fault."""
+    while await part.read():
+        pass
 
 
-def _stopped() -> Fault:
+def _not_sent() -> Fault:
     return Fault(FaultKind.NOT_SENT, "A file before this one failed, and the route's on_error says stop.")

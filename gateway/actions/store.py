@@ -42,6 +42,9 @@ class StoreAction:
         # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
         self._course = upload_policy(route, side, LegLimits())
 
+    async def close(self) -> None:
+        """Close nothing: files are closed with their exchange."""
+
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
         limit = check_upload(exchange, self._route)

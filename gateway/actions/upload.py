@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from gateway.config import Route
 from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind
 from gateway.filters import BodyLimit, DigestFactory, FileHead, FilterFactory, FormObserver
 from gateway.http.routing import RouteMatch
 from gateway.multipart import boundary_of, parse_disposition
@@ -44,6 +45,11 @@ def form_digest(exchange: Exchange, factories: Sequence[FilterFactory]) -> list[
     form_observer = FormObserver(digests, exchange.client, lambda file, size, facts: None)
     form_observer.take_whole_body(raw_head(exchange, ""))
     return [form_observer]
+
+
+def no_file_fault() -> Fault:
+    """Return the fault of a form without a file."""
+    return Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")
 
 
 def raw_head(exchange: Exchange, filename: str) -> FileHead:

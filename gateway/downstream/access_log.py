@@ -25,8 +25,8 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
     client or a config said is quoted by json's own function, control characters and all, and the rest are numbers and
     the words of our own enumerations.
     """
-    named, fault, trace = exchange.named, exchange.fault, exchange.trace
-    route, first = named.route, exchange.first_byte_seconds
+    fault, trace = exchange.fault, exchange.trace
+    route, first = exchange.route, exchange.first_byte_seconds
     upload, download = exchange.upload, exchange.download
     waits = ", ".join(wait for transfer in (upload, download) if transfer is not None for wait in _waits(transfer))
     return (
@@ -43,8 +43,8 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
         f'"download_lane": {_quote(download.meter.lane if download else None)}, '
         f'"seconds": {seconds:.6f}, "first_byte_seconds": {"null" if first is None else f"{first:.6f}"}, '
         f'"wait_seconds": {{{waits}}}, "parts": {json.dumps(exchange.parts) if exchange.parts else "null"}, '
-        f'"client": {_quote(exchange.client)}, "upstream": {_quote(named.upstream or None)}, '
-        f'"endpoint": {_quote(named.endpoint or None)}, "request_id": {_quote(trace.request_id.decode("latin-1"))}, '
+        f'"client": {_quote(exchange.client)}, "upstream": {_quote(exchange.upstream or None)}, '
+        f'"endpoint": {_quote(exchange.endpoint or None)}, "request_id": {_quote(trace.request_id.decode("latin-1"))}, '
         f'"trace_id": "{trace.traceparent[3:35].decode("latin-1")}"}}'
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -47,16 +46,6 @@ _CLOSING: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
-class Named:
-    """What routing found out about an exchange."""
-
-    route: Route | None
-    stats: RouteStats
-    upstream: str = ""
-    endpoint: str = ""
-
-
 class Exchange:
     """One request and its answer."""
 
@@ -81,7 +70,12 @@ class Exchange:
         self.client: str = peer[0] if peer else ""
         self._is_trusted = is_trusted(self.client, trusted)
         self.trace = trace_context(headers, is_trusted=self._is_trusted)
-        self.named = Named(None, stats)
+        #: Set by routing: the route, and where its requests are counted.
+        self.route: Route | None = None
+        self.stats = stats
+        #: Set by the action: the upstream's name, and the endpoint the request was sent to last.
+        self.upstream = ""
+        self.endpoint = ""
         self.client_info: ClientInfo
         self.target: Target
         self.is_draining = False
@@ -171,7 +165,7 @@ class Exchange:
         self.upload = Transfer(
             policy,
             self.body,
-            self.named.stats,
+            self.stats,
             self._timers,
             owner=self,
             length=self.length,
@@ -182,18 +176,18 @@ class Exchange:
 
     def begin_download(self, policy: TransferPolicy, source: Source, length: int | None) -> Transfer:
         """Return the transfer of an answer's body to the client."""
-        self.download = Transfer(policy, source, self.named.stats, self._timers, owner=self, length=length)
+        self.download = Transfer(policy, source, self.stats, self._timers, owner=self, length=length)
         return self.download
 
     def record_endpoint(self, endpoint: Endpoint) -> None:
         """Note which endpoint is asked."""
-        self.named.endpoint = str(endpoint)
+        self.endpoint = str(endpoint)
 
     def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None
     ) -> None:
         """Count a part of the form that has ended, and tell the log of it."""
-        self.named.stats.count_part(kind, size, outcome)
+        self.stats.count_part(kind, size, outcome)
         if len(self.parts) < _MAX_PARTS_LOGGED:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
             self.parts.append({**(facts or {}), **named})
@@ -234,7 +228,7 @@ class Exchange:
 
     def refusal(self, fault: Fault) -> ClientResponse:
         """Return the answer that tells of a fault: problem+json, Proxy-Status, Retry-After."""
-        route = self.named.route.name if self.named.route else None
+        route = self.route.name if self.route else None
         body = problem_document(fault, route=route, request_id=self.trace.request_id.decode("latin-1"))
         headers = [
             *default_headers(self.trace),

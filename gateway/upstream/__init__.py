@@ -1,12 +1,22 @@
-"""The upstream side: what uses aiohttp.client.
+"""The upstream side: requests to configured services, the only package that uses aiohttp.client (with the seam).
 
-`connection` writes a request, `client` sends it over a kept connection and returns its response, `guard` limits which
-addresses may be connected to, `pool` is a configured upstream with its capacity and endpoints.
+`pool` is a configured upstream with its capacity and endpoints, `client` sends a request over a kept connection,
+`request` and `response` are the two halves of that, `guard` limits which addresses `fetch` may connect to.
 """
 
-from gateway.upstream.client import Client, UpstreamResponse
-from gateway.upstream.connection import UpstreamRequest, UpstreamSink
+from gateway.upstream.client import Client
 from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.pool import UpstreamPool
+from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamSink
+from gateway.upstream.response import UpstreamResponse
 
-__all__ = ["AddressGuard", "AllowList", "Client", "UpstreamPool", "UpstreamRequest", "UpstreamResponse", "UpstreamSink"]
+__all__ = [
+    "AddressGuard",
+    "AllowList",
+    "Client",
+    "OutgoingBody",
+    "RequestHead",
+    "UpstreamPool",
+    "UpstreamResponse",
+    "UpstreamSink",
+]

@@ -1,4 +1,4 @@
-"""Which endpoint gets the next request. Pure: the choice is a plain function of what is known now."""
+"""Which endpoint gets the next request. Pure: the choice depends on the state of the endpoints only."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Policy = Literal["round_robin", "least_requests", "random_two"]
 
 @dataclass(slots=True)
 class EndpointState:
-    """What is known of one endpoint."""
+    """The state of one endpoint."""
 
     endpoint: Endpoint
     in_flight: int = 0
     is_up: bool = True
 
     def leave(self) -> None:
-        """Note that an exchange with it has ended."""
+        """Count off an exchange that has ended."""
         self.in_flight -= 1
 
 
 class Balancer:
-    """Orders the endpoints of one upstream for one request: the first is tried first, the rest on refusal."""
+    """Orders the endpoints of one upstream for each request: one that cannot connect is followed by the next."""
 
     def __init__(self, policy: Policy, states: Sequence[EndpointState]) -> None:
         self._policy = policy
@@ -34,9 +34,9 @@ class Balancer:
         self._turn = 0
 
     def order(self) -> list[EndpointState]:
-        """Return the endpoints to try, healthy ones first; those taken out come last rather than never.
+        """Return the endpoints to try, those that are up first; those that are down come last.
 
-        With every endpoint out, trying one is better than a certain refusal (Envoy's panic mode).
+        With every endpoint down, trying one is better than a certain refusal (Envoy's panic mode).
         """
         states = self._states
         if len(states) == 1:

@@ -1,4 +1,4 @@
-"""What `fetch` may reach: URLs of an allow-list, and addresses that are public, judged where the socket is made."""
+"""What `fetch` may connect to: URLs on an allow-list, and public addresses, checked when the socket is made."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class AddressGuard:
-    """aiohttp's socket factory: called with the address about to be connected to, whoever resolved it.
+    """aiohttp's socket factory: called with the address that is about to be connected to.
 
-    So a name that resolves to a public address when it is checked and to a private one when it is used (rebinding)
-    meets the same judge as an address written in the URL.
+    So the check applies to the address in use, also of a name that resolves to a public address first and to a private
+    one later (DNS rebinding).
     """
 
     def __init__(self, *, allows_private: bool) -> None:
         self._allows_private = allows_private
 
     def __call__(self, address: tuple[Any, ...]) -> socket.socket:
-        """Return a socket for getaddrinfo's 5-tuple. Raises OSError EACCES; the next address is judged as well."""
+        """Return a socket for getaddrinfo's 5-tuple. Raises OSError EACCES; the next address is checked as well."""
         family, kind, protocol, _, sockaddr = address
         if not self._allows_private and not is_public(sockaddr[0]):
             raise OSError(errno.EACCES, "address is not public")
@@ -36,7 +36,7 @@ class AddressGuard:
 
 
 def is_public(address: str) -> bool:
-    """Say whether an address is a public unicast one.
+    """Return whether an address is a public unicast address.
 
     Not private, loopback, link-local (where cloud metadata lives), shared, multicast or reserved, also not as IPv4
     within IPv6 (RFC 6890, RFC 4291, RFC 6052, RFC 3056).
@@ -64,7 +64,7 @@ class AllowList:
         self._allowed = [_key(prefix) for prefix in prefixes]
 
     def check(self, url: str) -> None:
-        """Raises Fault URL_FORBIDDEN for a URL that is none or not below a prefix."""
+        """Check a URL. Raises Fault URL_FORBIDDEN if it is malformed or not below a prefix."""
         try:
             scheme, host, port, path = _key(url)
         except ValueError:
@@ -72,11 +72,11 @@ class AllowList:
                 FaultKind.URL_FORBIDDEN,
                 "What follows the route's prefix is not an http(s) URL: write https://host/path.",
             ) from None
-        # A path that climbs could leave the prefix at the far side, whoever resolves it.
-        climbs = any(segment in (".", "..") for segment in re.split(r"[/\\]", unquote(path)))
+        # A path with dot segments could leave the prefix once the origin resolves it.
+        has_dots = any(segment in (".", "..") for segment in re.split(r"[/\\]", unquote(path)))
         for allowed in self._allowed:
             below = path == allowed[3] or path.startswith(allowed[3].rstrip("/") + "/")
-            if (scheme, host, port) == allowed[:3] and below and not climbs:
+            if (scheme, host, port) == allowed[:3] and below and not has_dots:
                 return
         raise Fault(
             FaultKind.URL_FORBIDDEN, "This URL may not be fetched: the route's fetch.allow names the prefixes that may."

@@ -1,4 +1,4 @@
-"""A configured upstream at run time: its gate, its endpoints, their health, and who is tried next."""
+"""A configured upstream: its capacity, its endpoints, their health, and which is tried next."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from gateway.observe.stats import UpstreamStats
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.capacity import CapacityLimiter
-from gateway.upstream.client import Client, UpstreamResponse
-from gateway.upstream.connection import UpstreamRequest
+from gateway.upstream.client import Client
+from gateway.upstream.request import OutgoingBody, RequestHead
+from gateway.upstream.response import UpstreamResponse
 
-#: Met before a byte was sent: the next endpoint may be tried.
+#: Faults before a byte was sent: the next endpoint may be tried.
 _UNSENT: Final = frozenset(
     {FaultKind.CONNECT_REFUSED, FaultKind.CONNECT_TIMEOUT, FaultKind.DNS_ERROR, FaultKind.TLS_ERROR}
 )
 
 
 class UpstreamPool:
-    """One upstream."""
+    """One upstream and its connections. Close it after its last exchange."""
 
     def __init__(self, name: str, config: Upstream, stats: UpstreamStats, timers: Timers) -> None:
         self.name = name
@@ -56,42 +57,49 @@ class UpstreamPool:
         return any(state.is_up for state in self._states)
 
     async def send(
-        self, method: str, make: Callable[[Endpoint], UpstreamRequest], on_chosen: Callable[[Endpoint], None]
+        self,
+        head: RequestHead,
+        body: OutgoingBody | None,
+        *,
+        on_endpoint: Callable[[Endpoint], None] | None = None,
+        on_connected: Callable[[], None] | None = None,
     ) -> UpstreamResponse:
-        """Send a request to the first endpoint that takes the connection; return its answer, which is to be closed.
+        """Send a request to the first endpoint that accepts the connection; return its response, to be closed.
 
-        `make` gives the request for an endpoint; it may be called once per endpoint. Raises Fault.
+        `on_endpoint` is called with every endpoint that is tried, `on_connected` once one is connected. Raises Fault.
         """
         *others, last = self._balancer.order()
         for state in others:
             try:
-                return await self._send(state, method, make, on_chosen)
+                return await self._send(state, head, body, on_endpoint, on_connected)
             except Fault as fault:
                 if fault.kind not in _UNSENT:
                     raise
                 self._stats.retries[fault.kind.code] += 1
-        return await self._send(last, method, make, on_chosen)
+        return await self._send(last, head, body, on_endpoint, on_connected)
 
     async def _send(
         self,
         state: EndpointState,
-        method: str,
-        make: Callable[[Endpoint], UpstreamRequest],
-        on_chosen: Callable[[Endpoint], None],
+        head: RequestHead,
+        body: OutgoingBody | None,
+        on_endpoint: Callable[[Endpoint], None] | None,
+        on_connected: Callable[[], None] | None,
     ) -> UpstreamResponse:
-        on_chosen(state.endpoint)
+        if on_endpoint is not None:
+            on_endpoint(state.endpoint)
         state.in_flight += 1
         try:
-            response = await self._client.send(state.endpoint, method, make(state.endpoint))
+            response = await self._client.send(state.endpoint, head, body, on_connected=on_connected)
         except BaseException:
-            # Also when cancelled: without an answer nobody else counts it off.
+            # Also when cancelled: without a response nothing else counts it off.
             state.in_flight -= 1
             raise
         response.on_closed = state.leave
         return response
 
     async def watch_health(self) -> None:
-        """Check the endpoints for ever, where the config asks for it."""
+        """Check the endpoints until cancelled, where the config has health checks."""
         if self._health is None:
             return
         timeout = aiohttp.ClientTimeout(total=None if math.isinf(self._health.timeout) else self._health.timeout)

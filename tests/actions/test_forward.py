@@ -226,7 +226,7 @@ async def test_bug_in_the_gateway_is_500_without_its_reason(monkeypatch: pytest.
         raise RuntimeError("secret detail")
 
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        monkeypatch.setattr("gateway.actions.forward.request_headers", explode)
+        monkeypatch.setattr("gateway.actions.request_head.request_headers", explode)
         response = await gateway.ask(ask())
         assert problem_of(response)["code"] == "bug"
         assert b"secret" not in response

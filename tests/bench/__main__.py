@@ -228,7 +228,8 @@ def comparison(costs: Costs) -> str:
 
 
 def _ratio(own: Cost, other: Cost) -> str:
-    ratios = [mine / theirs for mine, theirs in zip(own.cpu, other.cpu, strict=True)]
+    # A tiny body may cost less than the clock of the kernel shows.
+    ratios = [mine / theirs if theirs else float("nan") for mine, theirs in zip(own.cpu, other.cpu, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 

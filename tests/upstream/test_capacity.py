@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from gateway.observe.stats import UpstreamStats
-from gateway.upstream.capacity import CapacityLimiter, InFlightCounter
+from gateway.runtime import InFlightCounter
+from gateway.upstream.capacity import CapacityLimiter
 
 
 async def test_slots_are_given_in_order_and_none_is_lost() -> None:

@@ -1,0 +1,47 @@
+"""An upstream's response to the client, as it flows. Shared by forward and fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.actions.policies import ResponsePolicies
+from gateway.downstream import Exchange
+from gateway.errors import Outcome
+from gateway.http.headers import Header, response_headers
+from gateway.transfer import Lanes, Transfer
+from gateway.upstream import UpstreamResponse
+
+
+async def relay(
+    exchange: Exchange,
+    response: UpstreamResponse,
+    policies: ResponsePolicies,
+    lanes: Lanes,
+    *,
+    upload: Transfer | None = None,
+    headers: Sequence[Header] = (),
+) -> None:
+    """Send an upstream's response to the client, with further `headers`.
+
+    An upload that is still under way when the response is whole has the outcome `early_response`. Raises Fault; what
+    the client received has to be cut then.
+    """
+    policy = policies.endless if response.body_length is None else policies.sized
+    with exchange.begin_download(policy, response, response.body_length) as download:
+        sink = await exchange.begin_response(
+            response.status,
+            response.reason,
+            [*response_headers(response.headers, exchange.trace), *headers],
+            response.length,
+            is_ready=response.is_ready,
+        )
+
+        async def finish() -> None:
+            if upload is not None and upload.fault is not None:
+                # The upstream gave up because the request body broke off: its response must not look complete.
+                raise upload.fault
+            await sink.end()
+
+        await lanes.pump(download, response, sink, finish)
+    if upload is not None and not upload.is_whole:
+        upload.end(Outcome.EARLY_RESPONSE)

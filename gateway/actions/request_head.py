@@ -1,0 +1,52 @@
+"""The head of an upstream request, built from the client's: the one place for forward, split and mirror."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gateway.actions.body_shape import BodyShape, join_query, without_content_headers
+from gateway.downstream import Exchange
+from gateway.http.framing import Framing, FramingMode, choose_framing
+from gateway.http.headers import request_headers
+from gateway.upstream import RequestHead
+
+#: Methods that say Content-Length: 0 where they have no body.
+_METHODS_WITH_CONTENT = frozenset({"POST", "PUT", "PATCH"})
+
+
+def make_request_head(
+    exchange: Exchange,
+    path: str,
+    *,
+    host: Literal["preserve", "upstream"],
+    framing: FramingMode,
+    shape: BodyShape | None = None,
+) -> RequestHead:
+    """Return the head of the client's request as it goes to `path` of an upstream.
+
+    `shape` describes a body that the gateway encodes anew; without it the client's body goes as it came. Raises Fault
+    LENGTH_REQUIRED where the upstream needs a length that is not known.
+    """
+    client, trace, query = exchange.client_info, exchange.trace, exchange.target.query
+    if shape is None:
+        length, target = exchange.length, path + query
+        headers = request_headers(exchange.headers, client, trace)
+    else:
+        length, target = shape.length, join_query(path, query, shape.query)
+        headers = [*request_headers(without_content_headers(exchange.headers), client, trace), *shape.headers]
+    authority = exchange.target.authority if host == "preserve" else b""
+    return RequestHead(
+        method=exchange.method,
+        target=target,
+        host=authority or None,
+        headers=headers,
+        framing=_frame(exchange.method, length, framing, has_body=exchange.body is not None),
+    )
+
+
+def _frame(method: str, length: int | None, mode: FramingMode, *, has_body: bool) -> Framing | None:
+    if has_body:
+        return choose_framing(mode, length)
+    # > A user agent SHOULD send Content-Length in a request when the method defines a meaning for enclosed content and
+    # > it is not sending Transfer-Encoding (RFC 9110 section 8.6).
+    return Framing(0) if method in _METHODS_WITH_CONTENT else None

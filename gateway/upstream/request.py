@@ -1,0 +1,241 @@
+"""One request to an upstream: its head, and its body in a task of its own.
+
+The head is written as it is given, byte for byte. aiohttp's own request would fold headers that differ in case, drop
+bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
+
+Who calls what, in this order; `Client.send` and `UpstreamResponse` own a request, an action only sees the response:
+
+    call                by                  valid       effect
+    start(connection)   Client.send         once        takes the connection, sends the head, starts the body's task
+    body.send_to(sink)  the body's task     once        the body is sent; its failure breaks the connection off
+    fault               client, response    any time    what broke the body: to be asked before the upstream is blamed
+    close(is_whole)     response, Client    once        gives the connection back if both bodies ended whole, or aborts
+    stop()              response, Client    at last     on return nothing reads the client's body any more
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http_writer import StreamWriter
+
+from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp
+from gateway.config.values import Endpoint
+from gateway.errors import Fault, FaultKind
+from gateway.http.framing import Framing
+from gateway.http.headers import Header, encode_head
+from gateway.transfer import RawSocket
+
+#: How long to wait for the transport to read what an upstream sent before it broke the connection: the bytes are in the
+#: kernel already.
+_CLOSE_WAIT_SECONDS: Final = 1.0
+#: Chunks shorter than this are sent in one segment with the head.
+_JOINED_BYTES: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of an upstream request, for any endpoint."""
+
+    method: str
+    #: Path and query as they go on the wire.
+    target: str
+    #: Host header; None for the endpoint's own.
+    host: bytes | None
+    headers: Sequence[Header]
+    #: None without a body.
+    framing: Framing | None
+
+    def encode(self, endpoint: Endpoint) -> bytes:
+        """Return the head in wire form for one endpoint."""
+        line = f"{self.method} {self.target} HTTP/1.1".encode("latin-1")
+        host = self.host if self.host is not None else endpoint.authority.encode()
+        framing = self.framing.headers() if self.framing is not None else ()
+        return encode_head(line, [(b"Host", host), *self.headers, *framing])
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body is sent in the chunked coding."""
+        return self.framing is not None and self.framing.is_chunked
+
+
+class OutgoingBody(Protocol):
+    """The body of an upstream request."""
+
+    async def send_to(self, sink: UpstreamSink, /) -> None:
+        """Send the body; the caller sends its end. Raises Fault for the source, OSError for the sink.
+
+        Cancelled when the response has ended or the exchange is cut; the rest of the source stays unread.
+        """
+        ...
+
+
+class UpstreamRequest:
+    """A request on one connection. See the table above for its lifecycle."""
+
+    def __init__(
+        self, head: bytes, body: OutgoingBody | None, *, is_chunked: bool, on_connected: Callable[[], None] | None
+    ) -> None:
+        self._head = head
+        # Dropped once started, like `on_connected`: they belong to an exchange, which holds the response to this.
+        self._body = body
+        self._on_connected = on_connected
+        self._is_chunked = is_chunked
+        self._connection: Connection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        #: Called once the whole request was handed to the connection.
+        self.on_sent: Callable[[], None] | None = None
+        self._is_sent = False
+
+    def start(self, connection: Connection) -> None:
+        """Write the head, and start a task that sends the body. Raises aiohttp.ClientError.
+
+        `on_connected` is called first: from here on the client may be asked for the body.
+        """
+        protocol, loop = connection.protocol, asyncio.get_running_loop()
+        if protocol is None or protocol.transport is None:
+            raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
+        self._connection, self._transport = connection, protocol.transport
+        if self._on_connected is not None:
+            self._on_connected()
+            self._on_connected = None
+        body, self._body = self._body, None
+        if body is None:
+            protocol.transport.write(self._head)
+            self._finish()
+            return
+        sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked)
+        # The task runs before `send_head`, so the head leaves together with a chunk that is there at once.
+        self._task = loop.create_task(self._send_body(body, sink, protocol), name="gateway upload")
+        self._task.add_done_callback(self._check_task)
+        loop.call_soon(sink.send_head)
+
+    @property
+    def fault(self) -> Fault | None:
+        """What broke the body, None if nothing did: the failure of the task that sends it."""
+        task = self._task
+        if task is None or not task.done() or task.cancelled() or (exc := task.exception()) is None:
+            return None
+        return exc if isinstance(exc, Fault) else Fault(FaultKind.BUG, "The gateway failed; its log has the reason.")
+
+    def close(self, *, is_whole: bool) -> None:
+        """Give the connection back to the pool if both bodies ended whole, abort it otherwise.
+
+        Aborted, it drops what waits in its buffer: a peer that does not read would hold it forever.
+        """
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if is_whole and self._is_sent:
+            connection.release()
+            return
+        if self._transport is not None:
+            self._transport.abort()
+        connection.close()
+
+    async def stop(self) -> None:
+        """Stop sending; on return nothing reads the source any more."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _send_body(self, body: OutgoingBody, sink: UpstreamSink, protocol: ResponseHandler) -> None:
+        """Send the body and its end.
+
+        A failure of the source breaks the connection off at once: the upstream would wait for the rest, and the reader
+        of the response for the upstream. A failure to send is passed to that reader, after a response that is here.
+        """
+        try:
+            await body.send_to(sink)
+            await sink.end()
+        except Fault:
+            if self._transport is not None:
+                self._transport.abort()
+            raise
+        except OSError as exc:
+            await _wait_for_close(protocol)
+            if protocol.exception() is None:
+                protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
+        else:
+            self._finish()
+
+    def _check_task(self, task: asyncio.Task[None]) -> None:
+        """Break the connection off after a bug, too, and log it."""
+        # Asking for the exception also tells asyncio that it was seen.
+        if task.cancelled() or (exc := task.exception()) is None or isinstance(exc, Fault):
+            return
+        if self._transport is not None:
+            self._transport.abort()
+        task.get_loop().call_exception_handler({"message": "bug while a body was sent", "exception": exc})
+
+    def _finish(self) -> None:
+        self._is_sent = True
+        if self.on_sent is not None:
+            self.on_sent()
+
+
+class UpstreamSink:
+    """The sink of a request's body; the first chunk takes the head along if it is there at once."""
+
+    def __init__(
+        self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes, *, is_chunked: bool
+    ) -> None:
+        self.pending = transport.get_write_buffer_size
+        self._writer = StreamWriter(protocol, asyncio.get_running_loop())
+        if is_chunked:
+            self._writer.enable_chunking()
+        self._transport = transport
+        self._held_head = head
+
+    def send_head(self) -> None:
+        """Send the head, if no chunk has taken it along."""
+        head, self._held_head = self._held_head, b""
+        if head:
+            self._transport.write(head)
+
+    async def write(self, chunk: bytes, /) -> None:
+        """Send a chunk; returns when the upstream keeps up. Raises OSError if it is gone."""
+        if self._held_head:
+            if len(chunk) < _JOINED_BYTES and not self._writer.chunked:
+                chunk, self._held_head = self._held_head + chunk, b""
+            else:
+                self.send_head()
+        await self._writer.write(chunk)
+
+    async def end(self) -> None:
+        """Send the end of the body, where its framing has one."""
+        self.send_head()
+        await self._writer.write_eof()
+
+    async def detach(self) -> RawSocket | None:
+        """Flush, and return a socket to send the rest of the body on; None if the connection is not plain TCP."""
+        if not is_plain_tcp(self._transport):
+            return None
+        self.send_head()
+        await drain_write_buffer(self._transport, self._writer.drain)
+        return RawSocket(self._transport, is_chunked=self._writer.chunked) if is_plain_tcp(self._transport) else None
+
+    async def fail(self, exc: OSError) -> OSError:
+        """Return the error as it is: `UpstreamRequest` looks for a response that came before it."""
+        return exc
+
+
+async def _wait_for_close(protocol: ResponseHandler) -> None:
+    """Wait until the transport has read what the upstream sent before it broke the connection.
+
+    If the failure were passed on at once, the reader of the response would never see one that is here already.
+    """
+    closed = protocol.closed
+    if closed is None:
+        return
+    await asyncio.wait([closed], timeout=_CLOSE_WAIT_SECONDS)
+    if closed.done() and not closed.cancelled():
+        # Asked for, so that asyncio does not log it as never retrieved.
+        closed.exception()

@@ -1,0 +1,127 @@
+"""The response of an upstream: its head, and its body as a source that owns the connection it arrives on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
+
+from gateway.aiohttp_seam import PausableStream, detach_parser, has_buffered, is_reading_paused
+from gateway.errors import Fault, FaultKind
+from gateway.http.headers import ReceivedHeaders
+from gateway.transfer import RawSocket, SizedRawBody
+from gateway.upstream.request import UpstreamRequest
+
+_BODILESS: Final = frozenset({204, 304})
+
+
+class UpstreamResponse:
+    """A response whose head is here. `async with response`: leaving the block settles both bodies and the connection.
+
+    The connection is kept if both bodies ended whole, and aborted otherwise; nothing reads the request's body
+    afterwards. As a source it is pausable, see `PausableStream` for the order of those calls.
+    """
+
+    def __init__(
+        self,
+        message: RawResponseMessage,
+        content: StreamReader,
+        protocol: ResponseHandler,
+        request: UpstreamRequest,
+        method: str,
+    ) -> None:
+        self._content = content
+        self._protocol = protocol
+        self._request = request
+        #: Set while the transport receives nothing.
+        self._paused: PausableStream | None = None
+        self._raw_body: SizedRawBody | None = None
+        self.status = message.code
+        self.reason = (message.reason or "").encode("utf-8", "surrogateescape")
+        self.headers = ReceivedHeaders(message.raw_headers)
+        declared = self.headers.first(b"content-length")
+        #: Content-Length as declared, also where no body follows (HEAD, 304); None without one.
+        self.length = int(declared) if declared is not None else None
+        is_bodiless = method == "HEAD" or self.status in _BODILESS
+        #: Bytes to be read; None until the body's end.
+        self.body_length = 0 if is_bodiless else self.length
+        #: Called once, after the connection was given back.
+        self.on_closed: Callable[[], None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Enter the block that owns the response."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the response."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connection back and stop sending the request's body. Calls after the first change nothing."""
+        # A connection whose reading is paused, since the body was not read, would never be resumed.
+        self._request.close(is_whole=self._content.is_eof() and not is_reading_paused(self._protocol))
+        if self.on_closed is not None:
+            self.on_closed()
+            self.on_closed = None
+        await self._request.stop()
+
+    async def read(self) -> bytes:
+        """Return the next chunk, b"" at the end. Raises Fault, that of the request's body first."""
+        try:
+            return await self._content.readany()
+        except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+            raise self._lost() from exc
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some of the body is here: then the next read does not wait."""
+        # Without a body, aiohttp's stream is a placeholder that has no buffer.
+        return self.body_length != 0 and has_buffered(self._content)
+
+    def pause(self) -> bool:
+        """Stop receiving through the transport; return False if that cannot be done."""
+        if self.body_length is None:
+            return False
+        stream = PausableStream(self._protocol, self._content)
+        self._paused = stream if stream.pause() else None
+        return self._paused is not None
+
+    def fetch_buffered(self) -> bool:
+        """Have the parser hand out what came before the pause; return whether a read does not wait."""
+        return self._paused is not None and self._paused.fetch_buffered()
+
+    def detach(self, length: int | None) -> SizedRawBody | None:
+        """Return the rest of the body, `length` bytes, to be read below the transport; None if none is left."""
+        if not length:
+            return None
+        transport = self._paused.detach() if self._paused is not None else None
+        if transport is None:
+            raise self._lost()
+        self._raw_body = SizedRawBody(RawSocket(transport), length, self._lost)
+        return self._raw_body
+
+    def resume(self, *, is_whole: bool) -> None:
+        """Receive through the transport again; `is_whole` if the rest was read to its end below it.
+
+        Only then can the connection be kept.
+        """
+        if self._raw_body is not None:
+            self._raw_body.socket.close()
+        if is_whole:
+            detach_parser(self._protocol, self._content)
+        if self._paused is not None:
+            self._paused.resume()
+            self._paused = None
+
+    def _lost(self) -> Fault:
+        return self._request.fault or Fault(
+            FaultKind.RESPONSE_INCOMPLETE, "The upstream's connection was lost within its response: see its log."
+        )
