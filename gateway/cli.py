@@ -17,7 +17,7 @@ from typing import Final
 from gateway import __version__, memory
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.values import Endpoint
-from gateway.downstream.access_log import Note
+from gateway.downstream.access_log import RecordLine
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
 from gateway.observe.log import start_logging
@@ -102,8 +102,8 @@ def _run(path: Path, *, is_demo: bool) -> int:
     return 0
 
 
-async def _serve(config: Config, note: Note, load: Load, *, is_demo: bool) -> None:
-    gateway = Gateway(config, note)
+async def _serve(config: Config, record: RecordLine, load: Load, *, is_demo: bool) -> None:
+    gateway = Gateway(config, record)
     await gateway.start()
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:

@@ -1,8 +1,8 @@
 """Compose, start, serve, reload, drain, stop.
 
-`Gateway` is one configured gateway in a running loop. `_handle` is the one place where exchanges begin and end:
-every fault becomes an answer or a cut there, every exchange leaves one log line and its counts, and a bug becomes a
-500 or a cut, never a body that looks whole.
+`Gateway` is one configured gateway in a running loop. `_handle` is the one place where exchanges begin and end: there a
+fault becomes a response or a cut, every exchange gets one log line and is counted, and a bug becomes a 500 or a cut,
+never a body that looks complete.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import os
 import signal
 import socket
@@ -30,7 +29,7 @@ from gateway.config import Config, ConfigError, Problem
 from gateway.config.check import server_context
 from gateway.config.values import Address
 from gateway.downstream import ClientResponse, Exchange, TrafficServer
-from gateway.downstream.access_log import Note, describe_exchange
+from gateway.downstream.access_log import RecordLine, describe_exchange
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
 from gateway.ops.app import OpsApp
@@ -48,11 +47,11 @@ _log = logging.getLogger("gateway")
 
 
 class Gateway:
-    """One gateway: both ports, its upstreams, its exchanges. `note` is told of every exchange at its end."""
+    """One gateway: both ports, its upstreams, its exchanges. `record` is called with the log line of every exchange."""
 
-    def __init__(self, config: Config, note: Note) -> None:
+    def __init__(self, config: Config, record: RecordLine) -> None:
         check_names()
-        self._note = note
+        self._record_line = record
         self._scheme = b"https" if config.tls is not None else b"http"
         self._config = config
         routes = ((route.name, route.upstream) for route in config.routes)
@@ -116,7 +115,7 @@ class Gateway:
         self._traffic.close_idle_connections()
         seconds = self._runtime.config.drain_timeout
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+            async with asyncio.timeout(seconds):
                 await self._in_flight.wait_empty()
         for task in (*self._exchanges, *self._tasks):
             task.cancel()
@@ -124,9 +123,9 @@ class Gateway:
         await self._stack.aclose()
 
     async def run(self, load: Load | None) -> None:
-        """Serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP replaces the config by what `load` gives.
+        """Serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP reloads the config.
 
-        Without that it stops, too: whoever plays with the demo has closed the terminal.
+        Without `load`, SIGHUP stops as well: the demo was started in a terminal that was closed.
         """
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -141,7 +140,7 @@ class Gateway:
         await stop
 
     async def reload(self, load: Load) -> None:
-        """Put another config in force; exchanges under way end with the one they began with.
+        """Replace the config; exchanges under way end with the one they began with.
 
         Where it cannot be used the one before stays, and the log says why.
         """
@@ -175,7 +174,7 @@ class Gateway:
         self._begin_work()
 
     async def _retire(self, runtime: Runtime) -> None:
-        """Close what was replaced once nobody uses it any more."""
+        """Close a replaced runtime after its last exchange."""
         await runtime.exchanges.wait_empty()
         others = [self._runtime, *(other for other in self._retired if other is not runtime)]
         await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
@@ -186,7 +185,7 @@ class Gateway:
             await runtime.close()
 
     def _begin_work(self) -> None:
-        """Watch the services in force, and no others; clean up where their routes write."""
+        """Check the health of the upstreams in use, and of no others; remove unfinished uploads of killed gateways."""
         upstreams = set(self._runtime.upstreams.values())
         for upstream in self._watches.keys() - upstreams:
             self._watches.pop(upstream).cancel()
@@ -199,7 +198,7 @@ class Gateway:
             task.cancel()
 
     async def _sweep(self) -> None:
-        """Remove what uploads left that were killed; a directory that cannot be read is for its uploads to tell of."""
+        """Remove unfinished files of killed gateways. A directory that cannot be read is reported by its uploads."""
         for directory in {Path(name) for route in self._runtime.config.routes if (name := route.written_directory)}:
             with contextlib.suppress(Fault):
                 count = await self._resources.disk_threads.run(functools.partial(sweep, directory))
@@ -225,7 +224,7 @@ class Gateway:
         return reasons
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Run one exchange from head to end. Never raises but for cancellation."""
+        """Run one exchange from its head to its end. Raises nothing but CancelledError."""
         exchange = self._make_exchange(request)
         task = asyncio.current_task()
         if task is not None:
@@ -255,7 +254,7 @@ class Gateway:
                     await exchange.fail(exchange.why_cancelled())
                 raise
             except Exception:
-                # The one place where a bug becomes an answer or a cut.
+                # The one place where a bug becomes a response or a cut.
                 _log.exception("bug in exchange %s", exchange.trace.request_id.decode("latin-1"))
                 await exchange.fail(Fault(FaultKind.BUG, "The gateway failed; its log has the reason."))
         finally:
@@ -287,14 +286,14 @@ class Gateway:
     def _record(self, exchange: Exchange) -> None:
         stats = exchange.stats
         seconds = time.monotonic() - exchange.started
-        self._note(describe_exchange(exchange, seconds))
+        self._record_line(describe_exchange(exchange, seconds))
         stats.requests[method_label(exchange.method), exchange.status] += 1
         stats.durations.observe(seconds)
         if exchange.first_byte_seconds is not None:
             stats.first_bytes.observe(exchange.first_byte_seconds)
 
     def _refuse_unread(self, request: web.BaseRequest, fault: Fault) -> ClientResponse:
-        """Refuse a request whose head could not be read: nothing of it is believed."""
+        """Refuse a request whose head could not be parsed: nothing in it is used."""
         exchange = self._make_exchange(request)
         exchange.fault = fault
         exchange.response = exchange.refusal(fault)
@@ -303,7 +302,7 @@ class Gateway:
 
 
 def _check_fixed(before: Config, after: Config) -> None:
-    """Raise ConfigError for what only a restart can change: sockets are open, connections expect TLS or not."""
+    """Raise ConfigError for keys that only a restart can change: the sockets are open, with TLS or without."""
     fixed = {
         "listen": (before.listen, after.listen),
         "ops.listen": (before.ops.listen, after.ops.listen),

@@ -13,13 +13,13 @@ from gateway.observe.log import show_time
 from gateway.observe.stats import Leg
 from gateway.transfer import Transfer
 
-#: Takes the line of an exchange.
-Note = Callable[[str], None]
+#: Called with the line of each exchange.
+RecordLine = Callable[[str], None]
 _MAX_TARGET_CHARACTERS: Final = 512
 
 
 def describe_exchange(exchange: Exchange, seconds: float) -> str:
-    """Return the line of an exchange that took so many seconds: a JSON object whose keys are always the same.
+    """Return the line of an exchange that took `seconds`: a JSON object whose keys are always the same.
 
     Written out by hand, since a dict and its encoder cost twice as much, a tenth of a small request: whatever a
     client or a config said is quoted by json's own function, control characters and all, and the rest are numbers and

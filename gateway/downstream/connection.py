@@ -2,7 +2,7 @@
 
 Gaps of aiohttp's server protocol are closed in `gateway.aiohttp_seam.server`, and two more here (aiohttp 3.14.5):
 
-- A malformed head is answered with the parser's internals as text: here it is a problem document like any other.
+- A malformed head gets a response with the parser's internals as text: here it is a problem document like any other.
 - An unknown keyword makes aiohttp fall back to defaults with only a warning: here it is an error.
 """
 
@@ -75,11 +75,9 @@ def _unread_fault(exc: BaseException | None) -> Fault:
                 FaultKind.TARGET_TOO_LONG,
                 f"The request target has more than {MAX_LINE_BYTES} bytes: send a shorter one.",
             )
-        return Fault(
-            FaultKind.HEAD_TOO_LARGE, f"A header field has more than {MAX_LINE_BYTES} bytes: send a shorter one."
-        )
+        return Fault(FaultKind.HEAD_TOO_LARGE, f"A header has more than {MAX_LINE_BYTES} bytes: send a shorter one.")
     if isinstance(exc, HttpProcessingError) and "too many" in str(exc).lower():
-        return Fault(FaultKind.HEAD_TOO_LARGE, f"The request has more than {MAX_HEADERS} header fields: send fewer.")
+        return Fault(FaultKind.HEAD_TOO_LARGE, f"The request has more than {MAX_HEADERS} headers: send fewer.")
     return Fault(FaultKind.BAD_REQUEST, "The request is not well-formed HTTP/1.1 (RFC 9112): check the client.")
 
 

@@ -1,8 +1,14 @@
-"""One request and its answer: what is known of them, and the only ways they can end.
+"""One request with its response: what is known of them, and the only ways they can end.
 
-Nothing sent yet: `reply` or `refuse`. Head sent: the body runs to its end, or `cut`. Never both, never twice. An
-answer that leaves before the request body has come in closes the connection behind it, after a drain bounded in
-time and size (RFC 9112 section 9.6), so that the client reads the answer and not a reset.
+    state               call                                next
+    nothing sent        reply, or fail (a problem document)   ended
+    nothing sent        begin_response                        head sent
+    head sent           the response's end                    ended
+    head sent           cut, or fail (the connection breaks)  ended
+
+Never two of them. A response that is sent before the request body has arrived closes the connection after it; the rest
+of the body is read and dropped first, within bounds of time and size (RFC 9112 section 9.6), so that the client reads
+the response and not a reset.
 """
 
 from __future__ import annotations
@@ -34,20 +40,20 @@ from gateway.http.headers import (
 from gateway.observe.stats import RouteStats
 from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
 
-#: Bounds of the drain behind an early answer: nginx's lingering_timeout, and what a LAN brings in that time.
+#: Bounds of what is read and dropped after an early response: nginx's lingering_timeout, and what a LAN sends in it.
 DISCARD_SECONDS: Final = 5.0
 DISCARD_BYTES: Final = 512 * 2**20
-#: A line of the log tells of so many parts.
+#: A line of the access log describes at most this many parts.
 _MAX_PARTS_LOGGED: Final = 64
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-#: Behind these nobody knows where the next request begins.
+#: After these faults it is not known where the next request begins.
 _CLOSING: Final = frozenset(
     {FaultKind.BAD_REQUEST, FaultKind.BAD_FRAMING, FaultKind.BAD_HOST, FaultKind.BAD_TARGET, FaultKind.CANCELLED}
 )
 
 
 class Exchange:
-    """One request and its answer."""
+    """One request with its response."""
 
     def __init__(
         self,
@@ -83,7 +89,7 @@ class Exchange:
         self.upload: Transfer | None = None
         self.download: Transfer | None = None
         self.fault: Fault | None = None
-        #: What the log tells of the parts of a form, the first of them.
+        #: What the access log says about the parts of a form, the first of them.
         self.parts: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.first_byte_seconds: float | None = None
@@ -95,13 +101,13 @@ class Exchange:
         self._expects_continue = False
 
     def check_head(self) -> Target:
-        """Return the target of the request. Raises Fault if its head is not sound."""
+        """Check the request head and return its target. Raises Fault if it is malformed."""
         self.target = check_head(self.version, self.method, self.raw_target, self.headers)
         self.client_info = ClientInfo(self.client, self._is_trusted, self._scheme, self.target.authority)
         return self.target
 
     def check_expectation(self) -> None:
-        """Note 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 10.1.1)."""
+        """Record 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 section 10.1.1)."""
         expectation = self.headers.first(b"expect")
         if expectation is None:
             return
@@ -111,7 +117,7 @@ class Exchange:
         self._expects_continue = self.version >= (1, 1) and self.body is not None
 
     def send_continue(self) -> None:
-        """Tell a client that waits for it to send its body. Only once route, limits, gate and sink are ready."""
+        """Send 100 Continue to a client that waits for it: only once route, limits, capacity and sink are ready."""
         if not self._expects_continue:
             return
         self._expects_continue = False
@@ -127,9 +133,9 @@ class Exchange:
 
     @property
     def is_delivered(self) -> bool:
-        """Whether a client that has left had its whole answer before: it may go before we know that we are done."""
+        """Whether a client that left had received its whole response: it may leave before the transfer has ended."""
         is_whole = self.download is not None and self.download.is_whole
-        # A connection that is only closing may still hold bytes: it must be gone, and without an error.
+        # A connection that is closing may still hold bytes: it has to be closed, and without an error.
         is_gone = self._request.transport is None
         return is_whole and is_gone and not getattr(self._request.protocol, "was_broken", True)
 
@@ -145,16 +151,16 @@ class Exchange:
 
     @property
     def status(self) -> int:
-        """The status sent, or what stands for it in the log where none was."""
+        """The status that was sent, or the fault's where none was."""
         if self.response is not None and self.response.has_begun:
             return self.response.status
         return self.fault.status if self.fault else FaultKind.BUG.info.status
 
     def why_cancelled(self) -> Fault:
-        """Say why the task of this exchange was cancelled: the client left, or the gateway stops."""
+        """Return why the task of this exchange was cancelled: the client left, or the gateway stops."""
         if self.is_client_gone:
-            return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer was complete.")
-        return Fault(FaultKind.CANCELLED, "The gateway stopped before the answer was complete: try again.")
+            return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response was complete.")
+        return Fault(FaultKind.CANCELLED, "The gateway stopped before the response was complete: try again.")
 
     def begin_upload(
         self, policy: TransferPolicy, filters: Sequence[Filter], async_filters: Sequence[AsyncFilter] = ()
@@ -175,18 +181,18 @@ class Exchange:
         return self.upload
 
     def begin_download(self, policy: TransferPolicy, source: Source, length: int | None) -> Transfer:
-        """Return the transfer of an answer's body to the client."""
+        """Return the transfer of the response body."""
         self.download = Transfer(policy, source, self.stats, self._timers, owner=self, length=length)
         return self.download
 
     def record_endpoint(self, endpoint: Endpoint) -> None:
-        """Note which endpoint is asked."""
+        """Record the endpoint that the request is sent to."""
         self.endpoint = str(endpoint)
 
     def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None
     ) -> None:
-        """Count a part of the form that has ended, and tell the log of it."""
+        """Count a part that has ended, and describe it in the access log."""
         self.stats.count_part(kind, size, outcome)
         if len(self.parts) < _MAX_PARTS_LOGGED:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
@@ -195,9 +201,9 @@ class Exchange:
     async def begin_response(
         self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False
     ) -> ClientResponse:
-        """Send the head of an answer whose body follows. Raises Fault CLIENT_LEFT.
+        """Send the head of a response whose body follows. Raises Fault CLIENT_LEFT.
 
-        With `is_ready` the caller writes its first bytes without waiting for anything before.
+        With `is_ready` the caller writes the first bytes of the body without waiting: they leave with the head.
         """
         self.response = ClientResponse(
             status, reason, headers, length=length, is_last=self._must_close, is_ready=is_ready
@@ -206,28 +212,28 @@ class Exchange:
         return self.response
 
     async def reply(self, status: int, headers: Sequence[Header], body: bytes) -> None:
-        """Answer with what is at hand. Raises Fault CLIENT_LEFT."""
+        """Send a whole response. Raises Fault CLIENT_LEFT."""
         headers = [*default_headers(self.trace), *headers]
         self.response = ClientResponse.small(status, headers, body, is_last=self._must_close)
         await self._send_head(self.response)
         await self.response.flush()
 
     async def fail(self, fault: Fault) -> None:
-        """End the exchange because of a fault: refuse it with an answer if none was begun, cut it otherwise."""
+        """End the exchange with a fault: send a problem document if no head was sent, cut the connection otherwise."""
         self.fault = fault
         if self.response is not None and self.response.has_begun:
             self.cut()
         elif fault.kind is FaultKind.CLIENT_LEFT or self.is_client_gone:
-            self._leave()
+            self._drop_connection()
         else:
             self.response = self.refusal(fault)
             try:
                 await self._send_head(self.response)
             except Fault:
-                self._leave()
+                self._drop_connection()
 
     def refusal(self, fault: Fault) -> ClientResponse:
-        """Return the answer that tells of a fault: problem+json, Proxy-Status, Retry-After."""
+        """Return the response for a fault: problem+json, Proxy-Status, Retry-After."""
         route = self.route.name if self.route else None
         body = problem_document(fault, route=route, request_id=self.trace.request_id.decode("latin-1"))
         headers = [
@@ -241,12 +247,12 @@ class Exchange:
         return ClientResponse.small(fault.status, [*headers, *fault.headers], body, is_last=is_last)
 
     def cut(self) -> None:
-        """Break off an answer that has begun."""
+        """Break off a response that has begun."""
         if self.response is not None:
             self.response.cut()
 
     async def discard_request_body(self) -> None:
-        """Behind an early answer, take in what the client still sends, within bounds, so that it reads the answer.
+        """After an early response, read and drop what the client still sends, within bounds: then it reads the response.
 
         A client that still waits for 100 Continue sends nothing: the connection closes at once.
         """
@@ -264,7 +270,7 @@ class Exchange:
                 while drained < DISCARD_BYTES and (chunk := await self.body.read()):
                     drained += len(chunk)
         except (OSError, Fault):
-            # Either bound, or the client closed: the answer was sent, nothing more is owed.
+            # A bound was reached or the client closed: the response was sent, nothing is left to do.
             return
 
     @property
@@ -282,11 +288,11 @@ class Exchange:
         try:
             await response.prepare(self._request)
         except ConnectionError as exc:
-            raise Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer.") from exc
+            raise Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response.") from exc
         self.first_byte_seconds = time.monotonic() - self.started
 
-    def _leave(self) -> None:
-        """Nobody is there to be told: drop the connection."""
+    def _drop_connection(self) -> None:
+        """Close the connection: the client is gone."""
         if self.response is None:
             self.response = ClientResponse.small(self.status, (), b"", is_last=True)
         self.response.cut()

@@ -1,9 +1,9 @@
-"""What the client gets: a head in wire form, then the body, then exactly one end.
+"""The response to the client: a head in wire form, then the body, then exactly one end.
 
-aiohttp's StreamResponse would add fields, fold duplicates, drop bytes that are not UTF-8 and remove the
-Content-Length of a 304; so the head is written here, and StreamResponse is only what aiohttp's loop wants to hold.
-Whoever cuts an answer leaves the client with a body that cannot look whole: no final chunk, missing bytes, or, where
-only the close ends the body, a reset (RFC 9112 sections 6.3 and 8).
+aiohttp's StreamResponse would add headers, fold duplicates, drop bytes that are not UTF-8 and remove the Content-Length
+of a 304; so the head is written here, and StreamResponse is only the type that aiohttp's server expects. A response
+that is cut never looks complete: the last chunk or some bytes are missing or, where only the close of the connection
+ends the body, the connection is reset (RFC 9112 sections 6.3 and 8).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EMPTY_STATUSES: Final = frozenset({204, 304})
 
 
 class ClientResponse(web.StreamResponse):
-    """One answer on its way to the client. `length` None is a body of unknown length."""
+    """One response to the client. `length` is that of the body in bytes, None if it is not known."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class ClientResponse(web.StreamResponse):
         self._phrase = reason
         self._message_headers = headers
         self._length = length
-        #: Whether `write` follows in the same turn of the loop.
-        self._is_at_hand = is_ready
+        #: Whether `write` follows in the same iteration of the loop.
+        self._is_ready = is_ready
         #: Whether the connection closes after it.
         self._is_last = is_last
         self._keeps_connection = False
@@ -63,7 +63,7 @@ class ClientResponse(web.StreamResponse):
 
     @classmethod
     def small(cls, status: int, headers: Headers, body: bytes, *, is_last: bool) -> ClientResponse:
-        """Return an answer whose body is at hand, sent by aiohttp's loop or by `send`."""
+        """Return a response with its whole body, sent by `prepare`."""
         response = cls(status, _phrase(status), headers, length=len(body), is_last=is_last)
         response._small_body = body
         return response
@@ -85,19 +85,19 @@ class ClientResponse(web.StreamResponse):
         writer = request.writer
         transport = request.transport
         if not isinstance(writer, StreamWriter) or transport is None or transport.is_closing():
-            raise ConnectionResetError("the client left before its answer")
+            raise ConnectionResetError("the client left before its response")
         self._writer, self._transport = writer, transport
         self._keeps_connection = request.keep_alive and not self._is_last
         headers = [*self._message_headers, *self._frame(request, writer)]
         head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, headers)
-        # aiohttp asks its writer whether anything was sent before it answers itself.
+        # aiohttp looks at this to decide whether it may still send an error of its own.
         writer.output_size += len(head)
         if self._small_body and self._has_body:
             transport.write(head + self._small_body)
         elif self._length is not None and self._has_body and self._length < _JOINED_BYTES:
-            # A short body is most often at hand: head and body in one segment, but never later than this turn.
+            # A short body is most often here already: head and body leave in one segment, in this iteration of the loop.
             self._held_head = head
-            if not self._is_at_hand:
+            if not self._is_ready:
                 asyncio.get_running_loop().call_soon(self._send_held_head)
         else:
             transport.write(head)
@@ -109,7 +109,7 @@ class ClientResponse(web.StreamResponse):
             self._transport.write(head)
 
     def _frame(self, request: web.BaseRequest, writer: StreamWriter) -> list[Header]:
-        """Decide how the body ends (RFC 9112 section 6.3) and return the fields that say so."""
+        """Decide how the body ends (RFC 9112 section 6.3) and return the headers that say so."""
         headers: list[Header] = []
         self._has_body = request.method != "HEAD" and self.status not in _EMPTY_STATUSES
         if self._length is not None:
@@ -180,7 +180,7 @@ class ClientResponse(web.StreamResponse):
         await self.flush()
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """End the answer: aiohttp's loop calls this last. Nothing is sent behind a cut."""
+        """End the response: aiohttp's server calls this last. Nothing is sent after a cut."""
         del data
         try:
             await self.end()
@@ -188,7 +188,7 @@ class ClientResponse(web.StreamResponse):
             raise ConnectionResetError("the client left") from fault
 
     def cut(self) -> None:
-        """Break the connection off, so that what was sent cannot be taken for a whole answer."""
+        """Break the connection off, so that what was sent cannot be taken for a complete response."""
         self._is_cut = True
         self._keeps_connection = False
         if self._transport is not None:
@@ -205,7 +205,7 @@ def abort(transport: asyncio.Transport, *, with_reset: bool) -> None:
 
 
 def _left() -> Fault:
-    return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its answer was complete.")
+    return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response was complete.")
 
 
 def _phrase(status: int) -> bytes:
