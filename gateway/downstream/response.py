@@ -95,7 +95,7 @@ class ClientResponse(web.StreamResponse):
         if self._small_body and self._has_body:
             transport.write(head + self._small_body)
         elif self._length is not None and self._has_body and self._length < _JOINED_BYTES:
-            # A short body is most often here already: head and body leave in one segment, in this iteration of the loop.
+            # A short body is most often here already: head and body leave in one segment, in this iteration.
             self._held_head = head
             if not self._is_ready:
                 asyncio.get_running_loop().call_soon(self._send_held_head)
