@@ -252,7 +252,7 @@ class Exchange:
             self.response.cut()
 
     async def discard_request_body(self) -> None:
-        """After an early response, read and drop what the client still sends, within bounds, so it can read the response.
+        """After an early response, read and drop what the client still sends, so that it can read the response.
 
         A client that still waits for 100 Continue sends nothing: the connection closes at once.
         """
