@@ -13,6 +13,7 @@ import pytest
 
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
 from tests.peers import DEFAULTS
+from tests.s3_server import S3Server, run_s3_server
 
 
 def pytest_collection_finish() -> None:
@@ -56,6 +57,23 @@ def every_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(DEFAULTS, "lanes", lane)
     monkeypatch.setattr("gateway.transfer.lanes.MIN_RAW_BYTES", 1)
     return lane
+
+
+@pytest.fixture(scope="session")
+def running_s3_server() -> Iterator[S3Server]:
+    """Run one server for all tests: it takes a while to start."""
+    with run_s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(running_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Give a test an S3 server with one empty bucket, and the credentials for it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    running_s3_server.ask("/bucket", "PUT")
+    yield running_s3_server
+    running_s3_server.ask("/moto-api/reset", "POST")
 
 
 def require_tool(name: str) -> str:

@@ -15,7 +15,7 @@ from gateway.actions.store import StoreAction
 from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward, Split
 from gateway.filters import FilterFactory
-from gateway.storage import DiskThreads
+from gateway.storage import DiskThreads, make_storage
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import UpstreamPool
 
@@ -39,11 +39,11 @@ def make_action(
         case Split() as config:
             return SplitAction(route, config, upstreams[config.upstream], lanes, factories)
         case Files() as config:
-            return FilesAction(route, config, disk_threads, lanes)
+            return FilesAction(route, make_storage(config, disk_threads), lanes)
         case Fetch() as config:
             return FetchAction(route, config, lanes, timers)
         case config:
-            return StoreAction(route, config, disk_threads, lanes, factories)
+            return StoreAction(route, config, make_storage(config, disk_threads), lanes, factories)
 
 
 def _make_mirror(config: Forward, upstreams: Mapping[str, UpstreamPool], disk_threads: DiskThreads) -> Mirror | None:

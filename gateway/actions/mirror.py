@@ -20,7 +20,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import RouteStats
-from gateway.storage import DiskThreads, Upload
+from gateway.storage import DirectoryStorage, DiskThreads, NameRules
 from gateway.transfer import Transfer
 from gateway.upstream import RequestHead, UpstreamPool, UpstreamSink
 
@@ -177,8 +177,7 @@ async def _send(upstream: UpstreamPool, head: RequestHead, tee: Tee, *, has_body
 
 
 async def _write(disk_threads: DiskThreads, directory: Path, tee: Tee) -> None:
-    upload = Upload(disk_threads, directory, naming="uuid", if_exists="rename")
-    async with upload:
+    async with DirectoryStorage(directory, disk_threads).open_upload(NameRules(naming="uuid")) as upload:
         file = await upload.begin("mirrored.body")
         while chunk := await tee.read():
             await file.write(chunk)

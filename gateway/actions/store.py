@@ -1,10 +1,9 @@
-"""store: every file of an upload to disk, the file's bytes only, whole or not at all; 201 with what was stored."""
+"""store: write every file of an upload to a directory or bucket, all of them or none; 201 describes what was stored."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 from gateway.actions.policies import upload_policy
 from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name
@@ -15,44 +14,42 @@ from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, head_of
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, PartKind, read_form
-from gateway.observe.stats import Leg
-from gateway.storage import Bucket, DiskThreads, ObjectUpload, Upload
+from gateway.storage import NameRules, Storage, Upload
 from gateway.transfer import BodyReader, Lanes, LegLimits, Transfer
+
+#: What the response says of one file.
+_Description = dict[str, str | int | None]
 
 
 class StoreAction:
-    """The action of one route."""
+    """Stores the uploads of one route."""
 
     def __init__(
         self,
         route: Route,
         config: Store,
-        disk_threads: DiskThreads,
+        storage: Storage,
         lanes: Lanes,
         factories: Sequence[FilterFactory],
     ) -> None:
         self._lanes = lanes
         self._factories = factories
         self._route = route
-        self._config = config
-        self._disk_threads = disk_threads
-        self._directory = Path(config.directory or "")
-        self._bucket = Bucket(config.url, config.endpoint, config.region) if config.url is not None else None
-        side = Leg.DISK_WRITE if self._bucket is None else Leg.UPSTREAM_WRITE
-        # The disk is not timed: a sync of gigabytes may take minutes, and a stuck one cannot be cancelled.
-        self._course = upload_policy(route, side, LegLimits())
+        self._storage = storage
+        self._rules = NameRules(config.name, config.if_exists)
+        # Writing has no time limit: a sync of gigabytes may take minutes, and a stuck disk cannot be cancelled.
+        self._policy = upload_policy(route, storage.write_leg, LegLimits())
 
     async def close(self) -> None:
         """Close nothing: files are closed with their exchange."""
 
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
-        """Run one exchange. Raises Fault; whatever ends it early, no part of the upload stays."""
+        """Run one exchange. Raises Fault. Whatever ends it early, no file of the upload stays."""
         limit = check_upload(exchange, self._route)
         boundary = form_boundary(exchange)
         if exchange.body is None and exchange.headers.first(b"content-length") is None:
             raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")
-        upload = self._make_upload()
-        async with upload:
+        async with self._storage.open_upload(self._rules) as upload:
             await upload.check_room(exchange.length)
             if exchange.body is None:
                 described = [await self._store_empty(exchange, matched, upload)]
@@ -60,37 +57,31 @@ class StoreAction:
             else:
                 exchange.send_continue()
                 whole = form_digest(exchange, self._factories) if boundary is not None else []
-                transfer = exchange.begin_upload(self._course, [limit, *whole], whole)
+                transfer = exchange.begin_upload(self._policy, [limit, *whole], whole)
                 with transfer, transfer.watched():
                     with self._lanes.read_body(transfer, exchange.body) as body:
                         if boundary is None:
                             described = [await self._store_raw(exchange, matched, upload, transfer, body)]
                         else:
                             described = await self._store_form(exchange, upload, boundary, transfer, body)
-                    # Within the transfer: an upload whose commit fails has not ended well.
+                    # Inside the transfer: it fails if the commit fails.
                     stored = await upload.commit()
         for description, file in zip(described, stored, strict=True):
             description |= {"name": file.name, "size": file.size, "sha256": file.sha256}
         document = json.dumps({"files": described}).encode() + b"\n"
         await exchange.reply(201, [(b"Content-Type", b"application/json")], document)
 
-    def _make_upload(self) -> Upload | ObjectUpload:
-        naming, if_exists = self._config.name, self._config.if_exists
-        if self._bucket is not None:
-            return ObjectUpload(self._bucket, self._disk_threads.threads, naming=naming, if_exists=if_exists)
-        return Upload(self._disk_threads, self._directory, naming=naming, if_exists=if_exists)
-
     async def _store_form(
         self,
         exchange: Exchange,
-        upload: Upload | ObjectUpload,
+        upload: Upload,
         boundary: bytes,
         transfer: Transfer,
         body: BodyReader,
-    ) -> list[dict[str, str | int | None]]:
-        """Store every file part; form fields are read and left out."""
+    ) -> list[_Description]:
+        """Store every file part; read form fields and drop them. Return a description per file."""
         limits, route = self._route.limits, self._route.name
-        described: list[dict[str, str | int | None]] = []
+        described: list[_Description] = []
         content = FormContent(boundary, limits, route, body.pull)
         async for part in read_form(content, boundary, limits, route):
             if part.kind is PartKind.FILE:
@@ -111,19 +102,19 @@ class StoreAction:
         self,
         exchange: Exchange,
         matched: RouteMatch,
-        upload: Upload | ObjectUpload,
+        upload: Upload,
         transfer: Transfer,
         body: BodyReader,
-    ) -> dict[str, str | int | None]:
+    ) -> _Description:
         filename, kind = raw_name(exchange, matched), _content_type(exchange)
         file = raw_head(exchange, filename)
         facts = await self._fill(upload, file, body.pull, transfer)
         return {**facts, "field": None, "filename": filename, "type": kind}
 
     async def _fill(
-        self, upload: Upload | ObjectUpload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer
+        self, upload: Upload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer
     ) -> dict[str, str | int]:
-        """Write a file as its filters give it; return what they found out."""
+        """Write a file with its filters applied; return their facts."""
         incoming = await upload.begin(file.filename)
         filtered = FilteredFile(self._factories, file, read, transfer.meter.filtering) if self._factories else None
         try:
@@ -136,9 +127,7 @@ class StoreAction:
         await incoming.finish()
         return {} if filtered is None else filtered.facts()
 
-    async def _store_empty(
-        self, exchange: Exchange, matched: RouteMatch, upload: Upload | ObjectUpload
-    ) -> dict[str, str | int | None]:
+    async def _store_empty(self, exchange: Exchange, matched: RouteMatch, upload: Upload) -> _Description:
         filename = raw_name(exchange, matched)
         await (await upload.begin(filename)).finish()
         return {"field": None, "filename": filename, "type": _content_type(exchange)}

@@ -1,32 +1,47 @@
 """Where uploads are stored and files are served from: a local directory, or a bucket of an object store.
 
-Every call that may block runs off the event loop. `names` makes a client's file name harmless (pure), `threads` runs
-blocking calls, `disk_upload` and `bucket_upload` write files completely or not at all, `staging` is where files of a
-directory are until they are complete, `disk_download` and `bucket_download` read them.
+Actions use the protocols of `interface` and get their storage from `make_storage`; one test suite
+(tests/storage/test_conformance.py) holds both storages to the same promises. Nothing here blocks the event loop.
+
+    interface   Storage, Upload, IncomingFile, StoredFileReader
+    directory   a local directory            bucket   a bucket of an object store
+    file        one file of it               object   one object of it
+    staging     files until the commit       s3       the calls to the object store
+    threads     blocking calls               batches  chunks collected for a thread
+    names       file names from clients, and which of them are free (pure)
 """
 
-from gateway.storage.bucket import Bucket
-from gateway.storage.bucket_download import OutgoingObject, open_object
-from gateway.storage.bucket_upload import ObjectUpload
-from gateway.storage.disk_download import OutgoingFile, open_below
-from gateway.storage.disk_upload import IncomingFile, StoredFile, Upload
-from gateway.storage.names import numbered, random_name, safe_name
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.config.model import Files, Store
+from gateway.storage.bucket import BucketStorage
+from gateway.storage.directory import DirectoryStorage
+from gateway.storage.interface import IncomingFile, SendfileSource, Storage, StoredFile, StoredFileReader, Upload
+from gateway.storage.names import NameRules
+from gateway.storage.s3 import BucketClient
 from gateway.storage.staging import sweep
 from gateway.storage.threads import DiskThreads
 
 __all__ = [
-    "Bucket",
+    "BucketStorage",
+    "DirectoryStorage",
     "DiskThreads",
     "IncomingFile",
-    "ObjectUpload",
-    "OutgoingFile",
-    "OutgoingObject",
+    "NameRules",
+    "SendfileSource",
+    "Storage",
     "StoredFile",
+    "StoredFileReader",
     "Upload",
-    "numbered",
-    "open_below",
-    "open_object",
-    "random_name",
-    "safe_name",
+    "make_storage",
     "sweep",
 ]
+
+
+def make_storage(config: Store | Files, disk_threads: DiskThreads) -> Storage:
+    """Return the storage of a route: a bucket where the config has `url`, else its `directory`."""
+    if config.url is not None:
+        return BucketStorage(BucketClient(config.url, config.endpoint, config.region), disk_threads)
+    return DirectoryStorage(Path(config.directory or ""), disk_threads)

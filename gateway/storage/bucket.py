@@ -1,54 +1,105 @@
-"""Where objects live: a bucket and a prefix. Credentials come from the environment (AWS_ACCESS_KEY_ID and so on)."""
+"""A bucket of an object store as a storage: an upload is one multipart upload per file, all completed by the commit."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Final
-from urllib.parse import urlsplit
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Final, Self
 
-from gateway.errors import Fault, FaultKind
+from gateway.errors import Fault
+from gateway.observe.stats import Leg
+from gateway.storage.interface import StoredFile
+from gateway.storage.names import NameRules, file_missing, name_taken, path_segments
+from gateway.storage.object import ObjectReader, ObjectWriter
+from gateway.storage.s3 import BucketClient
+from gateway.storage.threads import DiskThreads
 
-#: What S3 takes at least, but for the last: with 10,000 of them an object may have 78 GiB.
-PART_BYTES: Final = 8 * 2**20
-#: Parts under way at once; each is held until the store has it.
-PARALLEL_PARTS: Final = 2
+#: Fewer than in a directory: each number tried is a request.
+_MAX_NUMBER: Final = 999
 
 
-class Bucket:
-    """A bucket and a prefix. Raises ImportError where obstore is not installed."""
+class BucketStorage:
+    """A bucket and a prefix. The client pools its connections, so there is nothing to close."""
 
-    def __init__(self, url: str, endpoint: str | None, region: str | None) -> None:
-        #: Typed by nobody here: an optional extra.
-        self.library: Any = importlib.import_module("obstore")
-        parts = urlsplit(url)
-        options: dict[str, Any] = {}
-        if endpoint is not None:
-            options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http:")}}
-        if region is not None:
-            options["region"] = region
-        #: What its calls raise: its own errors, and for some of them Python's (FileNotFoundError, PermissionError).
-        self.errors: tuple[type[Exception], ...] = (
-            importlib.import_module("obstore.exceptions").BaseError,
-            OSError,
-            ValueError,
-        )
-        stores = importlib.import_module("obstore.store")
-        self.store: Any = stores.S3Store(parts.netloc, prefix=parts.path.strip("/") or None, **options)
+    write_leg: Final = Leg.UPSTREAM_WRITE
+    read_leg: Final = Leg.UPSTREAM_READ
 
-    async def has(self, key: str) -> bool:
-        """Say whether there is such an object. Raises Fault."""
+    def __init__(self, client: BucketClient, disk_threads: DiskThreads) -> None:
+        self._client = client
+        #: For hashing.
+        self._disk_threads = disk_threads
+
+    def open_upload(self, rules: NameRules) -> BucketUpload:
+        """Return a new upload; enter it before use."""
+        return BucketUpload(self._client, self._disk_threads, rules)
+
+    async def open_file(self, path: str) -> ObjectReader:
+        """Open an object by its percent-encoded path below the prefix. Raises Fault FILE_NOT_FOUND or the store's."""
         try:
-            await self.library.head_async(self.store, key)
-        except FileNotFoundError:
-            return False
-        except self.errors as exc:
-            raise store_fault(exc) from exc
-        return True
+            key = b"/".join(path_segments(path)).decode()
+        except UnicodeDecodeError:
+            raise file_missing() from None
+        info = await self._client.head(key)
+        if info is None:
+            raise file_missing()
+        return ObjectReader(self._client, key, info)
 
 
-def store_fault(exc: Exception) -> Fault:
-    """Return what a failure of the store means. Its text stays in the log: it may hold addresses and keys."""
-    return Fault(
-        FaultKind.OBJECT_STORE_FAILED,
-        f"The object store failed ({type(exc).__name__}): check its endpoint, bucket and credentials, and its log.",
-    )
+class BucketUpload:
+    """The files of one upload to a bucket."""
+
+    def __init__(self, client: BucketClient, disk_threads: DiskThreads, rules: NameRules) -> None:
+        self._client = client
+        self._disk_threads = disk_threads
+        self._rules = rules
+        self._objects: list[ObjectWriter] = []
+        self._is_committed = False
+
+    async def __aenter__(self) -> Self:
+        """Return itself; nothing is created before the first file."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Abort what was not committed. Cancelling waits for it all the same: an open multipart upload costs money."""
+        if self._is_committed:
+            return
+        aborting = asyncio.gather(*(each.abandon() for each in self._objects))
+        try:
+            await asyncio.shield(aborting)
+        except asyncio.CancelledError:
+            await aborting
+            raise
+
+    async def check_room(self, size: int | None) -> None:
+        """Check nothing: an object store has no limit to ask for."""
+
+    async def begin(self, filename: str) -> ObjectWriter:
+        """Return a new file to write. Raises Fault, FILE_EXISTS where the name is taken and must not be."""
+        name = self._rules.choose(filename)
+        if self._rules.if_exists != "replace":
+            name = await self._free_name(name)
+        made = ObjectWriter(self._client, name, self._disk_threads)
+        self._objects.append(made)
+        return made
+
+    async def commit(self) -> list[StoredFile]:
+        """Complete every object. Raises Fault; then those that were complete are deleted again."""
+        results = await asyncio.gather(*(each.complete() for each in self._objects), return_exceptions=True)
+        failures = [result for result in results if result is not None]
+        if failures:
+            with contextlib.suppress(Fault):
+                await self._client.delete([each.key for each in self._objects if each.is_stored])
+            raise failures[0]
+        self._is_committed = True
+        return [StoredFile(each.key, each.size, each.sha256) for each in self._objects]
+
+    async def _free_name(self, wanted: str) -> str:
+        """Return a name that is free now. S3 cannot reserve it until the commit."""
+        taken = {each.key for each in self._objects}
+        for name in self._rules.candidates(wanted, _MAX_NUMBER):
+            if name not in taken and await self._client.head(name) is None:
+                return name
+        raise name_taken(wanted)

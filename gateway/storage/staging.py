@@ -1,9 +1,10 @@
-"""Where the unfinished files of an upload are: a hidden directory beside their final names, held by a lock.
+"""Where the files of an upload are until the commit: a hidden directory beside their final names, locked with flock.
 
-Whatever ends a process, the kernel lets go of its locks. So a staging directory that nobody holds belongs to an upload
-that was killed, and is removed at the next start; one that is held is another gateway's, which may share the directory.
-A file system that knows no such locks (some NFS) keeps what a killed upload left, as nobody can tell it from one under
-way. Files without a name (O_TMPFILE) would need no sweep, but a descriptor for every file of a form until its end.
+The kernel releases the locks of a process however it ends. So an unlocked staging directory belongs to an upload that
+was killed and is removed at the next start; a locked one belongs to another gateway that shares the directory. On a
+file system without such locks (some NFS) nothing is removed, because nothing shows which uploads are still running.
+Rejected: files without a name (O_TMPFILE). They need no removal, but an open descriptor per file until the end of the
+form.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NAME: Final = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
 class Staging:
-    """The directory of one upload. Every method may block."""
+    """The staging directory of one upload. Every method may block."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -28,8 +29,8 @@ class Staging:
 
     @classmethod
     def make(cls, directory: Path) -> Self:
-        """Make one and hold it. Raises OSError."""
-        # Again where a sweep comes between its making and its lock: it is the sweep's to remove then.
+        """Create one and lock it. Raises OSError."""
+        # Try again if the sweep of another gateway removes the directory between mkdir and flock.
         while True:
             path = directory / f".{uuid.uuid4().hex}.part"
             path.mkdir(mode=0o700)
@@ -40,19 +41,19 @@ class Staging:
             except OSError:
                 path.rmdir()
                 raise
-            if _can_hold(descriptor) and _is_at(descriptor, path):
+            if _can_lock(descriptor) and _is_at(descriptor, path):
                 return cls(path, descriptor)
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove it, if it is empty, and let go."""
+        """Remove it if it is empty, and unlock it."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
         os.close(self._descriptor)
 
 
 def sweep(directory: Path) -> int:
-    """Remove what killed uploads have left in a directory; return how many. Raises OSError."""
+    """Remove the staging directories of killed uploads; return how many. Raises OSError."""
     with os.scandir(directory) as entries:
         found = [
             Path(entry) for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
@@ -61,7 +62,7 @@ def sweep(directory: Path) -> int:
 
 
 def _remove_if_left(path: Path) -> bool:
-    """Remove a staging directory nobody holds; what cannot be locked or removed stays."""
+    """Remove an unlocked staging directory; return whether it is gone. One that cannot be locked or removed stays."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -78,8 +79,8 @@ def _remove_if_left(path: Path) -> bool:
     return True
 
 
-def _can_hold(descriptor: int) -> bool:
-    """Lock it; say no where somebody else has. Where there are no locks, nobody sweeps either."""
+def _can_lock(descriptor: int) -> bool:
+    """Lock it; return False if another process has the lock. Without locks nothing is swept, so that is True."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -87,8 +87,8 @@ class Sink(Protocol):
         ...
 
 
-class FileSource(Source, Protocol):
-    """An open file."""
+class SendfileSource(Protocol):
+    """A file that the kernel can send to a socket."""
 
     async def send_to(self, descriptor: int) -> int:
         """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
@@ -97,6 +97,15 @@ class FileSource(Source, Protocol):
     @property
     def late_bytes(self) -> int:
         """Bytes sent by a call whose wait was cancelled."""
+        ...
+
+
+class FileSource(Source, Protocol):
+    """An open file."""
+
+    @property
+    def sendfile_source(self) -> SendfileSource | None:
+        """The same file for `sendfile`; None if its storage cannot do that."""
         ...
 
 
@@ -173,7 +182,7 @@ class SpliceLane:
 class SendfileLane:
     """From a file to a socket in the kernel. Reading and writing are one call."""
 
-    def __init__(self, transfer: Transfer, file: FileSource, socket: RawSocket, sink: Sink) -> None:
+    def __init__(self, transfer: Transfer, file: SendfileSource, socket: RawSocket, sink: Sink) -> None:
         self._meter = transfer.meter
         self._meter.lane = LaneName.SPLICE.value
         self._file = file
@@ -265,12 +274,13 @@ class Lanes:
         self, transfer: Transfer, file: FileSource, sink: Sink, finish: Callable[[], Awaitable[None]]
     ) -> None:
         """Move a file to a client, then await `finish`. Raises as `pump`."""
-        if self._is_raw_allowed and (transfer.remaining_bytes or 0) >= MIN_RAW_BYTES:
+        source = file.sendfile_source
+        if source is not None and self._is_raw_allowed and (transfer.remaining_bytes or 0) >= MIN_RAW_BYTES:
             with transfer.watched(sink.pending):
                 socket = await sink.detach()
             if socket is not None:
                 with contextlib.closing(socket):
-                    await pump(transfer, SendfileLane(transfer, file, socket, sink))
+                    await pump(transfer, SendfileLane(transfer, source, socket, sink))
         await pump(transfer, CopyLane(file, sink), finish)
         transfer.finish()
 

@@ -206,7 +206,7 @@ async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
 @pytest.fixture
 def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no file be in the kernel's memory."""
-    monkeypatch.setattr("gateway.storage.disk_download._HAS_NOWAIT", False)
+    monkeypatch.setattr("gateway.storage.file._HAS_NOWAIT", False)
 
 
 @pytest.mark.usefixtures("uncached")

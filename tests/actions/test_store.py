@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gateway.storage import sweep
-from gateway.storage.disk_upload import IncomingFile, Upload
+from gateway.storage.directory import DirectoryUpload
+from gateway.storage.file import FileWriter
 from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
 
 
@@ -324,14 +325,14 @@ async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
 async def test_commit_that_fails_on_the_second_file_takes_the_first_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name_one = Upload._name
+    name_one = DirectoryUpload._name
 
-    def fail_second(self: Upload, file: IncomingFile) -> None:
+    def fail_second(self: DirectoryUpload, file: FileWriter) -> None:
         if file.name == "b":
             raise OSError(errno.EIO, "the disk died")
         name_one(self, file)
 
-    monkeypatch.setattr(Upload, "_name", fail_second)
+    monkeypatch.setattr(DirectoryUpload, "_name", fail_second)
     async with run_gateway(config(tmp_path)) as gateway:
         response = await gateway.ask(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
         assert problem_of(response)["status"] == 503

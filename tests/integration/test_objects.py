@@ -1,4 +1,4 @@
-"""store and files on a real S3-speaking server (moto's): flat, whole or aborted, with ranges."""
+"""store and files on a real S3-speaking server (moto's): flat memory, stored whole or aborted, with ranges."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import asyncio
 import hashlib
 import json
 import os
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from gateway.observe.stats import Direction
 from tests.integration.test_memory import gateway_process, memory, send_form
 from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
+from tests.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 DATA = os.urandom(20_000_001)
@@ -24,41 +22,8 @@ SMALL = b"small"
 FILE = ('name="f"; filename="a b.bin"', DATA)
 
 
-class Store:
-    """What the tests ask of the server itself."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def ask(self, path: str, method: str = "GET") -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method), timeout=10) as response:
-            body: bytes = response.read()
-            return body
-
-    def keys(self) -> list[str]:
-        text = self.ask("/bucket?list-type=2").decode()
-        return [piece.partition("</Key>")[0] for piece in text.split("<Key>")[1:]]
-
-    def open_uploads(self) -> int:
-        return self.ask("/bucket?uploads").count(b"<UploadId>")
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    made = Store(f"http://{host}:{port}")
-    made.ask("/bucket", "PUT")
-    yield made
-    made.ask("/moto-api/reset", "POST")
-    server.stop()
-
-
-def config(store: Store, **action: Any) -> dict[str, Any]:
-    bucket = {"url": "s3://bucket/in/here", "endpoint": store.url, "region": "us-east-1"}
+def config(s3_server: S3Server, **action: Any) -> dict[str, Any]:
+    bucket = {"url": "s3://bucket/in/here", "endpoint": s3_server.url, "region": "us-east-1"}
     return {
         "routes": [
             {"name": "up", "match": {"prefix": "/up"}, "store": {**bucket, **action}},
@@ -71,15 +36,15 @@ def get(name: str, fields: str = "") -> bytes:
     return f"GET /files/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}\r\n".encode()
 
 
-async def test_files_are_stored_and_served_with_ranges(store: Store) -> None:
-    async with run_gateway(config(store)) as gateway:
+async def test_files_are_stored_and_served_with_ranges(s3_server: S3Server) -> None:
+    async with run_gateway(config(s3_server)) as gateway:
         parts = (FILE, ('name="x"', b"1"), ('name="g"; filename="s.txt"', SMALL), ('name="h"; filename="e"', b""))
         status, _, text = split_response(await gateway.ask(post(form(*parts), target="/up")))
         files = json.loads(text)["files"]
         assert (status, [file["name"] for file in files]) == (201, ["a b.bin", "s.txt", "e"])
         assert files[0]["sha256"] == hashlib.sha256(DATA).hexdigest()
-        assert sorted(store.keys()) == ["in/here/a b.bin", "in/here/e", "in/here/s.txt"]
-        assert store.open_uploads() == 0
+        assert sorted(s3_server.keys()) == ["in/here/a b.bin", "in/here/e", "in/here/s.txt"]
+        assert s3_server.open_uploads() == 0
         status, fields, body = split_response(await gateway.ask(get("a%20b.bin")))
         assert (status, body == DATA, fields["content-length"]) == (200, True, str(len(DATA)))
         status, part, body = split_response(await gateway.ask(get("a%20b.bin", "Range: bytes=1000-15000000\r\n")))
@@ -96,17 +61,17 @@ async def test_files_are_stored_and_served_with_ranges(store: Store) -> None:
     ("if_exists", "status", "names"),
     [("rename", 201, ["s-1.txt", "s.txt"]), ("reject", 409, ["s.txt"]), ("replace", 201, ["s.txt"])],
 )
-async def test_name_that_is_taken(store: Store, if_exists: str, status: int, names: list[str]) -> None:
-    async with run_gateway(config(store, if_exists=if_exists)) as gateway:
+async def test_name_that_is_taken(s3_server: S3Server, if_exists: str, status: int, names: list[str]) -> None:
+    async with run_gateway(config(s3_server, if_exists=if_exists)) as gateway:
         for number, expected in ((1, 201), (2, status)):
             body = form(('name="f"; filename="s.txt"', b"%d" % number))
             assert split_response(await gateway.ask(post(body, target="/up")))[0] == expected
-        assert [key.removeprefix("in/here/") for key in sorted(store.keys())] == names
+        assert [key.removeprefix("in/here/") for key in sorted(s3_server.keys())] == names
 
 
 @pytest.mark.parametrize("why", ["client leaves", "malformed", "limit"])
-async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(store: Store, why: str) -> None:
-    keys = config(store)
+async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(s3_server: S3Server, why: str) -> None:
+    keys = config(s3_server)
     if why == "limit":
         keys["routes"][0]["limits"] = {"max_body": 30_000_000}
     async with run_gateway(keys) as gateway:
@@ -123,12 +88,12 @@ async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(store: 
         else:
             head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
             assert problem_of(await gateway.ask(head + chunked(body)))["code"] == "body_too_large"
-        assert await asyncio.to_thread(store.keys) == []
-        assert await asyncio.to_thread(store.open_uploads) == 0
+        assert await asyncio.to_thread(s3_server.keys) == []
+        assert await asyncio.to_thread(s3_server.open_uploads) == 0
 
 
-async def test_store_that_is_not_there_is_502(store: Store) -> None:
-    keys = config(store)
+async def test_store_that_is_not_there_is_502(s3_server: S3Server) -> None:
+    keys = config(s3_server)
     keys["routes"][0]["store"]["url"] = "s3://no-such-bucket/x"
     async with run_gateway(keys) as gateway:
         problem = problem_of(await gateway.ask(post(form(('name="f"; filename="a"', SMALL)), target="/up")))
@@ -138,8 +103,8 @@ async def test_store_that_is_not_there_is_502(store: Store) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-async def test_a_gibibyte_to_an_object_store_is_flat(store: Store, tmp_path: Path) -> None:
-    async with gateway_process(config(store), tmp_path) as (pid, port):
+async def test_a_gibibyte_to_an_object_store_is_flat(s3_server: S3Server, tmp_path: Path) -> None:
+    async with gateway_process(config(s3_server), tmp_path) as (pid, port):
         # One small upload first: the store's client and its runtime are loaded with it.
         assert b" 201 " in await asyncio.to_thread(send_form, port, "/up", 2**20)
         idle = memory(pid, "VmRSS")

@@ -1,0 +1,67 @@
+"""Chunks of a file, collected into batches that a thread works through while the next batch is received.
+
+A thread per chunk would cost more than the work on it. At most two batches are held: one in the thread, one being
+collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+from gateway.storage.threads import DiskThreads
+
+BATCH_BYTES: Final = 512 * 1024
+
+
+class Batches:
+    """The work on one file: one call at a time, in the order given.
+
+    `add`, `flush` and `run` are called from one task; `join` from a thread, when that task has ended.
+    """
+
+    def __init__(self, disk_threads: DiskThreads, work: Callable[[list[bytes]], None]) -> None:
+        self._disk_threads = disk_threads
+        self._work = work
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._running: Future[None] | None = None
+
+    async def add(self, chunk: bytes) -> None:
+        """Add a chunk; returns when at most one batch before it is still being worked on.
+
+        Raises Fault for an earlier batch. Cancelling leaves the thread running.
+        """
+        self._batch.append(chunk)
+        self._batch_bytes += len(chunk)
+        if self._batch_bytes >= BATCH_BYTES:
+            await self._start_batch()
+
+    async def flush(self) -> None:
+        """Wait until every chunk is worked on. Raises Fault."""
+        await self._start_batch()
+        await self._wait()
+
+    async def run(self, call: Callable[[], None]) -> None:
+        """Run a call after every chunk added so far. Raises Fault."""
+        await self.flush()
+        self._running = self._disk_threads.start(call)
+        await self._wait()
+
+    def join(self) -> None:
+        """Block until the thread is done, whether it failed or not."""
+        if self._running is not None:
+            self._running.exception()
+
+    async def _start_batch(self) -> None:
+        await self._wait()
+        if self._batch:
+            batch, self._batch, self._batch_bytes = self._batch, [], 0
+            self._running = self._disk_threads.start(lambda: self._work(batch))
+
+    async def _wait(self) -> None:
+        # Kept while it runs: after a cancellation, `join` must find it.
+        if self._running is not None:
+            await self._disk_threads.wait(self._running)
+            self._running = None

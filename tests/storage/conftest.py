@@ -1,0 +1,31 @@
+"""Every test of the suite runs on both storages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.storage import DiskThreads
+from tests.s3_server import S3Server
+from tests.storage.places import BucketPlace, DirectoryPlace, Place
+
+
+@pytest.fixture
+def disk_threads() -> Iterator[DiskThreads]:
+    """Give a test threads that are joined at its end."""
+    threads = DiskThreads()
+    yield threads
+    threads.close()
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, disk_threads: DiskThreads) -> Place:
+    """Give a test each storage in turn, empty."""
+    if request.param == "bucket":
+        server: S3Server = request.getfixturevalue("s3_server")
+        return BucketPlace(server, disk_threads)
+    directory = tmp_path / "in"
+    directory.mkdir()
+    return DirectoryPlace(directory, disk_threads)
