@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self
 
@@ -54,6 +55,7 @@ class BucketUpload:
         self._disk_threads = disk_threads
         self._rules = rules
         self._objects: list[ObjectWriter] = []
+        self._committing: asyncio.Task[list[StoredFile]] | None = None
         self._is_committed = False
 
     async def __aenter__(self) -> Self:
@@ -66,7 +68,7 @@ class BucketUpload:
         """Abort what was not committed. Cancelling waits for it all the same: an open multipart upload costs money."""
         if self._is_committed:
             return
-        aborting = asyncio.gather(*(each.abandon() for each in self._objects))
+        aborting = asyncio.gather(self._abort())
         try:
             await asyncio.shield(aborting)
         except asyncio.CancelledError:
@@ -86,15 +88,33 @@ class BucketUpload:
         return made
 
     async def commit(self) -> list[StoredFile]:
-        """Complete every object. Raises Fault; then those that were complete are deleted again."""
-        results = await asyncio.gather(*(each.complete() for each in self._objects), return_exceptions=True)
+        """Complete every object. Raises Fault; then those that had taken a free name are deleted again."""
+        self._committing = asyncio.get_running_loop().create_task(self._commit(), name="commit to a bucket")
+        stored = await asyncio.shield(self._committing)
+        self._is_committed = True
+        return stored
+
+    async def _commit(self) -> list[StoredFile]:
+        by_key: dict[str, list[ObjectWriter]] = {}
+        for each in self._objects:
+            by_key.setdefault(each.key, []).append(each)
+        results = await asyncio.gather(*map(_complete_in_order, by_key.values()), return_exceptions=True)
         failures = [result for result in results if result is not None]
         if failures:
-            with contextlib.suppress(Fault):
-                await self._client.delete([each.key for each in self._objects if each.is_stored])
+            # An object that has replaced another stays: the other is lost.
+            if self._rules.if_exists != "replace":
+                with contextlib.suppress(Fault):
+                    await self._client.delete([each.key for each in self._objects if each.is_stored])
             raise failures[0]
-        self._is_committed = True
         return [StoredFile(each.key, each.size, each.sha256) for each in self._objects]
+
+    async def _abort(self) -> None:
+        if self._committing is not None:
+            # Cancelled during a commit: it succeeds or fails as a whole.
+            await asyncio.wait([self._committing])
+            if self._committing.exception() is None:
+                return
+        await asyncio.gather(*(each.abandon() for each in self._objects))
 
     async def _free_name(self, wanted: str) -> str:
         """Return a name that is free now. S3 cannot reserve it until the commit."""
@@ -103,3 +123,9 @@ class BucketUpload:
             if name not in taken and await self._client.head(name) is None:
                 return name
         raise name_taken(wanted)
+
+
+async def _complete_in_order(objects: Iterable[ObjectWriter]) -> None:
+    """Complete the objects of one key, so that the last of them stays."""
+    for each in objects:
+        await each.complete()

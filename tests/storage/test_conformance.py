@@ -280,6 +280,27 @@ async def test_one_name_twice_in_an_upload_is_a_fault_with_reject(place: Place) 
     await assert_nothing_is_left(place)
 
 
+@pytest.mark.parametrize("files", [(b"1", b"2"), (BIG, b"2"), (b"1", BIG)], ids=["small", "big-first", "big-last"])
+async def test_one_name_twice_in_an_upload_is_the_last_file_with_replace(
+    place: Place, files: tuple[bytes, bytes]
+) -> None:
+    """The bucket completed both at once: whichever came last stayed."""
+    stored = await store(place, *(("a.txt", data) for data in files), rules=NameRules(if_exists="replace"))
+    assert [file.size for file in stored] == [len(data) for data in files]
+    assert place.names() == ["a.txt"]
+    assert place.content("a.txt") == files[1]
+
+
+@pytest.mark.slow
+async def test_commit_that_fails_with_replace_loses_no_file_that_was_there(place: Place) -> None:
+    """The bucket deleted the objects that had replaced others."""
+    place.add("a.txt", b"old")
+    with pytest.raises(Fault):
+        await fail_commit(place, "a.txt", NameRules(if_exists="replace"))
+    assert (place.names(), place.unfinished()) == (["a.txt"], 0)
+    assert place.content("a.txt") in (b"old", b"new")
+
+
 # --- Reading.
 
 
