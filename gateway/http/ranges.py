@@ -100,16 +100,21 @@ def _is_if_range_met(condition: bytes | None, file: Representation) -> bool:
     if condition is None:
         return True
     if condition.startswith((b'"', b"W/")):
-        return condition == file.etag
+        return _is_same(condition, file.etag, is_weak=False)
     return _date(condition) == int(file.modified_seconds)
 
 
 def _has_tag(values: Sequence[bytes], etag: bytes, *, is_weak: bool) -> bool:
-    """Return whether a list of entity tags has this one, or is `*` (RFC 9110 section 8.8.3.2)."""
+    """Return whether a list of entity tags has this one, or is `*`."""
     tags = [tag.strip() for value in values for tag in value.split(b",")]
+    return b"*" in tags or any(_is_same(tag, etag, is_weak=is_weak) for tag in tags)
+
+
+def _is_same(one: bytes, other: bytes, *, is_weak: bool) -> bool:
+    """Compare entity tags, weakly or strongly: two weak tags never match strongly (RFC 9110 section 8.8.3.2)."""
     if is_weak:
-        tags = [tag.removeprefix(b"W/") for tag in tags]
-    return b"*" in tags or etag in tags
+        return one.removeprefix(b"W/") == other.removeprefix(b"W/")
+    return one == other and not one.startswith(b"W/")
 
 
 def _date(value: bytes | None) -> int | None:

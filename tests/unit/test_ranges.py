@@ -136,6 +136,16 @@ def test_range_of_another_version_selects_the_whole_file(condition: bytes, is_me
     assert selected == (ByteRange(0, 1) if is_met else None)
 
 
+def test_weak_tag_of_the_file_matches_weakly_only() -> None:
+    """It matched strongly and never weakly, the wrong way round."""
+    weak = Representation(1000, b'W/"v1"', MODIFIED)
+    assert is_unchanged(received((b"If-None-Match", b'W/"v1"')), weak)
+    assert is_unchanged(received((b"If-None-Match", b'"v1"')), weak)
+    assert select_range("GET", received((b"Range", b"bytes=0-1"), (b"If-Range", b'W/"v1"')), weak) is None
+    with pytest.raises(Fault):
+        is_unchanged(received((b"If-Match", b'W/"v1"')), weak)
+
+
 @given(value=st.binary(max_size=80), name=st.sampled_from([b"If-Modified-Since", b"If-None-Match", b"If-Range"]))
 def test_no_value_of_a_condition_is_an_error(value: bytes, name: bytes) -> None:
     headers = received((name, value), (b"Range", b"bytes=0-1"))
