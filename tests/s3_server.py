@@ -31,8 +31,9 @@ class S3Server:
         text = self.ask("/bucket?list-type=2").decode()
         return [piece.partition("</Key>")[0] for piece in text.split("<Key>")[1:]]
 
-    def open_uploads(self) -> int:
-        return self.ask("/bucket?uploads").count(b"<UploadId>")
+    def open_uploads(self, key: str = "") -> int:
+        """Return how many multipart uploads are open, of one key or of all."""
+        return self.ask("/bucket?uploads").count(f"<Key>{key}</Key>".encode() if key else b"<UploadId>")
 
     def abort_upload(self, key: str) -> None:
         """Abort the open multipart upload of a key."""

@@ -20,6 +20,11 @@ def disk_threads() -> Iterator[DiskThreads]:
     threads.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def s3_server_runs_first(running_s3_server: S3Server) -> None:
+    """Start the server before a test: the socket it listens on is not a leak of the test that asks for it first."""
+
+
 @pytest.fixture(params=["directory", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, disk_threads: DiskThreads) -> Place:
     """Give a test each storage in turn, empty."""

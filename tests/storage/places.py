@@ -27,8 +27,8 @@ class Place(Protocol):
         """Return the visible files."""
         ...
 
-    def unfinished(self) -> int:
-        """Return how many uploads hold something that is not visible."""
+    def unfinished(self, name: str = "") -> int:
+        """Return how many uploads hold something that is not visible, of one file or of all."""
         ...
 
     def add(self, name: str, data: bytes) -> None:
@@ -62,7 +62,8 @@ class DirectoryPlace:
     def names(self) -> list[str]:
         return sorted(path.name for path in self.directory.iterdir() if not path.name.startswith("."))
 
-    def unfinished(self) -> int:
+    def unfinished(self, name: str = "") -> int:
+        del name  # The files of an upload are unfinished together.
         return sum(path.name.startswith(".") for path in self.directory.iterdir())
 
     def add(self, name: str, data: bytes) -> None:
@@ -101,8 +102,8 @@ class BucketPlace:
         assert all(key.startswith(PREFIX) for key in keys), keys
         return [key.removeprefix(PREFIX) for key in keys]
 
-    def unfinished(self) -> int:
-        return self._server.open_uploads()
+    def unfinished(self, name: str = "") -> int:
+        return self._server.open_uploads(PREFIX + name if name else "")
 
     def add(self, name: str, data: bytes) -> None:
         self._server.ask(f"/bucket/{PREFIX}{quote(name)}", "PUT", data)

@@ -63,10 +63,10 @@ async def assert_nothing_is_left(place: Place) -> None:
     assert await asyncio.to_thread(place.unfinished) == 0
 
 
-async def write_until_unfinished(place: Place, file: IncomingFile) -> None:
-    """Write until the storage itself holds something unfinished."""
+async def write_until_unfinished(place: Place, file: IncomingFile, name: str = "big") -> None:
+    """Write until the storage itself holds the unfinished file."""
     await file.write(BIG)
-    while not await asyncio.to_thread(place.unfinished):
+    while not await asyncio.to_thread(place.unfinished, name):
         await file.write(BIG)
 
 
