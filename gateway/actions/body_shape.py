@@ -8,10 +8,10 @@ from typing import Final, Literal
 from urllib.parse import quote, quote_from_bytes
 
 from gateway.config import FormFields, Route
-from gateway.config.values import show_size
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead
 from gateway.http.headers import Header, ReceivedHeaders
+from gateway.http.limits import limit_fault
 from gateway.multipart import FormField, FormWriter, Part
 
 #: Fields of the client's request that speak about the envelope and not about the file in it.
@@ -54,11 +54,13 @@ class HeldFields:
         self._bytes += size
         limit = self._route.limits.max_held
         if self._bytes > limit:
-            key = f"routes.{self._route.name}.limits.max_held"
-            raise Fault(
+            raise limit_fault(
                 FaultKind.FIELD_TOO_LARGE,
-                f"The form fields before a file have more than {show_size(limit)} together: send less or raise {key}.",
-                facts={"limit": int(limit), "received": self._bytes, "config_key": key},
+                self._route.name,
+                "limits.max_held",
+                limit,
+                self._bytes,
+                what="The text of all form fields before a file",
             )
 
 

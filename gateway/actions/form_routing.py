@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
-import math
 from collections.abc import Sequence
 
 from gateway.actions.upload import form_boundary
 from gateway.config import Limits
-from gateway.config.values import show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
+from gateway.http.limits import limit_fault
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, PartKind, read_form
 
@@ -62,7 +61,7 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: RouteMatch) -
 
     exchange.send_continue()
     try:
-        async with asyncio.timeout(None if math.isinf(idle) else idle):
+        async with asyncio.timeout(idle):
             return await _fields_of(
                 FormContent(boundary, route.limits, route.name, more), boundary, route.limits, first
             )
@@ -85,12 +84,13 @@ async def _fields_of(content: FormContent, boundary: bytes, limits: Limits, firs
             value += data
             held += len(data)
             if held > limits.max_held:
-                key = f"routes.{first.route.name}.limits.max_held"
-                raise Fault(
+                raise limit_fault(
                     FaultKind.FIELD_TOO_LARGE,
-                    f"The form fields before the first file have more than {show_size(limits.max_held)} together: "
-                    f"send less or raise {key}.",
-                    facts={"limit": int(limits.max_held), "received": held, "config_key": key},
+                    first.route.name,
+                    "limits.max_held",
+                    limits.max_held,
+                    held,
+                    what="The text of all form fields before the first file",
                 )
         fields.setdefault(part.disposition.name, []).append(value.decode("utf-8", "replace"))
     return fields

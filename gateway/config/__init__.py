@@ -8,15 +8,34 @@ know, `load` puts them in order.
 from gateway.config.check import Problem
 from gateway.config.filters import FilterChoice
 from gateway.config.load import ConfigError, load_config, parse_config
-from gateway.config.model import Config, FormFields, Limits, Route, RouteTimeouts, Upstream
+from gateway.config.model import (
+    Config,
+    FileBody,
+    FormFields,
+    Framing,
+    IfExists,
+    Lanes,
+    Limits,
+    Naming,
+    Policy,
+    Route,
+    RouteTimeouts,
+    Upstream,
+)
 from gateway.config.schema import json_schema
 
 __all__ = [
     "Config",
     "ConfigError",
+    "FileBody",
     "FilterChoice",
     "FormFields",
+    "Framing",
+    "IfExists",
+    "Lanes",
     "Limits",
+    "Naming",
+    "Policy",
     "Problem",
     "Route",
     "RouteTimeouts",

@@ -9,6 +9,10 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from gateway.config.section import Section
 from gateway.config.values import Rate, Seconds, Size, parse_address
 
+Coding = Literal["gzip", "deflate"]
+ThrottleScope = Literal["route", "client"]
+ScanErrorPolicy = Literal["refuse", "pass"]
+
 
 def _parse_positive(value: float) -> float:
     if not value:
@@ -45,13 +49,13 @@ class Throttle(Section):
     """Let files flow at a rate."""
 
     rate: Annotated[Rate, AfterValidator(_parse_positive)] = Field(description="Bytes per second.")
-    per: Literal["route", "client"] = Field("route", description="Who shares it: everybody, or each client address.")
+    per: ThrottleScope = Field("route", description="Who shares it: everybody, or each client address.")
 
 
 class Compress(Section):
     """Compress files on their way."""
 
-    coding: Literal["gzip", "deflate"] = Field("gzip", description="How.")
+    coding: Coding = Field("gzip", description="How.")
     level: int = Field(6, ge=1, le=9, description="From fast (1) to small (9).")
 
 
@@ -68,7 +72,7 @@ class Scan(Section):
         description="Where clamd listens: unix:/run/clamav/clamd.ctl, or host:port. Its StreamMaxLength bounds files."
     )
     timeout: Seconds = Field(60.0, description="For each answer of it, and for taking a chunk.")
-    on_error: Literal["refuse", "pass"] = Field(
+    on_error: ScanErrorPolicy = Field(
         "refuse", description="When it cannot be asked: refuse the file (503), or let it pass unscanned."
     )
 

@@ -14,6 +14,13 @@ from gateway.config.filters import FilterChoice
 from gateway.config.section import FieldName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
 from gateway.config.values import Address, EndpointUrl, ListenAddress, Rate, Seconds, Size
 
+Policy = Literal["round_robin", "least_requests", "random_two"]
+Framing = Literal["auto", "length_required", "chunked"]
+IfExists = Literal["rename", "reject", "replace"]
+Naming = Literal["original", "uuid"]
+FileBody = Literal["multipart", "raw"]
+Lanes = Literal["auto", "copy"]
+
 _MIB, _GIB = float(2**20), float(2**30)
 
 
@@ -56,11 +63,9 @@ class Upstream(Section):
     endpoints: Annotated[tuple[EndpointUrl, ...], Field(min_length=1)] = Field(
         description="Addresses of the service, http:// or https://, without a path."
     )
-    policy: Literal["round_robin", "least_requests", "random_two"] = Field(
-        "round_robin", description="Which endpoint gets the next request."
-    )
+    policy: Policy = Field("round_robin", description="Which endpoint gets the next request.")
     timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
-    framing: Literal["auto", "length_required", "chunked"] = Field(
+    framing: Framing = Field(
         "auto",
         description="How request bodies are framed: Content-Length where it is known and chunked otherwise; "
         "Content-Length or 411, for WSGI servers that take no chunks; or always chunked.",
@@ -149,7 +154,7 @@ class Split(Section):
     rewrite: UrlPath | None = Field(
         None, description="New path, as in forward; `{filename}` in it is the file's name, percent-encoded."
     )
-    body: Literal["multipart", "raw"] = Field(
+    body: FileBody = Field(
         "multipart", description="A form with the one file, or the file's bytes with its Content-Type."
     )
     filename_header: FieldName | None = Field(
@@ -186,10 +191,10 @@ class Store(Section):
     )
     endpoint: str | None = Field(None, description="Of an object store that is not AWS: http(s)://host:port.")
     region: str | None = Field(None, description="Of the bucket.")
-    name: Literal["original", "uuid"] = Field(
+    name: Naming = Field(
         "original", description="Name on disk: the client's file name made safe, or a fresh UUID with its extension."
     )
-    if_exists: Literal["rename", "reject", "replace"] = Field(
+    if_exists: IfExists = Field(
         "rename", description="When the name is taken: store as name-1, answer 409, or replace atomically."
     )
 
@@ -302,7 +307,7 @@ class Config(Section):
     drain_timeout: Seconds = Field(
         30.0, description="How long a stopping gateway lets transfers finish. Keep it under the pod's grace period."
     )
-    lanes: Literal["auto", "copy"] = Field(
+    lanes: Lanes = Field(
         "auto", description="How bytes are moved: the cheapest way both ends allow, or always through the parser."
     )
     upstreams: dict[Name, Upstream] = Field({}, description="Services by name.")

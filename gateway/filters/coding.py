@@ -10,11 +10,12 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Final, Literal
+from typing import Final
 
-from gateway.config.values import show_size
+from gateway.config.filters import Coding
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext
+from gateway.http.limits import limit_fault
 
 #: What comes out of a step at most.
 _STEP_BYTES: Final = 256 * 1024
@@ -26,7 +27,7 @@ _EITHER: Final = 32 + zlib.MAX_WBITS
 class CompressFactory:
     """Compresses files."""
 
-    def __init__(self, coding: Literal["gzip", "deflate"], level: int, context: FilterContext) -> None:
+    def __init__(self, coding: Coding, level: int, context: FilterContext) -> None:
         self._wbits = _GZIP if coding == "gzip" else zlib.MAX_WBITS
         self._level = level
         self._context = context
@@ -62,10 +63,13 @@ class DecompressFactory:
                     passed = await loop.run_in_executor(threads, made.step)
                     left -= len(passed)
                     if left < 0:
-                        raise Fault(
+                        raise limit_fault(
                             FaultKind.BODY_TOO_LARGE,
-                            f"Decompressed, {file} is larger than {show_size(self._max_bytes)}: raise "
-                            f"decompress.max_bytes of route {self._context.route!r} or send less.",
+                            self._context.route,
+                            "filters.decompress.max_bytes",
+                            self._max_bytes,
+                            int(self._max_bytes - left),
+                            what=f"Decompressed, {file}",
                         )
                     if passed:
                         yield passed

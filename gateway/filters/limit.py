@@ -1,13 +1,16 @@
-"""The limit on a whole body, held before the chunk that breaks it is passed on."""
+"""The limit on the size of a whole request body, enforced before the chunk that exceeds it is passed on."""
 
 from __future__ import annotations
 
-from gateway.config.values import show_size
 from gateway.errors import Fault, FaultKind
+from gateway.http.limits import limit_fault
 
 
 class BodyLimit:
-    """Counts a body against `max_body`. A declared length over it is refused before the first byte, see `check`."""
+    """Counts a request body against `max_body` (bytes).
+
+    `check` refuses a declared Content-Length before the first byte; `feed_data` counts what is received.
+    """
 
     def __init__(self, limit: float, route: str) -> None:
         self._limit = limit
@@ -15,27 +18,29 @@ class BodyLimit:
         self._received = 0
 
     def check(self, declared: int) -> None:
-        """Refuse a declared length over the limit. Raises Fault BODY_TOO_LARGE."""
+        """Raise Fault BODY_TOO_LARGE for a declared length over the limit."""
         if declared > self._limit:
-            raise self._fault(declared, f"{declared}")
+            raise self._fault(declared, is_declared=True)
 
     def feed_data(self, chunk: bytes) -> None:
         """Count a chunk. Raises Fault BODY_TOO_LARGE."""
         self._received += len(chunk)
         if self._received > self._limit:
-            raise self._fault(self._received, f"{self._received} and more")
+            raise self._fault(self._received, is_declared=False)
 
     def finish(self) -> None:
-        """Nothing is left to judge at the end."""
+        """Do nothing: the end of a body cannot exceed the limit."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the counter holds no resources."""
 
-    def _fault(self, received: int, shown: str) -> Fault:
-        key = f"routes.{self._route}.limits.max_body"
-        return Fault(
+    def _fault(self, received: int, *, is_declared: bool) -> Fault:
+        return limit_fault(
             FaultKind.BODY_TOO_LARGE,
-            f"Upload to route {self._route!r} has {shown} bytes, more than {show_size(self._limit)}: "
-            f"raise {key} or send less.",
-            facts={"limit": int(self._limit), "received": received, "config_key": key},
+            self._route,
+            "limits.max_body",
+            self._limit,
+            received,
+            what=f"Upload to route {self._route!r}",
+            is_declared=is_declared,
         )

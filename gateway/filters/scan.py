@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
+from gateway.config.filters import ScanErrorPolicy
 from gateway.config.values import parse_address
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
@@ -25,9 +26,7 @@ class ScanFactory:
 
     first_bytes = 0
 
-    def __init__(
-        self, clamd: str, timeout_seconds: float, on_error: Literal["refuse", "pass"], context: FilterContext
-    ) -> None:
+    def __init__(self, clamd: str, timeout_seconds: float, on_error: ScanErrorPolicy, context: FilterContext) -> None:
         self.clamd = clamd
         self.timeout_seconds = timeout_seconds
         self.on_error = on_error

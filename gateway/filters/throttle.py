@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
+from gateway.config.filters import ThrottleScope
 from gateway.filters.file import FileHead, Observer
 from gateway.http.headers import Header
 
@@ -35,7 +36,7 @@ class ThrottleFactory:
 
     first_bytes = 0
 
-    def __init__(self, rate: float, per: Literal["route", "client"]) -> None:
+    def __init__(self, rate: float, per: ThrottleScope) -> None:
         self._rate = rate
         self._per = per
         self._buckets: dict[str, Bucket] = {}

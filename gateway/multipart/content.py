@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from gateway.config import Limits
-from gateway.config.values import show_size
 from gateway.errors import Fault, FaultKind
+from gateway.http.limits import limit_fault
 
 More = Callable[[], Awaitable[bytes]]
 
@@ -200,12 +200,13 @@ class FormContent:
         limit = self._limits.max_part_headers
         if self._head_bytes <= limit:
             return
-        what = "preamble before the first part" if self._is_before_first else "header fields of a part"
-        key = f"routes.{self._route}.limits.max_part_headers"
-        raise Fault(
+        raise limit_fault(
             FaultKind.PART_HEADERS_TOO_LARGE,
-            f"The {what} has more than {show_size(limit)}: send less or raise {key}.",
-            facts={"limit": int(limit), "received": self._head_bytes, "config_key": key},
+            self._route,
+            "limits.max_part_headers",
+            limit,
+            self._head_bytes,
+            what="The preamble before the first part" if self._is_before_first else "The header block of a part",
         )
 
     def _cut_short(self) -> Fault:

@@ -13,8 +13,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.config import Limits
-from gateway.config.values import show_size
 from gateway.errors import Fault, FaultKind
+from gateway.http.limits import limit_fault
 from gateway.multipart.content import FormContent
 from gateway.multipart.disposition import Disposition, parse_disposition
 
@@ -99,12 +99,13 @@ class Part:
 
     def _too_large(self, limit: float) -> Fault:
         is_file = self.kind is PartKind.FILE
-        key = f"routes.{self.route}.limits.{'max_part' if is_file else 'max_field'}"
-        return Fault(
+        return limit_fault(
             FaultKind.PART_TOO_LARGE if is_file else FaultKind.FIELD_TOO_LARGE,
-            f"Part {self.number} is larger than {show_size(limit)}, {self.size} bytes and more: "
-            f"send less or raise {key}.",
-            facts={"limit": int(limit), "received": self.size, "config_key": key},
+            self.route,
+            "limits.max_part" if is_file else "limits.max_field",
+            limit,
+            self.size,
+            what=f"Part {self.number}",
         )
 
 
@@ -125,11 +126,14 @@ async def read_form(content: FormContent, boundary: bytes, limits: Limits, route
             return
         number += 1
         if number > limits.max_parts:
-            key = f"routes.{route}.limits.max_parts"
-            raise Fault(
+            raise limit_fault(
                 FaultKind.TOO_MANY_PARTS,
-                f"The form has more than {limits.max_parts} parts: send fewer or raise {key}.",
-                facts={"limit": limits.max_parts, "received": number, "config_key": key},
+                route,
+                "limits.max_parts",
+                limits.max_parts,
+                number,
+                what="The form",
+                unit="parts",
             )
         yield _make_part(raw, number, limits, route)
 
