@@ -1,7 +1,7 @@
-"""Faults: every way an exchange can go wrong, each born with blame, code, status and outcome.
+"""Faults: every error of an exchange, each with its blame, code, status and outcome.
 
-The table below is the only place that maps a cause to a status. Code that meets a cause raises
-`Fault(FaultKind.X, "what, where, how to mend")`; nobody translates it again later. Rejected: one exception
+`FaultKind` is the only place that maps a cause to a status. The code that detects an error raises
+`Fault(FaultKind.X, "what, where, how to mend")`; no other code translates it again. Rejected: one exception
 class per cause (forty classes, and the table would be scattered over them).
 """
 
@@ -16,7 +16,7 @@ from gateway import PSEUDONYM
 
 
 class Blame(enum.StrEnum):
-    """Whose fault it was; decides between 4xx, 5xx and 502/504."""
+    """Whose fault an error was: client gives 4xx, gateway gives 500, 503 or 507, upstream gives 502 or 504."""
 
     NONE = "none"
     CLIENT = "client"
@@ -25,7 +25,7 @@ class Blame(enum.StrEnum):
 
 
 class Outcome(enum.StrEnum):
-    """How a transfer ended: a closed set, the label of `gateway_transfers_total`."""
+    """How a transfer ended: a closed set, the label `outcome` of `gateway_transfers_total`."""
 
     COMPLETE = "complete"
     EARLY_RESPONSE = "early_response"
@@ -43,7 +43,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaultInfo:
-    """What a kind of fault means: the HTTP status, whose fault, how the transfer ended, RFC 9209 error type."""
+    """Properties of a kind of fault; `proxy_error` is an error type of RFC 9209 section 2.3."""
 
     status: int
     blame: Blame
@@ -58,25 +58,25 @@ _OUT = Outcome
 
 
 class FaultKind(enum.Enum):
-    """Every cause. The member's name in lower case is the `code` users see."""
+    """Every cause of an error. The member's name in lower case is the `code` in problem documents and logs."""
 
-    # The client's request, before its body.
+    # The client's request head.
     BAD_REQUEST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request")
     BAD_FRAMING = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Ambiguous or broken framing")
     BAD_HOST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed Host")
     BAD_TARGET = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed request target")
-    URL_FORBIDDEN = FaultInfo(403, _C, _OUT.REFUSED, _DENY, "URL is not on the allow-list")
+    URL_FORBIDDEN = FaultInfo(403, _C, _OUT.REFUSED, _DENY, "URL is not in the allow list")
     ADDRESS_FORBIDDEN = FaultInfo(403, _C, _OUT.REFUSED, "destination_ip_prohibited", "Address is denied")
     NO_ROUTE = FaultInfo(404, _C, _OUT.REFUSED, "destination_not_found", "No route matches")
-    FILE_NOT_FOUND = FaultInfo(404, _C, _OUT.REFUSED, "destination_not_found", "No such file")
+    FILE_NOT_FOUND = FaultInfo(404, _C, _OUT.REFUSED, "destination_not_found", "File not found")
     METHOD_NOT_ALLOWED = FaultInfo(405, _C, _OUT.REFUSED, _DENY, "Method not allowed")
-    FILE_EXISTS = FaultInfo(409, _C, _OUT.REFUSED, _DENY, "A file of that name exists")
+    FILE_EXISTS = FaultInfo(409, _C, _OUT.REFUSED, _DENY, "A file with this name exists")
     LENGTH_REQUIRED = FaultInfo(411, _C, _OUT.REFUSED, _BAD, "Length required")
     PRECONDITION_FAILED = FaultInfo(412, _C, _OUT.REFUSED, _DENY, "Precondition failed")
     TARGET_TOO_LONG = FaultInfo(414, _C, _OUT.LIMIT, _BAD, "Request target too long")
     RANGE_NOT_SATISFIABLE = FaultInfo(416, _C, _OUT.REFUSED, _BAD, "Range not satisfiable")
     EXPECTATION_FAILED = FaultInfo(417, _C, _OUT.REFUSED, _BAD, "Expectation failed")
-    TYPE_NOT_ALLOWED = FaultInfo(415, _C, _OUT.REFUSED, _DENY, "Type of file not allowed")
+    TYPE_NOT_ALLOWED = FaultInfo(415, _C, _OUT.REFUSED, _DENY, "File type not allowed")
     NOT_A_FORM = FaultInfo(415, _C, _OUT.REFUSED, _BAD, "Not a form")
     HEAD_TOO_LARGE = FaultInfo(431, _C, _OUT.LIMIT, _BAD, "Request head too large")
     # The client's body.
@@ -84,57 +84,59 @@ class FaultKind(enum.Enum):
     PART_HEADERS_TOO_LARGE = FaultInfo(400, _C, _OUT.LIMIT, _BAD, "Part headers too large")
     BAD_DIGEST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed digest")
     BAD_CODING = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed compressed data")
-    UNEXPECTED_PART = FaultInfo(422, _C, _OUT.REFUSED, _BAD, "Part cannot be sent on")
+    UNEXPECTED_PART = FaultInfo(422, _C, _OUT.REFUSED, _BAD, "Part cannot be forwarded")
     MALWARE_FOUND = FaultInfo(422, _C, _OUT.REFUSED, _DENY, "Malware found")
     LATE_FIELD = FaultInfo(422, _C, _OUT.REFUSED, _BAD, "No route for these form fields")
-    DIGEST_MISMATCH = FaultInfo(422, _C, _OUT.CLIENT_BAD, _BAD, "Digest does not fit")
-    CLIENT_IDLE = FaultInfo(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client went silent")
+    DIGEST_MISMATCH = FaultInfo(422, _C, _OUT.CLIENT_BAD, _BAD, "Digest does not match")
+    CLIENT_IDLE = FaultInfo(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client idle for too long")
     CLIENT_TOO_SLOW = FaultInfo(408, _C, _OUT.CLIENT_SLOW, _BAD, "Client too slow")
     BODY_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Body too large")
     PART_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Part too large")
     FIELD_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Form field too large")
     TOO_MANY_PARTS = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Too many parts")
-    #: 499 is nginx's word for it: nobody is left to be told, it only shows in the log and the metrics.
-    CLIENT_LEFT = FaultInfo(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client left")
-    #: Stands in the document of a split, for a file that was not sent because one before it failed.
+    #: Client closed the connection. 499 is nginx's code for it; it appears only in the log and the metrics.
+    CLIENT_LEFT = FaultInfo(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client closed the connection")
+    #: Used in the response document of `split` for a file that was not sent because an earlier one failed.
     NOT_SENT = FaultInfo(424, _C, _OUT.REFUSED, _DENY, "Not sent")
-    # Ourselves.
+    # The gateway.
     BUG = FaultInfo(500, _G, _OUT.BUG, "proxy_internal_error", "Internal error")
     DISK_FAILED = FaultInfo(500, _G, _OUT.DISK_FAILED, "proxy_internal_error", "Disk error")
-    CANCELLED = FaultInfo(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Stopped by shutdown")
+    CANCELLED = FaultInfo(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Cancelled by shutdown")
     DRAINING = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_response", "Gateway is shutting down")
-    QUEUE_FULL = FaultInfo(503, _G, _OUT.REFUSED, "connection_limit_reached", "Upstream is at its limit")
-    QUEUE_TIMEOUT = FaultInfo(503, _G, _OUT.REFUSED, "connection_limit_reached", "Waited too long for the upstream")
+    QUEUE_FULL = FaultInfo(503, _G, _OUT.REFUSED, "connection_limit_reached", "Queue for the upstream is full")
+    QUEUE_TIMEOUT = FaultInfo(
+        503, _G, _OUT.REFUSED, "connection_limit_reached", "Timeout in the queue for the upstream"
+    )
     DISK_UNAVAILABLE = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
     DISK_SLOW = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
     SCANNER_FAILED = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Scanner is unavailable")
     DISK_FULL = FaultInfo(507, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk is full")
     # The upstream.
-    DNS_ERROR = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "dns_error", "Upstream's name cannot be resolved")
+    DNS_ERROR = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "dns_error", "Upstream's host name cannot be resolved")
     CONNECT_REFUSED = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "connection_refused", "Upstream refused the connection")
-    TLS_ERROR = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "tls_protocol_error", "TLS to the upstream failed")
+    TLS_ERROR = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "tls_protocol_error", "TLS handshake with the upstream failed")
     UPSTREAM_CLOSED = FaultInfo(
         502, _U, _OUT.UPSTREAM_FAILED, "connection_terminated", "Upstream closed the connection"
     )
-    BAD_RESPONSE = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "http_protocol_error", "Upstream's answer is malformed")
-    BAD_REDIRECT = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, _DENY, "Upstream redirected where it may not")
+    BAD_RESPONSE = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "http_protocol_error", "Upstream's response is malformed")
+    BAD_REDIRECT = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, _DENY, "Upstream's redirect is not allowed")
     RESPONSE_INCOMPLETE = FaultInfo(
-        502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's body broke off"
+        502, _U, _OUT.UPSTREAM_FAILED, "http_response_incomplete", "Upstream's response body is incomplete"
     )
     OBJECT_STORE_FAILED = FaultInfo(502, _U, _OUT.UPSTREAM_FAILED, "destination_unavailable", "Object store failed")
     RESPONSE_TOO_LARGE = FaultInfo(
-        502, _U, _OUT.UPSTREAM_FAILED, "http_response_body_size", "Upstream's answer is too large"
+        502, _U, _OUT.UPSTREAM_FAILED, "http_response_body_size", "Upstream's response is too large"
     )
-    CONNECT_TIMEOUT = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Upstream did not accept in time")
+    CONNECT_TIMEOUT = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_timeout", "Timeout connecting to the upstream")
     RESPONSE_TIMEOUT = FaultInfo(
-        504, _U, _OUT.UPSTREAM_SLOW, "http_response_timeout", "Upstream did not answer in time"
+        504, _U, _OUT.UPSTREAM_SLOW, "http_response_timeout", "Timeout waiting for the upstream's response"
     )
-    UPSTREAM_IDLE = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_read_timeout", "Upstream went silent")
+    UPSTREAM_IDLE = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_read_timeout", "Upstream idle for too long")
     UPSTREAM_STUCK = FaultInfo(504, _U, _OUT.UPSTREAM_SLOW, "connection_write_timeout", "Upstream stopped reading")
 
-    # Enum would fold members of equal value into one: each is made its own.
+    # Enum turns members of equal value into aliases of the first: a number makes each value unique.
     def __new__(cls, info: FaultInfo) -> FaultKind:
-        """Number the members, and keep the verdict beside the number."""
+        """Create a member whose value is its number and which carries its FaultInfo."""
         member = object.__new__(cls)
         member._value_ = len(cls.__members__)
         member._info = info
@@ -144,21 +146,21 @@ class FaultKind(enum.Enum):
 
     @property
     def info(self) -> FaultInfo:
-        """What this kind means."""
+        """Status, blame, outcome, RFC 9209 error type and title."""
         return self._info
 
     @property
     def code(self) -> str:
-        """The name users and dashboards see."""
+        """The code in problem documents, logs and metrics, for example `body_too_large`."""
         return self.name.lower()
 
 
 class Fault(Exception):
-    """One thing that went wrong, with what a user needs to mend it.
+    """An error of an exchange, with what a user needs to mend it.
 
-    `detail` says what, where and how to mend, with both numbers; it may reach the client, so it holds no local
-    address and no path. `retry_after_seconds` becomes Retry-After; `facts` are added to the problem document;
-    `fields` are further header fields of the answer (Allow, Content-Range).
+    `detail` says what happened, where, and how to mend it; for a limit it gives both numbers. It may be sent to the
+    client, so it contains no local address and no path. `retry_after_seconds` becomes the Retry-After header; `facts`
+    are added to the problem document; `headers` are added to the response (Allow, Content-Range).
     """
 
     def __init__(
@@ -179,17 +181,17 @@ class Fault(Exception):
 
     @property
     def status(self) -> int:
-        """HTTP status the client is answered with, if it still can be."""
+        """HTTP status of the response, if the response head was not sent yet."""
         return self.kind.info.status
 
     @property
     def blame(self) -> Blame:
-        """Whose fault it was."""
+        """Whose fault the error was."""
         return self.kind.info.blame
 
     @property
     def outcome(self) -> Outcome:
-        """How the transfers of the exchange ended."""
+        """The outcome of the exchange's transfers."""
         return self.kind.info.outcome
 
     def __str__(self) -> str:
@@ -214,7 +216,7 @@ def problem_document(fault: Fault, *, route: str | None, request_id: str) -> byt
 
 
 def proxy_status(fault: Fault) -> bytes:
-    """Return the value of Proxy-Status (RFC 9209 section 2): who answers, and why."""
+    """Return the value of the Proxy-Status header (RFC 9209 section 2)."""
     info = fault.kind.info
-    # Titles are our own: printable ASCII without quotes, as a String of RFC 8941 section 3.3.3 wants.
+    # A String of RFC 8941 section 3.3.3 is printable ASCII; titles contain no quote, so nothing is escaped.
     return f'{PSEUDONYM}; error={info.proxy_error}; details="{info.title}"'.encode("ascii")

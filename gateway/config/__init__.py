@@ -1,12 +1,13 @@
-"""From YAML to a frozen, checked `Config`, with every problem found at once.
+"""Read a YAML file into a frozen, checked `Config`, and report every problem at once.
 
-Pure but for one read of the file. `document` knows YAML and positions, `values` the words for sizes and times,
-`section` what mappings are made of, `filters` and `model` the keys and their defaults, `check` what no single key can
-know, `load` puts them in order.
+Pure except for reading the config file and checking that the files it names exist. `document` parses YAML and keeps
+line numbers; `values` and `section` parse sizes, times, addresses and names; `model`, `limits` and `filters` declare
+the keys and their defaults; `check` checks keys against each other; `load` runs all of these in order.
 """
 
 from gateway.config.check import Problem
 from gateway.config.filters import FilterChoice
+from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.load import ConfigError, load_config, parse_config
 from gateway.config.model import (
     Config,
@@ -15,11 +16,9 @@ from gateway.config.model import (
     Framing,
     IfExists,
     Lanes,
-    Limits,
     Naming,
     Policy,
     Route,
-    RouteTimeouts,
     Upstream,
 )
 from gateway.config.schema import json_schema

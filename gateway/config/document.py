@@ -1,6 +1,7 @@
-"""YAML with positions: the tree as plain Python, and for every key path the line it stands on.
+"""YAML with line numbers: the tree as plain Python values, and the line of every key path.
 
-PyYAML's own 1.1 resolver is replaced by YAML 1.2's core words, so that `off` stays a word and 1:30 is no number.
+PyYAML's resolver of YAML 1.1 is replaced by the core schema of YAML 1.2, so that `off` is a string, not false, and
+1:30 is a string, not a number in base 60.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 @dataclass(slots=True)
 class Document:
-    """A parsed file: its tree, the line of every key path (from 1), and what is wrong with it as YAML."""
+    """A parsed file: its tree, the line of every key path (from 1), and its problems as YAML."""
 
     tree: Any = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
@@ -28,7 +29,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalar words of YAML 1.2's core schema."""
+    """SafeLoader with the scalar types of YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as PyYAML types it)
 
@@ -44,7 +45,7 @@ for _tag, _words, _first in (
 
 
 def read_document(text: str, environment: Mapping[str, str] | None = None) -> Document:
-    """Parse YAML, filling `${NAME}` and `${NAME:-default}` in scalars. Problems are collected, never raised."""
+    """Parse YAML and replace `${NAME}` and `${NAME:-default}` in scalars. Problems are collected, never raised."""
     document = Document()
     try:
         loader = _Loader(text)
@@ -52,13 +53,13 @@ def read_document(text: str, environment: Mapping[str, str] | None = None) -> Do
         if node is None:
             document.problems.append(((), 1, "the file is empty: begin with `routes:`, see config/ for examples"))
         else:
-            walk = _Walk(document, loader, os.environ if environment is None else environment)
-            document.tree = walk.build(node, ())
+            builder = _TreeBuilder(document, loader, os.environ if environment is None else environment)
+            document.tree = builder.build(node, ())
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
         what = ", ".join(part for part in (exc.context, exc.problem) if part)
-        # `{directory: ${UPLOADS}}` is the likely slip: within { } and [ ] a brace must be quoted.
+        # A frequent mistake is `{directory: ${UPLOADS}}`: within { } and [ ] a brace must be quoted.
         hint = (
             '; put "${...}" in quotes within { } and [ ]' if "${" in "".join(text.splitlines()[line - 1 : line]) else ""
         )
@@ -66,12 +67,12 @@ def read_document(text: str, environment: Mapping[str, str] | None = None) -> Do
     except yaml.YAMLError as exc:
         document.problems.append(((), 1, f"not YAML: {str(exc).splitlines()[0]}"))
     except RecursionError:
-        document.problems.append(((), 1, "not a config: an alias contains itself"))
+        document.problems.append(((), 1, "an alias contains itself: remove it"))
     return document
 
 
-class _Walk:
-    """One pass over the node tree."""
+class _TreeBuilder:
+    """Builds plain Python values from YAML nodes, and records lines and problems in the document."""
 
     def __init__(self, document: Document, loader: _Loader, environment: Mapping[str, str]) -> None:
         self._document = document
@@ -84,10 +85,11 @@ class _Walk:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
-        # PyYAML knows three kinds of node.
+        # PyYAML has three kinds of node: this is the third.
         return self._scalar(cast("yaml.ScalarNode", node), path)
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        # Keys merged with << may be repeated: only the mapping's own keys must be unique.
         own = {id(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"}
         self._loader.flatten_mapping(node)
         mapping: dict[str, Any] = {}
@@ -96,12 +98,12 @@ class _Walk:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                self._document.problems.append((path, line, "a key must be a word"))
+                self._document.problems.append((path, line, "a key must be a string: write a name"))
                 continue
             if id(key_node) in own:
                 if key in first:
                     self._document.problems.append(
-                        ((*path, key), line, f"the key stands twice, first on line {first[key]}: remove one")
+                        ((*path, key), line, f"duplicate key, first on line {first[key]}: remove one")
                     )
                     continue
                 first[key] = line
@@ -125,7 +127,7 @@ class _Walk:
                 (
                     path,
                     node.start_mark.line + 1,
-                    f"the environment has no {name}: set it, or give a default with ${{{name}:-value}}",
+                    f"the environment variable {name} is not set: set it, or give a default with ${{{name}:-value}}",
                 )
             )
             return ""

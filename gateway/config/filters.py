@@ -1,4 +1,4 @@
-"""The options of the built-in filters, and how a filter is named in a route."""
+"""The options of the built-in filters, and the form of an entry of a route's `filters`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ScanErrorPolicy = Literal["refuse", "pass"]
 
 def _parse_positive(value: float) -> float:
     if not value:
-        raise ValueError("nothing would ever flow: write a rate like 5MB/s")
+        raise ValueError("a rate of 0 stops every transfer: write a rate like 5MB/s")
     return value
 
 
@@ -25,74 +25,83 @@ def _parse_clamd(value: str) -> str:
         try:
             parse_address(value)
         except ValueError:
-            raise ValueError(f"{value!r} is no place of clamd: write unix:/run/clamav/clamd.ctl or host:port") from None
+            raise ValueError(
+                f"{value!r} is not an address of clamd: write unix:/run/clamav/clamd.ctl or host:port"
+            ) from None
     return value
 
 
 class Digest(Section):
-    """Hash every file, tell the digest, and hold files to what their sender says of them (RFC 9530)."""
+    """Hash every file, and verify the Content-Digest or Repr-Digest that its sender gave (RFC 9530)."""
 
     algorithm: Literal["sha256", "sha512", "sha1", "md5", "crc32c", "blake2b"] = Field(
-        "sha256", description="Told in the log, in documents, and as `X-Upload-Digest` on forwarded answers."
+        "sha256",
+        description="Algorithm of the digest, which is reported in the log, in the response documents of split and "
+        "store, and in the header `X-Upload-Digest` of forwarded responses.",
     )
 
 
 class Sniff(Section):
-    """Take only files whose first bytes are of an allowed type, whatever they are called."""
+    """Allow only files whose first bytes are of an allowed type; name and Content-Type are ignored."""
 
     allow: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="Media types, with `*` for any characters: image/*, application/pdf."
+        description="Allowed media types, with `*` for any characters, for example image/*, application/pdf."
     )
 
 
 class Throttle(Section):
-    """Let files flow at a rate."""
+    """Limit the rate of uploads."""
 
-    rate: Annotated[Rate, AfterValidator(_parse_positive)] = Field(description="Bytes per second.")
-    per: ThrottleScope = Field("route", description="Who shares it: everybody, or each client address.")
+    rate: Annotated[Rate, AfterValidator(_parse_positive)] = Field(description="Limit in bytes per second.")
+    per: ThrottleScope = Field(
+        "route", description="Scope of the limit: all uploads of the route together, or those of each client address."
+    )
 
 
 class Compress(Section):
-    """Compress files on their way."""
+    """Compress files while they are streamed."""
 
-    coding: Coding = Field("gzip", description="How.")
-    level: int = Field(6, ge=1, le=9, description="From fast (1) to small (9).")
+    coding: Coding = Field("gzip", description="Format: gzip (RFC 1952), or deflate, which is zlib (RFC 1950).")
+    level: int = Field(6, ge=1, le=9, description="Compression level, from 1 (fastest) to 9 (smallest).")
 
 
 class Decompress(Section):
-    """Decompress files on their way; gzip and zlib are told apart by their first bytes."""
+    """Decompress files while they are streamed; gzip and zlib are distinguished by their first bytes."""
 
-    max_bytes: Size = Field(10 * 2.0**30, description="Of one file, decompressed: bombs end here.")
+    max_bytes: Size = Field(
+        10 * 2.0**30, description="Bytes of one file after decompression; protects against decompression bombs."
+    )
 
 
 class Scan(Section):
-    """Show files to ClamAV's daemon as they pass, and cut what it finds before its end."""
+    """Send files to ClamAV's daemon while they are streamed, and cut an infected file before its last chunk."""
 
     clamd: Annotated[str, AfterValidator(_parse_clamd)] = Field(
-        description="Where clamd listens: unix:/run/clamav/clamd.ctl, or host:port. Its StreamMaxLength bounds files."
+        description="Address of clamd: unix:/run/clamav/clamd.ctl, or host:port. clamd's StreamMaxLength (25 MB by "
+        "default) limits the size of a file: raise it to the largest you accept."
     )
-    timeout: Seconds = Field(60.0, description="For each answer of it, and for taking a chunk.")
+    timeout: Seconds = Field(60.0, description="Limit for clamd to accept a chunk, and to respond at the file's end.")
     on_error: ScanErrorPolicy = Field(
-        "refuse", description="When it cannot be asked: refuse the file (503), or let it pass unscanned."
+        "refuse", description="If clamd fails: refuse the file (503), or pass the file without a scan."
     )
 
 
 class FilterChoice(Section):
-    """One filter: its name with its options, or its name alone. Names not known here are those of plug-ins."""
+    """One filter: a name with options, or only a name. A name that is not built in is that of a plug-in."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    digest: Digest | None = Field(None, description="Hash, and check what senders say.")
-    sniff: Sniff | None = Field(None, description="Allow types by magic bytes; needs the extra `sniff`.")
-    throttle: Throttle | None = Field(None, description="Hold a rate.")
-    scan: Scan | None = Field(None, description="Ask ClamAV.")
-    compress: Compress | None = Field(None, description="Compress; forms are made anew.")
-    decompress: Decompress | None = Field(None, description="Decompress; forms are made anew.")
+    digest: Digest | None = Field(None, description="Hash files and verify the digests that senders give.")
+    sniff: Sniff | None = Field(None, description="Allow files by their magic bytes; needs the extra `sniff`.")
+    throttle: Throttle | None = Field(None, description="Limit the rate of uploads.")
+    scan: Scan | None = Field(None, description="Scan files for malware with ClamAV.")
+    compress: Compress | None = Field(None, description="Compress files; forms are re-encoded.")
+    decompress: Decompress | None = Field(None, description="Decompress files; forms are re-encoded.")
 
     @model_validator(mode="before")
     @classmethod
-    def _spell_out(cls, value: Any) -> Any:
-        """Take a name alone for a name with no options."""
+    def _expand_name(cls, value: Any) -> Any:
+        """Turn a name without options into a name with empty options."""
         if isinstance(value, str):
             return {value: {}}
         if isinstance(value, dict):
@@ -100,17 +109,17 @@ class FilterChoice(Section):
         return value
 
     @model_validator(mode="after")
-    def _is_one(self) -> FilterChoice:
+    def _check_single(self) -> FilterChoice:
         if len(self.model_fields_set) != 1:
-            raise ValueError("a filter is one name with its options: begin a new `- item` for each")
+            raise ValueError("a filter is one name with its options: write a new `- item` for each filter")
         return self
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the filter."""
         return next(iter(self.model_fields_set))
 
     @property
     def options(self) -> Any:
-        """Its options: a section, or what stands there for a plug-in."""
+        """The options: a section, or the unchecked YAML value for a plug-in."""
         return getattr(self, self.name)

@@ -1,4 +1,4 @@
-"""From a file to a Config, or to every problem in it at once."""
+"""Load a config file: return a Config, or raise one error with every problem in the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.config.model import Config
 
 
 class ConfigError(Exception):
-    """A config that cannot be used, with all its problems in the order of the file."""
+    """The config cannot be used. `problems` has all its problems in the order of the file."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -23,7 +23,7 @@ class ConfigError(Exception):
 
 
 def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
-    """Read and check a config file. Raises ConfigError holding every problem."""
+    """Read and check a config file. `environment` replaces os.environ. Raises ConfigError with every problem."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -34,9 +34,9 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
 
 
 def parse_config(text: str, file: str = "config", environment: Mapping[str, str] | None = None) -> Config:
-    """Check the text of a config. `file` is the name its problems carry. Raises ConfigError."""
+    """Check the text of a config. `file` is the file name in problems. Raises ConfigError with every problem."""
     document = read_document(text, environment)
-    problems = [Problem(file, line, _show(path, document), message) for path, line, message in document.problems]
+    problems = [Problem(file, line, _key_text(path, document), message) for path, line, message in document.problems]
     config: Config | None = None
     if document.tree is not None:
         if isinstance(document.tree, dict):
@@ -46,12 +46,16 @@ def parse_config(text: str, file: str = "config", environment: Mapping[str, str]
                 problems += _locate(_translate(exc), document, file)
             problems += _locate(cross_check(document.tree), document, file)
         else:
-            problems.append(Problem(file, 1, "", "a config is a mapping: begin with `routes:`, see config/"))
+            problems.append(
+                Problem(file, 1, "", "a config is a mapping: begin with `routes:`, see config/ for examples")
+            )
     elif not problems:
-        problems.append(Problem(file, 1, "", "the file says null: begin with `routes:`, see config/ for examples"))
+        problems.append(
+            Problem(file, 1, "", "the file contains only null: begin with `routes:`, see config/ for examples")
+        )
     if config is None or problems:
-        # A value that could not be read as YAML or lacks its variable is judged no further.
-        unread = {_show(path, document) for path, _, _ in document.problems if path}
+        # A key with a YAML problem has no usable value: further problems of it would mislead.
+        unread = {_key_text(path, document) for path, _, _ in document.problems if path}
         first = len(document.problems)
         rest = [problem for problem in problems[first:] if problem.key not in unread]
         raise ConfigError(sorted({*problems[:first], *rest}))
@@ -59,18 +63,18 @@ def parse_config(text: str, file: str = "config", environment: Mapping[str, str]
 
 
 def _locate(findings: Iterator[tuple[KeyPath, str]], document: Document, file: str) -> list[Problem]:
-    return [Problem(file, _line(path, document), _show(path, document), message) for path, message in findings]
+    return [Problem(file, _line(path, document), _key_text(path, document), message) for path, message in findings]
 
 
 def _line(path: KeyPath, document: Document) -> int:
-    """Return the line of the key, or of the nearest mapping around it."""
+    """Return the line of the key, or of the nearest enclosing mapping."""
     while path not in document.lines and path:
         path = path[:-1]
     return document.lines.get(path, 1)
 
 
-def _show(path: KeyPath, document: Document) -> str:
-    """Write a key path; a route goes by its name where it has one, as in the gateway's own messages."""
+def _key_text(path: KeyPath, document: Document) -> str:
+    """Return a key path as text, with a route's name in place of its index, as in error responses."""
     shown = ""
     tree: Any = document.tree
     for step in path:
@@ -92,17 +96,17 @@ def _child(tree: Any, step: str | int) -> Any:
         return None
 
 
-#: pydantic's types of error in our words: what is wrong and how to mend it.
-_WORDS: Final = {
+#: Messages by pydantic's error type: what is wrong and how to mend it.
+_MESSAGES: Final = {
     "missing": "the key is missing: add it",
     "int_type": "{input!r} is not a whole number: write one like 64",
     "int_parsing": "{input!r} is not a whole number: write one like 64",
-    "string_type": "{input!r} is not a text: put it in quotes",
+    "string_type": "{input!r} is not a string: put it in quotes",
     "dict_type": "{input!r} is not a mapping: indent its keys below it",
     "model_type": "{input!r} is not a mapping: indent its keys below it",
     "tuple_type": "{input!r} is not a list: write [a, b] or one `- item` per line",
-    "too_short": "the list is empty: give at least one",
-    "literal_error": "{input!r} is not known: write {expected}",
+    "too_short": "the list is empty: give at least one item",
+    "literal_error": "{input!r} is not a valid value: write {expected}",
     "greater_than_equal": "{input!r} is too small: write {ge} or more",
 }
 
@@ -113,33 +117,33 @@ def _translate(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
         if detail["type"] == "extra_forbidden":
             yield path, _unknown_key(path)
         else:
-            yield path, _word(detail)
+            yield path, _message(detail)
 
 
-def _word(detail: ErrorDetails) -> str:
+def _message(detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return detail["msg"].removeprefix("Value error, ")
-    words = _WORDS.get(detail["type"])
-    if words is None:
+    message = _MESSAGES.get(detail["type"])
+    if message is None:
         return f"{detail['msg']} (got {detail['input']!r})"
-    return words.format(input=detail["input"], **detail.get("ctx", {}))
+    return message.format(input=detail["input"], **detail.get("ctx", {}))
 
 
 def _unknown_key(path: KeyPath) -> str:
-    """Name the keys that could stand here: most unknown keys are slips of the pen."""
+    """Return a message with the keys allowed here: most unknown keys are typing mistakes."""
     model: Any = Config
     for step in path[:-1]:
         model = _inner_model(model, step)
     known = ", ".join(sorted(model.model_fields))
-    return f"the key is not known here: use one of {known}"
+    return f"unknown key: use one of {known}"
 
 
 def _inner_model(model: Any, step: str | int) -> Any:
-    """Return the section a step leads to; steps into lists and mappings of sections stay where they are."""
+    """Return the section that a step of a key path leads to; an index or a mapping's key keeps the section."""
     fields = model.model_fields
     if isinstance(step, int) or step not in fields:
         return model
-    # An unknown key is only reported within a section, so there is one below every step that leads to it.
+    # Unknown keys are only reported within a section, so every step on the way to one leads to a section.
     queue = [fields[step].annotation]
     while not hasattr(candidate := queue.pop(), "model_fields"):
         queue.extend(getattr(candidate, "__args__", ()))

@@ -1,6 +1,6 @@
-"""The keys of the config, their types, defaults and reasons. Nothing here looks at two keys at once: `check` does.
+"""The keys of the config with their types, defaults and reasons. Checks that need two keys are in `check`.
 
-Each field's description is the reference text: docs/configuration.md is held to it by a test.
+The descriptions are the reference text: the tables of docs/configuration.md are generated from them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from gateway.config.filters import FilterChoice
-from gateway.config.section import FieldName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
-from gateway.config.values import Address, EndpointUrl, ListenAddress, Rate, Seconds, Size
+from gateway.config.limits import Limits, RouteTimeouts
+from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
+from gateway.config.values import Address, EndpointUrl, ListenAddress, Seconds, Size
 
 Policy = Literal["round_robin", "least_requests", "random_two"]
 Framing = Literal["auto", "length_required", "chunked"]
@@ -21,252 +22,312 @@ Naming = Literal["original", "uuid"]
 FileBody = Literal["multipart", "raw"]
 Lanes = Literal["auto", "copy"]
 
-_MIB, _GIB = float(2**20), float(2**30)
+_MIB = float(2**20)
 
 
 class Ops(Section):
-    """The second port: metrics and health, never on the traffic port."""
+    """The operations port, for metrics and health checks; they are never served on the traffic port."""
 
     listen: ListenAddress = Field(
-        Address("127.0.0.1", 9090), description="Address of /metrics, /healthz and /readyz. Not for the public."
+        Address("127.0.0.1", 9090),
+        description="Address of /metrics, /healthz and /readyz. It has no access control: keep it off public networks.",
     )
 
 
 class Tls(Section):
     """TLS for clients on the traffic port: TLS 1.2 or 1.3, HTTP/1.1."""
 
-    certificate: str = Field(description="PEM file with the certificate and the chain behind it.")
-    key: str = Field(description="PEM file with its private key, without a passphrase.")
+    certificate: str = Field(
+        description="PEM file with the server certificate, followed by its intermediate certificates."
+    )
+    key: str = Field(description="PEM file with the private key of the certificate, without a passphrase.")
 
 
 class UpstreamTimeouts(Section):
-    """How long an upstream may take, per step."""
+    """Time limits for each step of an upstream request."""
 
-    connect: Seconds = Field(2.0, description="Name lookup, TCP and TLS, per endpoint tried.")
-    response: Seconds = Field(60.0, description="From the end of the request body to the first byte of the answer.")
-    idle: Seconds = Field(60.0, description="Between two chunks, when the upstream is the one being waited for.")
+    connect: Seconds = Field(
+        2.0, description="Limit for name lookup, TCP and TLS handshake together, for each endpoint tried."
+    )
+    response: Seconds = Field(
+        60.0,
+        description="Limit from the end of the request body to the first byte of the response head: the time in which "
+        "a model computes.",
+    )
+    idle: Seconds = Field(
+        60.0, description="Limit for a pause in which the upstream moves no byte while the gateway waits for it."
+    )
 
 
 class Health(Section):
-    """Active health checks: GET `path`, any 2xx or 3xx passes."""
+    """Active health checks: GET `path` on every endpoint; a response with a 2xx or 3xx status passes."""
 
-    path: UrlPath = Field(description="Target of the check on every endpoint.")
-    interval: Seconds = Field(5.0, description="Between two checks of one endpoint.")
-    timeout: Seconds = Field(2.0, description="For the whole check.")
-    passes: int = Field(1, ge=1, description="Checks in a row that bring an endpoint back.")
-    fails: int = Field(2, ge=1, description="Checks in a row that take an endpoint out.")
+    path: UrlPath = Field(description="Request target of the health check.")
+    interval: Seconds = Field(5.0, description="Time between two checks of one endpoint.")
+    timeout: Seconds = Field(2.0, description="Limit for a whole check, from connecting to the end of the response.")
+    passes: int = Field(1, ge=1, description="Checks that must pass in a row before an endpoint counts as up again.")
+    fails: int = Field(2, ge=1, description="Checks that must fail in a row before an endpoint counts as down.")
 
 
 class Upstream(Section):
     """A named service and its endpoints."""
 
     endpoints: Annotated[tuple[EndpointUrl, ...], Field(min_length=1)] = Field(
-        description="Addresses of the service, http:// or https://, without a path."
+        description="URLs of the service, http:// or https://, without a path (`rewrite` of the route sets the path)."
     )
-    policy: Policy = Field("round_robin", description="Which endpoint gets the next request.")
-    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
+    policy: Policy = Field("round_robin", description="How the endpoint of the next request is chosen.")
+    timeouts: UpstreamTimeouts = Field(
+        UpstreamTimeouts(), description="Time limits for each step of a request to this upstream."
+    )
     framing: Framing = Field(
         "auto",
-        description="How request bodies are framed: Content-Length where it is known and chunked otherwise; "
-        "Content-Length or 411, for WSGI servers that take no chunks; or always chunked.",
+        description="How request bodies are framed. `auto`: Content-Length if the length is known, chunked otherwise. "
+        "`length_required`: Content-Length, or 411 for the client if the length is not known, for WSGI servers that do "
+        "not read chunked bodies. `chunked`: always chunked.",
     )
-    health: Health | None = Field(None, description="Active health checks; without it every endpoint counts as up.")
+    health: Health | None = Field(
+        None, description="Active health checks. Without this section every endpoint counts as up."
+    )
     max_in_flight: Size = Field(
-        math.inf, description="Exchanges at once; further ones wait. Set it to what the model server can take."
+        math.inf,
+        description="Exchanges with this upstream at the same time; further ones wait in a queue. Set it to the "
+        "concurrency of the model server.",
     )
-    max_queued: int = Field(100, ge=0, description="How many may wait for a slot; further ones get 503 at once.")
-    queue_timeout: Seconds = Field(10.0, description="How long one may wait for a slot before its 503.")
+    max_queued: int = Field(
+        100, ge=0, description="Exchanges that may wait in the queue; further ones get 503 immediately."
+    )
+    queue_timeout: Seconds = Field(10.0, description="Limit for the wait in the queue; after it the client gets 503.")
 
 
 class Match(Section):
-    """Which requests a route takes: all given conditions must hold."""
+    """Conditions of a route: a request must meet all that are given."""
 
     host: Host | None = Field(
-        None, description="Host without port; `*.example` matches any subdomain. Default: any host."
+        None, description="Host name without port; `*.example` matches any subdomain. Default: any host."
     )
     path: UrlPath | None = Field(None, description="The whole path, exactly.")
-    prefix: UrlPath | None = Field(None, description="A path prefix, by whole segments: /a matches /a and /a/b.")
-    regex: Regex | None = Field(None, description="A regular expression that matches the whole path.")
-    methods: tuple[Method, ...] | None = Field(None, description="Methods taken. Default: any the action knows.")
-    headers: dict[str, str] = Field({}, description="Fields that must be there with exactly this value.")
+    prefix: UrlPath | None = Field(
+        None, description="A path prefix of whole segments: /a matches /a and /a/b, but not /ab."
+    )
+    regex: Regex | None = Field(None, description="A regular expression (Python's) that must match the whole path.")
+    methods: tuple[Method, ...] | None = Field(
+        None,
+        description="HTTP methods. Default: any for forward; POST and PUT for split and store; GET and HEAD for files "
+        "and fetch.",
+    )
+    headers: dict[str, str] = Field(
+        {}, description="Headers that the request must have, with exactly these values, as NAME: VALUE."
+    )
     form_fields: dict[str, str] = Field(
         {},
-        description="Form fields before the first file that must match, with `*` for any characters. A form that "
-        "matches no such route goes to the route of this place without form_fields, or is refused (422).",
+        description="Form fields that a form must have before its first file, as NAME: PATTERN, with `*` for any "
+        "characters. A form that matches no such route goes to the route with the same other conditions and no "
+        "form_fields; without such a route the response is 422.",
     )
 
 
 class FormFields(Section):
-    """What becomes of the form fields around a file that goes upstream by itself."""
+    """Which form fields are sent upstream with a file, under which names, and where in the request."""
 
-    keep: tuple[str, ...] | None = Field(None, description="Names of fields passed on. Default: all.")
-    drop: tuple[str, ...] = Field((), description="Names of fields left out.")
-    rename: dict[str, str] = Field({}, description="New names, by the client's names.")
-    add: dict[str, str] = Field({}, description="Fields added to every request, in place of the client's of that name.")
+    keep: tuple[str, ...] | None = Field(
+        None, description="Names of the form fields sent upstream; all others are removed. Default: all."
+    )
+    drop: tuple[str, ...] = Field((), description="Names of form fields that are removed.")
+    rename: dict[str, str] = Field({}, description="New names of form fields, as OLD: NEW.")
+    add: dict[str, str] = Field(
+        {}, description="Form fields added to every request, as NAME: VALUE; they replace the client's of that name."
+    )
     send: Literal["form", "query", "headers", "none"] | None = Field(
         None,
-        description="Where they go: parts of the form, the query, header fields `X-Form-NAME`, or nowhere. "
+        description="Where the form fields are put: parts of the form, the query, headers `X-Form-NAME`, or nowhere. "
         "Default: form for `body: multipart`, query for `body: raw`.",
     )
 
 
 class Mirror(Section):
-    """Tell a share of the requests again, to an upstream or a directory, without the primary feeling it."""
+    """Send a copy of some requests to a second upstream or a directory. The primary exchange never waits for it."""
 
-    upstream: str | None = Field(None, description="Name of the upstream that gets them; its answers are dropped.")
-    directory: str | None = Field(None, description="Or where bodies are written, each whole or not at all.")
-    percent: float = Field(100.0, ge=0, le=100, description="How many of a hundred requests, chosen at random.")
-    buffer: Size = Field(4 * _MIB, description="Bytes a mirror may be behind, per request, before it is dropped.")
+    upstream: str | None = Field(
+        None, description="Name of the upstream that receives the copies; its responses are discarded."
+    )
+    directory: str | None = Field(
+        None,
+        description="Directory in which each mirrored body is written to a file, completely or not at all; in place of "
+        "`upstream`.",
+    )
+    percent: float = Field(
+        100.0, ge=0, le=100, description="Percentage of the requests that are mirrored, chosen at random."
+    )
+    buffer: Size = Field(
+        4 * _MIB,
+        description="Bytes held per request while the mirror is slower than the primary; a mirror that needs more is "
+        "cut.",
+    )
 
 
 class Forward(Section):
-    """Pipe the request to an upstream and its answer back."""
+    """Stream the request to an upstream and its response back."""
 
     upstream: str = Field(description="Name of the upstream.")
     rewrite: UrlPath | None = Field(
-        None, description="New path: replaces the exact path or the prefix; for a regex, a template with \\1 groups."
+        None,
+        description="Path sent upstream: it replaces `match.path` or `match.prefix`; with `match.regex` it is a "
+        "template with groups (\\1). Default: the path as received.",
     )
     multipart: Literal["inspect", "opaque", "strict"] = Field(
         "inspect",
-        description="Read multipart/form-data along the way and hold the limits; or only carry it; or refuse what "
-        "parsers read in different ways, and send a canonical form with a fresh boundary.",
+        description="How multipart/form-data is treated. `inspect`: parse it, enforce the limits, send it byte for "
+        "byte. `opaque`: send it without parsing. `strict`: also refuse what parsers interpret in different ways, and "
+        "send a new canonical form with its own boundary.",
     )
     body: Literal["as_is", "raw", "multipart"] = Field(
-        "as_is", description="Unwrap the one file of a form into a raw body, or wrap a raw body into a form."
+        "as_is",
+        description="Shape of the body sent upstream. `as_is`: as received. `raw`: the bytes of the form's one file. "
+        "`multipart`: a raw body becomes the file of a form.",
     )
-    file_field: str = Field("file", description="With `body: multipart`, the form field of a wrapped body.")
-    filename_header: FieldName | None = Field(
-        "X-File-Name", description="With `body: raw`, the header field for the file's name, percent-encoded UTF-8."
+    file_field: str = Field(
+        "file", description="With `body: multipart`, the name of the form field that contains a raw body."
+    )
+    filename_header: HeaderName | None = Field(
+        "X-File-Name",
+        description="With `body: raw`, the header with the file's name, in percent-encoded UTF-8; null sends none.",
     )
     form_fields: FormFields = Field(
-        FormFields(), description="What becomes of form fields; with `body: raw` those that stand before the file."
+        FormFields(),
+        description="Which form fields are sent upstream; with `body: raw` only those before the file can be sent.",
     )
-    mirror: Mirror | None = Field(None, description="A second place for a share of the requests.")
+    mirror: Mirror | None = Field(
+        None, description="Send a copy of some requests to a second upstream or a directory. Default: no mirror."
+    )
     host: Literal["preserve", "upstream"] = Field(
-        "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
+        "preserve", description="Host header sent upstream: the client's with its port, or the endpoint's."
     )
 
 
 class Split(Section):
-    """Make every file of a form an upstream request of its own, and answer with one document of all answers."""
+    """Send every file of a form in its own upstream request, and respond with one document of all responses."""
 
-    upstream: str = Field(description="Name of the upstream; files are spread over its endpoints.")
+    upstream: str = Field(description="Name of the upstream; the files are distributed over its endpoints.")
     rewrite: UrlPath | None = Field(
-        None, description="New path, as in forward; `{filename}` in it is the file's name, percent-encoded."
+        None, description="Path sent upstream, as in forward; `{filename}` in it is the file's name, percent-encoded."
     )
     body: FileBody = Field(
-        "multipart", description="A form with the one file, or the file's bytes with its Content-Type."
+        "multipart",
+        description="Body of each upstream request: a form with the one file, or the file's bytes with its "
+        "Content-Type.",
     )
-    filename_header: FieldName | None = Field(
-        "X-File-Name", description="With `body: raw`, the header field for the file's name, percent-encoded UTF-8."
+    filename_header: HeaderName | None = Field(
+        "X-File-Name",
+        description="With `body: raw`, the header with the file's name, in percent-encoded UTF-8; null sends none.",
     )
-    form_fields: FormFields = Field(FormFields(), description="The form fields that stand before the file.")
+    form_fields: FormFields = Field(
+        FormFields(), description="Which of the form fields before a file are sent upstream with it."
+    )
     host: Literal["preserve", "upstream"] = Field(
-        "preserve", description="Host sent upstream: the client's (port kept), or the endpoint's."
+        "preserve", description="Host header sent upstream: the client's with its port, or the endpoint's."
     )
     max_parallel: int = Field(
-        4, ge=1, description="Files whose answers may be awaited at once; the next file waits for a place."
+        4,
+        ge=1,
+        description="Upstream requests of one form at the same time; the next file is not read before one ends.",
     )
     on_error: Literal["continue", "stop"] = Field(
-        "continue", description="After a file fails: go on with the next, or send no more."
+        "continue", description="After the request of a file failed: send the next file, or send no more."
     )
     max_response_bytes: Size = Field(
         _MIB,
-        description="Bytes of all answers together: they are held until the last, whose status decides 200 or 207.",
+        description="Bytes of all upstream responses to one form together. They are held in memory until the last "
+        "response, since any failure changes the status from 200 to 207.",
     )
 
 
 class Store(Section):
-    """Stream every file of an upload to disk, whole or not at all."""
+    """Stream every file of an upload to a directory or a bucket, completely or not at all."""
 
     directory: str | None = Field(
         None,
-        description="Where files go; relative paths are relative to the working directory. Unfinished ones are in "
-        "hidden `.HEX.part` directories there; what a killed gateway left of them is removed at the next start.",
+        description="Directory for the files; a relative path starts at the working directory. Unfinished files are in "
+        "hidden `.HEX.part` directories inside it; the next start removes those of a gateway that was killed.",
     )
     url: S3Url | None = Field(
         None,
-        description="Or a bucket and prefix, s3://bucket/prefix; needs the extra `s3`. Credentials come from the "
-        "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...).",
+        description="Bucket and prefix for the files, s3://bucket/prefix, in place of `directory`; needs the extra "
+        "`s3`. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...).",
     )
-    endpoint: str | None = Field(None, description="Of an object store that is not AWS: http(s)://host:port.")
-    region: str | None = Field(None, description="Of the bucket.")
+    endpoint: str | None = Field(
+        None, description="URL of an object store other than AWS, http(s)://host:port. Default: AWS."
+    )
+    region: str | None = Field(None, description="Region of the bucket. Default: from the environment.")
     name: Naming = Field(
-        "original", description="Name on disk: the client's file name made safe, or a fresh UUID with its extension."
+        "original",
+        description="Name of a stored file: the client's file name with unsafe characters replaced, or a random UUID "
+        "with its extension.",
     )
     if_exists: IfExists = Field(
-        "rename", description="When the name is taken: store as name-1, answer 409, or replace atomically."
+        "rename",
+        description="If a file with this name exists: store under a numbered name (name-1), respond 409, or replace it "
+        "atomically.",
     )
 
 
 class Files(Section):
-    """Stream files of a directory to the client."""
+    """Stream files of a directory or a bucket to the client, ranges and conditional requests included."""
 
     directory: str | None = Field(
-        None, description="What is served. Dot files and whatever a symlink leads outside are not."
+        None,
+        description="Directory that is served. Files whose path contains a name with a leading dot, and symlinks that "
+        "lead out of the directory, are not served.",
     )
-    url: S3Url | None = Field(None, description="Or a bucket and prefix, s3://bucket/prefix, as in store.")
-    endpoint: str | None = Field(None, description="Of an object store that is not AWS: http(s)://host:port.")
-    region: str | None = Field(None, description="Of the bucket.")
+    url: S3Url | None = Field(
+        None,
+        description="Bucket and prefix that are served, s3://bucket/prefix, in place of `directory`; needs the extra "
+        "`s3`.",
+    )
+    endpoint: str | None = Field(
+        None, description="URL of an object store other than AWS, http(s)://host:port. Default: AWS."
+    )
+    region: str | None = Field(None, description="Region of the bucket. Default: from the environment.")
 
 
 class Fetch(Section):
     """Stream an allowed URL to the client: /fetch/https://models.example/a.bin."""
 
     allow: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="URL prefixes (scheme, host, port, path) that may be fetched. Redirects are held to it too."
+        description="URL prefixes (scheme, host, port, path) that are allowed; the targets of redirects must match too."
     )
     private_networks: Literal["deny", "allow"] = Field(
-        "deny", description="Whether addresses that are not public may be connected to, checked at connect time."
+        "deny",
+        description="Whether connections to addresses that are not public are allowed. The address itself is checked, "
+        "when the connection is opened, so that a DNS name cannot bypass it.",
     )
-    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Per-step time limits.")
-
-
-class Limits(Section):
-    """How much a request may carry. The error names the key."""
-
-    max_body: Size = Field(10 * _GIB, description="Bytes of a request body. A disk or a model is behind it.")
-    max_parts: int = Field(64, ge=1, description="Parts of a multipart body: each costs CPU beyond its bytes.")
-    max_part: Size = Field(10 * _GIB, description="Bytes of one file part.")
-    max_field: Size = Field(_MIB, description="Bytes of one form field (a part without a file name).")
-    max_held: Size = Field(
-        64 * 2.0**10, description="Bytes of form fields held while the file behind them streams, all together."
+    timeouts: UpstreamTimeouts = Field(
+        UpstreamTimeouts(), description="Time limits for each step of a request to the URL."
     )
-    max_part_headers: Size = Field(
-        16 * 2.0**10, description="Bytes of one part's header fields, and of the preamble before the first part."
-    )
-
-
-class RouteTimeouts(Section):
-    """How slow a client may be. Silence is timed, size is not."""
-
-    idle: Seconds = Field(60.0, description="Between two chunks, when the client is the one being waited for.")
-    min_rate: Rate = Field(
-        1024.0, description="Least bytes per second while a peer is waited for; not for answers of unknown length."
-    )
-    grace: Seconds = Field(10.0, description="How long a transfer may stay below min_rate.")
-    total: Seconds = Field(math.inf, description="Longest time a transfer may take, however fast it is.")
 
 
 class Route(Section):
-    """What matches, which action it gets, and how much it may take. Exactly one action."""
+    """A route: its conditions, exactly one action, and the limits for its requests."""
 
-    name: Name = Field(description="The label in metrics and logs.")
-    match: Match = Field(description="Which requests it takes.")
-    forward: Forward | None = Field(None, description="Action: pipe to an upstream.")
-    split: Split | None = Field(None, description="Action: every file its own upstream request.")
-    store: Store | None = Field(None, description="Action: upload to disk.")
-    files: Files | None = Field(None, description="Action: download from disk.")
-    fetch: Fetch | None = Field(None, description="Action: download from a URL.")
-    filters: tuple[FilterChoice, ...] = Field(
-        (), description="What looks at the files of uploads, in this order; see docs/filters.md."
+    name: Name = Field(description="Label `route` in metrics and logs; unique.")
+    match: Match = Field(description="Conditions a request must meet.")
+    forward: Forward | None = Field(
+        None, description="Action: stream the request to an upstream and its response back."
     )
-    limits: Limits = Field(Limits(), description="How much a request may carry.")
-    timeouts: RouteTimeouts = Field(RouteTimeouts(), description="How slow a client may be.")
+    split: Split | None = Field(
+        None, description="Action: send every file of a form to an upstream in its own request."
+    )
+    store: Store | None = Field(None, description="Action: store every file of an upload in a directory or a bucket.")
+    files: Files | None = Field(None, description="Action: serve files of a directory or a bucket.")
+    fetch: Fetch | None = Field(None, description="Action: download from a URL that the client names.")
+    filters: tuple[FilterChoice, ...] = Field(
+        (), description="Filters for the files of uploads, in the order in which they run; see docs/filters.md."
+    )
+    limits: Limits = Field(Limits(), description="Limits on the size of a request.")
+    timeouts: RouteTimeouts = Field(RouteTimeouts(), description="Time limits for a client.")
 
     @property
     def action(self) -> Forward | Split | Store | Files | Fetch:
-        """The one action of the route."""
+        """The section of the route's action. Raises ValueError if there is none."""
         for action in (self.forward, self.split, self.store, self.files, self.fetch):
             if action is not None:
                 return action
@@ -274,7 +335,7 @@ class Route(Section):
 
     @property
     def written_directory(self) -> str | None:
-        """The directory it writes files into, None where it writes none."""
+        """The directory that `store` or a mirror writes to, None if there is none."""
         if self.store is not None:
             return self.store.directory
         mirror = self.forward.mirror if self.forward is not None else None
@@ -282,13 +343,13 @@ class Route(Section):
 
     @property
     def upstream(self) -> str:
-        """The upstream its bytes go to, "" where there is none."""
+        """The name of the upstream of forward or split, "" for other actions."""
         action = self.forward or self.split
         return action.upstream if action is not None else ""
 
     @property
     def action_name(self) -> str:
-        """The key of its action."""
+        """The config key of the action, for example `forward`."""
         return type(self.action).__name__.lower()
 
 
@@ -296,19 +357,29 @@ ACTIONS: Final = ("forward", "split", "store", "files", "fetch")
 
 
 class Config(Section):
-    """The whole config."""
+    """The keys at the top level of the file."""
 
-    listen: ListenAddress = Field(Address("127.0.0.1", 8080), description="Address of the traffic port.")
-    tls: Tls | None = Field(None, description="TLS on the traffic port; without it plain HTTP.")
+    listen: ListenAddress = Field(
+        Address("127.0.0.1", 8080), description="Address of the traffic port; `:8080` listens on all addresses."
+    )
+    tls: Tls | None = Field(None, description="TLS on the traffic port. Default: plain HTTP.")
     ops: Ops = Field(Ops(), description="The operations port.")
     trusted_proxies: tuple[NetworkText, ...] = Field(
-        (), description="Networks whose X-Forwarded-*, Forwarded, X-Request-Id and traceparent are believed."
+        (),
+        description="Networks of proxies whose X-Forwarded-*, Forwarded, X-Request-Id and traceparent headers are "
+        "kept; those of other clients are replaced.",
     )
     drain_timeout: Seconds = Field(
-        30.0, description="How long a stopping gateway lets transfers finish. Keep it under the pod's grace period."
+        30.0,
+        description="Limit for exchanges in flight to finish after SIGTERM; after it they are cut. Set it below the "
+        "pod's termination grace period.",
     )
     lanes: Lanes = Field(
-        "auto", description="How bytes are moved: the cheapest way both ends allow, or always through the parser."
+        "auto",
+        description="How bytes are moved. `auto`: the fastest lane both connections allow (direct or splice, copy "
+        "otherwise). `copy`: always through aiohttp's transports and parsers.",
     )
-    upstreams: dict[Name, Upstream] = Field({}, description="Services by name.")
-    routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(description="Routes; order breaks ties.")
+    upstreams: dict[Name, Upstream] = Field({}, description="Upstream services by name.")
+    routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(
+        description="Routes. Their order decides between routes of equal precedence."
+    )

@@ -1,4 +1,4 @@
-"""The JSON Schema of the config, for editors."""
+"""The JSON Schema of a config file, for completion and checks in editors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mapping of the config, and the words that stand for names and paths in it."""
+"""The base class of config sections, and the types of names, paths, hosts and networks in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Section(BaseModel):
-    """A mapping of the config: frozen, and a key it does not know is an error."""
+    """A mapping of the config: immutable; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
@@ -36,7 +36,7 @@ def _parse_regex(value: object) -> re.Pattern[str]:
 
 def _parse_method(value: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise ValueError(f"{value!r} is not an HTTP method: write a word like GET or POST")
+        raise ValueError(f"{value!r} is not an HTTP method: write a name like GET or POST")
     return value.upper()
 
 
@@ -61,20 +61,20 @@ def _parse_name(value: str) -> str:
     return value
 
 
-def _parse_field_name(value: str) -> str:
+def _parse_header_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise ValueError(f"{value!r} is not a field name: write a word like X-File-Name")
+        raise ValueError(f"{value!r} is not a header name: write a name like X-File-Name")
     return value
 
 
 def _parse_s3_url(value: str) -> str:
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", value):
-        raise ValueError(f"{value!r} is not a bucket: write s3://bucket/prefix")
+        raise ValueError(f"{value!r} is not a bucket URL: write s3://bucket/prefix")
     return value
 
 
 S3Url = Annotated[str, AfterValidator(_parse_s3_url)]
-FieldName = Annotated[str, AfterValidator(_parse_field_name)]
+HeaderName = Annotated[str, AfterValidator(_parse_header_name)]
 UrlPath = Annotated[str, AfterValidator(_parse_path)]
 Name = Annotated[str, AfterValidator(_parse_name)]
 NetworkText = Annotated[

@@ -1,6 +1,6 @@
-"""The words config values are written in: sizes, times, rates, addresses.
+"""Parsers of config values: sizes, times, rates, addresses.
 
-Every "no limit" becomes infinity, so that a comparison needs no branch: `size > limit` is simply false.
+`unlimited` and `off` become infinity, so that code compares without a special case: `size > limit` is false.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 
 
 def parse_size(value: object) -> float:
-    """Return a size in bytes; `unlimited` is infinity. Raises ValueError saying how to write it."""
+    """Return a size in bytes; `unlimited` is infinity. Raises ValueError with the accepted forms."""
     if value == "unlimited":
         return math.inf
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -40,11 +40,11 @@ def parse_size(value: object) -> float:
         return value
     if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
         return float(int(float(found[1]) * _UNIT_BYTES[found[2] or "B"]))
-    raise ValueError(f"{_shown(value)} is not a size: write bytes (1048576), a unit (512KiB, 10GiB, 1MB) or unlimited")
+    raise ValueError(f"{_quoted(value)} is not a size: write bytes (1048576), a unit (512KiB, 10GiB, 1MB) or unlimited")
 
 
 def parse_seconds(value: object) -> float:
-    """Return a time in seconds; `off` is infinity. Raises ValueError saying how to write it."""
+    """Return a time in seconds; `off` is infinity. Raises ValueError with the accepted forms."""
     if value == "off":
         return math.inf
     if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
@@ -53,11 +53,11 @@ def parse_seconds(value: object) -> float:
         seconds = float(found[1]) * _UNIT_SECONDS[found[2] or "s"]
         if seconds > 0:
             return seconds
-    raise ValueError(f"{_shown(value)} is not a time: write seconds (30), a unit (250ms, 30s, 5m, 1h) or off")
+    raise ValueError(f"{_quoted(value)} is not a time: write seconds (30), a unit (250ms, 30s, 5m, 1h) or off")
 
 
 def parse_rate(value: object) -> float:
-    """Return a rate in bytes per second; `off` is 0. Raises ValueError saying how to write it."""
+    """Return a rate in bytes per second; `off` is 0. Raises ValueError with the accepted forms."""
     if value == "off":
         return 0.0
     text = value.removesuffix("/s") if isinstance(value, str) else value
@@ -66,23 +66,23 @@ def parse_rate(value: object) -> float:
     except ValueError:
         rate = math.inf
     if math.isinf(rate):
-        raise ValueError(f"{_shown(value)} is not a rate: write a size per second (1KiB/s, 5MB/s) or off")
+        raise ValueError(f"{_quoted(value)} is not a rate: write a size per second (1KiB/s, 5MB/s) or off")
     return rate
 
 
 class Address(NamedTuple):
-    """Where a listener binds: a host without brackets, and a port (0 lets the system choose)."""
+    """The address a listener binds to: a host without brackets, and a port (0: the system chooses one)."""
 
     host: str
     port: int
 
     def __str__(self) -> str:
-        """Write it as it stands in a URL, IPv6 in brackets."""
+        """Return host:port as in a URL, IPv6 in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_address(value: object) -> Address:
-    """Return HOST:PORT, `:PORT` (all addresses) or [IPV6]:PORT as an Address. Raises ValueError."""
+    """Parse HOST:PORT, :PORT (all IPv4 addresses) or [IPV6]:PORT. Raises ValueError."""
     if isinstance(value, Address):
         return value
     if isinstance(value, str):
@@ -93,24 +93,24 @@ def parse_address(value: object) -> Address:
             colon = ""
         if colon and port.isascii() and port.isdigit() and int(port) <= 65535:  # noqa: PLR2004 (the highest port)
             return Address(host or "0.0.0.0", int(port))
-    raise ValueError(f"{_shown(value)} is not an address: write host:port, for example 127.0.0.1:8080")
+    raise ValueError(f"{_quoted(value)} is not an address: write host:port, for example 127.0.0.1:8080")
 
 
 class Endpoint(NamedTuple):
-    """One address of an upstream. Its text is the label in metrics."""
+    """One address of an upstream. Its text is the label `endpoint` of metrics."""
 
     scheme: str
     host: str
     port: int
 
     def __str__(self) -> str:
-        """Write it as a URL without a path."""
+        """Return the URL without a path."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
     @property
     def authority(self) -> str:
-        """Host as it goes into a Host field: without the scheme's own port."""
+        """The value of a Host header: the port is left out if it is the scheme's default (RFC 9110 section 4.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -119,7 +119,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def parse_endpoint(value: object) -> Endpoint:
-    """Return an endpoint from http(s)://host[:port]. Raises ValueError, also on a path, which `rewrite` is for."""
+    """Parse http(s)://host[:port]. Raises ValueError, also for a URL with a path: `rewrite` sets the path."""
     if isinstance(value, Endpoint):
         return value
     if isinstance(value, str):
@@ -130,14 +130,14 @@ def parse_endpoint(value: object) -> Endpoint:
             url, port = urlsplit(""), None
         if url.scheme in _PORTS and url.hostname and not (url.username or url.query or url.fragment):
             if url.path not in ("", "/"):
-                raise ValueError(f"{_shown(value)} has a path: endpoints take none, use the route's rewrite")
+                raise ValueError(f"{_quoted(value)} has a path: remove it and set the path with the route's rewrite")
             if ":" in url.hostname or _HOST.fullmatch(url.hostname):
                 return Endpoint(url.scheme, url.hostname, port or _PORTS[url.scheme])
-    raise ValueError(f"{_shown(value)} is not an endpoint: write http://host:port or https://host:port")
+    raise ValueError(f"{_quoted(value)} is not an endpoint: write http://host:port or https://host:port")
 
 
 def show_size(size_bytes: float) -> str:
-    """Write a size for people: both the bytes and the unit."""
+    """Return a size for messages: in bytes and in the largest unit, for example `2147483648 bytes (2 GiB)`."""
     if math.isinf(size_bytes):
         return "unlimited"
     for unit in ("TiB", "GiB", "MiB", "KiB"):
@@ -147,11 +147,11 @@ def show_size(size_bytes: float) -> str:
     return f"{int(size_bytes)} bytes"
 
 
-def _shown(value: object) -> str:
+def _quoted(value: object) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _plain(value: float) -> float | str:
+def _size_or_word(value: float) -> float | str:
     return "unlimited" if math.isinf(value) else value
 
 
@@ -164,7 +164,7 @@ def _text_schema(description: str, *examples: str | int) -> WithJsonSchema:
 Size = Annotated[
     float,
     BeforeValidator(parse_size),
-    PlainSerializer(_plain),
+    PlainSerializer(_size_or_word),
     _text_schema("A size: bytes, or with a unit, or unlimited.", "512KiB", "10GiB", "unlimited", 1048576),
 ]
 Seconds = Annotated[

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Scan, Sniff, Throttle
+from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.model import (
     Config,
     Fetch,
@@ -19,12 +20,10 @@ from gateway.config.model import (
     FormFields,
     Forward,
     Health,
-    Limits,
     Match,
     Mirror,
     Ops,
     Route,
-    RouteTimeouts,
     Split,
     Store,
     Tls,
@@ -32,7 +31,7 @@ from gateway.config.model import (
     UpstreamTimeouts,
 )
 from gateway.config.section import Section
-from gateway.config.values import show_size
+from gateway.config.values import parse_rate, parse_seconds, parse_size
 from gateway.errors import FaultKind, Outcome
 from gateway.observe.prometheus import HELP, StatsCollector
 from gateway.observe.stats import Stats
@@ -68,7 +67,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def render_config() -> str:
-    """Return the reference of every key."""
+    """Return the reference of every config key."""
     return "\n".join(_config_lines())
 
 
@@ -79,7 +78,7 @@ def _config_lines() -> Iterator[str]:
         yield "| key | default | meaning |"
         yield "|---|---|---|"
         for name, field in section.model_fields.items():
-            yield f"| `{name}` | {_default(name, field)} | {_meaning(field)} |"
+            yield f"| `{name}` | {_default(field)} | {_meaning(field)} |"
         yield ""
 
 
@@ -89,7 +88,7 @@ def _meaning(field: FieldInfo) -> str:
     return text + (f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else "")
 
 
-def _default(name: str, field: FieldInfo) -> str:
+def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.default
@@ -98,19 +97,27 @@ def _default(name: str, field: FieldInfo) -> str:
     if value is None:
         return "none"
     if isinstance(value, float):
-        return _number(name, value)
+        return f"`{_number(field, value)}`"
     return f"`{value}`"
 
 
-def _number(name: str, value: float) -> str:
-    is_size = name.startswith("max_")
-    if math.isinf(value):
-        return "`unlimited`" if is_size else "`off`"
-    if name == "min_rate":
-        return f"`{show_size(value).partition('(')[2].rstrip(')').replace(' ', '')}/s`"
-    if is_size:
-        return f"`{show_size(value).partition('(')[2].rstrip(')').replace(' ', '')}`"
-    return f"`{value:g}s`"
+def _number(field: FieldInfo, value: float) -> str:
+    """Write a number in the form of the config: the parser of its type decides the unit, a number without has none."""
+    parser = next((each.func for each in field.metadata if isinstance(each, BeforeValidator)), None)
+    if parser is parse_seconds:
+        return "off" if value == float("inf") else f"{value:g}s"
+    if parser is parse_size:
+        return "unlimited" if value == float("inf") else _size(value)
+    if parser is parse_rate:
+        return f"{_size(value)}/s" if value else "off"
+    return f"{value:g}"
+
+
+def _size(value: float) -> str:
+    for unit, exponent in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if value >= 2**exponent:
+            return f"{value / 2**exponent:g}{unit}"
+    return f"{value:g}"
 
 
 def render_metrics() -> str:

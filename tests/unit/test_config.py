@@ -1,4 +1,4 @@
-"""Config: every problem at once, each with file, line, key, what is wrong and how to mend it."""
+"""Config: every problem is reported at once, each with file, line, key, what is wrong and how to mend it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def problems(text: str, **environment: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_defaults_are_those_of_the_contract() -> None:
+def test_defaults_are_those_of_the_documentation() -> None:
     config = parse_config(GOOD)
     assert str(config.listen) == "127.0.0.1:8080"
     assert str(config.ops.listen) == "127.0.0.1:9090"
@@ -51,7 +51,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert config.upstreams["asr"].timeouts.connect == 2
 
 
-def test_the_example_of_the_contract_is_understood(tmp_path: Path) -> None:
+def test_the_documented_example_is_accepted(tmp_path: Path) -> None:
     text = f"""
 listen: 127.0.0.1:8080
 ops:
@@ -84,7 +84,7 @@ routes:
     assert [route.action_name for route in parse_config(text).routes] == ["forward", "store", "files", "fetch"]
 
 
-def test_five_different_mistakes_are_all_named_with_line_and_mending() -> None:
+def test_all_of_five_different_mistakes_are_reported_with_line_and_how_to_mend_it() -> None:
     text = """
 listen: 127.0.0.1
 upstreams:
@@ -106,10 +106,10 @@ routes:
         "c.yaml:6: upstreams.asr.timeouts.connect: '2 parsecs' is not a time: "
         "write seconds (30), a unit (250ms, 30s, 5m, 1h) or off",
         "c.yaml:10: routes.a.forward.upstream: no upstream 'azr': use one of upstreams (asr)",
-        "c.yaml:11: routes.a.limits.max_bodi: the key is not known here: "
+        "c.yaml:11: routes.a.limits.max_bodi: unknown key: "
         "use one of max_body, max_field, max_held, max_part, max_part_headers, max_parts",
-        "c.yaml:12: routes.a.name: the name 'a' is also routes[0]'s: choose another",
-        "c.yaml:13: routes.a.match: never reached: 'a' takes every such request first; remove one or narrow its match",
+        "c.yaml:12: routes.a.name: routes[0] already has the name 'a': choose another",
+        "c.yaml:13: routes.a.match: never reached: route 'a' takes every such request; remove one or narrow its match",
     ]
 
 
@@ -117,57 +117,57 @@ ROUTE = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]\
 WRONG = {
     "": "1: the file is empty",
     "# only a comment\n": "1: the file is empty",
-    "null": "1: the file says null",
+    "null": "1: the file contains only null",
     "a: \x01": "1: not YAML",
-    "routes: [{name: a, match: {headers: {x: 5}}, fetch: {allow: ['http://x/']}}]": "headers.x: 5 is not a text",
+    "routes: [{name: a, match: {headers: {x: 5}}, fetch: {allow: ['http://x/']}}]": "headers.x: 5 is not a string",
     "upstreams: {a: {endpoints: [http://x], max_queued: 1.5}}\n" + ROUTE: "max_queued: Input should be a valid integer",
     "[a, b]": "1: a config is a mapping",
     "a: [b": "not YAML",
     "a: b\n\tc: d": "2: not YAML",
     "a: &x [*x]\n" + ROUTE: "an alias contains itself",
-    "routes: []": "routes: the list is empty: give at least one",
+    "routes: []": "routes: the list is empty: give at least one item",
     "routes: 5": "routes: 5 is not a list",
     "listen: 127.0.0.1:1\n": "routes: the key is missing",
-    "listen: 127.0.0.1:1\nlisten: 127.0.0.1:2\n" + ROUTE: "2: listen: the key stands twice, first on line 1",
-    "? [a, b]\n: c\n" + ROUTE: "a key must be a word",
+    "listen: 127.0.0.1:1\nlisten: 127.0.0.1:2\n" + ROUTE: "2: listen: duplicate key, first on line 1",
+    "? [a, b]\n: c\n" + ROUTE: "a key must be a string",
     "ops: 5\n" + ROUTE: "ops: 5 is not a mapping",
-    "ops: {listne: 127.0.0.1:1}\n" + ROUTE: "ops.listne: the key is not known here: use one of listen",
+    "ops: {listne: 127.0.0.1:1}\n" + ROUTE: "ops.listne: unknown key: use one of listen",
     "upstreams: {'a b': {endpoints: [http://x]}}\n" + ROUTE: "upstreams.a b: 'a b' is not a name",
     "upstreams: {a: {endpoints: []}}\n" + ROUTE: "upstreams.a.endpoints: the list is empty",
-    "upstreams: {a: {endpoints: [http://x], policy: rr}}\n" + ROUTE: "policy: 'rr' is not known: write 'round_robin'",
+    "upstreams: {a: {endpoints: [http://x], policy: rr}}\n"
+    + ROUTE: "policy: 'rr' is not a valid value: write 'round_robin'",
     "upstreams: {a: {endpoints: [http://x], max_queued: -1}}\n" + ROUTE: "max_queued: -1 is too small: write 0 or more",
     "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
     "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
     "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, split,",
-    "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "one action",
+    "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "exactly one",
     "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
-    "routes: [{name: a, match: {prefix: /}, split: {upstream: u, filename_header: a b}}]": "is not a field name",
+    "routes: [{name: a, match: {prefix: /}, split: {upstream: u, filename_header: a b}}]": "is not a header name",
     "routes: [{name: a, match: {regex: '('}, fetch: {allow: ['http://x/']}}]": "is not a regular expression",
     "routes: [{name: a, match: {path: x}, fetch: {allow: ['http://x/']}}]": "begin with a slash: write /x",
     "routes: [{name: a, match: {methods: ['G T']}, fetch: {allow: ['http://x/']}}]": "is not an HTTP method",
     "routes: [{name: a, match: {host: 'a:1'}, fetch: {allow: ['http://x/']}}]": "is not a host",
     "routes: [{name: a, match: {}, fetch: {allow: ['x']}}]": "fetch.allow[0]: 'x' is not a URL prefix",
     "routes: [{name: a, match: {}, fetch: {allow: ['http://[x/']}}]": "is not a URL prefix",
-    "routes: [{name: a, match: {}, fetch: {allow: [5]}}]": "5 is not a text",
+    "routes: [{name: a, match: {}, fetch: {allow: [5]}}]": "5 is not a string",
     "routes: [{name: a, match: {}, files: {directory: /does/not/exist}}]": "is not a directory: create it",
-    "routes: [{name: a, match: {}, files: {directory: '${NOPE}'}}]": "the environment has no NOPE: set it",
+    "routes: [{name: a, match: {}, files: {directory: '${NOPE}'}}]": "the environment variable NOPE is not set: set it",
     "routes: [{name: a, match: {}, files: {directory: ${NOPE}}}]": 'put "${...}" in quotes',
-    "routes: [{name: 5, match: {}, fetch: {allow: ['http://x/']}}]": "routes[0].name: 5 is not a text",
+    "routes: [{name: 5, match: {}, fetch: {allow: ['http://x/']}}]": "routes[0].name: 5 is not a string",
     "routes: [x]": "routes[0]: 'x' is not a mapping",
-    ROUTE + "other: {deep: {deeper: 1}}": "other: the key is not known here",
-    "upstreams: {a: {endpoints: [http://x], health: {path: /h, whim: 1}}}\n"
-    + ROUTE: "health.whim: the key is not known",
+    ROUTE + "other: {deep: {deeper: 1}}": "other: unknown key",
+    "upstreams: {a: {endpoints: [http://x], health: {path: /h, whim: 1}}}\n" + ROUTE: "health.whim: unknown key",
 }
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_mistake_is_told(text: str) -> None:
+def test_mistake_is_reported(text: str) -> None:
     found = problems(text)
     assert any(WRONG[text] in problem for problem in found), found
     assert all(problem.startswith("c.yaml:") for problem in found)
 
 
-def test_missing_file_and_binary_file_are_told(tmp_path: Path) -> None:
+def test_missing_file_and_binary_file_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
@@ -175,14 +175,14 @@ def test_missing_file_and_binary_file_are_told(tmp_path: Path) -> None:
         load_config(tmp_path / "binary.yaml")
 
 
-def test_environment_fills_values_of_any_kind() -> None:
+def test_environment_variables_are_substituted_in_values_of_any_type() -> None:
     plain = GOOD + "    limits:\n      max_parts: ${PARTS:-7}\n      max_body: ${BODY}\n"
     limits = parse_config(plain, environment={"BODY": "5MiB"}).routes[0].limits
     assert (limits.max_parts, limits.max_body) == (7, 5 * 2**20)
     assert parse_config(plain, environment={"BODY": "1", "PARTS": "9"}).routes[0].limits.max_parts == 9
 
 
-def test_merge_keys_and_words_of_yaml_1_2() -> None:
+def test_merge_keys_and_scalars_of_yaml_1_2() -> None:
     text = """
 upstreams:
   base: &base
@@ -217,7 +217,7 @@ routes:
         ("{host: a}", "{host: b}", True),
     ],
 )
-def test_route_that_is_never_reached_is_told(first: str, second: str, is_reached: bool) -> None:
+def test_route_that_is_never_reached_is_reported(first: str, second: str, is_reached: bool) -> None:
     def route(name: str, match: str) -> str:
         return f"  - {{name: {name}, match: {match}, fetch: {{allow: ['http://x/']}}}}\n"
 
@@ -240,7 +240,7 @@ def test_route_that_is_never_reached_is_told(first: str, second: str, is_reached
         ("unlimited", math.inf),
     ],
 )
-def test_sizes(text: object, size: float) -> None:
+def test_sizes_are_parsed_to_bytes(text: object, size: float) -> None:
     assert parse_size(text) == size
 
 
@@ -248,34 +248,34 @@ def test_sizes(text: object, size: float) -> None:
     ("text", "seconds"),
     [("250ms", 0.25), ("30s", 30), ("5m", 300), ("1h", 3600), (2, 2), (0.5, 0.5), ("off", math.inf)],
 )
-def test_times(text: object, seconds: float) -> None:
+def test_times_are_parsed_to_seconds(text: object, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-def test_rates() -> None:
+def test_rates_are_parsed_to_bytes_per_second() -> None:
     assert parse_rate("1KiB/s") == 1024
     assert parse_rate("off") == 0
 
 
 @pytest.mark.parametrize("text", ["", "10 GiBs", -1, "-1", True, None, [], "1e3"])
-def test_what_is_no_size_is_told(text: object) -> None:
+def test_invalid_size_is_reported(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["", "0", 0, -1, "1d", True, None])
-def test_what_is_no_time_is_told(text: object) -> None:
+def test_invalid_time_is_reported(text: object) -> None:
     with pytest.raises(ValueError, match="is not a time"):
         parse_seconds(text)
 
 
 @pytest.mark.parametrize("text", ["", "unlimited", "fast", None])
-def test_what_is_no_rate_is_told(text: object) -> None:
+def test_invalid_rate_is_reported(text: object) -> None:
     with pytest.raises(ValueError, match="is not a rate"):
         parse_rate(text)
 
 
-def test_addresses_and_endpoints() -> None:
+def test_addresses_and_endpoints_are_parsed_or_refused() -> None:
     assert str(parse_address(":80")) == "0.0.0.0:80"
     assert str(parse_address("[::1]:80")) == "[::1]:80"
     assert parse_endpoint("https://[::1]").authority == "[::1]"
@@ -303,12 +303,12 @@ def test_schema_describes_every_key() -> None:
     json.dumps(schema)
 
 
-def test_effective_config_can_be_written_down() -> None:
+def test_effective_config_can_be_written_as_json() -> None:
     assert json.loads(parse_config(GOOD).model_dump_json())["routes"][0]["timeouts"]["total"] == "off"
 
 
-def test_values_already_read_are_taken_as_they_are(tmp_path: Path) -> None:
-    """A config may be built from another's parts: reload and tests do."""
+def test_values_that_are_already_parsed_are_accepted(tmp_path: Path) -> None:
+    """A config may be built from parts of another: reload and tests do it."""
     config = load_config(_written(tmp_path, GOOD + "trusted_proxies: [10.0.0.0/8]\n"))
     again = Config.model_validate(dict(config))
     assert again == config
@@ -321,12 +321,12 @@ def test_values_already_read_are_taken_as_they_are(tmp_path: Path) -> None:
     )
 
 
-def test_route_without_action_has_none_to_name() -> None:
+def test_action_of_a_route_without_one_raises() -> None:
     with pytest.raises(ValueError, match="has no action"):
         Route(name="a", match=Match()).action_name  # noqa: B018 (the property raises)
 
 
-def test_route_names_the_directory_it_writes_into() -> None:
+def test_route_reports_the_directory_it_writes_to() -> None:
     mirror = {"directory": "/m", "percent": 1}
     for action, directory in (
         ({"store": {"directory": "/s"}}, "/s"),
@@ -349,39 +349,39 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def test_certificate_and_key_are_tried_out(certificate: Path) -> None:
+def test_valid_certificate_and_key_are_accepted(certificate: Path) -> None:
     config = parse_config(f"tls: {{certificate: {certificate}, key: {certificate}}}\n" + GOOD)
     assert config.tls is not None
     assert config.tls.key == str(certificate)
 
 
-def test_tls_files_that_are_missing_or_unfit_are_named(certificate: Path, tmp_path: Path) -> None:
+def test_tls_files_that_are_missing_or_invalid_are_reported(certificate: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.pem").write_text("no certificate")
     missing = problems(f"tls: {{certificate: /no/such.pem, key: {certificate}}}\n" + GOOD)
-    assert missing == ["c.yaml:1: tls.certificate: '/no/such.pem' cannot be read: check the path and its mode"]
-    (unfit,) = problems(f"tls: {{certificate: {tmp_path / 'bad.pem'}, key: {certificate}}}\n" + GOOD)
-    assert unfit.startswith("c.yaml:1: tls: certificate and key cannot be used (")
+    assert missing == ["c.yaml:1: tls.certificate: '/no/such.pem' cannot be read: check the path and the file's mode"]
+    (unusable,) = problems(f"tls: {{certificate: {tmp_path / 'bad.pem'}, key: {certificate}}}\n" + GOOD)
+    assert unusable.startswith("c.yaml:1: tls: certificate and key cannot be used (")
     (wrong,) = problems("tls: {certificate: 1, key: 2}\n" + GOOD)[:1]
-    assert "is not a text" in wrong
+    assert "is not a string" in wrong
 
 
-def test_routes_know_the_upstream_their_bytes_go_to() -> None:
+def test_route_reports_its_upstream() -> None:
     split = parse_config(GOOD.replace("forward: {", "split: {filename_header: X-Name, "))
     assert (parse_config(GOOD).routes[0].upstream, split.routes[0].upstream) == ("asr", "asr")
     fetch = parse_config("routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]")
     assert fetch.routes[0].upstream == ""
 
 
-def test_filters_are_names_with_options_or_names_alone() -> None:
+def test_filters_are_names_with_or_without_options() -> None:
     text = (
         GOOD
         + "    filters: [digest, {sniff: {allow: [image/*]}}, {mine: {a: 1}}, {throttle: {rate: 5MB/s}}, {compress: }]"
     )
     route = parse_config(text).routes[0]
     assert [choice.name for choice in route.filters] == ["digest", "sniff", "mine", "throttle", "compress"]
-    for place in ("unix:/run/clamd.ctl", "127.0.0.1:3310"):
-        scan = parse_config(GOOD + f"    filters: [{{scan: {{clamd: '{place}'}}}}]").routes[0].filters[0].options
-        assert scan.clamd == place
+    for address in ("unix:/run/clamd.ctl", "127.0.0.1:3310"):
+        scan = parse_config(GOOD + f"    filters: [{{scan: {{clamd: '{address}'}}}}]").routes[0].filters[0].options
+        assert scan.clamd == address
     assert (route.filters[0].options.algorithm, route.filters[2].options) == ("sha256", {"a": 1})
 
 
@@ -389,35 +389,35 @@ def test_filters_are_names_with_options_or_names_alone() -> None:
     ("filters", "message"),
     [
         ("[{digest: {}, sniff: {allow: [a/b]}}]", "a filter is one name with its options"),
-        ("[{digest: {algorithm: rot13}}]", "routes.a.filters[0].digest.algorithm: 'rot13' is not known"),
-        ("[{throttle: {rate: 0}}]", "nothing would ever flow"),
+        ("[{digest: {algorithm: rot13}}]", "routes.a.filters[0].digest.algorithm: 'rot13' is not a valid value"),
+        ("[{throttle: {rate: 0}}]", "a rate of 0 stops every transfer"),
         ("[7]", "filters[0]"),
-        ("[{scan: {clamd: /run/clamd.ctl}}]", "is no place of clamd"),
+        ("[{scan: {clamd: /run/clamd.ctl}}]", "is not an address of clamd"),
     ],
 )
-def test_filters_that_make_no_sense_are_told(filters: str, message: str) -> None:
+def test_invalid_filters_are_reported(filters: str, message: str) -> None:
     assert any(message in problem for problem in problems(GOOD + f"    filters: {filters}\n"))
 
 
-def test_filters_that_would_see_nothing_are_told() -> None:
+def test_filters_on_routes_without_readable_uploads_are_reported() -> None:
     opaque = GOOD.replace("upstream: asr}", "upstream: asr, multipart: opaque}") + "    filters: [digest]\n"
-    assert "filters see no files with multipart: opaque" in problems(opaque)[0]
+    assert "filters need multipart: inspect or strict" in problems(opaque)[0]
     shaped = problems(GOOD.replace("upstream: asr}", "upstream: asr, multipart: opaque, body: raw}"))
-    assert "body needs forms to be read" in shaped[0]
+    assert "body needs multipart: inspect or strict" in shaped[0]
     fetch = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, filters: [digest]}]"
-    assert "filters look at uploads" in problems(fetch)[0]
+    assert "filters apply to uploads" in problems(fetch)[0]
 
 
 @pytest.mark.parametrize(
     ("mirror", "message"),
     [
-        ("{percent: 5}", "a mirror has an upstream or a directory"),
-        ("{upstream: asr, directory: /tmp}", "a mirror has an upstream or a directory"),
+        ("{percent: 5}", "a mirror has either an upstream or a directory"),
+        ("{upstream: asr, directory: /tmp}", "a mirror has either an upstream or a directory"),
         ("{upstream: azr}", "no upstream 'azr'"),
         ("{directory: /no/such}", "is not a directory this user can write to"),
     ],
 )
-def test_mirrors_that_lead_nowhere_are_told(mirror: str, message: str) -> None:
+def test_mirrors_without_a_usable_target_are_reported(mirror: str, message: str) -> None:
     text = GOOD.replace("upstream: asr}", f"upstream: asr, mirror: {mirror}}}")
     assert any(message in problem for problem in problems(text))
 
@@ -434,15 +434,15 @@ def test_files_go_to_a_directory_or_a_bucket() -> None:
 @pytest.mark.parametrize(
     ("store", "message"),
     [
-        ("{}", "store has a directory or a url: give one of them"),
-        ("{directory: /tmp, url: s3://my-bucket}", "store has a directory or a url: give one of them"),
-        ("{url: 'https://my-bucket'}", "is not a bucket: write s3://bucket/prefix"),
+        ("{}", "store has either a directory or a url: give exactly one of them"),
+        ("{directory: /tmp, url: s3://my-bucket}", "store has either a directory or a url: give exactly one of them"),
+        ("{url: 'https://my-bucket'}", "is not a bucket URL: write s3://bucket/prefix"),
     ],
 )
-def test_places_for_files_that_make_no_sense_are_told(store: str, message: str) -> None:
+def test_invalid_store_targets_are_reported(store: str, message: str) -> None:
     assert any(message in problem for problem in problems(STORE.format(store=store)))
 
 
-def test_missing_package_for_object_stores_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_for_object_stores_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install obstore" in problems(STORE.format(store="{url: s3://my-bucket}"))[0]

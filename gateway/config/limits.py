@@ -1,0 +1,50 @@
+"""The limits of a route on the size of a request and on the speed of a client."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from gateway.config.section import Section
+from gateway.config.values import Rate, Seconds, Size
+
+_MIB, _GIB = float(2**20), float(2**30)
+
+
+class Limits(Section):
+    """Limits on the size of a request; the error response names the key that was exceeded."""
+
+    max_body: Size = Field(
+        10 * _GIB, description="Bytes of a request body; protects the disk or the model that receives it."
+    )
+    max_parts: int = Field(
+        64, ge=1, description="Parts of a multipart body; a part costs CPU time even if it has no content."
+    )
+    max_part: Size = Field(10 * _GIB, description="Bytes of one file of a form.")
+    max_field: Size = Field(_MIB, description="Bytes of one form field (a part without a file name).")
+    max_held: Size = Field(
+        64 * 2.0**10,
+        description="Bytes of form fields, all of a form together, that are held in memory to be sent with the file "
+        "after them or to choose the route.",
+    )
+    max_part_headers: Size = Field(
+        16 * 2.0**10, description="Bytes of the headers of one part, and of the preamble before the first part."
+    )
+
+
+class RouteTimeouts(Section):
+    """Time limits for a client. They limit pauses and low rates, not the size of a transfer."""
+
+    idle: Seconds = Field(
+        60.0, description="Limit for a pause in which the client moves no byte while the gateway waits for it."
+    )
+    min_rate: Rate = Field(
+        1024.0,
+        description="Lowest rate, in bytes per second of the time in which the gateway waits for a peer. It does not "
+        "apply to responses of unknown length.",
+    )
+    grace: Seconds = Field(10.0, description="Time for which a transfer may be slower than min_rate.")
+    total: Seconds = Field(
+        math.inf, description="Limit for the duration of a transfer at any rate. Default: none, since files are large."
+    )
