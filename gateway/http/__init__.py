@@ -1,1 +1,1 @@
-"""HTTP rules as decisions: headers, routing, framing, chunked coding, ranges. Pure: no await, no I/O, no aiohttp."""
+"""The rules of HTTP: headers, routing, framing, chunked coding, limits. Pure: no await, no I/O, no aiohttp."""

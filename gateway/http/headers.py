@@ -1,7 +1,7 @@
-"""Rules for fields: which cross the gateway, which it sets, which requests are refused for their head.
+"""Rules for headers: which are forwarded, which the gateway sets, and which request heads are refused.
 
-Fields are lists of (name, value) bytes as they stood on the wire, so that order, case, duplicates and bytes outside
-ASCII survive. What came in is never modified; what goes out is made new. Pure: no await, no aiohttp.
+Headers are lists of (name, value) bytes as received, so that order, case, duplicates and bytes outside ASCII are
+preserved. Received headers are never modified; outgoing headers are new lists. Pure: no await, no aiohttp.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.errors import Fault, FaultKind
 Header = tuple[bytes, bytes]
 Headers = Sequence[Header]
 
-#: RFC 9110 section 7.6.1, and Proxy-Connection, which old clients still send.
+#: Hop-by-hop headers of RFC 9110 section 7.6.1, and Proxy-Connection, which old clients still send.
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -37,9 +37,9 @@ _HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-#: Fields the gateway says itself. WSGI turns `_` into `-`, so look-alikes (X_Forwarded_For) would be believed
-#: behind us; nginx drops every name with an underscore for this reason, we drop only these.
-_OWNED: Final = frozenset(
+#: Headers that the gateway sets. WSGI turns `_` into `-`, so a WSGI upstream would trust a client's X_Forwarded_For;
+#: nginx drops every name with an underscore for this reason, the gateway drops only these.
+_SET_BY_GATEWAY: Final = frozenset(
     {
         b"x-forwarded-for",
         b"x-forwarded-proto",
@@ -50,11 +50,11 @@ _OWNED: Final = frozenset(
     }
 )
 _FRAMING: Final = frozenset({b"content-length", b"expect", b"host"})
-_NOT_UPSTREAM: Final = _HOP_BY_HOP | _FRAMING | _OWNED
-#: A tracestate belongs to the trace it came with.
+_NOT_UPSTREAM: Final = _HOP_BY_HOP | _FRAMING | _SET_BY_GATEWAY
+#: tracestate is only valid together with the traceparent it was received with.
 _NOT_UPSTREAM_UNTRACED: Final = _NOT_UPSTREAM | {b"tracestate"}
 _NOT_DOWNSTREAM: Final = _HOP_BY_HOP | {b"content-length"}
-_NOTHING: Final[frozenset[bytes]] = frozenset()
+_NO_NAMES: Final[frozenset[bytes]] = frozenset()
 _VIA: Final = f"1.1 {PSEUDONYM}".encode()
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -67,12 +67,12 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A request target taken apart: path and query exactly as sent, and the host it names."""
+    """The components of a request target: path and query exactly as sent, and the host."""
 
     path: str
-    #: With its question mark, so that an empty query stays one; "" without.
+    #: With its question mark, so that an empty query is preserved; "" if there is none.
     query: str
-    #: Host field as sent (or the authority of an absolute-form target).
+    #: The Host header as sent, or the authority of an absolute-form target.
     authority: bytes
     #: Lower case, without port.
     host: str
@@ -80,7 +80,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The names an exchange goes by."""
+    """The identifiers of an exchange: X-Request-Id and traceparent."""
 
     request_id: bytes
     traceparent: bytes
@@ -90,7 +90,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """Where a request came from, as far as it is believed."""
+    """The client's address, scheme and host; `is_trusted` is set if the peer is in `trusted_proxies`."""
 
     client: str
     is_trusted: bool
@@ -99,9 +99,9 @@ class ClientInfo:
 
 
 class ReceivedHeaders:
-    """The fields of a head that came in, in order; every name is lowered and looked at once.
+    """The headers of a received head, in order. Every name is converted to lower case once.
 
-    Iterating yields them as they stood on the wire.
+    Iterating yields (name, value) as received.
     """
 
     __slots__ = ("_headers", "_values", "keys", "size_bytes")
@@ -111,7 +111,7 @@ class ReceivedHeaders:
         self._values: dict[bytes, list[bytes]] = {}
         #: The names in lower case, in order.
         self.keys: list[bytes] = []
-        #: What they take on the wire, line breaks included.
+        #: Their size on the wire, line breaks included.
         self.size_bytes = 0
         for name, value in self._headers:
             key = name.lower()
@@ -127,22 +127,22 @@ class ReceivedHeaders:
         return iter(self._headers)
 
     def all(self, key: bytes) -> Sequence[bytes]:
-        """Return the values of every field of that name (lower case), in order."""
+        """Return the values of all headers with that name (lower case), in order."""
         return self._values.get(key, ())
 
     def joined(self, key: bytes) -> bytes | None:
-        """Return the value of a field, lines of the same name joined by commas (RFC 9110 section 5.2), or None."""
+        """Return the values of that name (lower case) joined by commas (RFC 9110 section 5.2), or None."""
         values = self._values.get(key)
         return b", ".join(values) if values else None
 
     def first(self, key: bytes) -> bytes | None:
-        """Return the first field of that name (lower case), or None."""
+        """Return the first value of that name (lower case), or None."""
         values = self._values.get(key)
         return values[0] if values else None
 
 
 def is_trusted(client: str, networks: Sequence[Network]) -> bool:
-    """Say whether a peer's address lies in one of the trusted networks."""
+    """Return whether a peer's address is in one of the trusted networks."""
     if not networks:
         return False
     try:
@@ -153,27 +153,32 @@ def is_trusted(client: str, networks: Sequence[Network]) -> bool:
 
 
 def check_head(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
-    """Return the target of a request whose head is sound. Raises Fault for one that is not.
+    """Return the target of a valid request head. Raises Fault for an invalid one.
 
-    The parser has refused what breaks the grammar; here is what it lets pass (RFC 9112 sections 2.3, 3.2, 6.1).
+    aiohttp's parser refuses heads with a wrong syntax; this function refuses those that it accepts although
+    RFC 9112 sections 2.3, 3.2 and 6.1 do not.
     """
     if version not in ((1, 0), (1, 1)):
-        # aiohttp would answer HTTP/2.0 and HTTP/0.9 request lines as if they were 1.1.
-        raise Fault(FaultKind.BAD_REQUEST, f"HTTP/{version[0]}.{version[1]} is not spoken here: use HTTP/1.1.")
+        # aiohttp treats request lines with HTTP/2.0 and HTTP/0.9 like HTTP/1.1.
+        raise Fault(FaultKind.BAD_REQUEST, f"HTTP/{version[0]}.{version[1]} is not supported: use HTTP/1.1.")
     if method in ("CONNECT", "TRACE"):
-        # RFC 9110 section 9.3.8: TRACE would hand the fields of the request to scripts.
-        raise Fault(FaultKind.METHOD_NOT_ALLOWED, f"{method} is never passed on by this gateway.", headers=_NO_ALLOW)
+        # RFC 9110 section 9.3.8: the response to TRACE contains the request's headers, credentials included.
+        raise Fault(
+            FaultKind.METHOD_NOT_ALLOWED,
+            f"The gateway does not forward {method}: use another method.",
+            headers=_ALLOWED_METHODS,
+        )
     size = len(target) + headers.size_bytes
     if size > MAX_HEAD_BYTES:
         raise Fault(
             FaultKind.HEAD_TOO_LARGE,
-            f"The request head has {size} bytes and {MAX_HEAD_BYTES} are taken: send fewer or shorter fields.",
+            f"The request head has {size} bytes, the limit is {MAX_HEAD_BYTES}: send fewer or shorter headers.",
         )
     _check_framing(version, headers)
     return _check_target(version, method, target, headers)
 
 
-_NO_ALLOW: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
+_ALLOWED_METHODS: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
 
 
 def _check_framing(version: tuple[int, int], headers: ReceivedHeaders) -> None:
@@ -183,22 +188,24 @@ def _check_framing(version: tuple[int, int], headers: ReceivedHeaders) -> None:
     if version < (1, 1):
         # > A server or client that receives an HTTP/1.0 message containing a Transfer-Encoding header field MUST treat
         # > the message as if the framing is faulty (RFC 9112 section 6.1).
-        raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding in HTTP/1.0 is faulty framing: use HTTP/1.1.")
+        raise Fault(FaultKind.BAD_FRAMING, "HTTP/1.0 has no Transfer-Encoding: use HTTP/1.1, or send Content-Length.")
     if headers.all(b"content-length"):
-        raise Fault(FaultKind.BAD_FRAMING, "Both Transfer-Encoding and Content-Length: send one of them.")
+        raise Fault(
+            FaultKind.BAD_FRAMING, "The request has both Transfer-Encoding and Content-Length: send one of them."
+        )
     if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
-        # Stricter than RFC 9112 section 6.1, which has 501 for codings not known: nobody sends them, and a coding
-        # that one side undoes and the other does not is how requests are smuggled.
-        raise Fault(FaultKind.BAD_FRAMING, "The only Transfer-Encoding taken is chunked, once.")
+        # Stricter than RFC 9112 section 6.1, which has 501 for unknown codings: clients do not use others, and a
+        # coding that only one of gateway and upstream decodes allows request smuggling.
+        raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding is not exactly `chunked`: send chunked, once.")
 
 
 def _check_target(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
     hosts = headers.all(b"host")
     if len(hosts) > 1 or (not hosts and version >= (1, 1)):
-        raise Fault(FaultKind.BAD_HOST, f"A request has exactly one Host, this one has {len(hosts)}.")
+        raise Fault(FaultKind.BAD_HOST, f"The request has {len(hosts)} Host headers: send exactly one.")
     authority = hosts[0] if hosts else b""
     if "#" in target:
-        raise Fault(FaultKind.BAD_TARGET, "A request target has no fragment: leave out '#' and what follows.")
+        raise Fault(FaultKind.BAD_TARGET, "The request target has a fragment: remove '#' and what follows.")
     if absolute := _ABSOLUTE.fullmatch(target):
         # > When an origin server receives a request with an absolute-form of request-target, the origin server MUST
         # > ignore the received Host header field (if any) and instead use the host information of the request-target.
@@ -206,32 +213,39 @@ def _check_target(version: tuple[int, int], method: str, target: str, headers: R
         check_host(authority)
         authority = absolute[1].encode("latin-1", "replace")
         if not authority:
-            raise Fault(FaultKind.BAD_TARGET, "An absolute target needs a host.")
+            raise Fault(FaultKind.BAD_TARGET, "The absolute-form target has no host: write http://host/path.")
         target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     elif target == "*" and method == "OPTIONS":
         pass
     elif not target.startswith("/"):
-        raise Fault(FaultKind.BAD_TARGET, "A request target begins with a slash (RFC 9112 section 3.2.1).")
+        raise Fault(
+            FaultKind.BAD_TARGET,
+            "The request target does not begin with a slash (RFC 9112 section 3.2.1): write /path.",
+        )
     host = check_host(authority)
     path, mark, query = target.partition("?")
     return Target(path, mark + query, authority, host)
 
 
 def check_host(authority: bytes) -> str:
-    """Return the host of a Host field, lower case and without port. Raises Fault BAD_HOST (RFC 9112 3.2)."""
+    """Return the host of a Host header, in lower case and without port. Raises Fault BAD_HOST (RFC 9112 3.2)."""
     found = _HOST.fullmatch(authority)
     if found is None or (found[2] and int(found[2]) > _MAX_PORT):
-        raise Fault(FaultKind.BAD_HOST, "Host is not a name or address with an optional port (RFC 9112 section 3.2).")
+        raise Fault(
+            FaultKind.BAD_HOST, "The Host header is not host[:port] (RFC 9112 section 3.2): send a name or address."
+        )
     if found[1].startswith(b"["):
         try:
             ipaddress.IPv6Address(found[1][1:-1].decode())
         except ValueError:
-            raise Fault(FaultKind.BAD_HOST, "Host holds an IP literal that is not IPv6.") from None
+            raise Fault(
+                FaultKind.BAD_HOST, "The Host header has brackets without an IPv6 address: write [address]."
+            ) from None
     return found[1].decode().lower()
 
 
 def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
-    """Continue the client's request id and trace where it is trusted and they are sound, or begin new ones."""
+    """Return the client's request id and trace if it is trusted and they are valid, new ones otherwise."""
     request_id = headers.first(b"x-request-id") if is_trusted else None
     fresh = os.urandom(40).hex().encode()
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
@@ -239,21 +253,21 @@ def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     span = fresh[32:48]
     parent = headers.first(b"traceparent") if is_trusted else None
     if parent is not None and _TRACEPARENT.fullmatch(parent):
-        # W3C Trace Context section 3.4: keep trace id and flags, become the parent.
+        # W3C Trace Context section 3.4: keep trace id and flags, set an own parent id.
         return Trace(request_id, parent[:36] + span + parent[52:], is_continued=True)
     return Trace(request_id, b"00-" + fresh[48:] + b"-" + span + b"-01", is_continued=False)
 
 
 def end_to_end(headers: ReceivedHeaders) -> list[Header]:
-    """Return the fields that cross a hop: not the hop-by-hop ones, nor those Connection nominates (RFC 9110 7.6.1)."""
+    """Return the headers without the hop-by-hop ones and those that Connection lists (RFC 9110 section 7.6.1)."""
     return _without(headers, _HOP_BY_HOP | _nominated(headers))
 
 
 def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
-    """Return the names Connection nominates. Content-Length may not be among them: it frames the body that follows."""
+    """Return the names that Connection lists. The framing headers are kept in any case: the body depends on them."""
     options = headers.all(b"connection")
     if not options:
-        return _NOTHING
+        return _NO_NAMES
     return frozenset(option.strip().lower() for value in options for option in value.split(b",")) - _FRAMING
 
 
@@ -262,9 +276,9 @@ def _without(headers: ReceivedHeaders, dropped: frozenset[bytes]) -> list[Header
 
 
 def request_headers(headers: ReceivedHeaders, client_info: ClientInfo, trace: Trace) -> list[Header]:
-    """Return the client's fields as they go upstream, with what the gateway says about the client.
+    """Return the client's headers as sent upstream, with X-Forwarded-*, Forwarded, trace headers and Via.
 
-    Content-Length, Host and Expect are left out: they are decided with the framing and the endpoint.
+    Content-Length, Host and Expect are not included: the framing and the endpoint determine them.
     """
     dropped = _NOT_UPSTREAM if trace.is_continued else _NOT_UPSTREAM_UNTRACED
     if nominated := _nominated(headers):
@@ -296,7 +310,7 @@ def _forwarding_headers(headers: ReceivedHeaders, client_info: ClientInfo) -> li
 
 
 def _forwarded_element(client_info: ClientInfo) -> bytes:
-    # RFC 7239 section 6: an IPv6 address is bracketed and quoted; a host is quoted for its colon.
+    # RFC 7239 section 6: an IPv6 address is in brackets and quotes; a host is in quotes because of its colon.
     client = f'"[{client_info.client}]"' if ":" in client_info.client else client_info.client
     host = client_info.authority.replace(b"\\", b"").replace(b'"', b"")
     return b"for=" + client.encode() + b';host="' + host + b'";proto=' + client_info.scheme
@@ -307,7 +321,7 @@ def _trace_headers(trace: Trace) -> list[Header]:
 
 
 def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
-    """Return an upstream's fields as they go to the client. Framing is decided by who sends the body."""
+    """Return an upstream's headers as sent to the client, without Content-Length: the sender of the body adds it."""
     nominated = _nominated(headers)
     kept = _without(headers, _NOT_DOWNSTREAM | nominated if nominated else _NOT_DOWNSTREAM)
     if headers.first(b"date") is None or b"date" in nominated:
@@ -323,12 +337,12 @@ def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
 
 @functools.lru_cache(maxsize=1)
 def _date(seconds: int) -> bytes:
-    """Return the value of a Date field; one is made per second."""
+    """Return the value of a Date header; it is formatted once per second."""
     return formatdate(seconds, usegmt=True).encode()
 
 
 def default_headers(trace: Trace) -> list[Header]:
-    """Return the fields every answer of the gateway itself begins with."""
+    """Return the headers of every response that the gateway itself generates: Date, Server, X-Request-Id."""
     return [
         (b"Date", _date(int(time.time()))),  # noqa: TID251 (the date, not a duration)
         (b"Server", PSEUDONYM.encode()),
@@ -337,5 +351,5 @@ def default_headers(trace: Trace) -> list[Header]:
 
 
 def encode_head(start_line: bytes, headers: Headers) -> bytes:
-    """Return a head in wire form. Names and values came from a parser or are our own: none holds CR or LF."""
+    """Return a head in wire form. Names and values must not contain CR or LF, which holds for parsed headers."""
     return b"\r\n".join([start_line, *map(b": ".join, headers), b"", b""])

@@ -1,10 +1,9 @@
-"""Which route a request belongs to, and which path goes upstream. Pure: no await, no aiohttp.
+"""Find the route of a request, and the path to send upstream. Pure: no await, no aiohttp.
 
 Precedence follows HTTPRoute of the Kubernetes Gateway API: host (exact, wildcard, any), then exact path, longest
-prefix by segments, regex; then a route that names methods before one that does not, then more header matches, then
-more form fields, then the order in the file. The path is matched as it was sent, with percent-encoded unreserved
-characters decoded (RFC 3986 section 6.2.2.2) and nothing else resolved: dots and empty segments belong to the
-upstream, which gets them as they came.
+prefix by segments, regex; then a route with methods before one without, then more header matches, then more form
+fields, then the order in the file. The path is matched as sent, except that percent-encoded unreserved characters
+are decoded (RFC 3986 section 6.2.2.2): dots and empty segments are not resolved, the upstream receives them as sent.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ _UNRESERVED: Final = re.compile(r"%(4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|
 
 @dataclass(frozen=True, slots=True)
 class RouteMatch:
-    """A route and the part of the path that its condition left over."""
+    """A route that matches a request, with the paths that depend on its condition."""
 
     route: Route
-    #: For a prefix the path behind it, without the joining slash; for the others "".
+    #: For `match.prefix` the path after it, without the slash between them; "" for path and regex.
     rest: str
     #: The path to send upstream.
     path: str
 
 
 class RouteTable:
-    """The routes of a config in the order in which they are tried."""
+    """The routes of a config, in the order of precedence."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
         self._rows = [_make_row(route) for route in self.routes]
 
     def find(self, *, host: str, path: str, method: str, header: Callable[[bytes], bytes | None]) -> list[RouteMatch]:
-        """Return the route of a request. `host` has no port, `path` is as sent, `header` looks up a header.
+        """Return the matching routes. `host` has no port, `path` is as sent, `header` returns a header's value.
 
-        Where form fields have a say, return every route they may choose, in order: only the last one may have no such
-        condition.
+        More than one route is returned if form fields decide between them: in order of precedence, all but perhaps
+        the last with `match.form_fields`.
 
-        Raises Fault NO_ROUTE, or METHOD_NOT_ALLOWED with Allow where only the method is wrong (RFC 9110 15.5.6).
+        Raises Fault NO_ROUTE, or METHOD_NOT_ALLOWED with Allow if only the method does not match (RFC 9110 15.5.6).
         """
         plain = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path) if "%" in path else path
         allowed: set[str] = set()
@@ -67,27 +66,29 @@ class RouteTable:
             allow = ", ".join(sorted(allowed))
             raise Fault(
                 FaultKind.METHOD_NOT_ALLOWED,
-                f"Method {method} is not taken here: use one of {allow}, or widen the route's match.methods.",
+                f"No route for this host and path has the method {method}: use one of {allow}, or add it to the "
+                "route's match.methods.",
                 headers=((b"Allow", allow.encode("latin-1")),),
             )
         raise Fault(
-            FaultKind.NO_ROUTE, "No route matches this host and path: check the URL, or `gateway routes` for the table."
+            FaultKind.NO_ROUTE,
+            "No route matches this host, path and headers: check the URL, or the routing table of `gateway routes`.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A route, and what of its conditions can be made ready before a request comes."""
+    """A route with its conditions in the form in which requests are compared."""
 
     route: Route
-    #: Without its last slash.
+    #: Without its trailing slash.
     prefix: str
     headers: Sequence[tuple[bytes, bytes]]
     methods: Sequence[str] | None
     rewrite: str | None
 
 
-#: What an action can do when its route names no methods.
+#: Methods of an action whose route has no match.methods; any for `forward`.
 _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "split": ("POST", "PUT"),
     "store": ("POST", "PUT"),
@@ -97,21 +98,21 @@ _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def describe_match(route: Route) -> str:
-    """Write the conditions of a route in one line, for people."""
+    """Return the conditions of a route in one line, for display."""
     match = route.match
     methods = match.methods or _METHODS.get(route.action_name)
-    words = ["|".join(methods) if methods else "any method"]
+    conditions = ["|".join(methods) if methods else "any method"]
     if match.host:
-        words.append(f"host {match.host}")
+        conditions.append(f"host {match.host}")
     if match.path is not None:
-        words.append(f"path {match.path}")
+        conditions.append(f"path {match.path}")
     elif match.regex is not None:
-        words.append(f"regex {match.regex.pattern}")
+        conditions.append(f"regex {match.regex.pattern}")
     else:
-        words.append(f"prefix {match.prefix or '/'}")
-    words += [f"{name}: {value}" for name, value in match.headers.items()]
-    words += [f"form field {name}={value}" for name, value in match.form_fields.items()]
-    return ", ".join(words)
+        conditions.append(f"prefix {match.prefix or '/'}")
+    conditions += [f"{name}: {value}" for name, value in match.headers.items()]
+    conditions += [f"form field {name}={value}" for name, value in match.form_fields.items()]
+    return ", ".join(conditions)
 
 
 def _make_row(route: Route) -> _Row:
@@ -138,12 +139,12 @@ def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
     return host, kind, -length, 0 if match.methods else 1, -len(match.headers), -len(match.form_fields), order
 
 
-def _host_matches(wanted: str | None, host: str) -> bool:
-    if wanted is None:
+def _host_matches(pattern: str | None, host: str) -> bool:
+    if pattern is None:
         return True
-    if wanted.startswith("*."):
-        return host.endswith(wanted[1:]) and len(host) > len(wanted) - 1
-    return host == wanted
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+    return host == pattern
 
 
 def _path_rest(row: _Row, path: str) -> str | None:
@@ -159,7 +160,7 @@ def _path_rest(row: _Row, path: str) -> str | None:
 
 
 def _rewrite(row: _Row, path: str, plain: str) -> str:
-    """Return the path for the upstream: as sent, unless the route rewrites it."""
+    """Return the path to send upstream: `rewrite` applied to it, or as sent."""
     rewrite = row.rewrite
     if rewrite is None:
         return path
@@ -170,8 +171,8 @@ def _rewrite(row: _Row, path: str, plain: str) -> str:
         found = match.regex.fullmatch(plain)
         return found.expand(rewrite) if found else path
     prefix = row.prefix
-    # The prefix may be spelt with percent-encoding: count its segments, not its characters.
-    behind = path.split("/", prefix.count("/") + 1)[prefix.count("/") + 1 :]
-    if not behind:
+    # The prefix may be percent-encoded in the path: count its segments, not its characters.
+    rest = path.split("/", prefix.count("/") + 1)[prefix.count("/") + 1 :]
+    if not rest:
         return rewrite
-    return rewrite.rstrip("/") + "/" + behind[0]
+    return rewrite.rstrip("/") + "/" + rest[0]

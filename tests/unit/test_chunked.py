@@ -1,4 +1,4 @@
-"""The decoder of chunked bodies: every cutting of the wire gives the same data, and what breaks the grammar raises."""
+"""The decoder of chunked bodies: reads of any size give the same data, and malformed input raises."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_extensions_leading_zeros_and_trailers_are_left_out(size: int) -> None:
     assert decode(EXTENDED, size) == (b"hello\r\n00123456789", True)
 
 
-@given(pieces=st.lists(st.binary(min_size=1, max_size=300)), cuts=st.lists(st.integers(1, 400)), behind=st.binary())
-def test_every_cutting_gives_the_same_data(pieces: list[bytes], cuts: list[int], behind: bytes) -> None:
-    wire = chunked(*pieces) + behind
+@given(pieces=st.lists(st.binary(min_size=1, max_size=300)), cuts=st.lists(st.integers(1, 400)), rest=st.binary())
+def test_reads_of_any_size_give_the_same_data(pieces: list[bytes], cuts: list[int], rest: bytes) -> None:
+    wire = chunked(*pieces) + rest
     decoder = ChunkedDecoder()
     data, at = b"", 0
     for cut in [*cuts, len(wire)]:
@@ -37,7 +37,7 @@ def test_every_cutting_gives_the_same_data(pieces: list[bytes], cuts: list[int],
 
 
 @given(pieces=st.lists(st.binary(min_size=1, max_size=50), min_size=1), lost=st.integers(1, 30))
-def test_a_body_cut_short_never_looks_whole(pieces: list[bytes], lost: int) -> None:
+def test_truncated_body_is_never_complete(pieces: list[bytes], lost: int) -> None:
     decoder = ChunkedDecoder()
     decoder.decode(chunked(*pieces)[:-lost])
     assert not decoder.is_ended
@@ -69,7 +69,7 @@ def test_a_body_cut_short_never_looks_whole(pieces: list[bytes], lost: int) -> N
     ],
 )
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_broken_framing_is_refused(wire: bytes, size: int) -> None:
+def test_malformed_framing_is_refused(wire: bytes, size: int) -> None:
     with pytest.raises(Fault) as caught:
         decode(wire, size)
     assert caught.value.kind is FaultKind.BAD_FRAMING

@@ -1,4 +1,4 @@
-"""Routing: the precedence of the Gateway API's HTTPRoute."""
+"""Routing: the precedence follows HTTPRoute of the Gateway API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.http.routing import RouteTable, describe_match
 
-NO_FIELDS = ReceivedHeaders([]).joined
+NO_HEADERS = ReceivedHeaders([]).joined
 
 
 def table(*matches: dict[str, Any]) -> RouteTable:
@@ -25,12 +25,12 @@ def table(*matches: dict[str, Any]) -> RouteTable:
     return RouteTable(parse_config(json.dumps({"routes": routes})).routes)
 
 
-def find(routes: RouteTable, path: str, host: str = "h", method: str = "GET", **fields: str) -> str:
-    lines = ReceivedHeaders((name.encode(), value.encode()) for name, value in fields.items())
-    return routes.find(host=host, path=path, method=method, header=lines.joined)[0].route.name
+def find(routes: RouteTable, path: str, host: str = "h", method: str = "GET", **headers: str) -> str:
+    received = ReceivedHeaders((name.encode(), value.encode()) for name, value in headers.items())
+    return routes.find(host=host, path=path, method=method, header=received.joined)[0].route.name
 
 
-def test_exact_before_longest_prefix_before_regex() -> None:
+def test_exact_path_precedes_longest_prefix_and_regex() -> None:
     routes = table({"regex": "/a.*"}, {"prefix": "/"}, {"prefix": "/a"}, {"prefix": "/a/b"}, {"path": "/a/b/c"})
     assert find(routes, "/a/b/c") == "r4"
     assert find(routes, "/a/b/d") == "r3"
@@ -40,14 +40,14 @@ def test_exact_before_longest_prefix_before_regex() -> None:
     assert find(table({"regex": "/a.*"}, {"path": "/x"}), "/abc") == "r0"
 
 
-def test_host_before_path_and_exact_before_wildcard() -> None:
+def test_host_precedes_path_and_exact_host_precedes_wildcard() -> None:
     routes = table({"path": "/a"}, {"host": "*.example"}, {"host": "x.example"})
     assert find(routes, "/a", host="x.example") == "r2"
     assert find(routes, "/a", host="y.example") == "r1"
     assert find(routes, "/a", host="example") == "r0"
 
 
-def test_method_then_fields_then_order() -> None:
+def test_method_precedes_headers_and_headers_precede_order() -> None:
     routes = table(
         {"path": "/a", "methods": None},
         {"path": "/a", "methods": ["POST"]},
@@ -59,20 +59,20 @@ def test_method_then_fields_then_order() -> None:
     assert find(routes, "/a", method="POST", **{"x-model": "big", "X-Model": "small"}) == "r1"
 
 
-def test_unreserved_characters_match_however_they_are_spelt() -> None:
+def test_percent_encoded_unreserved_characters_match() -> None:
     routes = table({"prefix": "/model-1/"})
     assert find(routes, "/%6dodel%2D1/x") == "r0"
     with pytest.raises(Fault):
         find(routes, "/model-1%2Fx")
 
 
-def test_rest_is_what_follows_the_prefix() -> None:
-    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", header=NO_FIELDS)[0]
+def test_rest_is_the_path_after_the_prefix() -> None:
+    found = table({"prefix": "/files/"}).find(host="h", path="/files//a/../b%2F", method="GET", header=NO_HEADERS)[0]
     assert found.rest == "/a/../b%2F"
     assert found.path == "/files//a/../b%2F"
 
 
-def test_wrong_method_is_405_with_all_that_are_allowed() -> None:
+def test_wrong_method_is_405_with_all_allowed_methods() -> None:
     routes = table({"path": "/a", "methods": ["PUT"]}, {"path": "/a", "methods": ["POST"]})
     with pytest.raises(Fault) as caught:
         find(routes, "/a", method="GET")
@@ -107,21 +107,23 @@ def forward(match: dict[str, Any], rewrite: str | None) -> RouteTable:
         ({"regex": r"/m/(\w+)"}, r"/run/\1", "/m/a", "/run/a"),
     ],
 )
-def test_path_for_the_upstream(match: dict[str, Any], rewrite: str | None, path: str, expected: str) -> None:
-    assert forward(match, rewrite).find(host="h", path=path, method="BREW", header=NO_FIELDS)[0].path == expected
+def test_path_is_rewritten_for_the_upstream(
+    match: dict[str, Any], rewrite: str | None, path: str, expected: str
+) -> None:
+    assert forward(match, rewrite).find(host="h", path=path, method="BREW", header=NO_HEADERS)[0].path == expected
 
 
-def test_form_fields_leave_a_choice_that_ends_with_a_route_without_them() -> None:
+def test_routes_with_form_fields_are_returned_up_to_the_first_without() -> None:
     routes = table(
         {"path": "/a"},
         {"path": "/a", "form_fields": {"model": "whisper-*"}},
         {"path": "/a", "form_fields": {"model": "*", "size": "big"}},
         {"prefix": "/"},
     )
-    found = routes.find(host="h", path="/a", method="GET", header=NO_FIELDS)
+    found = routes.find(host="h", path="/a", method="GET", header=NO_HEADERS)
     assert [each.route.name for each in found] == ["r2", "r1", "r0"]
     assert "form field model=whisper-*" in describe_match(found[1].route)
     alone = table({"path": "/a", "form_fields": {"model": "x"}}).find(
-        host="h", path="/a", method="GET", header=NO_FIELDS
+        host="h", path="/a", method="GET", header=NO_HEADERS
     )
     assert [each.route.name for each in alone] == ["r0"]
