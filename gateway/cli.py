@@ -108,7 +108,7 @@ async def _serve(config: Config, record: RecordLine, load: Load, *, is_demo: boo
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:
         print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the person there)
-    memory.settle()
+    memory.tune_memory()
     await gateway.run(None if is_demo else load)
 
 

@@ -11,7 +11,7 @@ import pytest
 CHURN = """
 import resource
 from gateway import memory
-memory.settle()
+memory.tune_memory()
 pinned = [bytes(3 * 2**20)]
 
 def churn():
@@ -28,12 +28,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns the memory")
 def test_memory_of_freed_chunks_is_not_faulted_in_again() -> None:
     done = subprocess.run([sys.executable, "-c", CHURN], capture_output=True, text=True, check=True)
-    # Without: 88,000. One chunk is 256 pages.
+    # Without tune_memory: 88,000. One chunk has 256 pages.
     assert int(done.stdout) < 256
 
 
 def test_objects_of_the_start_are_excluded_from_garbage_collection() -> None:
-    script = "from gateway import memory; import gc; before = gc.get_freeze_count(); memory.settle()"
+    script = "from gateway import memory; import gc; before = gc.get_freeze_count(); memory.tune_memory()"
     script += "; print(gc.get_freeze_count() - before)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 1000

@@ -1,10 +1,9 @@
-"""Reading multipart/form-data while it streams, strictly and without copying.
+"""Parse multipart/form-data while it streams, strictly and without copying; write new forms.
 
-aiohttp's `MultipartReader` stays the reader of parts: its `next()`, its heads. What is slow or lenient in it is
-replaced through its two doors, the content object (`content.FormContent`) and the part reader
-(`reader.PartReader`). The same reader runs pulled by an action (`reader.read_form`) or driven by chunks pushed
-past it (`inspect.PartInspector`), so that both judge a body alike. Where parts are changed, `writer.FormWriter`
-makes the form new.
+aiohttp's `MultipartReader` iterates over the parts and parses their heads. Its slow and its lenient code is replaced
+at its two extension points: the content object (`content.FormContent`) and the part reader (`reader.PartReader`).
+An action pulls parts with `reader.read_form`; `inspect.PartInspector` runs the same code on chunks that are pushed
+into it, so that both accept the same bodies. `writer.FormWriter` writes re-encoded forms.
 """
 
 from gateway.multipart.content import FormContent

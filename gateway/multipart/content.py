@@ -1,12 +1,12 @@
-"""The content object under MultipartReader: the bytes not yet read, and the strictness about lines.
+"""The content object of MultipartReader: it splits a form's body into lines and part data, and checks the lines.
 
-Law: a byte leaves here only once, in order, as a line or as data of a part; between calls it holds one chunk and at
-most one delimiter or one line. MultipartReader accepts lines that end in a bare LF, endless preambles and whatever
-follows the closing delimiter; parsers behind us read such bodies differently, so they are refused here
-(RFC 2046 section 5.1.1).
+Invariant: every byte is returned once, in order, as part of a line or as data of a part. Between calls the object
+holds one chunk, and at most one delimiter or one line more. MultipartReader accepts lines that end in a bare LF,
+preambles of any size and anything after the closing delimiter; parsers of upstreams differ on such bodies, so they
+are refused here (RFC 2046 section 5.1.1).
 
-Searching: `bytes.find` of the whole boundary, over the chunk as it came. Chunks are never joined but for a
-delimiter that straddles two of them.
+The search is `bytes.find` of the whole boundary in the chunk as received. Chunks are joined only if a delimiter may
+be divided between them.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from gateway.config import Limits
 from gateway.errors import Fault, FaultKind
 from gateway.http.limits import limit_fault
 
-More = Callable[[], Awaitable[bytes]]
+ReadMore = Callable[[], Awaitable[bytes]]
 
-#: Longest line outside of the parts' data: aiohttp's own limit for a field.
+#: Limit for a line outside of part data: aiohttp's limit for a header line.
 _MAX_LINE_BYTES: Final = 8190
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
 class FormContent:
-    """Bytes of a multipart/form-data body, pulled through `more`, which returns b"" at the end.
+    """The unread bytes of a multipart/form-data body. `read_more` returns the next chunk, b"" at the end.
 
-    Raises Fault BAD_MULTIPART, or a limit's, from every reading method; after that it must not be read again.
+    Every read method raises Fault BAD_MULTIPART, or the fault of a limit; after a fault no method may be called.
     """
 
-    def __init__(self, boundary: bytes, limits: Limits, route: str, more: More, *, is_strict: bool = False) -> None:
-        self._more = more
+    def __init__(
+        self, boundary: bytes, limits: Limits, route: str, read_more: ReadMore, *, is_strict: bool = False
+    ) -> None:
+        self._read_more = read_more
         self._is_strict = is_strict
         self._pulled_bytes = 0
         self._dash_boundary = b"--" + boundary
@@ -42,18 +44,18 @@ class FormContent:
         self._limits = limits
         self._route = route
         self._chunk = b""
-        self._at = 0
+        self._offset = 0
         self._is_ended = False
         self._is_closed = False
         self._is_before_first = True
         self._head_bytes = 0
 
     async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """Return one line with its CRLF, or b"" behind the closing delimiter (where the epilogue stays unread)."""
-        del max_line_length  # The limits of heads and preambles below are tighter.
+        """Return one line with its CRLF, or b"" after the closing delimiter; `read_epilogue` reads what follows."""
+        del max_line_length  # The limits for heads and preambles are checked below, and are lower.
         if self._is_closed:
             return b""
-        line = await self._take_line()
+        line = await self._read_line()
         stem = line.rstrip(b" \t\r\n")
         if stem == self._close:
             self._is_closed = True
@@ -61,137 +63,137 @@ class FormContent:
             self._is_before_first = False
             self._head_bytes = 0
         elif line.startswith(self._dash_boundary):
-            raise Fault(FaultKind.BAD_MULTIPART, "A boundary line has something behind the boundary: end it with CRLF.")
+            raise Fault(FaultKind.BAD_MULTIPART, "A boundary line has text after the boundary: end it with CRLF.")
         elif not line:
-            raise self._cut_short()
+            raise self._truncated()
         elif self._is_before_first and self._dash_boundary in line:
-            # Werkzeug finds the first boundary anywhere: the parts behind it would be hidden from us.
-            raise Fault(FaultKind.BAD_MULTIPART, "The first boundary stands amid a line: begin a line with it.")
+            # Werkzeug finds the first boundary anywhere in a line: the gateway would not see the parts after it.
+            raise Fault(FaultKind.BAD_MULTIPART, "The first boundary is not at the start of a line: put it there.")
         else:
             self._count_head(len(line))
             if self._is_strict:
-                self._refuse_odd_line(line)
+                self._check_strict_line(line)
         if not line.endswith(b"\r\n") and not self._is_closed:
-            raise self._cut_short()
+            raise self._truncated()
         return line
 
     @property
     def position(self) -> int:
-        """How many bytes of the body were read."""
-        return self._pulled_bytes - (len(self._chunk) - self._at)
+        """Bytes of the body returned so far."""
+        return self._pulled_bytes - (len(self._chunk) - self._offset)
 
-    def _refuse_odd_line(self, line: bytes) -> None:
+    def _check_strict_line(self, line: bytes) -> None:
         if self._is_before_first:
-            raise Fault(FaultKind.BAD_MULTIPART, "Something stands before the first boundary: begin the form with it.")
+            raise Fault(FaultKind.BAD_MULTIPART, "The form has text before its first boundary: remove the text.")
         if line[:1] in b" \t" and line.strip():
-            raise Fault(FaultKind.BAD_MULTIPART, "A header field of a part is folded over two lines: use one.")
+            raise Fault(FaultKind.BAD_MULTIPART, "A header of a part is folded over several lines: write one line.")
 
     async def read_data(self) -> tuple[bytes, bool]:
-        """Return some data of a part, and whether it is the last of that part; data may be b"" only then.
+        """Return data of the current part and whether it is the part's last; only the last may be b"".
 
-        What follows the last of it is the boundary line.
+        After the last, the next line is the boundary line.
         """
         delimiter, boundary = self._delimiter, self._dash_boundary
         while True:
-            chunk, at = self._chunk, self._at
+            chunk, at = self._chunk, self._offset
             found = chunk.find(boundary, at)
             if found >= 0:
                 if chunk.startswith(b"\r\n", found - 2) and found - 2 >= at:
-                    self._at = found
+                    self._offset = found
                     return chunk[at : found - 2], True
-                self._refuse_look_alike(chunk, found, at)
-                # The text of the boundary amid a line is data.
+                self._check_bare_line_break(chunk, found, at)
+                # The boundary in the middle of a line is data.
                 end = found + len(boundary)
-                self._at = end
+                self._offset = end
                 if data := chunk[at:end]:
                     return data, False
-            keep = self._straddle(chunk, at, len(delimiter))
+            keep = self._partial_delimiter(chunk, at, len(delimiter))
             if keep > at:
-                # Handed out before more is asked for: a limit it breaks must be seen before it is passed on.
-                self._at = keep
+                # Return these bytes before reading more: the caller checks limits before it passes them on.
+                self._offset = keep
                 return (chunk if not at and keep == len(chunk) else chunk[at:keep]), False
             if not await self._pull():
-                raise self._cut_short()
+                raise self._truncated()
 
-    async def refuse_shared_line(self) -> None:
-        """Refuse a part whose empty line doubles as the line break of the next boundary.
+    async def check_line_break(self) -> None:
+        """Raise Fault BAD_MULTIPART if the empty line after a part's headers is also the CRLF of the next delimiter.
 
-        RFC 2046's grammar allows it for an empty part, but python-multipart and others take the boundary for data
-        then and swallow the next part: nobody sends it without intent.
+        RFC 2046's grammar allows this for an empty part, but python-multipart and others then parse the boundary and
+        the next part as data. Clients do not generate it.
         """
         boundary = self._dash_boundary
-        while boundary.startswith(begun := self._chunk[self._at : self._at + len(boundary)]):
-            if len(begun) < len(boundary) and await self._pull():
+        while boundary.startswith(start := self._chunk[self._offset : self._offset + len(boundary)]):
+            if len(start) < len(boundary) and await self._pull():
                 continue
-            if len(begun) < len(boundary):
+            if len(start) < len(boundary):
                 return
             raise Fault(
-                FaultKind.BAD_MULTIPART, "A part's header fields are followed by a boundary without a line break."
+                FaultKind.BAD_MULTIPART, "A boundary follows a part's headers directly: end an empty part with CRLF."
             )
 
     async def read_epilogue(self) -> None:
-        """Read what follows the closing delimiter to its end. Raises Fault if it holds another delimiter."""
+        """Read and discard what follows the closing delimiter. Raises Fault if it contains another delimiter."""
         tail = b""
         while True:
-            chunk = self._chunk[self._at :]
-            self._chunk, self._at = b"", 0
+            chunk = self._chunk[self._offset :]
+            self._chunk, self._offset = b"", 0
             if self._is_strict and chunk.strip(b"\r\n"):
-                raise Fault(FaultKind.BAD_MULTIPART, "Something follows the closing boundary: end the form with it.")
+                raise Fault(FaultKind.BAD_MULTIPART, "The form has text after its closing boundary: remove the text.")
             window = tail + chunk
             if self._dash_boundary in window:
                 raise Fault(
-                    FaultKind.BAD_MULTIPART, "Another boundary follows the closing one: send one form a request."
+                    FaultKind.BAD_MULTIPART, "Another boundary follows the closing one: send one form per request."
                 )
             tail = window[-len(self._dash_boundary) :]
             if not await self._pull():
                 return
 
     async def read(self, n: int = -1) -> bytes:
-        """Refuse: parts are read through read_data only."""
-        raise NotImplementedError(f"read({n}) of a form: parts are read by PartReader")
+        """Raise NotImplementedError: MultipartReader's interface has this method, but parts use `read_data`."""
+        raise NotImplementedError(f"read({n}) of a form: use PartReader")
 
     def unread_data(self, data: bytes) -> None:
-        """Refuse: nothing is ever pushed back."""
+        """Raise NotImplementedError: PartReader never reads beyond a delimiter, so nothing is pushed back."""
         raise NotImplementedError(f"{len(data)} bytes pushed back: PartReader reads up to the delimiter only")
 
     def at_eof(self) -> bool:
-        """Say whether every byte was read."""
-        return self._is_ended and self._at >= len(self._chunk)
+        """Return whether every byte was read."""
+        return self._is_ended and self._offset >= len(self._chunk)
 
     async def _pull(self) -> bool:
-        """Add the next chunk to what is unread; say whether there was one."""
-        fresh = await self._more()
+        """Append the next chunk to the unread bytes. Return whether there was one."""
+        fresh = await self._read_more()
         if not fresh:
             self._is_ended = True
             return False
         self._pulled_bytes += len(fresh)
-        rest = self._chunk[self._at :]
-        self._chunk, self._at = (rest + fresh if rest else fresh), 0
+        rest = self._chunk[self._offset :]
+        self._chunk, self._offset = (rest + fresh if rest else fresh), 0
         return True
 
-    async def _take_line(self) -> bytes:
-        while (end := self._chunk.find(b"\n", self._at)) < 0:
-            if len(self._chunk) - self._at > _MAX_LINE_BYTES:
+    async def _read_line(self) -> bytes:
+        while (end := self._chunk.find(b"\n", self._offset)) < 0:
+            if len(self._chunk) - self._offset > _MAX_LINE_BYTES:
                 raise self._line_too_long()
             if not await self._pull():
                 end = len(self._chunk) - 1
                 break
-        line = self._chunk[self._at : end + 1]
-        self._at = end + 1
+        line = self._chunk[self._offset : end + 1]
+        self._offset = end + 1
         if len(line) > _MAX_LINE_BYTES:
             raise self._line_too_long()
         if _BARE.search(line):
-            raise Fault(FaultKind.BAD_MULTIPART, "A line outside of the parts' data ends in a bare CR or LF: use CRLF.")
+            raise Fault(FaultKind.BAD_MULTIPART, "A line outside of part data ends in a bare CR or LF: use CRLF.")
         return line
 
     def _line_too_long(self) -> Fault:
         if self._is_before_first:
             return Fault(
-                FaultKind.BAD_MULTIPART, "The first boundary was not found: it does not match the Content-Type."
+                FaultKind.BAD_MULTIPART, "The first boundary is missing: send the boundary that Content-Type names."
             )
         return Fault(
             FaultKind.PART_HEADERS_TOO_LARGE,
-            f"A header field of a part has more than {_MAX_LINE_BYTES} bytes: send a shorter one.",
+            f"A header line of a part is longer than {_MAX_LINE_BYTES} bytes: send a shorter one.",
             facts={"limit": _MAX_LINE_BYTES},
         )
 
@@ -209,32 +211,32 @@ class FormContent:
             what="The preamble before the first part" if self._is_before_first else "The header block of a part",
         )
 
-    def _cut_short(self) -> Fault:
+    def _truncated(self) -> Fault:
         if self._is_before_first:
             return Fault(
-                FaultKind.BAD_MULTIPART, "The body ends before its first boundary: it does not match the Content-Type."
+                FaultKind.BAD_MULTIPART, "The body ends before the first boundary: send the one in Content-Type."
             )
-        return Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: it was cut short.")
+        return Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: send the whole form.")
 
-    def _refuse_look_alike(self, chunk: bytes, found: int, at: int) -> None:
-        """Refuse a boundary behind a bare line break: Werkzeug and others would take it for a delimiter."""
+    def _check_bare_line_break(self, chunk: bytes, found: int, at: int) -> None:
+        """Raise Fault if a boundary follows a bare CR or LF: Werkzeug and others parse it as a delimiter."""
         if found > at and chunk[found - 1] in b"\r\n":
-            raise Fault(FaultKind.BAD_MULTIPART, "A boundary follows a bare CR or LF: parsers disagree about it.")
+            raise Fault(FaultKind.BAD_MULTIPART, "A boundary follows a bare CR or LF, parsers differ on it: use CRLF.")
 
-    def _straddle(self, chunk: bytes, at: int, longest: int) -> int:
-        """Return where a delimiter may begin that the end of the chunk cuts off, or its length.
+    def _partial_delimiter(self, chunk: bytes, at: int, longest: int) -> int:
+        """Return the offset of a delimiter that may continue in the next chunk, or the chunk's length.
 
-        A line break of any kind counts, so that a bare one is seen too.
+        A line break of any kind may begin one, so that a boundary after a bare CR or LF is found too.
         """
         size = len(chunk)
         at = max(at, size - longest + 1)
         while at < size:
-            if chunk[at] in b"\r\n" and self._may_begin(chunk[at:]):
+            if chunk[at] in b"\r\n" and self._may_be_delimiter(chunk[at:]):
                 return at
             at += 1
         return size
 
-    def _may_begin(self, tail: bytes) -> bool:
+    def _may_be_delimiter(self, tail: bytes) -> bool:
         return any(
             (line_break + self._dash_boundary).startswith(tail) or tail == line_break for line_break in _LINE_BREAKS
         )

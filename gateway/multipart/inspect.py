@@ -1,9 +1,10 @@
-"""The reader of parts run backwards: chunks are pushed past it, and it says nothing or raises.
+"""A parser of forms that chunks are pushed into: it checks each chunk before it is passed on, and raises on errors.
 
-`MultipartReader` pulls. A forwarded body is pulled by its far side already, so here the reader's coroutine is driven
-by hand: it runs until it asks for more bytes, and goes on with the next chunk. No task, no queue, no second copy;
-and a chunk is judged to its last byte before it is passed on. Rejected: a task with a queue of one chunk, which
-costs two switches a chunk and lets a chunk out before its verdict.
+`MultipartReader` pulls bytes, but the chunks of a forwarded body are pulled by the sink of its transfer. So the
+coroutine that reads the parts is resumed by hand, without an event loop: it runs until it needs more bytes, and
+continues with the next chunk. This needs no task, no queue and no copy, and a chunk is checked to its last byte
+before it is passed on. Rejected: a task with a queue of one chunk, which costs two task switches per chunk and
+passes a chunk on before it is checked.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ from gateway.multipart.reader import Part, PartKind, read_form
 
 
 class FileListener(Protocol):
-    """Told of the files of a form as they pass. Must not wait."""
+    """Receives the files of a form: for each file `begin`, then `data` any number of times, then `end`."""
 
     def begin(self, part: Part, /) -> None:
-        """A file begins."""
+        """Receive the head of a file."""
         ...
 
     def data(self, chunk: bytes, /) -> None:
-        """Some of it has come."""
+        """Receive data of the current file; never b""."""
         ...
 
     def end(self) -> None:
-        """It was whole."""
+        """Receive the end of the current file; not called if the form is truncated or malformed."""
         ...
 
 
 class PartInspector:
-    """Reads along a multipart body. Raises Fault from `see` before an offending chunk may be passed on."""
+    """Parses a multipart body chunk by chunk.
+
+    Order of calls: `feed_data` for every chunk, then `finish` at the end of the body; `close` at any time. A Fault
+    means that the chunk must not be passed on; after it only `close` may be called. `on_part` is called at the end
+    of each part.
+    """
 
     def __init__(
         self,
@@ -48,31 +54,31 @@ class PartInspector:
         self._chunk: bytes | None = None
         self._on_part = on_part
         self._listener = listener
-        content = FormContent(boundary, limits, route, self._more)
-        self._course = self._read(content, boundary, limits, route)
+        content = FormContent(boundary, limits, route, self._next_chunk)
+        self._coroutine = self._read(content, boundary, limits, route)
         self._is_ended = False
         self._is_done = False
-        self._advance()
+        self._resume()
 
     def feed_data(self, chunk: bytes) -> None:
-        """Judge one chunk. Raises Fault BAD_MULTIPART or a limit's."""
+        """Check one chunk. Raises Fault BAD_MULTIPART, or the fault of a limit."""
         self._chunk = chunk
-        self._advance()
+        self._resume()
 
     def finish(self) -> None:
-        """Judge the end of the body. Raises Fault if the form is not whole."""
+        """Check the end of the body. Raises Fault BAD_MULTIPART if the form is not complete."""
         self._is_ended = True
-        self._advance()
+        self._resume()
         if not self._is_done:
-            raise Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: it was cut short.")
+            raise Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: send the whole form.")
 
     def close(self) -> None:
-        """Let go of the reader in the middle of a body."""
-        self._course.close()
+        """Close the parsing coroutine; in the middle of a body the rest is not checked."""
+        self._coroutine.close()
 
-    def _advance(self) -> None:
+    def _resume(self) -> None:
         try:
-            self._course.send(None)
+            self._coroutine.send(None)
         except StopIteration:
             self._is_done = True
 
@@ -89,7 +95,7 @@ class PartInspector:
                 listener.end()
             self._on_part(part)
 
-    async def _more(self) -> bytes:
+    async def _next_chunk(self) -> bytes:
         while self._chunk is None:
             if self._is_ended:
                 return b""
@@ -100,5 +106,5 @@ class PartInspector:
 
 @coroutine
 def _pause() -> Generator[None]:
-    """Return control to `_advance`."""
+    """Suspend the parsing coroutine, so that `_resume` returns."""
     yield

@@ -1,4 +1,4 @@
-"""Parts of a form, one after the other, each a stream of chunks with a limit."""
+"""Read a form part by part, each part as a stream of chunks; the limits on parts are enforced here."""
 
 from __future__ import annotations
 
@@ -18,56 +18,57 @@ from gateway.http.limits import limit_fault
 from gateway.multipart.content import FormContent
 from gateway.multipart.disposition import Disposition, parse_disposition
 
-#: More than any size has, few enough for int().
+#: Longest Content-Length of a part that is accepted: enough for any size, cheap for int().
 _MAX_DIGITS: Final = 18
 
 
 class PartKind(enum.StrEnum):
-    """A part with a file name is a file, any other a field (RFC 7578 section 4.2)."""
+    """A part with a file name is a file, any other part is a form field (RFC 7578 section 4.2)."""
 
     FILE = "file"
     FIELD = "field"
 
 
 class PartReader:
-    """The data of one part, as MultipartReader's `part_reader_cls`.
+    """Reads the data of one part; MultipartReader's `part_reader_cls`.
 
-    Not derived from BodyPartReader, whose search copies every byte twice and pushes bytes back; MultipartReader
-    needs only what is here, and takes its `_charset_` detour (which eats the next part) only for that class.
+    Not derived from BodyPartReader, whose search copies every byte twice and pushes bytes back. MultipartReader uses
+    only the methods defined here; its special treatment of `_charset_` fields, which drops the next part, applies
+    only to BodyPartReader.
     """
 
     def __init__(self, boundary: bytes, headers: CIMultiDictProxy[str], content: FormContent, **_: Any) -> None:
-        del boundary  # FormContent knows it.
+        del boundary  # FormContent has it.
         self.headers = headers
-        #: MultipartReader takes over what a nested reader read too far: nothing, ever.
+        #: MultipartReader reads this attribute: bytes read beyond the part, of which there are none.
         self._unread: list[bytes] = []
         self._content = content
         self._is_ended = False
-        self._is_begun = False
+        self._is_started = False
 
     async def read_chunk(self) -> bytes:
         """Return the next data of the part, or b"" at its end. Raises Fault BAD_MULTIPART."""
         if self._is_ended:
             return b""
-        if not self._is_begun:
-            self._is_begun = True
-            await self._content.refuse_shared_line()
+        if not self._is_started:
+            self._is_started = True
+            await self._content.check_line_break()
         data, self._is_ended = await self._content.read_data()
         return data
 
     async def release(self) -> None:
-        """Read the rest of the part to nowhere."""
+        """Read and discard the rest of the part."""
         while not self._is_ended:
             await self.read_chunk()
 
     def at_eof(self) -> bool:
-        """Say whether the whole part was read."""
+        """Return whether the whole part was read."""
         return self._is_ended
 
 
 @dataclass(slots=True)
 class Part:
-    """One part of a form: what it says it is, and its data."""
+    """One part of a form: its head, its data, and the bytes read so far (`size`). `number` counts from 1."""
 
     number: int
     disposition: Disposition
@@ -79,17 +80,17 @@ class Part:
 
     @property
     def kind(self) -> PartKind:
-        """Whether it is a file or a field."""
+        """Whether the part is a file or a form field."""
         return PartKind.FIELD if self.disposition.filename is None else PartKind.FILE
 
     @property
     def declared_bytes(self) -> int | None:
-        """The size its own Content-Length declares, None without a sound one. RFC 7578 section 4.8 deprecates it."""
+        """The part's own Content-Length in bytes, None if missing or invalid. Deprecated by RFC 7578 section 4.8."""
         declared: str = self.reader.headers.get("Content-Length", "")
         return int(declared) if declared.isascii() and declared.isdigit() and len(declared) <= _MAX_DIGITS else None
 
     async def read(self) -> bytes:
-        """Return the next data, b"" at the end. Raises Fault when the part outgrows its limit, before the excess."""
+        """Return the next data, b"" at the end. Raises Fault if the data exceeds the limit, without returning it."""
         data = await self.reader.read_chunk()
         self.size += len(data)
         limit = self.limits.max_field if self.disposition.filename is None else self.limits.max_part
@@ -110,9 +111,9 @@ class Part:
 
 
 async def read_form(content: FormContent, boundary: bytes, limits: Limits, route: str) -> AsyncIterator[Part]:
-    """Yield the parts of a form in order; each must be read before the next is asked for, or is skipped.
+    """Yield the parts of a form in order; the unread rest of a part is discarded when the next one is requested.
 
-    Raises Fault BAD_MULTIPART or a limit's. Behind the last part, the epilogue is read and checked.
+    Raises Fault BAD_MULTIPART, or the fault of a limit. After the last part the epilogue is read and checked.
     """
     reader = _make_reader(content, boundary)
     number = 0
@@ -140,10 +141,10 @@ async def read_form(content: FormContent, boundary: bytes, limits: Limits, route
 
 def _make_reader(content: FormContent, boundary: bytes) -> aiohttp.MultipartReader:
     headers = CIMultiDict({"Content-Type": f'multipart/form-data; boundary="{boundary.decode()}"'})
-    # The doors are class attributes meant for subclasses; typed for aiohttp's own classes, used by their methods.
+    # aiohttp's types allow only its own classes here, its code only calls the methods that FormContent has.
     reader: Any = aiohttp.MultipartReader(headers, content)  # type: ignore[arg-type]
     reader.part_reader_cls = PartReader
-    # A part of type multipart/mixed is data like any other: Werkzeug, Django and Starlette do not descend either.
+    # A part of type multipart/mixed is data like any other: Werkzeug, Django and Starlette do not parse it either.
     reader.multipart_reader_cls = functools.partial(PartReader, boundary)
     return reader  # type: ignore[no-any-return]
 
@@ -151,7 +152,7 @@ def _make_reader(content: FormContent, boundary: bytes) -> aiohttp.MultipartRead
 def _make_part(raw: Any, number: int, limits: Limits, route: str) -> Part:
     dispositions = raw.headers.getall("Content-Disposition", [None])
     if len(dispositions) > 1:
-        raise Fault(FaultKind.BAD_MULTIPART, f"Part {number} has Content-Disposition twice.")
+        raise Fault(FaultKind.BAD_MULTIPART, f"Part {number} has Content-Disposition twice: send it once.")
     disposition = parse_disposition(dispositions[0], number)
     return Part(number, disposition, raw.headers.get("Content-Type"), limits, route, raw)
 
@@ -164,6 +165,6 @@ def _where(number: int) -> str:
 
 
 def _reason(exc: Exception) -> str:
-    """Return the parser's word without the client's bytes."""
+    """Return the parser's reason without bytes from the client."""
     name = type(exc).__name__
-    return "a header field is not `name: value`" if name == "InvalidHeader" else name[:_MAX_REASON_CHARACTERS]
+    return "a header is not `name: value`" if name == "InvalidHeader" else name[:_MAX_REASON_CHARACTERS]

@@ -1,8 +1,8 @@
-"""Forms made new: canonical heads, a fresh boundary. Nothing a client wrote goes through unescaped.
+"""Write re-encoded forms: canonical part heads, a new random boundary, every text from the client escaped.
 
-Names are quoted as browsers do it (HTML, "multipart/form-data encoding algorithm"): `"`, CR and LF percent-encoded,
-everything else as UTF-8; and the backslash too, which some parsers take for an escape and others do not. `filename*`
-is never written (RFC 7578 section 4.2 forbids it).
+Names are quoted as browsers do (HTML, "multipart/form-data encoding algorithm"): `"`, CR and LF are percent-encoded,
+everything else is UTF-8. The backslash is percent-encoded too, since only some parsers treat it as an escape.
+`filename*` is never written (RFC 7578 section 4.2 forbids it).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _ESCAPES: Final = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A", "\0": "%0
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """A form field at hand: its name and its bytes."""
+    """A form field in memory."""
 
     name: str
     value: bytes
-    #: As its part said; most say nothing.
+    #: The Content-Type of its part; most parts have none.
     content_type: str | None = None
 
 
 class FormWriter:
-    """Writes the lines between the data of the parts of one form."""
+    """Writes one form: any number of `field` and `file_head` (each file's data follows its head), then `end`."""
 
     def __init__(self) -> None:
         self._boundary = b"gateway-" + secrets.token_hex(16).encode()
@@ -37,17 +37,17 @@ class FormWriter:
         return b"multipart/form-data; boundary=" + self._boundary
 
     def field(self, field: FormField) -> bytes:
-        """Return a field; more of its value may follow."""
+        """Return a form field as a part; the caller may append more of its value."""
         kind = b"" if field.content_type is None else b"Content-Type: " + _line(field.content_type) + b"\r\n"
         return self._delimiter() + _disposition(field.name, None) + kind + b"\r\n" + field.value
 
     def file_head(self, name: str, filename: str, content_type: str | None) -> bytes:
-        """Return what stands before a file's bytes."""
+        """Return the delimiter and the head of a file; the file's bytes follow."""
         kind = _line(content_type or "application/octet-stream")
         return self._delimiter() + _disposition(name, filename) + b"Content-Type: " + kind + b"\r\n\r\n"
 
     def end(self) -> bytes:
-        """Return what stands behind the last part's bytes."""
+        """Return the closing delimiter."""
         return b"\r\n--" + self._boundary + b"--\r\n"
 
     def _delimiter(self) -> bytes:
@@ -56,7 +56,7 @@ class FormWriter:
 
 
 def quote_name(text: str) -> bytes:
-    """Return a name as it stands between double quotes."""
+    """Return a name escaped for a quoted string."""
     return text.translate(_ESCAPES).encode("utf-8", "surrogateescape")
 
 
@@ -68,5 +68,5 @@ def _disposition(name: str, filename: str | None) -> bytes:
 
 
 def _line(text: str) -> bytes:
-    """Return a field's value on one line: what came from a parser holds no line break, what others made might."""
+    """Return a header value on one line: values from a plug-in may contain line breaks, parsed values do not."""
     return " ".join(text.split()).encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Multipart: any chopping of the same bytes gives the same result; what parsers disagree about is refused."""
+"""Multipart: chunks of any size give the same result; bodies on which parsers differ are refused."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILE = 'name="f"; filename="a.txt"'
 
 
 def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: bytes = BOUNDARY) -> Seen | str:
-    """Push pieces past an inspector: what it saw, or the code of its fault."""
+    """Push chunks into an inspector: return its parts, or the code of its fault."""
     seen: Seen = []
 
-    def note(part: Part) -> None:
+    def record(part: Part) -> None:
         seen.append((part.disposition.name, part.disposition.filename, part.size))
 
-    inspector = PartInspector(boundary, limits or Limits(), "r", note)
+    inspector = PartInspector(boundary, limits or Limits(), "r", record)
     try:
         for piece in pieces:
             inspector.feed_data(piece)
@@ -41,13 +41,13 @@ def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: byt
 
 
 async def pull(pieces: Iterable[bytes], boundary: bytes = BOUNDARY) -> list[bytes] | str:
-    """Pull the same body through the reader of `store`: the data of each part, or the code of its fault."""
-    left = iter(pieces)
+    """Pull the body through `read_form`: return the data of each part, or the code of its fault."""
+    rest = iter(pieces)
 
-    async def more() -> bytes:
-        return next(left, b"")
+    async def read_more() -> bytes:
+        return next(rest, b"")
 
-    content = FormContent(boundary, Limits(), "r", more)
+    content = FormContent(boundary, Limits(), "r", read_more)
     data = []
     try:
         async for part in read_form(content, boundary, Limits(), "r"):
@@ -64,13 +64,13 @@ def one_by_one(body: bytes) -> list[bytes]:
     return [body[at : at + 1] for at in range(len(body))]
 
 
-def chop(body: bytes, cuts: Iterable[int]) -> list[bytes]:
+def split_at(body: bytes, cuts: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted({cut % (len(body) + 1) for cut in cuts}), len(body)]
     return [body[a:b] for a, b in itertools.pairwise(edges) if b > a]
 
 
-# Data that is nearly a delimiter, everywhere.
-SOUP = st.lists(
+# Data of which every piece is nearly a delimiter.
+NEAR_DELIMITERS = st.lists(
     st.sampled_from(
         [b"\r", b"\n", b"\r\n", b"-", b"--", b"XBOUNDARY", b"XBOUNDARYX"[:5], b"a", b"\0", b"\r\n--XBOUNDARy"]
     ),
@@ -79,25 +79,25 @@ SOUP = st.lists(
 
 
 def is_ambiguous(data: bytes) -> bool:
-    """Say whether data holds a boundary at a line break: then it must be refused, not compared."""
+    """Return whether data has a boundary at the start of a line: such data must be refused."""
     return b"--XBOUNDARYX" in b"\r\n" + data
 
 
-@given(parts=st.lists(SOUP, max_size=4), cuts=st.lists(st.integers(0, 10_000), max_size=40))
-def test_any_chopping_gives_the_same_parts(parts: list[bytes], cuts: list[int]) -> None:
+@given(parts=st.lists(NEAR_DELIMITERS, max_size=4), cuts=st.lists(st.integers(0, 10_000), max_size=40))
+def test_chunks_of_any_size_give_the_same_parts(parts: list[bytes], cuts: list[int]) -> None:
     parts = [data for data in parts if not is_ambiguous(data)]
     body = form(*((FILE, data) for data in parts))
     expected: Seen = [("f", "a.txt", len(data)) for data in parts]
     assert inspect([body]) == expected
     assert inspect(one_by_one(body)) == expected
-    assert inspect(chop(body, cuts)) == expected
+    assert inspect(split_at(body, cuts)) == expected
 
 
-@given(parts=st.lists(SOUP, max_size=3), cuts=st.lists(st.integers(0, 10_000), max_size=40))
+@given(parts=st.lists(NEAR_DELIMITERS, max_size=3), cuts=st.lists(st.integers(0, 10_000), max_size=40))
 async def test_pulled_parts_are_byte_identical(parts: list[bytes], cuts: list[int]) -> None:
     parts = [data for data in parts if not is_ambiguous(data)]
     body = form(*((FILE, data) for data in parts))
-    for pieces in ([body], one_by_one(body), chop(body, cuts)):
+    for pieces in ([body], one_by_one(body), split_at(body, cuts)):
         assert await pull(pieces) == parts
 
 
@@ -118,15 +118,15 @@ LINES = [
     body=st.lists(st.sampled_from(LINES), max_size=14).map(b"".join),
     cuts=st.lists(st.integers(0, 300), max_size=20),
 )
-def test_any_chopping_of_any_bytes_gets_the_same_verdict(body: bytes, cuts: list[int]) -> None:
-    info = inspect([body])
-    assert inspect(one_by_one(body)) == info
-    assert inspect(chop(body, cuts)) == info
+def test_chunks_of_any_size_of_any_bytes_give_the_same_result(body: bytes, cuts: list[int]) -> None:
+    result = inspect([body])
+    assert inspect(one_by_one(body)) == result
+    assert inspect(split_at(body, cuts)) == result
 
 
 @given(parts=st.lists(st.binary(max_size=200), max_size=4))
-async def test_what_is_accepted_reads_the_same_for_aiohttp(parts: list[bytes]) -> None:
-    """aiohttp's own BodyPartReader is the reference: what we accept, it reads as the same parts."""
+async def test_accepted_forms_have_the_same_parts_in_aiohttp(parts: list[bytes]) -> None:
+    """aiohttp's BodyPartReader is the reference for the parts of an accepted form."""
     body = form(*((FILE, data) for data in parts))
     ours = await pull([body])
     assert not isinstance(ours, str)
@@ -142,7 +142,7 @@ async def test_what_is_accepted_reads_the_same_for_aiohttp(parts: list[bytes]) -
 
 
 class _Protocol:
-    """What a StreamReader wants of a connection."""
+    """The methods of a protocol that StreamReader calls."""
 
     _reading_paused = False
 
@@ -168,24 +168,24 @@ MALFORMED: dict[str, bytes] = {
     "filename twice": GOOD.replace(b'filename="a.txt"', b'filename="a"; filename="b"'),
     "folded field": GOOD.replace(b"form-data;", b"form-data;\r\n "),
     "bare lf in the head": GOOD.replace(b"octet-stream\r\n", b"octet-stream\n"),
-    "bare lf behind the boundary": GOOD.replace(b"XBOUNDARYX\r\n", b"XBOUNDARYX\n", 1),
+    "bare lf after the boundary": GOOD.replace(b"XBOUNDARYX\r\n", b"XBOUNDARYX\n", 1),
     "bare lf before the boundary": GOOD.replace(b"\r\n--XBOUNDARYX--", b"\n--XBOUNDARYX--"),
     "bare cr before the boundary": GOOD.replace(b"\r\n--XBOUNDARYX--", b"\r--XBOUNDARYX--"),
     "boundary with a tail": GOOD.replace(b"data", b"data\r\n--XBOUNDARYXtail"),
     "boundary instead of a head": b"--XBOUNDARYX\r\n--XBOUNDARYX--\r\n",
     "head that ends in the boundary": HEAD + b"\r\n--XBOUNDARYX--\r\n",
     "body that ends in a head": HEAD,
-    "second form behind the first": GOOD + GOOD,
-    "junk behind the final dashes": GOOD[:-2] + b"junk",
+    "second form after the first": GOOD + GOOD,
+    "junk after the final dashes": GOOD[:-2] + b"junk",
     "nul in a field": GOOD.replace(b"Content-Type: ", b"Content-Type: \0"),
     "preamble without line break": b"xx" + GOOD,
 }
 
 
-@pytest.mark.parametrize("chopping", [lambda body: [body], one_by_one], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize("chunking", [lambda body: [body], one_by_one], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_body_is_refused(name: str, chopping: Callable[[bytes], list[bytes]]) -> None:
-    assert inspect(chopping(MALFORMED[name])) == "bad_multipart"
+def test_malformed_body_is_refused(name: str, chunking: Callable[[bytes], list[bytes]]) -> None:
+    assert inspect(chunking(MALFORMED[name])) == "bad_multipart"
 
 
 WELL_FORMED: dict[str, tuple[bytes, Seen]] = {
@@ -193,8 +193,8 @@ WELL_FORMED: dict[str, tuple[bytes, Seen]] = {
     "no line break at the end": (GOOD[:-2], [("f", "a.txt", 4)]),
     "preamble": (b"for old mail readers\r\n" + GOOD, [("f", "a.txt", 4)]),
     "epilogue": (GOOD + b"for old\nmail readers", [("f", "a.txt", 4)]),
-    "padding behind the boundary": (GOOD.replace(b"XBOUNDARYX\r\n", b"XBOUNDARYX \t\r\n", 1), [("f", "a.txt", 4)]),
-    "boundary amid a line": (form((FILE, b"see --XBOUNDARYX there")), [("f", "a.txt", 22)]),
+    "padding after the boundary": (GOOD.replace(b"XBOUNDARYX\r\n", b"XBOUNDARYX \t\r\n", 1), [("f", "a.txt", 4)]),
+    "boundary in the middle of a line": (form((FILE, b"see --XBOUNDARYX there")), [("f", "a.txt", 22)]),
     "field and file": (form(("name=a", b"1"), (FILE, b"")), [("a", None, 1), ("f", "a.txt", 0)]),
     "empty file name": (form(('name="f"; filename=""', b"")), [("f", "", 0)]),
     "rfc 8187 name": (form(("name=f; filename=x; filename*=UTF-8''%e2%82%ac.txt", b"1")), [("f", "€.txt", 1)]),
@@ -214,11 +214,11 @@ WELL_FORMED: dict[str, tuple[bytes, Seen]] = {
 }
 
 
-@pytest.mark.parametrize("chopping", [lambda body: [body], one_by_one], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize("chunking", [lambda body: [body], one_by_one], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize("name", WELL_FORMED)
-def test_well_formed_body_is_read(name: str, chopping: Callable[[bytes], list[bytes]]) -> None:
+def test_well_formed_body_is_read(name: str, chunking: Callable[[bytes], list[bytes]]) -> None:
     body, expected = WELL_FORMED[name]
-    assert inspect(chopping(body)) == expected
+    assert inspect(chunking(body)) == expected
 
 
 @pytest.mark.parametrize(
@@ -232,17 +232,17 @@ def test_well_formed_body_is_read(name: str, chopping: Callable[[bytes], list[by
         ({}, GOOD.replace(b"application/octet-stream", b"x" * 8200), "part_headers_too_large"),
     ],
 )
-def test_limits_are_held(limits: dict[str, int], body: bytes, code: str) -> None:
-    held = Limits.model_validate(limits)
-    assert inspect([body], held) == code
-    assert inspect(one_by_one(body), held) == code
+def test_limits_are_enforced(limits: dict[str, int], body: bytes, code: str) -> None:
+    parsed = Limits.model_validate(limits)
+    assert inspect([body], parsed) == code
+    assert inspect(one_by_one(body), parsed) == code
 
 
-def test_a_part_of_exactly_the_limit_passes() -> None:
+def test_part_of_exactly_the_limit_is_accepted() -> None:
     assert inspect([GOOD], Limits.model_validate({"max_part": 4})) == [("f", "a.txt", 4)]
 
 
-def test_offending_chunk_is_not_passed_on_but_the_ones_before_are() -> None:
+def test_chunk_that_exceeds_a_limit_raises_and_the_one_before_does_not() -> None:
     inspector = PartInspector(BOUNDARY, Limits.model_validate({"max_part": 10}), "r", lambda part: None)
     start = GOOD[: GOOD.rindex(b"data")]
     inspector.feed_data(start + b"12345")
@@ -280,7 +280,7 @@ def test_boundary_is_found(value: str, boundary: bytes) -> None:
         "multipart/form-data; boundary*=utf-8''a",
     ],
 )
-def test_boundary_that_is_none_is_refused(value: str) -> None:
+def test_invalid_boundary_is_refused(value: str) -> None:
     with pytest.raises(Fault):
         boundary_of(value)
 
@@ -288,6 +288,6 @@ def test_boundary_that_is_none_is_refused(value: str) -> None:
 @pytest.mark.parametrize(
     "value", [None, "form-data; name=f; filename*=x", "form-data; name=f; filename*=utf-8''%ff", "form-data; =x"]
 )
-def test_disposition_that_is_none_is_refused(value: str | None) -> None:
+def test_invalid_disposition_is_refused(value: str | None) -> None:
     with pytest.raises(Fault):
         parse_disposition(value, 1)
