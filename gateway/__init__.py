@@ -1,6 +1,6 @@
-"""A streaming reverse-proxy gateway: the sidecar in front of ML services whose files are large."""
+"""A streaming reverse-proxy gateway, made to run as a sidecar in front of ML services with large files."""
 
 __version__ = "0.1.0"
 
-#: How the gateway names itself in Via, Proxy-Status and the log.
+#: The gateway's name in Via, Proxy-Status and Server headers.
 PSEUDONYM = "streaming-gateway"

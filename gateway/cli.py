@@ -1,4 +1,7 @@
-"""The `gateway` command. Exit codes: 0 fine, 2 bad usage or config, 1 anything else; no traceback for a mistake."""
+"""The `gateway` command. Exit codes: 0 success, 2 wrong usage or config, 1 other errors.
+
+No traceback is printed for an error of the user, such as a port in use.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _FAILED: Final = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code. `arguments` replaces sys.argv."""
     options = _parser().parse_args(arguments)
     try:
         match options.command:
@@ -36,20 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _run(options.config, is_demo=options.demo)
             case "check":
                 _load(options.config)
-                print(f"{options.config}: fine")  # noqa: T201 (a command's answer)
+                print(f"{options.config}: no problems found")  # noqa: T201 (a command's output)
             case "routes":
                 _print_routes(load_config(options.config))
             case _:
-                print(json.dumps(json_schema(), indent=2))  # noqa: T201 (a command's answer)
+                print(json.dumps(json_schema(), indent=2))  # noqa: T201 (a command's output)
     except ConfigError as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)  # noqa: T201 (a command's answer)
+            print(problem, file=sys.stderr)  # noqa: T201 (a command's output)
         return _BAD_CONFIG
     return 0
 
 
 def _load(path: Path) -> Config:
-    """Load a config and try out its filters, which may come from elsewhere. Raises ConfigError."""
+    """Load a config and create its filters, to check the options of plug-ins. Raises ConfigError."""
     config = load_config(path)
     problems = []
     with ThreadPoolExecutor(1) as threads:
@@ -64,27 +67,34 @@ def _load(path: Path) -> Config:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gateway", description="A streaming gateway in front of ML services.")
+    parser = argparse.ArgumentParser(
+        prog="gateway", description="A streaming reverse proxy for large files, in front of ML services."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {
-        "run": "serve; SIGTERM or Ctrl-C drains and stops, SIGHUP reloads the config",
-        "check": "name every problem of a config; exit 0 or 2",
-        "routes": "print the routing table in the order in which it is matched",
+        "run": "run the gateway; SIGTERM or Ctrl-C drains and stops it, SIGHUP reloads the config",
+        "check": "check a config and print all its problems; exits with 0, or 2 if there are problems",
+        "routes": "print the routes of a config in the order in which they are matched",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, default=Path("config/gateway.yaml"), help="default: %(default)s")
+        command.add_argument(
+            "--config", type=Path, default=Path("config/gateway.yaml"), help="YAML file (default: %(default)s)"
+        )
         if name == "run":
-            command.add_argument("--demo", action="store_true", help="also run the demo upstream, on its endpoint")
-    commands.add_parser("schema", help="print the JSON Schema of the config, for editors")
+            command.add_argument(
+                "--demo", action="store_true", help="also run the demo upstream, on the first endpoint"
+            )
+    schema = "print the JSON Schema of config files, for editors"
+    commands.add_parser("schema", help=schema, description=schema)
     return parser
 
 
 def _print_routes(config: Config) -> None:
     for route in RouteTable(config.routes).routes:
         target = f" -> {route.upstream}" if route.upstream else ""
-        print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (an answer)
+        print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (output)
 
 
 def _run(path: Path, *, is_demo: bool) -> int:
@@ -92,10 +102,10 @@ def _run(path: Path, *, is_demo: bool) -> int:
     writer = start_logging()
     try:
         with _demo_upstream(config) if is_demo else contextlib.nullcontext():
-            asyncio.run(_serve(config, writer.note, lambda: _load(path), is_demo=is_demo))
+            asyncio.run(_serve(config, writer.add_line, lambda: _load(path), is_demo=is_demo))
     except (OSError, RuntimeError) as exc:
-        # A port that is taken, an aiohttp without its parser.
-        print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (the log may be elsewhere)
+        # For example a port in use, or an aiohttp without its C parser.
+        print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (standard output is the log)
         return _FAILED
     finally:
         writer.stop()
@@ -107,7 +117,7 @@ async def _serve(config: Config, record: RecordLine, load: Load, *, is_demo: boo
     await gateway.start()
     logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
     if is_demo:
-        print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the person there)
+        print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the terminal)
     memory.tune_memory()
     await gateway.run(None if is_demo else load)
 
@@ -124,7 +134,7 @@ def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
 
 
 def _curl_lines(route: Route, base: str) -> Iterator[str]:
-    """Yield a curl line that shows the route at work; none for a match that only a person can meet."""
+    """Yield a curl command for the route; none for a regex, for which no path can be given."""
     path = route.match.path or route.match.prefix
     if path is None:
         return
@@ -145,7 +155,7 @@ def _curl_lines(route: Route, base: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _demo_upstream(config: Config) -> Iterator[None]:
-    """Run the demo upstream as a process on the first upstream's first endpoint."""
+    """Run the demo upstream as a child process, on the first endpoint of the first upstream; stop it at the end."""
     endpoint: Endpoint | None = next((upstream.endpoints[0] for upstream in config.upstreams.values()), None)
     if endpoint is None:
         yield

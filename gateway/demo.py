@@ -1,11 +1,11 @@
-"""The embedded demo upstream: a small ML-like service that reads a body as a stream and answers JSON.
+"""The demo upstream: a small service that reads a body as a stream and responds with JSON, as an ML service does.
 
-POST or PUT, any path   per file its field, name, type, size and SHA-256; a raw body counts as one file
-GET /bytes/N            N bytes, Content-Length known
-GET /events             five Server-Sent Events, one a second
-GET anything else       a word of welcome
+POST or PUT, any path   responds with field, name, type, size and SHA-256 of every file; a raw body is one file
+GET /bytes/N            responds with N bytes and a Content-Length
+GET /events             responds with five Server-Sent Events, one per second
+GET, any other path     responds with a help text
 
-Runs as a process of its own (`python -m gateway.demo PORT`), so that the gateway in front of it is measured alone.
+It runs as a process of its own (`python -m gateway.demo PORT`), so that its CPU time is not counted as the gateway's.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from gateway.errors import Fault
 from gateway.multipart import FormContent, PartKind, boundary_of, read_form
 
 _BLOCK: Final = bytes(range(256)) * 1024
-#: A demo takes anything; the gateway in front has the limits.
+#: No limits: the gateway enforces them.
 _LIMITS: Final = Limits.model_validate({"max_body": "unlimited", "max_part": "unlimited", "max_parts": 10_000})
 
 
 async def _describe(request: web.Request) -> web.StreamResponse:
-    """Answer what was uploaded."""
+    """Respond with a description of the uploaded files."""
     try:
         if request.content_type == "multipart/form-data":
             described = await _read_form(request)
@@ -69,7 +69,7 @@ def _file(field: str | None, name: str | None, kind: str | None, size: int, sha2
 
 
 async def _bytes(request: web.Request) -> web.StreamResponse:
-    """Send as many bytes as asked for."""
+    """Respond with the requested number of bytes."""
     left = int(request.match_info["count"])
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     response.content_length = left
@@ -82,7 +82,7 @@ async def _bytes(request: web.Request) -> web.StreamResponse:
 
 
 async def _events(request: web.Request) -> web.StreamResponse:
-    """Send five events, one a second."""
+    """Respond with five events, one per second."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     for number in range(5):
@@ -92,7 +92,7 @@ async def _events(request: web.Request) -> web.StreamResponse:
 
 
 async def _welcome(_request: web.Request) -> web.StreamResponse:
-    """Say who is here."""
+    """Respond with a help text."""
     return web.Response(text="The demo upstream: POST files to it, or GET /bytes/1000 and /events.\n")
 
 
@@ -112,12 +112,14 @@ def make_app() -> web.Application:
 
 
 def main() -> int:
-    """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="gateway.demo", description="The demo upstream.")
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(
+        prog="gateway.demo", description="Run the demo upstream, which describes the files it receives."
+    )
     parser.add_argument("port", type=int)
     parser.add_argument("--host", default="127.0.0.1")
     arguments = parser.parse_args()
-    # A client that leaves is no news to a demo.
+    # Without this, aiohttp logs an error for every client that closes its connection early.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     web.run_app(make_app(), host=arguments.host, port=arguments.port, print=None, access_log=None)
     return 0

@@ -22,7 +22,7 @@ GOOD = "routes: [{name: a, match: {prefix: /a}, fetch: {allow: ['http://x/']}}]\
 def test_check_of_a_good_config_is_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text(GOOD)
     assert main(["check", "--config", str(tmp_path / "c.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("c.yaml: fine\n")
+    assert capsys.readouterr().out.endswith("c.yaml: no problems found\n")
 
 
 @pytest.mark.parametrize("command", ["check", "run", "routes"])

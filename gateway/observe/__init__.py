@@ -1,1 +1,1 @@
-"""What operators see: counters in plain numbers, their Prometheus exposition, the log."""
+"""Observability: statistics as plain numbers, their Prometheus exposition, and the log."""

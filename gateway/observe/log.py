@@ -1,4 +1,4 @@
-"""The gateway's log: JSON objects, one a line, on standard output, written from a thread."""
+"""The log: one JSON object per line on standard output, written by a thread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LAST_SECONDS: Final = 2.0
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, for everything that is no exchange."""
+    """Formats log records as one JSON object per line; access log lines are formatted in `downstream.access_log`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
+        """Return the JSON object of a record; exceptions are in its key `traceback`."""
         line: dict[str, Any] = {
             "time": show_time(record.created),
             "level": record.levelname.lower(),
@@ -35,21 +35,20 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging() -> LineWriter:
-    """Send log lines to standard output. Returns what to stop at the end."""
+    """Send all log lines to standard output. The caller must call `stop` of the returned writer at the end."""
     writer = LineWriter(sys.stdout)
     writer.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[writer], force=True)
-    # aiohttp logs what the access log says better.
+    # aiohttp's messages repeat what the access log has in more detail.
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
     return writer
 
 
 class LineWriter(logging.Handler):
-    """Gathers lines and writes them from a thread, some times a second.
+    """Collects lines in memory; a thread writes them to the stream every 0.1 s.
 
-    A reader that stops reading must not stop the gateway; and a thread woken for every line costs an exchange more
-    than all of its own work (logging's QueueListener: a quarter of the CPU of small requests). Where the reader
-    stays away, the oldest lines are dropped.
+    So a blocked standard output does not block the event loop: the oldest lines are dropped then, beyond 100,000. A
+    thread that is woken for every line (logging's QueueListener) took a quarter of the CPU time of small requests.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -61,15 +60,15 @@ class LineWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line."""
+        """Add the line of a log record."""
         self._lines.append(self.format(record) + "\n")
 
-    def note(self, line: str) -> None:
-        """Take the line of an exchange, past the logging module: a record of it would cost more than the line."""
+    def add_line(self, line: str) -> None:
+        """Add an access log line. It bypasses the logging module: a LogRecord costs more than the line."""
         self._lines.append(line + "\n")
 
     def stop(self) -> None:
-        """Write what is left, unless the reader takes too long for it."""
+        """Write the remaining lines; give up after 2 s if the stream is blocked."""
         self._stopping.set()
         self._thread.join(_LAST_SECONDS)
 
@@ -87,7 +86,7 @@ class LineWriter(logging.Handler):
 
 
 def show_time(seconds: float) -> str:
-    """Return a time of day as in RFC 3339, in UTC, to the millisecond."""
+    """Return a Unix time in the form of RFC 3339, in UTC, with milliseconds."""
     whole = int(seconds)
     return f"{_show_second(whole)}.{int((seconds - whole) * 1000):03}+00:00"
 

@@ -1,4 +1,4 @@
-"""The tally spelled for Prometheus. An own registry, read at scrape time; nothing is counted here."""
+"""The Prometheus exposition of Stats, in a registry of its own. Values are read at scrape time, not counted here."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from gateway import __version__
 from gateway.observe.stats import Histogram, RouteStats, Stats
 
-#: What every metric tells; also the text of docs/metrics.md, which a test compares.
+#: The help text of every metric; the table of docs/metrics.md is generated from it.
 HELP: Final = {
-    "gateway_requests": "Requests answered, by the status the client got (499: it left before).",
-    "gateway_request_duration_seconds": "Seconds from request head to the end of the exchange.",
-    "gateway_time_to_first_byte_seconds": "Seconds from request head to the head of the answer.",
-    "gateway_requests_in_flight": "Exchanges under way.",
-    "gateway_transfers": "Bodies that have ended, by how.",
-    "gateway_transfers_by_lane": "Bodies that have ended, by how their bytes were moved (copy, splice).",
-    "gateway_transfers_in_flight": "Bodies under way.",
-    "gateway_transfer_bytes": "Bytes of bodies handed on, counted chunk by chunk while they flow.",
-    "gateway_chunk_size_bytes": "Bytes of each chunk.",
-    "gateway_chunk_throughput_bytes_per_second": "Bytes of each chunk over the seconds it took, waits included.",
-    "gateway_transfer_throughput_bytes_per_second": "Mean rate of each body from its begin to its end.",
-    "gateway_transfer_size_bytes": "Bytes of each body.",
-    "gateway_wait_seconds": "Seconds transfers waited, by the leg that was slow.",
+    "gateway_requests": "Finished exchanges, by response status (499: client closed the connection before it).",
+    "gateway_request_duration_seconds": "Seconds from the request head to the end of the exchange.",
+    "gateway_time_to_first_byte_seconds": "Seconds from the request head to the response head.",
+    "gateway_requests_in_flight": "Exchanges in progress.",
+    "gateway_transfers": "Finished transfers (request or response bodies), by outcome.",
+    "gateway_transfers_by_lane": "Finished transfers, by the lane that moved most of their bytes.",
+    "gateway_transfers_in_flight": "Transfers in progress.",
+    "gateway_transfer_bytes": "Bytes of bodies passed on, counted chunk by chunk while they flow.",
+    "gateway_chunk_size_bytes": "Size of each chunk in bytes.",
+    "gateway_chunk_throughput_bytes_per_second": "Size of each chunk over the time for it, waits included.",
+    "gateway_transfer_throughput_bytes_per_second": "Mean rate of each transfer from its start to its end.",
+    "gateway_transfer_size_bytes": "Size of each body in bytes.",
+    "gateway_wait_seconds": "Seconds in which transfers waited, by the leg they waited for.",
     "gateway_parts": "Parts of multipart forms, by kind (file, field).",
-    "gateway_part_size_bytes": "Bytes of each part.",
-    "gateway_part_outcomes": "Parts of forms, by how they ended; files of a split by what their upstream said.",
-    "gateway_mirrored_requests": "Requests mirrored, by how that ended (limit: the mirror was too slow and dropped).",
-    "gateway_mirror_bytes": "Bytes of mirrored bodies, by result: sent, or dropped.",
+    "gateway_part_size_bytes": "Size of each part in bytes.",
+    "gateway_part_outcomes": "Parts of multipart forms, by outcome (for split: of the upstream request).",
+    "gateway_mirrored_requests": "Mirrored requests, by outcome (limit: the mirror was too slow and was cut).",
+    "gateway_mirror_bytes": "Bytes of mirrored bodies, by result (sent, dropped).",
     "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
-    "gateway_upstream_queue_length": "Exchanges waiting for a slot of the upstream.",
-    "gateway_upstream_retries": "Requests given to another endpoint, by why the one before could not take them.",
-    "gateway_config_reloads": "Reloads of the config, by result: success, or failure (the one before stays in force).",
-    "gateway_config_last_reload_success_timestamp_seconds": "When the config in force was loaded, seconds since 1970.",
-    "gateway_build": "Always 1; the labels tell what runs.",
+    "gateway_upstream_queue_length": "Exchanges that wait for a slot of the upstream.",
+    "gateway_upstream_retries": "Requests sent to another endpoint, by the reason why the one before failed.",
+    "gateway_config_reloads": "Config reloads, by result (failure: the previous config stays in force).",
+    "gateway_config_last_reload_success_timestamp_seconds": "Unix time at which the config in force was loaded.",
+    "gateway_build": "Always 1; the labels are the versions of the gateway, aiohttp and Python.",
 }
 
 
 class StatsCollector:
-    """Yields every metric of a tally when a scrape asks."""
+    """The prometheus_client collector of one Stats."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metric families."""
+        """Yield all metric families with their current values. May be called from any thread."""
         routes = list(self._stats.routes.values())
         yield from _requests(routes)
         yield from _transfers(routes)
@@ -85,14 +85,14 @@ class StatsCollector:
 
 
 def make_registry(stats: Stats) -> CollectorRegistry:
-    """Return a registry of its own for one gateway."""
+    """Return a registry with the metrics of one gateway."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatsCollector(stats))
     return registry
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """Return the exposition and its content type: OpenMetrics when asked for, Prometheus text otherwise."""
+    """Return the exposition and its Content-Type: OpenMetrics if `accept` lists it, Prometheus text otherwise."""
     if "application/openmetrics-text" in accept:
         # prometheus-client 0.26 has no types for this function.
         return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""Counting in plain numbers, chunk by chunk. `metrics` spells them for Prometheus; nothing here knows it.
+"""Statistics as plain numbers, updated with every chunk. `prometheus` exposes them.
 
-One `RouteStats` per route is made with the config, with everything in it that a chunk touches, so that counting a
-chunk is a handful of additions. All of it belongs to the event loop's thread; another thread may read it, and sees
-numbers at most one chunk apart.
+Each route has one `RouteStats`, created with the config, which has all counters that a chunk changes: counting a
+chunk takes a few additions and no lookup of labels. Only the event loop's thread writes. Other threads may read
+without a lock; the numbers they see may differ by one chunk.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gateway.errors import Outcome
 
 
 class Direction(enum.StrEnum):
-    """Which way a transfer goes."""
+    """The direction of a transfer: upload is from the client, download is to the client."""
 
     UPLOAD = "upload"
     DOWNLOAD = "download"
 
 
 class Leg(enum.StrEnum):
-    """Who is being waited for."""
+    """One side of a transfer that can be slow: what a transfer waits for."""
 
     DOWNSTREAM_READ = "downstream_read"
     UPSTREAM_WRITE = "upstream_write"
@@ -34,12 +34,12 @@ class Leg(enum.StrEnum):
     DOWNSTREAM_WRITE = "downstream_write"
     DISK_WRITE = "disk_write"
     DISK_READ = "disk_read"
-    #: Ourselves: a filter that hashes, scans or holds a rate.
+    #: A filter that hashes, scans or limits the rate.
     FILTER = "filter"
 
 
 class Histogram:
-    """Counts per bucket and a sum. `bounds` are upper bounds, ascending; one bucket more takes the rest."""
+    """A histogram. `bounds` are ascending, inclusive upper bounds; `counts` has one more bucket for larger values."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -54,18 +54,18 @@ class Histogram:
         self.total += value
 
 
-#: Powers of four from 1 KiB: 64 GiB is bucket 13, 1 TiB the last.
+#: Powers of four, from 1 KiB to 1 TiB.
 SIZE_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(10, 41, 2))
-#: Chunks are at most a few hundred KiB on the copy lane, a pipe's MiB on others.
+#: From 64 bytes to 4 MiB. Chunks are at most a few hundred KiB on the copy lane, 1 MiB on the others.
 CHUNK_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(6, 23, 2))
-#: From a trickle of 1 KiB/s to memory speed.
+#: From 1 KiB/s to 16 GiB/s.
 RATE_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(10, 35, 2))
-#: Up to an hour: large files on slow lines are healthy.
+#: Up to an hour, since transfers of large files over slow links are normal.
 SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
 class TransferStats:
-    """What the transfers of one route in one direction add up to."""
+    """Totals of the transfers of one route in one direction."""
 
     __slots__ = ("bytes_moved", "chunk_rates", "chunk_sizes", "in_flight", "lanes", "outcomes", "rates", "sizes")
 
@@ -73,7 +73,7 @@ class TransferStats:
         self.bytes_moved = 0
         self.in_flight = 0
         self.outcomes: Counter[Outcome] = Counter()
-        #: Transfers by how most of their bytes were moved.
+        #: Transfers by the lane that moved most of their bytes.
         self.lanes: Counter[str] = Counter()
         self.chunk_sizes = Histogram(CHUNK_BOUNDS)
         self.chunk_rates = Histogram(RATE_BOUNDS)
@@ -83,10 +83,10 @@ class TransferStats:
 
 @dataclass(slots=True)
 class RouteStats:
-    """What happened on one route."""
+    """Totals of one route."""
 
     route: str
-    #: The upstream its bytes go to or come from, "" where there is none.
+    #: The name of the route's upstream, "" if it has none.
     upstream: str = ""
     in_flight: int = 0
     #: By method and status.
@@ -100,10 +100,9 @@ class RouteStats:
     #: By kind of part.
     parts: Counter[str] = field(default_factory=Counter)
     part_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
-    #: Mirrored requests by how they ended, and their bytes: sent, dropped.
+    #: Mirrored requests by outcome, and their bytes by result: sent, dropped.
     mirrors: Counter[Outcome] = field(default_factory=Counter)
     mirror_bytes: Counter[str] = field(default_factory=Counter)
-    #: By how it ended.
     part_outcomes: Counter[Outcome] = field(default_factory=Counter)
 
     def count_part(self, kind: str, size_bytes: int, outcome: Outcome) -> None:
@@ -115,34 +114,34 @@ class RouteStats:
 
 @dataclass(slots=True)
 class UpstreamStats:
-    """What happened with one upstream, over all routes."""
+    """Totals of one upstream over all routes."""
 
     upstream: str
     queue_length: int = 0
-    #: By endpoint, 1 or 0.
+    #: By endpoint.
     endpoints_up: dict[str, bool] = field(default_factory=dict)
-    #: By reason.
+    #: By reason, for example the code of the fault.
     retries: Counter[str] = field(default_factory=Counter)
 
 
 class Stats:
-    """All counts of one gateway. Routes and upstreams are known before the first byte flows."""
+    """All statistics of one gateway. Those of each route and upstream are created with the config."""
 
-    #: Requests that no route took: malformed, unknown path, refused while stopping.
+    #: The route label of requests without a route: malformed, unknown path, refused while stopping.
     NO_ROUTE: Final = ""
 
     def __init__(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
         self.routes = {self.NO_ROUTE: RouteStats(self.NO_ROUTE)}
         self.upstreams: dict[str, UpstreamStats] = {}
-        #: Reloads by result, and when a config was last taken into use (seconds since 1970).
+        #: Reloads by result, and the Unix time at which the config in force was loaded.
         self.reloads = Counter({"success": 0, "failure": 0})
         self.configured_at = 0.0
         self.adopt(routes, upstreams)
 
     def adopt(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
-        """Count for these routes and their upstreams from now on. A route that goes elsewhere counts from zero.
+        """Create the statistics of new routes and upstreams at a reload, and keep those that exist.
 
-        Routes that are gone stay: exchanges may still be under way there.
+        A route whose upstream changed counts from zero. Removed routes are kept, since exchanges may still use them.
         """
         for name, upstream in routes:
             if name not in self.routes or self.routes[name].upstream != upstream:
@@ -155,5 +154,5 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 def method_label(method: str) -> str:
-    """Return the method as a label: a client must not be able to invent new ones."""
+    """Return the label of a method; all unknown methods share `other`, so that clients cannot create new labels."""
     return method if method in _METHODS else "other"

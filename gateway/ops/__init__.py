@@ -1,4 +1,4 @@
-"""The ops port: metrics and health, never on the traffic port."""
+"""The operations port: metrics and health checks."""
 
 from gateway.ops.app import OpsApp
 

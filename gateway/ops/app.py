@@ -1,8 +1,8 @@
-"""The second port, never the traffic's.
+"""The operations port. It is separate from the traffic port, so that clients cannot reach it.
 
-/metrics   Prometheus text, OpenMetrics when asked for
-/healthz   200 while the process serves
-/readyz    200 when it should get traffic; 503 with reasons while starting, draining or without a healthy endpoint
+/metrics   Prometheus text, or OpenMetrics if Accept lists it
+/healthz   200 while the process runs
+/readyz    200 if the gateway accepts traffic; 503 with reasons while starting, draining or without a healthy endpoint
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway.observe.prometheus import make_registry, render
 from gateway.observe.stats import Stats
 
-#: Returns why the gateway should get no traffic; nothing if it should.
+#: Returns the reasons why the gateway is not ready, one line each; empty if it is ready.
 Reasons = Callable[[], list[str]]
 
 
@@ -26,7 +26,7 @@ class OpsApp:
     def __init__(self, stats: Stats, reasons: Reasons) -> None:
         self._registry = make_registry(stats)
         self._reasons = reasons
-        # A thread of its own: rendering many series takes tens of milliseconds, which chunks need not wait for.
+        # Rendering many series takes tens of milliseconds: a thread keeps the event loop free for transfers.
         self._renderer = ThreadPoolExecutor(1, "metrics")
 
     def make(self) -> web.Application:
@@ -38,7 +38,7 @@ class OpsApp:
         return app
 
     def close(self) -> None:
-        """End the rendering thread."""
+        """Stop the rendering thread; waits for a scrape in progress."""
         self._renderer.shutdown(wait=True)
 
     async def _metrics(self, request: web.Request) -> web.Response:
