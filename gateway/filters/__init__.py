@@ -1,8 +1,9 @@
-"""Filters: what looks at bytes on their way.
+"""Filters: they check or change the bytes of uploads while they are streamed.
 
-`limit` sees whole bodies (interface: `gateway.transfer.transfer.Filter`). The others see files, through the public
-interface in `file`: `Observer` and `TransformFactory`; docs/filters.md describes how to write one. `form_observer`
-shows observers the files of a body that is forwarded byte for byte; `file.FilteredFile` pulls a file through filters.
+`limit` counts whole bodies (interface: `gateway.transfer.transfer.Filter`). The others process files, through the
+public interface in `file`: `Observer` and `TransformFactory`; docs/filters.md describes how to write one.
+`form_observer` runs observers on the files of a body that is forwarded byte for byte; `file.FilteredFile` pulls a file
+through its filters.
 """
 
 from gateway.filters.digest import DigestFactory

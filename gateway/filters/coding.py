@@ -1,7 +1,7 @@
-"""compress and decompress: gzip and deflate put on or taken off a file on its way, in a thread.
+"""The filters `compress` and `decompress`: gzip and zlib, in a thread.
 
-A compressed file may grow a thousandfold: it comes out in small pieces, each counted against `max_bytes` before it
-goes on.
+Decompression may multiply the size by a thousand: the output is produced in steps of at most 256 KiB, and each is
+counted against `max_bytes` before it is passed on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext
 from gateway.http.limits import limit_fault
 
-#: What comes out of a step at most.
+#: Limit for the output of one decompression step.
 _STEP_BYTES: Final = 256 * 1024
 _GZIP: Final = 16 + zlib.MAX_WBITS
-#: gzip or zlib by its first bytes.
+#: Detect gzip or zlib by the first bytes.
 _EITHER: Final = 32 + zlib.MAX_WBITS
 
 
 class CompressFactory:
-    """Compresses files."""
+    """Creates the compress filter of a route."""
 
     def __init__(self, coding: Coding, level: int, context: FilterContext) -> None:
         self._wbits = _GZIP if coding == "gzip" else zlib.MAX_WBITS
@@ -36,81 +36,81 @@ class CompressFactory:
         """Yield the compressed file."""
         del file
         loop, threads = asyncio.get_running_loop(), self._context.threads
-        made = zlib.compressobj(self._level, wbits=self._wbits)
+        compressor = zlib.compressobj(self._level, wbits=self._wbits)
         async with aclosing(chunks):  # type: ignore[type-var]  # a generator
             async for chunk in chunks:
-                if passed := await loop.run_in_executor(threads, made.compress, chunk):
-                    yield passed
-        yield made.flush()
+                if data := await loop.run_in_executor(threads, compressor.compress, chunk):
+                    yield data
+        yield compressor.flush()
 
 
 class DecompressFactory:
-    """Decompresses files that are gzip or zlib; others are refused."""
+    """Creates the decompress filter of a route; it refuses files that are neither gzip nor zlib."""
 
     def __init__(self, max_bytes: float, context: FilterContext) -> None:
         self._max_bytes = max_bytes
         self._context = context
 
     async def transform(self, file: FileHead, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield the file decompressed. Raises Fault BAD_CODING, or BODY_TOO_LARGE for a bomb."""
+        """Yield the decompressed file. Raises Fault BAD_CODING, or BODY_TOO_LARGE over `max_bytes`."""
         loop, threads = asyncio.get_running_loop(), self._context.threads
-        made = _Expanding(file)
-        left = self._max_bytes
+        decompressor = _Decompressor(file)
+        remaining = self._max_bytes
         async with aclosing(chunks):  # type: ignore[type-var]  # a generator
             async for chunk in chunks:
-                made.add(chunk)
-                while made.has_more:
-                    passed = await loop.run_in_executor(threads, made.step)
-                    left -= len(passed)
-                    if left < 0:
+                decompressor.add(chunk)
+                while decompressor.has_more:
+                    data = await loop.run_in_executor(threads, decompressor.decompress_next)
+                    remaining -= len(data)
+                    if remaining < 0:
                         raise limit_fault(
                             FaultKind.BODY_TOO_LARGE,
                             self._context.route,
                             "filters.decompress.max_bytes",
                             self._max_bytes,
-                            int(self._max_bytes - left),
+                            int(self._max_bytes - remaining),
                             what=f"Decompressed, {file}",
                         )
-                    if passed:
-                        yield passed
-        made.finish()
+                    if data:
+                        yield data
+        decompressor.finish()
 
 
-class _Expanding:
-    """A decompressor that gives a step at a time."""
+class _Decompressor:
+    """Decompresses in steps: `add` input, then call `decompress_next` while `has_more`; `finish` at the file's end."""
 
     def __init__(self, file: FileHead) -> None:
         self._file = file
-        self._made = zlib.decompressobj(wbits=_EITHER)
-        self._waiting = b""
-        self._is_full = False
+        self._decompressor = zlib.decompressobj(wbits=_EITHER)
+        self._input = b""
+        self._has_output = False
 
     @property
     def has_more(self) -> bool:
-        """Whether a step may give something: input waits, or the last step gave all it might."""
-        return bool(self._waiting) or self._is_full
+        """Whether there is input left, or output left because the last step reached its limit."""
+        return bool(self._input) or self._has_output
 
     def add(self, chunk: bytes) -> None:
-        """Take more of the file."""
-        self._waiting = chunk
+        """Set the next input; all input before must be consumed."""
+        self._input = chunk
 
-    def step(self) -> bytes:
-        """Return some bytes. Raises Fault BAD_CODING."""
-        if self._made.eof:
+    def decompress_next(self) -> bytes:
+        """Return at most one step's output, may be b"". Raises Fault BAD_CODING."""
+        if self._decompressor.eof:
             # gzip members may follow each other (RFC 1952 section 2.2).
-            self._made = zlib.decompressobj(wbits=_EITHER)
+            self._decompressor = zlib.decompressobj(wbits=_EITHER)
         try:
-            passed = self._made.decompress(self._waiting, _STEP_BYTES)
+            data = self._decompressor.decompress(self._input, _STEP_BYTES)
         except zlib.error as exc:
             raise self._fault("is not gzip or zlib") from exc
-        self._waiting = self._made.unused_data if self._made.eof else self._made.unconsumed_tail
-        self._is_full = len(passed) == _STEP_BYTES and not self._made.eof
-        return passed
+        self._input = self._decompressor.unused_data if self._decompressor.eof else self._decompressor.unconsumed_tail
+        self._has_output = len(data) == _STEP_BYTES and not self._decompressor.eof
+        return data
 
     def finish(self) -> None:
-        """Raises Fault BAD_CODING if the file was cut short."""
-        if not self._made.eof:
-            raise self._fault("ends within its compressed data")
+        """Raise Fault BAD_CODING if the compressed data is truncated."""
+        if not self._decompressor.eof:
+            raise self._fault("ends before the end of its compressed data")
 
     def _fault(self, what: str) -> Fault:
-        return Fault(FaultKind.BAD_CODING, f"What came as {self._file} {what}: send it compressed, and whole.")
+        return Fault(FaultKind.BAD_CODING, f"The content of {self._file} {what}: send complete gzip or zlib data.")

@@ -1,13 +1,21 @@
-"""The interface of filters that look at files, in our code and others'.
+"""The interface of filters for files, for built-in filters and for plug-ins.
 
-Two kinds. An *observer* is told of a file's start, of each chunk and of its end; it passes or raises. A *transform*
-gets the file's chunks and gives others. Observers work where a form is carried byte for byte as well; where a route
-has a transform, its forms are made new.
+There are two kinds. An *observer* receives a file's head, each chunk and the end, and may raise; it cannot change the
+bytes. A *transform* receives the chunks and yields others. With observers only, a form is forwarded byte for byte;
+with a transform, forms are re-encoded.
 
-Waiting in a filter is backpressure: nothing more is read from the client meanwhile, and the seconds are charged to
-`filter`. Work that takes long goes to `FilterContext.threads`. Order is kept whatever a filter does: the next chunk
-comes after it returned. Rejected: one kind that returns the bytes to go on, which cannot give out a megabyte for a
-kilobyte without holding it.
+Waiting in a filter is backpressure: nothing is read from the client meanwhile, and the time is charged to the leg
+`filter`. Long computations belong in `FilterContext.threads`. Chunks stay in order: a filter gets the next chunk after
+it returned. Rejected: a single kind whose method returns the changed chunk, since decompressing a kilobyte to a
+megabyte would hold the megabyte in memory.
+
+Calls of an observer, in this order:
+
+    factory(file)                            may raise Fault to refuse the file by its head
+    feed_data(chunk)                         any number of times, before the chunk is passed on
+    finish()                                 at the file's end, before its last chunk is passed on
+    facts(), response_headers()              only after finish() returned
+    close()                                  once, always; feed_data or finish may have been cancelled
 """
 
 from __future__ import annotations
@@ -25,68 +33,74 @@ from gateway.multipart import Part
 
 @dataclass(frozen=True, slots=True)
 class FileHead:
-    """What is known of a file before its first byte: a file part of a form, or a raw body."""
+    """A file before its first byte: a file part of a form, or a raw body."""
 
-    #: Position among the parts of its form, from 1; 0 for a raw body.
+    #: Number of the part in its form, from 1; 0 for a raw body.
     number: int
     #: Name of the form field; "" for a raw body.
     field: str
-    #: As the client wrote it: text, not a path.
+    #: The client's text, which is not a safe path.
     filename: str
     content_type: str | None
-    #: In bytes; None is not known.
+    #: In bytes; None if not known.
     size: int | None
-    #: Header fields of the part, or of the request for a raw body, names in lower case.
+    #: Headers of the part, or of the request for a raw body; names in lower case.
     headers: Mapping[str, str] = field_of(default_factory=dict)
     #: The client's address.
     client: str = ""
 
     def __str__(self) -> str:
-        """Name it in a message to the client."""
+        """Return the file's name for messages; it contains no text from the client."""
         return f"part {self.number}" if self.number else "the body"
 
 
 def head_of(part: Part, client: str) -> FileHead:
-    """Return what is known of a file part."""
-    said = part.disposition
+    """Return the FileHead of a file part."""
+    disposition = part.disposition
     headers = {name.lower(): value for name, value in part.reader.headers.items()}
     return FileHead(
-        part.number, said.name, said.filename or "", part.content_type, part.declared_bytes, headers, client
+        part.number,
+        disposition.name,
+        disposition.filename or "",
+        part.content_type,
+        part.declared_bytes,
+        headers,
+        client,
     )
 
 
 class Observer(Protocol):
-    """Looks at one file."""
+    """Checks one file. The order of calls is in the module's docstring."""
 
     async def feed_data(self, chunk: bytes, /) -> None:
-        """Look at a chunk before it goes on. Raises Fault: then it does not, and the upstream is cut."""
+        """Check a chunk before it is passed on. A Fault drops the chunk and cuts the upstream request."""
         ...
 
     async def finish(self) -> None:
-        """Look at the end. Raises Fault: then the upstream is cut before the file's last chunk."""
+        """Check the whole file at its end. A Fault cuts the upstream request before the file's last chunk."""
         ...
 
     def close(self) -> None:
-        """Let go, however the file ended. Called once; `see` or `finish` may have been cancelled."""
+        """Release resources, whether the file is complete or not."""
         ...
 
     def facts(self) -> Mapping[str, str | int]:
-        """Return what the log and the gateway's documents tell of the file, once it has ended well."""
+        """Return results for the log and for the response documents of split and store."""
         ...
 
     def response_headers(self) -> Sequence[Header]:
-        """Return fields for the answer to the client, once the file has ended well."""
+        """Return headers to add to the response to the client."""
         ...
 
 
 class ObserverFactory(Protocol):
-    """Makes the observers of one route."""
+    """Creates the observers of one route."""
 
-    #: Bytes of a file to be seen before an upstream hears of it; 0 for none.
+    #: Bytes of a file that must be checked before a request is sent upstream; 0 for none.
     first_bytes: int
 
     def __call__(self, file: FileHead, /) -> Observer:
-        """Return an observer for a file. Raises Fault to refuse it by its head."""
+        """Return an observer for a file. Raises Fault to refuse the file by its head."""
         ...
 
 
@@ -95,7 +109,7 @@ class TransformFactory(Protocol):
     """Changes the files of one route."""
 
     def transform(self, file: FileHead, chunks: AsyncIterator[bytes], /) -> AsyncIterator[bytes]:
-        """Yield what goes on instead of the chunks, none of them empty. Raises Fault."""
+        """Yield the chunks that replace the given ones; none may be empty. Raises Fault to refuse the file."""
         ...
 
 
@@ -104,14 +118,14 @@ FilterFactory = ObserverFactory | TransformFactory
 
 @dataclass(frozen=True, slots=True)
 class FilterContext:
-    """What a filter may use."""
+    """What the gateway provides to a filter."""
 
     route: str
-    #: For work that would hold up the loop: more than about a millisecond.
+    #: For computations of more than about a millisecond, which would block the event loop.
     threads: Executor
 
 
-#: What an entry point of the group `gateway.filters` is: called with the options of the config. Raises ValueError.
+#: An entry point of the group `gateway.filters`; called with the options of the config, raises ValueError if invalid.
 MakeFactory = Callable[[Mapping[str, Any], FilterContext], FilterFactory]
 
 
@@ -125,42 +139,43 @@ class Observers:
             for factory in factories:
                 self._observers.append(factory(file))
         except BaseException:
-            # Whatever a plug-in raises: those made before it must still let go.
+            # A plug-in may raise anything: the observers created before it must be closed.
             self.close()
             raise
 
     async def feed_data(self, chunk: bytes) -> None:
-        """Show them a chunk. Raises Fault."""
+        """Pass a chunk to each observer. Raises Fault."""
         for each in self._observers:
             await each.feed_data(chunk)
 
     async def finish(self) -> None:
-        """Tell them of the end. Raises Fault."""
+        """Pass the file's end to each observer. Raises Fault."""
         for each in self._observers:
             await each.finish()
         self._is_finished = True
 
     def close(self) -> None:
-        """Let go of each, once."""
+        """Close each observer once; further calls do nothing."""
         observers, self._observers = self._observers, []
         for each in observers:
             each.close()
 
     def facts(self) -> dict[str, str | int]:
-        """Return what they found out of a file that ended well; nothing before."""
+        """Return the facts of all observers; empty before `finish` returned."""
         observers = self._observers if self._is_finished else ()
         return {name: value for each in observers for name, value in each.facts().items()}
 
     def response_headers(self) -> list[Header]:
-        """Return what they want the client to know of a file that ended well; nothing before."""
+        """Return the response headers of all observers; empty before `finish` returned."""
         observers = self._observers if self._is_finished else ()
         return [found for each in observers for found in each.response_headers()]
 
 
 class FilteredFile:
-    """A file pulled through its filters, in their order. `close` it.
+    """A file that is pulled through its filters, in the order of the config.
 
-    `charged` is entered while an observer is waited for.
+    Order of calls: `read_first` once, `read` until b"", `close` always, then `facts` and `response_headers`.
+    `charged` returns a context manager that is entered while an observer runs, to charge its time.
     """
 
     def __init__(
@@ -170,23 +185,23 @@ class FilteredFile:
         read: Callable[[], Awaitable[bytes]],
         charged: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._watching: list[Observers] = []
+        self._observers_of_file: list[Observers] = []
         self.first_bytes = max(
             (factory.first_bytes for factory in factories if not isinstance(factory, TransformFactory)), default=0
         )
-        self._first: list[bytes] = []
-        chunks = _chunks_of(read)
+        self._first_chunks: list[bytes] = []
+        chunks = _iterate(read)
         try:
             for factory in factories:
                 if isinstance(factory, TransformFactory):
                     chunks = factory.transform(file, chunks)
                 else:
                     observers = Observers([factory], file)
-                    self._watching.append(observers)
-                    chunks = _observed(observers, chunks, charged)
+                    self._observers_of_file.append(observers)
+                    chunks = _observe(observers, chunks, charged)
         except BaseException:
-            # One refused the file by its head: those before it must still let go.
-            for observers in self._watching:
+            # A filter refused the file by its head: the ones created before it must be closed.
+            for observers in self._observers_of_file:
                 observers.close()
             raise
         self._chunks = chunks
@@ -194,47 +209,47 @@ class FilteredFile:
         self._response_headers: list[Header] = []
 
     async def read_first(self) -> None:
-        """Read as much as must be seen before an upstream hears of the file. Raises Fault."""
+        """Read and hold the bytes that must be checked before a request is sent upstream. Raises Fault."""
         size = 0
         while size < self.first_bytes and (chunk := await anext(self._chunks, b"")):
-            self._first.append(chunk)
+            self._first_chunks.append(chunk)
             size += len(chunk)
 
     async def read(self) -> bytes:
-        """Return the next bytes that go on, b"" at the end. Raises Fault."""
-        if self._first:
-            return self._first.pop(0)
+        """Return the next chunk after all filters, b"" at the end. Raises Fault."""
+        if self._first_chunks:
+            return self._first_chunks.pop(0)
         return await anext(self._chunks, b"")
 
     async def close(self) -> None:
-        """Let go of every filter; what they found out stays."""
+        """Close every filter; facts and response headers are kept."""
         closing = getattr(self._chunks, "aclose", None)
         if closing is not None:
             await closing()
-        for observers in self._watching:
+        for observers in self._observers_of_file:
             self._facts |= observers.facts()
             self._response_headers += observers.response_headers()
             observers.close()
-        self._watching = []
+        self._observers_of_file = []
 
     def facts(self) -> dict[str, str | int]:
-        """Return what the filters found out, once closed."""
+        """Return the facts of all filters; valid after `close`."""
         return self._facts
 
     def response_headers(self) -> list[Header]:
-        """Return what the filters want the client to know, once closed."""
+        """Return the response headers of all filters; valid after `close`."""
         return self._response_headers
 
 
-async def _chunks_of(read: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
+async def _iterate(read: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
     while chunk := await read():
         yield chunk
 
 
-async def _observed(
+async def _observe(
     observers: Observers, chunks: AsyncIterator[bytes], charged: Callable[[], AbstractContextManager[None]]
 ) -> AsyncIterator[bytes]:
-    """Yield the chunks as they were seen; the last one only after the end was seen, too."""
+    """Yield each chunk after the observers checked it; the last one only after they checked the end."""
     held = b""
     async with aclosing(chunks):  # type: ignore[type-var]  # generators all; the protocol asks for an iterator only
         async for chunk in chunks:

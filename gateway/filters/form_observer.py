@@ -1,7 +1,7 @@
-"""Observers beside a body that is carried byte for byte: what the inspector sees of its files is shown to them.
+"""Run observers on the files of a body that is forwarded byte for byte.
 
-The inspector judges a chunk at once, without waiting; what it found in it is kept here until the transfer lets the
-observers catch up, which is before the chunk goes on.
+`PartInspector` parses a chunk synchronously and calls `begin`, `data` and `end` for the files in it. These events are
+held until the transfer calls `flush`, which passes them to the observers before the chunk is passed on.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from gateway.filters.file import FileHead, ObserverFactory, Observers, head_of
 from gateway.http.headers import Header
 from gateway.multipart import Part
 
-#: Told of each file that has ended well: its head, its size in bytes, what the observers found out.
+#: Called for each complete file with its head, its size in bytes and the observers' facts.
 OnFile = Callable[[FileHead, int, dict[str, str | int]], Any]
 
 
 class FormObserver:
-    """The files of one body. A filter of its transfer, and its awaited one."""
+    """Observes the files of one body: the FileListener of its PartInspector, and a filter of its transfer.
+
+    For a body that is not a form, call `take_whole_body` first; `feed_data` and `finish` then observe the body itself.
+    """
 
     def __init__(self, factories: Sequence[ObserverFactory], client: str, on_file: OnFile) -> None:
         self._factories = factories
@@ -31,44 +34,44 @@ class FormObserver:
         self._size = 0
         self._is_raw = False
         self._response_headers: list[Header] = []
-        #: Whether enough of the first file was seen for an upstream to hear of the request.
+        #: Whether the observers checked enough of the first file to send a request upstream.
         self.has_enough = not self._first_bytes
 
     def begin(self, part: Part) -> None:
-        """Note the start of a file."""
+        """Record the start of a file."""
         self._events.append(head_of(part, self._client))
 
     def data(self, chunk: bytes) -> None:
-        """Note data of the file begun last."""
+        """Record data of the current file."""
         self._events.append(chunk)
 
     def end(self) -> None:
-        """Note the end of the file begun last."""
+        """Record the end of the current file."""
         self._events.append(None)
 
     def take_whole_body(self, file: FileHead) -> None:
-        """Take the body itself for the file: it is no form."""
+        """Observe the whole body as one file, because it is not a form."""
         self._is_raw = True
         self._events.append(file)
 
     def feed_data(self, chunk: bytes) -> None:
-        """Note a chunk of a body that is no form."""
+        """Record a chunk of a body that is not a form; does nothing for a form."""
         if self._is_raw:
             self.data(chunk)
 
     def finish(self) -> None:
-        """Note the end of a body that is no form."""
+        """Record the end of a body that is not a form; does nothing for a form."""
         if self._is_raw:
             self.end()
 
     def close(self) -> None:
-        """Let go of the file under way."""
+        """Close the observers of the current file."""
         if self._observers is not None:
             self._observers.close()
             self._observers = None
 
     async def flush(self) -> None:
-        """Show the observers what was noted. Raises Fault."""
+        """Pass the recorded events to the observers. Raises Fault."""
         events, self._events = self._events, []
         for event in events:
             if isinstance(event, FileHead):
@@ -83,7 +86,7 @@ class FormObserver:
                     await self._end_file(self._file, self._observers)
 
     def response_headers(self) -> list[Header]:
-        """Return what the observers of the files that have ended want the client to know."""
+        """Return the response headers of all complete files."""
         return self._response_headers
 
     async def _end_file(self, file: FileHead, observers: Observers) -> None:

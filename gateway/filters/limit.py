@@ -23,7 +23,7 @@ class BodyLimit:
             raise self._fault(declared, is_declared=True)
 
     def feed_data(self, chunk: bytes) -> None:
-        """Count a chunk. Raises Fault BODY_TOO_LARGE."""
+        """Count a chunk. Raises Fault BODY_TOO_LARGE; then the chunk must not be passed on."""
         self._received += len(chunk)
         if self._received > self._limit:
             raise self._fault(self._received, is_declared=False)

@@ -1,4 +1,4 @@
-"""From the config's names to filters: the built-in ones, and plug-ins by entry point (group `gateway.filters`)."""
+"""Create the filters of a route: built-in filters, and plug-ins from entry points of the group `gateway.filters`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _GROUP: Final = "gateway.filters"
 
 
 class FilterProblem(Exception):
-    """A filter that cannot be made: what, where, how to mend."""
+    """A filter cannot be created. The message says what is wrong, where, and how to mend it."""
 
 
 def make_filters(route: Route, context: FilterContext) -> list[FilterFactory]:
-    """Return the filters of a route. Raises FilterProblem."""
+    """Return the filters of a route in the order of the config. Raises FilterProblem."""
     return [
         _make(choice, f"routes.{route.name}.filters[{index}]", context) for index, choice in enumerate(route.filters)
     ]
@@ -31,35 +31,35 @@ def make_filters(route: Route, context: FilterContext) -> list[FilterFactory]:
 
 def _make(choice: FilterChoice, where: str, context: FilterContext) -> FilterFactory:
     try:
-        made = _make_own(choice.options, context)
+        factory = _make_builtin(choice.options, context)
     except ImportError as exc:
-        raise FilterProblem(f"{where}: {choice.name} needs a package that is not here: pip install {exc.name}") from exc
-    return made if made is not None else _make_plugin(choice.name, choice.options, where, context)
+        raise FilterProblem(f"{where}: {choice.name} needs a package that is missing: pip install {exc.name}") from exc
+    return factory if factory is not None else _make_plugin(choice.name, choice.options, where, context)
 
 
-def _make_own(options: Any, context: FilterContext) -> FilterFactory | None:
-    kind: FilterFactory | None = None
+def _make_builtin(options: Any, context: FilterContext) -> FilterFactory | None:
+    factory: FilterFactory | None = None
     match options:
         case Digest():
-            kind = DigestFactory(options.algorithm, context)
+            factory = DigestFactory(options.algorithm, context)
         case Sniff():
-            kind = SniffFactory(options.allow)
+            factory = SniffFactory(options.allow)
         case Throttle():
-            kind = ThrottleFactory(options.rate, options.per)
+            factory = ThrottleFactory(options.rate, options.per)
         case Scan():
-            kind = ScanFactory(options.clamd, options.timeout, options.on_error, context)
+            factory = ScanFactory(options.clamd, options.timeout, options.on_error, context)
         case Compress():
-            kind = CompressFactory(options.coding, options.level, context)
+            factory = CompressFactory(options.coding, options.level, context)
         case Decompress():
-            kind = DecompressFactory(options.max_bytes, context)
-    return kind
+            factory = DecompressFactory(options.max_bytes, context)
+    return factory
 
 
 def _make_plugin(name: str, options: Any, where: str, context: FilterContext) -> FilterFactory:
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     if name not in found:
         known = ", ".join(sorted({*FilterChoice.model_fields, *found}))
-        raise FilterProblem(f"{where}: no filter {name!r}: use one of {known}, or install the package that brings it")
+        raise FilterProblem(f"{where}: no filter {name!r}: use one of {known}, or install its package")
     make: MakeFactory = found[name].load()
     if not isinstance(options, Mapping):
         raise FilterProblem(f"{where}.{name}: {options!r} is not a mapping: indent the filter's options below its name")

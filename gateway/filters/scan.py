@@ -1,7 +1,7 @@
-"""scan: shows every file to ClamAV's daemon as it passes (INSTREAM, clamd(8)); what it finds is cut before its end.
+"""The filter `scan`: send every file to ClamAV's daemon (INSTREAM, clamd(8)), and cut infected files before their end.
 
-The daemon sees the bytes while the upstream does; the file's last chunk is held until its verdict. So an upstream that
-acts on parts of a body is not protected by this, as by no scanner that does not hold the whole.
+clamd and the upstream receive the chunks at the same time; the file's last chunk is held until clamd has replied. An
+upstream that processes an incomplete body is not protected: that would need the whole file to be held.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_REPLY_BYTES: Final = 4096
 
 
 class ScanFactory:
-    """Asks one daemon."""
+    """Creates the scan observers of a route."""
 
     first_bytes = 0
 
@@ -37,7 +37,7 @@ class ScanFactory:
         return _Scan(self, file)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a connection to the daemon. Raises OSError."""
+        """Return a new connection to clamd. Raises OSError."""
         if self.clamd.startswith(_UNIX):
             return await asyncio.open_unix_connection(self.clamd.removeprefix(_UNIX))
         address = parse_address(self.clamd)
@@ -45,74 +45,74 @@ class ScanFactory:
 
 
 class _Scan:
-    def __init__(self, kind: ScanFactory, file: FileHead) -> None:
-        self._kind = kind
+    def __init__(self, factory: ScanFactory, file: FileHead) -> None:
+        self._factory = factory
         self._file = file
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._verdict = ""
+        self._reply = ""
         self._has_failed = False
 
     async def feed_data(self, chunk: bytes) -> None:
-        """Show the daemon a chunk; returns when it keeps up. Raises Fault SCANNER_FAILED."""
+        """Send clamd a chunk. Waits while the connection's buffer is full. Raises Fault SCANNER_FAILED."""
         if not self._has_failed:
-            await self._within(self._send(chunk))
+            await self._with_timeout(self._send(chunk))
 
     async def finish(self) -> None:
-        """Wait for the verdict. Raises Fault MALWARE_FOUND or SCANNER_FAILED."""
+        """Wait for clamd's reply. Raises Fault MALWARE_FOUND or SCANNER_FAILED."""
         if not self._has_failed:
-            await self._within(self._ask())
-        if self._verdict.endswith(" FOUND"):
-            name = self._verdict.removeprefix("stream: ").removesuffix(" FOUND")
-            raise Fault(FaultKind.MALWARE_FOUND, f"The scanner found {name!r} in {self._file}: it was not passed on.")
+            await self._with_timeout(self._read_reply())
+        if self._reply.endswith(" FOUND"):
+            name = self._reply.removeprefix("stream: ").removesuffix(" FOUND")
+            raise Fault(FaultKind.MALWARE_FOUND, f"The scanner found {name!r} in {self._file}: send a clean file.")
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         if self._writer is not None:
             self._writer.transport.abort()
 
     def facts(self) -> Mapping[str, str | int]:
-        """Return what the daemon said."""
+        """Return `scanned`: clean, or failed if clamd failed and `on_error` is pass."""
         return {"scanned": "failed" if self._has_failed else "clean"}
 
     def response_headers(self) -> Sequence[Header]:
-        """Nothing for the client."""
+        """Return no headers."""
         return ()
 
-    async def _within(self, step: Awaitable[None]) -> None:
-        """Await a step within the time there is; a daemon that fails is a fault, or passed over."""
+    async def _with_timeout(self, step: Awaitable[None]) -> None:
+        """Await a step for at most `timeout`. If clamd fails, raise Fault SCANNER_FAILED, or record the failure."""
         try:
-            async with asyncio.timeout(self._kind.timeout_seconds):
+            async with asyncio.timeout(self._factory.timeout_seconds):
                 await step
-        except (OSError, TimeoutError, _Unfit) as exc:
+        except (OSError, TimeoutError, _UnexpectedReply) as exc:
             self._has_failed = True
-            if self._kind.on_error == "refuse":
+            if self._factory.on_error == "refuse":
                 raise Fault(
                     FaultKind.SCANNER_FAILED,
-                    f"The scanner cannot be asked about {self._file} ({type(exc).__name__}): try again, see clamd's "
-                    f"log and its StreamMaxLength, or set scan.on_error of route {self._kind.route!r} to pass.",
+                    f"The scanner failed for {self._file} ({type(exc).__name__}): try again, see clamd's log and its "
+                    f"StreamMaxLength, or set scan.on_error of route {self._factory.route!r} to pass.",
                     retry_after_seconds=5,
                 ) from exc
 
     async def _send(self, chunk: bytes) -> None:
         if self._writer is None:
-            self._reader, self._writer = await self._kind.connect()
+            self._reader, self._writer = await self._factory.connect()
             self._writer.write(b"zINSTREAM\0")
         self._writer.write(len(chunk).to_bytes(4, "big"))
         self._writer.write(chunk)
         await self._writer.drain()
 
-    async def _ask(self) -> None:
+    async def _read_reply(self) -> None:
         if self._writer is None or self._reader is None:
-            # An empty file: nothing to be shown.
+            # The file is empty: there is nothing to scan.
             return
         self._writer.write(_END)
         await self._writer.drain()
         reply = await self._reader.read(_MAX_REPLY_BYTES)
-        self._verdict = reply.rstrip(b"\0\r\n").decode("utf-8", "replace")
-        if not self._verdict.endswith((" OK", " FOUND")):
-            raise _Unfit(self._verdict)
+        self._reply = reply.rstrip(b"\0\r\n").decode("utf-8", "replace")
+        if not self._reply.endswith((" OK", " FOUND")):
+            raise _UnexpectedReply(self._reply)
 
 
-class _Unfit(Exception):
-    """The daemon gave no verdict."""
+class _UnexpectedReply(Exception):
+    """clamd replied neither OK nor FOUND."""

@@ -1,7 +1,7 @@
-"""sniff: looks at a file's first bytes, whatever its name and Content-Type say, and takes only allowed types.
+"""The filter `sniff`: allow files by the type of their first bytes; name and Content-Type are ignored.
 
-The verdict falls within 64 KiB, on the first file before an upstream hears of the request. What puremagic does not
-know by its magic bytes is text if it reads as UTF-8 without control bytes, and application/octet-stream otherwise.
+The first 64 KiB are checked; those of the first file before a request is sent upstream. A file whose magic bytes
+puremagic does not recognise is text/plain if it is UTF-8 without control bytes, application/octet-stream otherwise.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from gateway.filters.file import FileHead, Observer
 from gateway.http.headers import Header
 
 SNIFFED_BYTES: Final = 64 * 1024
-#: More than this is not needed to tell text from bytes.
+#: Bytes that are checked to distinguish text from binary data.
 _TEXT_BYTES: Final = 4096
 _CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
 class SniffFactory:
-    """Allows types by patterns such as image/*."""
+    """Creates the sniff observers of a route; `allow` has patterns such as image/*."""
 
     first_bytes = SNIFFED_BYTES
 
     def __init__(self, allow: Sequence[str]) -> None:
         self._allow = allow
-        #: Typed by nobody; an optional extra.
+        #: puremagic is an optional extra and has no types.
         self._magic: Any = importlib.import_module("puremagic")
 
     def __call__(self, file: FileHead) -> Observer:
-        """Return the filter of a file."""
+        """Return the observer of a file."""
         return _Sniff(self._allow, self._magic, file)
 
 
@@ -41,50 +41,50 @@ class _Sniff:
         self._allow = allow
         self._magic = magic
         self._file = file
-        self._held: bytes | None = b""
+        self._head: bytes | None = b""
         self._type = ""
 
     async def feed_data(self, chunk: bytes) -> None:
-        """Gather the first bytes until the verdict. Raises Fault TYPE_NOT_ALLOWED."""
-        if self._held is not None:
-            self._held += chunk
-            if len(self._held) >= SNIFFED_BYTES:
-                self._judge(self._held)
+        """Collect the first bytes and check them once there are 64 KiB. Raises Fault TYPE_NOT_ALLOWED."""
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) >= SNIFFED_BYTES:
+                self._check_type(self._head)
 
     async def finish(self) -> None:
-        """Judge a file shorter than what is looked at. Raises Fault TYPE_NOT_ALLOWED."""
-        if self._held is not None:
-            self._judge(self._held)
+        """Check a file shorter than 64 KiB. Raises Fault TYPE_NOT_ALLOWED."""
+        if self._head is not None:
+            self._check_type(self._head)
 
     def close(self) -> None:
-        """Drop what is held."""
-        self._held = None
+        """Drop the collected bytes."""
+        self._head = None
 
     def facts(self) -> Mapping[str, str | int]:
-        """Return the type found."""
+        """Return `sniffed`: the media type found."""
         return {"sniffed": self._type}
 
     def response_headers(self) -> Sequence[Header]:
-        """Nothing for the client."""
+        """Return no headers."""
         return ()
 
-    def _judge(self, held: bytes) -> None:
-        self._held = None
-        self._type = sniff_type(self._magic, held[:SNIFFED_BYTES])
+    def _check_type(self, head: bytes) -> None:
+        self._head = None
+        self._type = sniff_type(self._magic, head[:SNIFFED_BYTES])
         if any(fnmatch.fnmatchcase(self._type, pattern) for pattern in self._allow):
             return
         raise Fault(
             FaultKind.TYPE_NOT_ALLOWED,
-            f"The bytes of {self._file} are {self._type}, and this route takes {', '.join(self._allow)}: "
-            "send another file.",
+            f"The content of {self._file} is {self._type}, and this route allows {', '.join(self._allow)}: "
+            "send a file of an allowed type, or add the type to sniff.allow.",
             facts={"sniffed": self._type},
         )
 
 
 def sniff_type(magic: Any, head: bytes) -> str:
-    """Return the media type that a file's first bytes give away."""
+    """Return the media type of a file by its first bytes."""
     try:
-        # Sorted by confidence: the first is the longest magic that fits.
+        # Sorted by confidence: the first match is the one with the longest magic bytes.
         found = magic.magic_string(head) if head else []
     except magic.PureError:
         found = []

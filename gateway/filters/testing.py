@@ -1,4 +1,4 @@
-"""The test kit for filters, ours and others': a filter run over a file without a gateway, cut in many ways."""
+"""Test functions for filters and plug-ins: run a filter on a file without a gateway, in chunks of many sizes."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from typing import Final
 
 from gateway.filters.file import FileHead, FilteredFile, FilterFactory
 
-#: What a file is called where a test does not care.
+#: The default head of a file in tests.
 ANY_FILE: Final = FileHead(1, "file", "a.bin", "application/octet-stream", None)
-_CUTTINGS: Final = 8
+_RANDOM_CHUNKINGS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
-    """What a filter let through, and what it found out."""
+class FilterOutput:
+    """The bytes that a filter passed on, and its facts."""
 
     data: bytes
     facts: dict[str, str | int]
 
 
-async def run_filter(kind: FilterFactory, chunks: Iterable[bytes], file: FileHead = ANY_FILE) -> Passed:
-    """Run a filter over the chunks of one file. Raises what it raises."""
+async def run_filter(factory: FilterFactory, chunks: Iterable[bytes], file: FileHead = ANY_FILE) -> FilterOutput:
+    """Run a filter on the chunks of one file. Raises what the filter raises."""
     source = _not_empty(chunks)
 
     async def read() -> bytes:
         return await anext(source, b"")
 
-    filtered = FilteredFile([kind], file, read, nullcontext)
+    filtered = FilteredFile([factory], file, read, nullcontext)
     data = bytearray()
     try:
         await filtered.read_first()
-        while passed := await filtered.read():
-            data += passed
+        while chunk := await filtered.read():
+            data += chunk
     finally:
         await filtered.close()
-    return Passed(bytes(data), filtered.facts())
+    return FilterOutput(bytes(data), filtered.facts())
 
 
-async def run_all_cuttings(kind: FilterFactory, data: bytes, file: FileHead = ANY_FILE) -> Passed:
-    """Run a filter over a file in one chunk, in single bytes where it is short, and cut at random places.
+async def run_all_chunkings(factory: FilterFactory, data: bytes, file: FileHead = ANY_FILE) -> FilterOutput:
+    """Run a filter on a file in one chunk, in single bytes if it is short, and in chunks of random sizes.
 
-    Raises AssertionError if it does not come out the same each time: the edges of chunks mean nothing.
+    Raises AssertionError unless every run has the same output: chunk boundaries have no meaning.
     """
-    first = await run_filter(kind, [data], file)
-    chance = random.Random(len(data))
-    cuttings = [[data[at : at + 1] for at in range(len(data))]] if len(data) <= _SHORT_BYTES else []
-    for _ in range(_CUTTINGS):
-        cuts = sorted({0, *(chance.randrange(len(data) + 1) for _ in range(chance.randrange(1, 9))), len(data)})
-        cuttings.append([data[begin:end] for begin, end in itertools.pairwise(cuts)])
-    for cutting in cuttings:
-        again = await run_filter(kind, cutting, file)
+    first = await run_filter(factory, [data], file)
+    generator = random.Random(len(data))
+    chunkings = [[data[at : at + 1] for at in range(len(data))]] if len(data) <= _SHORT_BYTES else []
+    for _ in range(_RANDOM_CHUNKINGS):
+        cuts = sorted({0, *(generator.randrange(len(data) + 1) for _ in range(generator.randrange(1, 9))), len(data)})
+        chunkings.append([data[begin:end] for begin, end in itertools.pairwise(cuts)])
+    for chunking in chunkings:
+        again = await run_filter(factory, chunking, file)
         if again != first:
-            raise AssertionError(f"cut into {[len(piece) for piece in cutting]} bytes, the filter gives another result")
+            raise AssertionError(f"the output differs for chunks of {[len(chunk) for chunk in chunking]} bytes")
     return first
 
 

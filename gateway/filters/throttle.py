@@ -1,4 +1,4 @@
-"""throttle: so many bytes a second, for a route altogether or for each client of it."""
+"""The filter `throttle`: limit the rate of uploads, for a whole route or for each client address."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from gateway.config.filters import ThrottleScope
 from gateway.filters.file import FileHead, Observer
 from gateway.http.headers import Header
 
-#: A burst of so many seconds' worth passes at once: the granularity of chunks must not decide the rate.
+#: Burst allowance, as time at the full rate: without it the size of chunks would reduce the rate.
 _BURST_SECONDS: Final = 0.25
-#: Clients remembered; those that were idle for a burst owe nothing and may be forgotten.
+#: Clients with a bucket of their own; beyond this, buckets of clients that need not wait are removed.
 _MAX_CLIENTS: Final = 10_000
 
 
 class Bucket:
-    """A rate shared by whoever takes from it, in the order of asking."""
+    """A token bucket in bytes per second; requests are granted in the order of the calls."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        #: When everything granted so far will have flowed at the rate, on the monotonic clock.
+        #: Monotonic time at which all granted bytes are sent at the rate.
         self.empty_at = 0.0
 
     def grant(self, size: int, now: float) -> float:
-        """Take so many bytes; return the seconds to wait before they may go on."""
+        """Grant `size` bytes; return the seconds to wait before they are passed on. `now` is monotonic time."""
         self.empty_at = max(self.empty_at, now - _BURST_SECONDS) + size / self._rate
         return max(0.0, self.empty_at - now)
 
 
 class ThrottleFactory:
-    """Holds files back so that they flow at a rate in bytes per second."""
+    """Creates the throttle observers of a route; `rate` is in bytes per second."""
 
     first_bytes = 0
 
@@ -42,7 +42,7 @@ class ThrottleFactory:
         self._buckets: dict[str, Bucket] = {}
 
     def __call__(self, file: FileHead) -> Observer:
-        """Return the filter of a file."""
+        """Return the observer of a file."""
         key = file.client if self._per == "client" else ""
         if key not in self._buckets and len(self._buckets) >= _MAX_CLIENTS:
             now = time.monotonic()
@@ -55,21 +55,21 @@ class _Throttle:
         self._bucket = bucket
 
     async def feed_data(self, chunk: bytes) -> None:
-        """Return when the chunk may flow."""
+        """Wait until the rate allows the chunk."""
         seconds = self._bucket.grant(len(chunk), time.monotonic())
         if seconds:
             await asyncio.sleep(seconds)
 
     async def finish(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no chunk is held."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources."""
 
     def facts(self) -> Mapping[str, str | int]:
-        """Nothing to tell."""
+        """Return no facts."""
         return {}
 
     def response_headers(self) -> Sequence[Header]:
-        """Nothing for the client."""
+        """Return no headers."""
         return ()

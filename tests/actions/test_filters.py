@@ -1,4 +1,4 @@
-"""Filters on every action that takes files: what they see, what they stop, and that nothing stopped looks whole."""
+"""Filters on every action with files: what they observe, what they refuse, and that no refused body looks complete."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def claim(data: bytes, algorithm: str = "sha-256") -> str:
+def digest_header(data: bytes, algorithm: str = "sha-256") -> str:
     name = algorithm.replace("-", "")
     return f"{algorithm}=:{base64.b64encode(hashlib.new(name, data).digest()).decode()}:"
 
 
-async def swallow(wire: Wire) -> None:
-    """Take whatever comes, to the end."""
+async def drain_request(wire: Wire) -> None:
+    """Read the request to its end."""
     await wire.read_head()
     await wire.read_to_end()
 
 
-def with_part_field(body: bytes, field: str) -> bytes:
-    """Add a header field to the file of a form."""
+def with_part_header(body: bytes, field: str) -> bytes:
+    """Add a header to the file part of a form."""
     return body.replace(b"Content-Type: application/octet-stream", field.encode(), 1)
 
 
@@ -81,7 +81,7 @@ def store_config(directory: Path, filters: list[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["form", "raw", "chunked"])
-async def test_digest_is_told_in_the_answer_and_the_log(kind: str) -> None:
+async def test_digest_is_reported_in_the_response_and_the_log(kind: str) -> None:
     seen: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -97,7 +97,7 @@ async def test_digest_is_told_in_the_answer_and_the_log(kind: str) -> None:
                 request = head + chunked(body[:100_000], body[100_000:])
             status, fields, _ = split_response(await gateway.ask(request))
             assert (status, seen) == (200, [body])
-            assert fields["x-upload-digest"] == claim(DATA)
+            assert fields["x-upload-digest"] == digest_header(DATA)
             line = await gateway.last_line()
             files = [part for part in line["parts"] if part["kind"] == "file"]
             assert [(part["sha256"], part["size"]) for part in files] == [(sha256(DATA), len(DATA))]
@@ -107,13 +107,13 @@ async def test_digest_is_told_in_the_answer_and_the_log(kind: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
 @pytest.mark.parametrize("kind", ["form", "raw"])
-async def test_digest_that_fits_passes_and_one_byte_less_is_cut_before_the_end(kind: str, algorithm: str) -> None:
-    async with RawUpstream(responding(OK)) as good, RawUpstream(swallow) as bad:
+async def test_matching_digest_passes_and_a_wrong_one_is_cut_before_the_end(kind: str, algorithm: str) -> None:
+    async with RawUpstream(responding(OK)) as good, RawUpstream(drain_request) as bad:
         for upstream, data in ((good, DATA), (bad, DATA[:-1] + bytes([DATA[-1] ^ 1]))):
             async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
-                field = f"Content-Digest: {claim(DATA, algorithm)}"
+                field = f"Content-Digest: {digest_header(DATA, algorithm)}"
                 if kind == "form":
-                    request = post(with_part_field(form((FILE, data)), field))
+                    request = post(with_part_header(form((FILE, data)), field))
                 else:
                     request = post(data, content_type="x/y", fields=field + "\r\n")
                 response = await gateway.ask(request)
@@ -129,7 +129,7 @@ async def test_digest_that_fits_passes_and_one_byte_less_is_cut_before_the_end(k
 
 @pytest.mark.parametrize("action", ["forward", "remade", "split", "store"])
 @pytest.mark.parametrize("is_right", [True, False])
-async def test_digest_of_a_whole_form_is_checked_as_well(action: str, is_right: bool, tmp_path: Path) -> None:
+async def test_digest_of_a_whole_form_is_verified(action: str, is_right: bool, tmp_path: Path) -> None:
     finished: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -146,7 +146,7 @@ async def test_digest_of_a_whole_form_is_checked_as_well(action: str, is_right: 
             "store": store_config(tmp_path, ["digest"]),
         }
         async with run_gateway(configs[action]) as gateway:
-            fields = f"Content-Digest: {claim(body if is_right else DATA)}\r\n"
+            fields = f"Content-Digest: {digest_header(body if is_right else DATA)}\r\n"
             response = await gateway.ask(post(body, fields=fields))
             if is_right:
                 assert split_response(response)[0] in (200, 201)
@@ -155,18 +155,18 @@ async def test_digest_of_a_whole_form_is_checked_as_well(action: str, is_right: 
             assert (problem["status"], problem["code"]) == (422, "digest_mismatch")
             assert "the body" in problem["detail"]
             assert not os.listdir(tmp_path)
-            # A split's files have their own requests, and ends: those before the form's end went whole.
+            # Each file of a split has its own request: those that ended before the form's end are complete.
             assert len(finished) <= (1 if action == "split" else 0)
 
 
-async def test_digest_that_is_none_is_400() -> None:
-    async with RawUpstream(swallow) as upstream:
+async def test_malformed_digest_is_400() -> None:
+    async with RawUpstream(drain_request) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
             request = post(b"x", content_type="x/y", fields="Content-Digest: sha-256=abc\r\n")
             assert problem_of(await gateway.ask(request))["code"] == "bad_digest"
 
 
-async def test_digests_are_told_per_file_and_a_wrong_one_is_that_files_entry() -> None:
+async def test_digests_are_reported_per_file_and_a_wrong_one_fails_only_its_file() -> None:
     finished: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -177,9 +177,9 @@ async def test_digests_are_told_per_file_and_a_wrong_one_is_that_files_entry() -
     async with RawUpstream(script) as upstream:
         async with run_gateway(split_config(upstream.url, [{"digest": {"algorithm": "crc32c"}}])) as gateway:
             body = form((FILE, b"123456789"), (FILE, DATA), (FILE, b"three"))
-            wrong = f"Repr-Digest: {claim(b'other')}"
+            wrong = f"Repr-Digest: {digest_header(b'other')}"
             at = body.index(b"\r\n\r\n123456789") + 1
-            body = body[:at] + with_part_field(body[at:], wrong)
+            body = body[:at] + with_part_header(body[at:], wrong)
             status, _, text = split_response(await gateway.ask(post(body)))
             parts = json.loads(text)["parts"]
             assert [part["status"] for part in parts] == [200, 422, 200]
@@ -189,12 +189,12 @@ async def test_digests_are_told_per_file_and_a_wrong_one_is_that_files_entry() -
             assert finished == [b"123456789", b"three"]
 
 
-async def test_stored_files_are_held_to_their_digest(tmp_path: Path) -> None:
+async def test_digest_of_stored_files_is_verified(tmp_path: Path) -> None:
     async with run_gateway(store_config(tmp_path, [{"digest": {"algorithm": "md5"}}])) as gateway:
         status, _, text = split_response(await gateway.ask(post(form((FILE, DATA)))))
         described = json.loads(text)["files"][0]
         assert (status, described["md5"]) == (201, hashlib.md5(DATA).hexdigest())
-        wrong = with_part_field(form((FILE, DATA)), f"Content-Digest: {claim(b'other')}")
+        wrong = with_part_header(form((FILE, DATA)), f"Content-Digest: {digest_header(b'other')}")
         assert problem_of(await gateway.ask(post(wrong)))["code"] == "digest_mismatch"
         assert os.listdir(tmp_path) == ["a.bin"]
 
@@ -209,7 +209,7 @@ async def test_stored_files_are_held_to_their_digest(tmp_path: Path) -> None:
         (b"", 415, "text/plain"),
     ],
 )
-async def test_type_is_judged_before_the_upstream_hears_of_the_request(data: bytes, status: int, found: str) -> None:
+async def test_type_is_checked_before_a_request_is_sent_upstream(data: bytes, status: int, found: str) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
@@ -225,8 +225,8 @@ async def test_type_is_judged_before_the_upstream_hears_of_the_request(data: byt
                 assert not upstream.wires
 
 
-async def test_verdict_falls_within_64_kib_while_the_client_holds_the_rest_back() -> None:
-    async with RawUpstream(swallow) as upstream:
+async def test_type_is_decided_within_64_kib_before_the_client_sends_the_rest() -> None:
+    async with RawUpstream(drain_request) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             client = await gateway.connect()
@@ -238,7 +238,7 @@ async def test_verdict_falls_within_64_kib_while_the_client_holds_the_rest_back(
 
 
 async def test_later_file_of_another_type_cuts_the_upstream() -> None:
-    async with RawUpstream(swallow) as upstream:
+    async with RawUpstream(drain_request) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             body = form((FILE, PNG + b"x" * 1_000_000), (FILE, b"%PDF-1.7\n"))
@@ -247,7 +247,7 @@ async def test_later_file_of_another_type_cuts_the_upstream() -> None:
             assert b"%PDF" not in upstream.received
 
 
-async def test_client_that_asks_first_is_invited_before_the_verdict() -> None:
+async def test_100_continue_is_sent_before_the_type_is_decided() -> None:
     async with RawUpstream(responding(OK)) as upstream:
         filters = [{"sniff": {"allow": ["image/png"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
@@ -271,7 +271,7 @@ async def test_sniffed_files_of_a_split_fail_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("per", ["route", "client"])
-async def test_throttle_makes_files_wait_and_blames_nobody(per: str) -> None:
+async def test_throttle_delays_files_without_blame(per: str) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         filters = [{"throttle": {"rate": "2MB/s", "per": per}}]
         keys = {"idle": "50ms", "min_rate": "5MB/s", "grace": "50ms"}
@@ -284,7 +284,7 @@ async def test_throttle_makes_files_wait_and_blames_nobody(per: str) -> None:
 
 def test_bucket_grants_as_the_rate_allows() -> None:
     bucket = Bucket(1000.0)
-    # A quarter of a second's worth at once; then the rate, shared in the order of asking; and nothing is saved up.
+    # A burst of 0.25 s at once; then the rate, in the order of the calls; unused rate is not saved.
     assert bucket.grant(250, 100.0) == 0
     assert bucket.grant(1000, 100.0) == pytest.approx(1.0)
     assert bucket.grant(500, 100.5) == pytest.approx(1.0)
@@ -292,7 +292,7 @@ def test_bucket_grants_as_the_rate_allows() -> None:
     assert bucket.grant(250, 200.0) == pytest.approx(0.25)
 
 
-async def test_clients_that_left_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_buckets_of_idle_clients_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.filters.throttle._MAX_CLIENTS", 2)
     kind = ThrottleFactory(1e9, "client")
     for number in range(10):
@@ -301,19 +301,19 @@ async def test_clients_that_left_long_ago_are_forgotten(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
-async def test_files_are_compressed_on_their_way_to_disk(coding: str, tmp_path: Path) -> None:
+async def test_files_are_compressed_before_they_are_stored(coding: str, tmp_path: Path) -> None:
     data = b"the same again and again " * 50_000
     async with run_gateway(store_config(tmp_path, ["digest", {"compress": {"coding": coding}}])) as gateway:
         described = json.loads(split_response(await gateway.ask(post(form((FILE, data)))))[2])["files"][0]
         stored = (tmp_path / "a.bin").read_bytes()
         assert (gzip.decompress(stored) if coding == "gzip" else zlib.decompress(stored)) == data
         assert len(stored) == described["size"] < len(data) / 20
-        # The digest filter stands first, so it speaks of the client's bytes; store's own of those on disk.
+        # The digest filter is first, so its digest is of the client's bytes; store's is of the bytes on disk.
         assert described["sha256"] == sha256(stored)
 
 
 @pytest.mark.parametrize("made", [gzip.compress, zlib.compress, lambda data: gzip.compress(data[:9]) * 3])
-async def test_files_are_decompressed_on_their_way(made: Any, tmp_path: Path) -> None:
+async def test_files_are_decompressed_while_they_are_streamed(made: Any, tmp_path: Path) -> None:
     data = os.urandom(1000) * 3000
     packed = made(data)
     expected = data if len(packed) > 200 else data[:9] * 3
@@ -331,13 +331,13 @@ async def test_files_are_decompressed_on_their_way(made: Any, tmp_path: Path) ->
         (b"", "bad_coding"),
     ],
 )
-async def test_bombs_and_rubbish_leave_no_file(packed: bytes, code: str, tmp_path: Path) -> None:
+async def test_decompression_bombs_and_malformed_data_leave_no_file(packed: bytes, code: str, tmp_path: Path) -> None:
     async with run_gateway(store_config(tmp_path, [{"decompress": {"max_bytes": "1MB"}}])) as gateway:
         assert problem_of(await gateway.ask(post(form((FILE, packed)))))["code"] == code
         assert not os.listdir(tmp_path)
 
 
-class FailingKind:
+class FailingFactory:
     """A plug-in that raises at a byte, or at the end."""
 
     first_bytes = 0
@@ -352,23 +352,23 @@ class FailingKind:
 
 
 class _Failing:
-    def __init__(self, kind: FailingKind, at: int) -> None:
-        self._kind = kind
-        self._left = at
+    def __init__(self, factory: FailingFactory, at: int) -> None:
+        self._factory = factory
+        self._remaining = at
 
     async def feed_data(self, chunk: bytes) -> None:
-        self._left -= len(chunk)
-        if self._left < 0:
-            if self._kind.has_bug:
-                raise ZeroDivisionError("a bug of somebody's")
+        self._remaining -= len(chunk)
+        if self._remaining < 0:
+            if self._factory.has_bug:
+                raise ZeroDivisionError("a bug in the plug-in")
             raise Fault(FaultKind.TYPE_NOT_ALLOWED, "Not this one.")
 
     async def finish(self) -> None:
-        if not self._left:
+        if not self._remaining:
             raise Fault(FaultKind.TYPE_NOT_ALLOWED, "Not at the end.")
 
     def close(self) -> None:
-        self._kind.closed.append(True)
+        self._factory.closed.append(True)
 
     def facts(self) -> Mapping[str, str | int]:
         return {}
@@ -377,7 +377,7 @@ class _Failing:
         return ()
 
 
-class ShoutKind:
+class UppercaseFactory:
     """A plug-in that changes bytes."""
 
     async def transform(self, file: FileHead, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -387,29 +387,30 @@ class ShoutKind:
 
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Bring plug-ins by entry points, as an installed package would."""
-    made: dict[str, Any] = {}
+    """Register plug-ins as entry points, as an installed package does."""
+    created: dict[str, Any] = {}
 
-    class FileResult:
+    class PluginEntryPoint:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def load(self) -> Any:
             def make(options: Mapping[str, Any], context: FilterContext) -> Any:
                 assert context.route == "r"
-                if self.name == "shout":
-                    return ShoutKind()
+                if self.name == "uppercase":
+                    return UppercaseFactory()
                 if "at" not in options:
                     raise ValueError("at is missing: give the byte")
-                made["kind"] = FailingKind(options["at"], has_bug=options.get("bug", False))
-                return made["kind"]
+                created["factory"] = FailingFactory(options["at"], has_bug=options.get("bug", False))
+                return created["factory"]
 
             return make
 
     monkeypatch.setattr(
-        "gateway.filters.registry.entry_points", lambda group: [FileResult("failing"), FileResult("shout")]
+        "gateway.filters.registry.entry_points",
+        lambda group: [PluginEntryPoint("failing"), PluginEntryPoint("uppercase")],
     )
-    return made
+    return created
 
 
 def config_of(action: str, upstream: str, filters: list[Any], directory: Path) -> dict[str, Any]:
@@ -423,7 +424,7 @@ def config_of(action: str, upstream: str, filters: list[Any], directory: Path) -
 
 @pytest.mark.parametrize("at", [0, 1, *(random.Random(7).randrange(len(DATA)) for _ in range(4)), len(DATA)])
 @pytest.mark.parametrize("action", ["form", "raw", "split", "store"])
-async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
+async def test_fault_of_a_filter_at_any_byte_leaves_nothing_that_looks_complete(
     at: int, action: str, plugin: dict[str, Any], tmp_path: Path
 ) -> None:
     finished: list[bytes] = []
@@ -443,13 +444,13 @@ async def test_filter_that_raises_anywhere_leaves_nothing_that_looks_whole(
                 assert (status, json.loads(text)["code"]) == (415, "type_not_allowed")
             assert not finished
             assert not os.listdir(tmp_path)
-            assert plugin["kind"].closed == [True]
+            assert plugin["factory"].closed == [True]
 
 
 @pytest.mark.expected_log("gateway", "bug in exchange", reason="a filter's bug is logged with its traceback")
 @pytest.mark.expected_log("asyncio", "bug while a body was sent", reason="the bug surfaces in the task that sends")
 @pytest.mark.parametrize("action", ["form", "raw", "split", "store"])
-async def test_bug_in_a_plugin_is_ours_and_leaves_nothing_that_looks_whole(
+async def test_bug_in_a_plugin_is_500_and_leaves_nothing_that_looks_complete(
     action: str, plugin: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     finished: list[bytes] = []
@@ -470,12 +471,12 @@ async def test_bug_in_a_plugin_is_ours_and_leaves_nothing_that_looks_whole(
                 assert (status, json.loads(text)["code"], line["blame"]) == (500, "bug", "gateway")
             assert not finished
             assert not os.listdir(tmp_path)
-            assert plugin["kind"].closed == [True]
-    assert "a bug of somebody's" in caplog.text
+            assert plugin["factory"].closed == [True]
+    assert "a bug in the plug-in" in caplog.text
 
 
 @pytest.mark.parametrize("action", ["split", "store"])
-async def test_plugin_changes_what_goes_on(action: str, plugin: dict[str, Any], tmp_path: Path) -> None:
+async def test_transform_plugin_changes_the_bytes_sent_on(action: str, plugin: dict[str, Any], tmp_path: Path) -> None:
     seen: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -483,14 +484,14 @@ async def test_plugin_changes_what_goes_on(action: str, plugin: dict[str, Any], 
         await wire.send(OK)
 
     async with RawUpstream(script) as upstream:
-        configs = {"split": split_config(upstream.url, ["shout"]), "store": store_config(tmp_path, ["shout"])}
+        configs = {"split": split_config(upstream.url, ["uppercase"]), "store": store_config(tmp_path, ["uppercase"])}
         async with run_gateway(configs[action]) as gateway:
             assert split_response(await gateway.ask(post(form((FILE, b"quiet")))))[0] in (200, 201)
             assert (seen or [(tmp_path / "a.bin").read_bytes()]) == [b"QUIET"]
 
 
-async def test_client_that_leaves_while_a_filter_waits_ends_it(plugin: dict[str, Any]) -> None:
-    async with RawUpstream(swallow) as upstream:
+async def test_client_that_closes_while_a_filter_waits_ends_the_exchange(plugin: dict[str, Any]) -> None:
+    async with RawUpstream(drain_request) as upstream:
         filters = [{"failing": {"at": 10**9}}, {"throttle": {"rate": "200KB/s"}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             client = await gateway.connect()
@@ -498,4 +499,4 @@ async def test_client_that_leaves_while_a_filter_waits_ends_it(plugin: dict[str,
             await asyncio.wait_for(upstream.connected.wait(), 5)
             client.reset()
             assert (await gateway.last_line())["outcome"] == "client_left"
-            assert plugin["kind"].closed == [True]
+            assert plugin["factory"].closed == [True]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.config import FilterChoice
-from gateway.filters.testing import run_all_cuttings
+from gateway.filters.testing import run_all_chunkings
 from tests.peers import OK, RawUpstream, form, forward_config, post, problem_of, responding, run_gateway, split_response
 
 PAGE = Path(__file__).parents[2] / "docs" / "filters.md"
@@ -49,7 +49,7 @@ async def test_filter_of_the_page_works_in_a_gateway(example: dict[str, Any]) ->
 
 
 async def test_transform_of_the_page_does_not_depend_on_chunk_boundaries(example: dict[str, Any]) -> None:
-    assert (await run_all_cuttings(example["Redact"](), b"call 0123 now")).data == b"call #### now"
+    assert (await run_all_chunkings(example["Redact"](), b"call 0123 now")).data == b"call #### now"
 
 
 async def test_testing_kit_finds_a_filter_that_depends_on_chunk_boundaries() -> None:
@@ -58,8 +58,8 @@ async def test_testing_kit_finds_a_filter_that_depends_on_chunk_boundaries() -> 
             async for chunk in chunks:
                 yield chunk + b"|"
 
-    with pytest.raises(AssertionError, match="another result"):
-        await run_all_cuttings(Minding(), b"x" * 100)
+    with pytest.raises(AssertionError, match="the output differs"):
+        await run_all_chunkings(Minding(), b"x" * 100)
 
 
 def test_every_filter_of_the_config_is_on_the_page() -> None:
