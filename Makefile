@@ -1,11 +1,11 @@
-# make run    set up and serve config/gateway.yaml in front of the demo upstream
-# make test   set up and run everything a reviewer would: lint, types, tests
+# make run    install, and serve config/gateway.yaml in front of the demo upstream
+# make test   install, and run lint, types and tests
 # make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
 # make bench  the benchmark, beside nginx, HAProxy and Envoy; writes docs/benchmarks.md
 # make bench QUICK=1 [BEFORE=REV]
 #             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
 # make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
-# make soak   the long tests: gigabytes through the gateway, its memory watched
+# make soak   the tests that take minutes: gigabytes through the gateway, with its memory measured
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
