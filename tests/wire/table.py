@@ -1,7 +1,7 @@
-"""The table of wire cases: what goes in, what a correct gateway does with it, and who says so.
+"""The table of wire cases: a request or response, what a correct gateway does with it, and the source of the rule.
 
-Each request goes through a proxy to a recording upstream; the table is run against nginx and HAProxy too, so that it
-asks for nothing that nobody does, and stays honest. RFC 9110 and 9112 are named by section.
+Each request is sent through a proxy to a recording upstream. The table is also run against nginx and HAProxy, to check
+that it requires nothing that established proxies do not do. RFC 9110 and 9112 are cited by section.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ CLOSE = b"Connection: close\r\n"
 
 @dataclass(frozen=True)
 class Case:
-    """One case. Exactly one of `refused`, `cut` and neither says what must come out."""
+    """One case. At most one of `refused` and `failed` is set; with neither the exchange must succeed."""
 
     name: str
     source: str
     request: bytes
-    #: What the upstream says, and whether it closes behind it.
+    #: The response of the upstream, and whether the upstream closes the connection after it.
     response: bytes = OK
     closes: bool = True
-    #: The client is refused with one of these (or closed on), and the upstream sees no request at all.
+    #: The client gets one of these statuses or a closed connection, and the upstream receives no request.
     refused: tuple[int, ...] = ()
-    #: The client is told that the upstream failed: one of these, or a body that cannot look whole.
+    #: The client gets one of these statuses, or an incomplete body.
     failed: tuple[int, ...] = ()
-    #: What the upstream must and must not see, and what the client must and must not see, whatever the case.
+    #: Bytes that the upstream and the client must receive, and must not receive.
     upstream_sees: tuple[bytes, ...] = ()
     upstream_lacks: tuple[bytes, ...] = ()
     client_sees: tuple[bytes, ...] = field(default=())
     client_lacks: tuple[bytes, ...] = ()
-    #: At most so many requests reach the upstream.
+    #: The maximum number of requests that reach the upstream.
     most_requests: int = 1
-    #: The upstream's answer ends where its connection ends, with a reset.
+    #: The upstream ends its response by resetting the connection.
     resets: bool = False
 
 
@@ -49,7 +49,7 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: example\r\n\r\n"
 BAD = (400, 501)
 
 REQUESTS = [
-    # Framing, RFC 9112 section 6, and the shapes of request smuggling.
+    # Framing (RFC 9112 section 6), and forms of request smuggling.
     Case(
         "content-length-and-transfer-encoding",
         "9112 6.1, CL.TE",
@@ -194,7 +194,7 @@ REQUESTS = [
         most_requests=1,
         upstream_sees=(b"/smuggled",),
     ),
-    # The head, RFC 9112 sections 2 to 5.
+    # The request head (RFC 9112 sections 2 to 5).
     Case("no-host", "9112 3.2", b"GET / HTTP/1.1\r\n" + CLOSE + b"\r\n", refused=BAD),
     Case("two-hosts", "9112 3.2", get(b"Host: other\r\n"), refused=BAD),
     Case("host-with-user", "9112 3.2", b"GET / HTTP/1.1\r\nHost: a@b\r\n" + CLOSE + b"\r\n", refused=BAD),
@@ -269,7 +269,7 @@ REQUESTS = [
     Case(
         "many-fields", "9110 5.4", get(b"".join(b"X-%d: a\r\n" % number for number in range(5000))), refused=(400, 431)
     ),
-    # Fields across a hop, RFC 9110 sections 7 to 10.
+    # Headers across a hop (RFC 9110 sections 7 to 10).
     Case(
         "connection-nominated-dropped",
         "9110 7.6.1",
@@ -357,7 +357,7 @@ REQUESTS = [
 
 
 def said(response: bytes, name: str, source: str, **rest: object) -> Case:
-    """A case about what the upstream says to a plain GET."""
+    """Return a case about the upstream's response to a plain GET."""
     return Case(name, source, get(), response=response, **rest)  # type: ignore[arg-type]  # Case checks its own fields
 
 
