@@ -22,7 +22,7 @@ from aiohttp import web
 
 from gateway.config import Limits
 from gateway.errors import Fault
-from gateway.multipart import FormContent, PartKind, boundary_of, read_form
+from gateway.multipart import FormContent, FormParts, PartKind, boundary_of
 
 _BLOCK: Final = bytes(range(256)) * 1024
 #: No limits: the gateway enforces them.
@@ -50,7 +50,7 @@ async def _read_form(request: web.Request) -> dict[str, Any]:
     content = FormContent(boundary, _LIMITS, "demo", request.content.readany)
     files: list[dict[str, Any]] = []
     fields: dict[str, str] = {}
-    async for part in read_form(content, boundary, _LIMITS, "demo"):
+    async for part in FormParts(content, boundary, _LIMITS, "demo"):
         digest, text = hashlib.sha256(), bytearray()
         while data := await part.read():
             digest.update(data)

@@ -16,7 +16,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.http.limits import limit_fault
 from gateway.http.routing import RouteMatch
-from gateway.multipart import FormContent, PartKind, read_form
+from gateway.multipart import FormContent, FormParts, PartKind
 
 
 async def match_form_route(exchange: Exchange, candidates: Sequence[RouteMatch]) -> RouteMatch:
@@ -76,7 +76,7 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: RouteMatch) -
 async def _fields_of(content: FormContent, boundary: bytes, limits: Limits, first: RouteMatch) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     held = 0
-    async for part in read_form(content, boundary, limits, first.route.name):
+    async for part in FormParts(content, boundary, limits, first.route.name):
         if part.kind is PartKind.FILE:
             break
         value = bytearray()

@@ -27,7 +27,7 @@ from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFactory, head_of
 from gateway.http.headers import Header
 from gateway.http.routing import RouteMatch
-from gateway.multipart import FormContent, FormField, FormWriter, Part, PartKind, check_strict, read_form
+from gateway.multipart import FormContent, FormField, FormParts, FormWriter, Part, PartKind, check_strict
 from gateway.transfer import BodyReader, Transfer
 from gateway.upstream import UpstreamSink
 
@@ -150,8 +150,7 @@ class _Files:
         limits, name = self.route.limits, self.route.name
         is_strict = self.config.multipart == "strict"
         content = FormContent(boundary, limits, name, self._reader.pull, is_strict=is_strict)
-        form = read_form(content, boundary, limits, name)
-        return content, _check_parts(form) if is_strict else form
+        return content, FormParts(content, boundary, limits, name, check=check_strict if is_strict else None)
 
     async def open(self, file: FileHead, part: Part | None) -> FilteredFile:
         """Return a file through its filters, after they have seen the bytes they need first. Raises Fault."""
@@ -315,12 +314,6 @@ class _EditedForm:
                     yield data
             files.record_field(part)
         yield writer.end()
-
-
-async def _check_parts(form: AsyncIterator[Part]) -> AsyncIterator[Part]:
-    async for part in form:
-        check_strict(part)
-        yield part
 
 
 def _wrong_length() -> Fault:

@@ -24,7 +24,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FilterFactory, head_of
 from gateway.http.routing import RouteMatch
-from gateway.multipart import FormContent, Part, PartKind, read_form
+from gateway.multipart import FormContent, FormParts, Part, PartKind
 from gateway.observe.stats import Leg
 from gateway.transfer import BodyReader, Filter, Lanes, Transfer
 from gateway.upstream import UpstreamPool
@@ -116,7 +116,7 @@ class _Splitter:
 
     def _parts_of(self, body: BodyReader, boundary: bytes) -> AsyncIterator[Part]:
         limits, name = self._route.limits, self._route.name
-        return read_form(FormContent(boundary, limits, name, body.pull), boundary, limits, name)
+        return FormParts(FormContent(boundary, limits, name, body.pull), boundary, limits, name)
 
     async def _read_form(
         self, form: AsyncIterator[Part], group: asyncio.TaskGroup, first_slot: contextlib.AsyncExitStack

@@ -13,7 +13,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, head_of
 from gateway.http.routing import RouteMatch
-from gateway.multipart import FormContent, PartKind, read_form
+from gateway.multipart import FormContent, FormParts, PartKind
 from gateway.storage import NameRules, Storage, Upload
 from gateway.transfer import BodyReader, Lanes, LegLimits, Transfer
 
@@ -83,7 +83,7 @@ class StoreAction:
         limits, route = self._route.limits, self._route.name
         described: list[_Description] = []
         content = FormContent(boundary, limits, route, body.pull)
-        async for part in read_form(content, boundary, limits, route):
+        async for part in FormParts(content, boundary, limits, route):
             if part.kind is PartKind.FILE:
                 file = head_of(part, exchange.client)
                 facts = await self._fill(upload, file, part.read, transfer)

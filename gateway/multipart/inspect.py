@@ -16,7 +16,7 @@ from typing import Protocol
 from gateway.config import Limits
 from gateway.errors import Fault, FaultKind
 from gateway.multipart.content import FormContent
-from gateway.multipart.reader import Part, PartKind, read_form
+from gateway.multipart.reader import FormParts, Part, PartKind
 
 
 class FileListener(Protocol):
@@ -83,7 +83,7 @@ class PartInspector:
             self._is_done = True
 
     async def _read(self, content: FormContent, boundary: bytes, limits: Limits, route: str) -> None:
-        async for part in read_form(content, boundary, limits, route):
+        async for part in FormParts(content, boundary, limits, route):
             listener = self._listener if part.kind is PartKind.FILE else None
             if listener is None:
                 while await part.read():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -110,33 +110,61 @@ class Part:
         )
 
 
-async def read_form(content: FormContent, boundary: bytes, limits: Limits, route: str) -> AsyncIterator[Part]:
-    """Yield the parts of a form in order; the unread rest of a part is discarded when the next one is requested.
+class FormParts:
+    """The parts of a form, in order; the unread rest of a part is discarded when the next one is requested.
 
-    Raises Fault BAD_MULTIPART, or the fault of a limit. After the last part the epilogue is read and checked.
+    Iterating raises Fault BAD_MULTIPART, or the fault of a limit. After the last part the epilogue is read and checked.
+    `check` is called with each part before it is returned, and may raise.
+
+    A class and not an async generator: PartInspector closes a coroutine that waits in `__anext__`, and asyncio would
+    then try in vain to close the generator, and log that (CPython 3.11).
     """
-    reader = _make_reader(content, boundary)
-    number = 0
-    while True:
+
+    def __init__(
+        self,
+        content: FormContent,
+        boundary: bytes,
+        limits: Limits,
+        route: str,
+        *,
+        check: Callable[[Part], None] | None = None,
+    ) -> None:
+        self._content = content
+        self._reader = _make_reader(content, boundary)
+        self._limits = limits
+        self._route = route
+        self._check = check
+        self._count = 0
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Part:
+        """Return the next part."""
         try:
-            raw = await reader.next()
+            raw = await self._reader.next()
         except (ValueError, HttpProcessingError) as exc:
-            raise Fault(FaultKind.BAD_MULTIPART, f"{_where(number)} is malformed: {_reason(exc)}.") from exc
+            raise Fault(FaultKind.BAD_MULTIPART, f"{_where(self._count)} is malformed: {_reason(exc)}.") from exc
         if raw is None:
-            await content.read_epilogue()
-            return
-        number += 1
-        if number > limits.max_parts:
+            await self._content.read_epilogue()
+            raise StopAsyncIteration
+        self._count += 1
+        most = self._limits.max_parts
+        if self._count > most:
             raise limit_fault(
                 FaultKind.TOO_MANY_PARTS,
-                route,
+                self._route,
                 "limits.max_parts",
-                limits.max_parts,
-                number,
+                most,
+                self._count,
                 what="The form",
                 unit="parts",
             )
-        yield _make_part(raw, number, limits, route)
+        part = _make_part(raw, self._count, self._limits, self._route)
+        if self._check is not None:
+            self._check(part)
+        return part
 
 
 def _make_reader(content: FormContent, boundary: bytes) -> aiohttp.MultipartReader:

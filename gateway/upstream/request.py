@@ -235,7 +235,6 @@ async def _wait_for_close(protocol: ResponseHandler) -> None:
     closed = protocol.closed
     if closed is None:
         return
+    # Retrieved also where this wait is cancelled; asyncio would log an exception that was never retrieved.
+    closed.add_done_callback(lambda future: future.cancelled() or future.exception())
     await asyncio.wait([closed], timeout=_CLOSE_WAIT_SECONDS)
-    if closed.done() and not closed.cancelled():
-        # Asked for, so that asyncio does not log it as never retrieved.
-        closed.exception()

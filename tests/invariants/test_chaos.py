@@ -17,19 +17,7 @@ import pytest
 
 from tests.peers import RunningGateway, Wire, chunked, form, post, run_gateway
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.expected_log(
-        "asyncio",
-        r"never retrieved(?s:.*)aclose\(\): asynchronous generator is already running",
-        reason="a known defect: PartInspector.close leaves `read_form` suspended in a read when the body is refused",
-    ),
-    pytest.mark.expected_log(
-        "asyncio",
-        r"Future exception was never retrieved(?s:.*)ClientConnectionError\('Connection lost",
-        reason="a known defect: upstream.connection waits for `ResponseHandler.closed` and ignores its exception",
-    ),
-]
+pytestmark = pytest.mark.slow
 CLIENTS, ROUNDS = 12, 30
 BIG = b"y" * 400_000
 #: The bodies that may be had whole.

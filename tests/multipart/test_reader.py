@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from gateway.config import Limits
 from gateway.errors import Fault
-from gateway.multipart import FormContent, Part, PartInspector, boundary_of, parse_disposition, read_form
+from gateway.multipart import FormContent, FormParts, Part, PartInspector, boundary_of, parse_disposition
 from tests.peers import form
 
 BOUNDARY = b"XBOUNDARYX"
@@ -41,7 +41,7 @@ def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: byt
 
 
 async def pull(pieces: Iterable[bytes], boundary: bytes = BOUNDARY) -> list[bytes] | str:
-    """Pull the body through `read_form`: return the data of each part, or the code of its fault."""
+    """Pull the body through `FormParts`: return the data of each part, or the code of its fault."""
     rest = iter(pieces)
 
     async def read_more() -> bytes:
@@ -50,7 +50,7 @@ async def pull(pieces: Iterable[bytes], boundary: bytes = BOUNDARY) -> list[byte
     content = FormContent(boundary, Limits(), "r", read_more)
     data = []
     try:
-        async for part in read_form(content, boundary, Limits(), "r"):
+        async for part in FormParts(content, boundary, Limits(), "r"):
             whole = bytearray()
             while piece := await part.read():
                 whole += piece
