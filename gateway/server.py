@@ -1,6 +1,6 @@
 """Compose, start, serve, reload, drain, stop.
 
-`Gateway` is one configured gateway in a running loop. `_handle` is the one place where exchanges begin and end: there a
+`Gateway` is one configured gateway in a running loop. `_run_exchange` is the one place where exchanges end: there a
 fault becomes a response or a cut, every exchange gets one log line and is counted, and a bug becomes a 500 or a cut,
 never a body that looks complete.
 """
@@ -39,7 +39,7 @@ from gateway.transfer import Timers
 from gateway.upstream import UpstreamPool
 
 _BACKLOG: Final = 1024
-#: A peer that acknowledges nothing for this long is gone: the net below every timeout of ours.
+#: A peer that acknowledges nothing for this long is gone (TCP_USER_TIMEOUT), where no other timeout ends it.
 _USER_TIMEOUT_MILLISECONDS: Final = 120_000
 #: Reads the config anew. Raises ConfigError.
 Load = Callable[[], Config]
@@ -62,8 +62,8 @@ class Gateway:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._exchanges: set[asyncio.Task[Any]] = set()
-        #: What watches the health of each service.
-        self._watches: dict[UpstreamPool, asyncio.Task[Any]] = {}
+        #: The task that checks the health of each upstream.
+        self._health_tasks: dict[UpstreamPool, asyncio.Task[Any]] = {}
         #: Replaced, but not without exchanges yet.
         self._retired: list[Runtime] = []
         self._has_started = False
@@ -85,7 +85,7 @@ class Gateway:
             stack.callback(threads.shutdown)
             self._resources = Resources(self.stats, self._timers, disk_threads, threads)
             self._runtime = Runtime(config, self._resources)
-            stack.push_async_callback(self._close_servings)
+            stack.push_async_callback(self._close_runtimes)
             ops = OpsApp(self.stats, self._reasons)
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
@@ -180,17 +180,17 @@ class Gateway:
         await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
         self._retired.remove(runtime)
 
-    async def _close_servings(self) -> None:
+    async def _close_runtimes(self) -> None:
         for runtime in (*self._retired, self._runtime):
             await runtime.close()
 
     def _begin_work(self) -> None:
         """Check the health of the upstreams in use, and of no others; remove unfinished uploads of killed gateways."""
         upstreams = set(self._runtime.upstreams.values())
-        for upstream in self._watches.keys() - upstreams:
-            self._watches.pop(upstream).cancel()
-        for upstream in upstreams - self._watches.keys():
-            self._watches[upstream] = self._keep(upstream.watch_health(), f"health of {upstream.name}")
+        for upstream in self._health_tasks.keys() - upstreams:
+            self._health_tasks.pop(upstream).cancel()
+        for upstream in upstreams - self._health_tasks.keys():
+            self._health_tasks[upstream] = self._keep(upstream.watch_health(), f"health of {upstream.name}")
         self._keep(self._sweep(), "sweep")
 
     def _cancel_exchanges(self) -> None:

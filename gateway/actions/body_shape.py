@@ -14,14 +14,14 @@ from gateway.http.headers import Header, ReceivedHeaders
 from gateway.http.limits import limit_fault
 from gateway.multipart import FormField, FormWriter, Part
 
-#: Fields of the client's request that speak about the envelope and not about the file in it.
+#: Headers of the client's request that describe its body as a whole, not the file in it.
 _CONTENT_HEADERS: Final = (b"content-", b"repr-digest", b"digest", b"want-")
 _MAX_FIELD_VALUE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class BodyShape:
-    """How a file goes upstream: fields about its content, what stands before and behind its bytes, and the length."""
+    """How a file goes upstream: headers about its content, the bytes before and after it, and the length."""
 
     headers: tuple[Header, ...]
     #: To be joined to the query of the request; without a question mark.
@@ -33,7 +33,7 @@ class BodyShape:
 
 
 class HeldFields:
-    """Form fields held while a file behind them streams, within `max_held`."""
+    """Form fields held while the file after them streams, within `max_held`."""
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -86,7 +86,7 @@ def shape_file(
     file: FileHead,
     held: Sequence[FormField],
 ) -> BodyShape:
-    """Return how a file goes upstream. Raises Fault BAD_MULTIPART for a form field that cannot be a header field."""
+    """Return how a file goes upstream. Raises Fault BAD_MULTIPART for a form field that cannot be a header."""
     chosen = select_fields(config, held)
     send = config.send or ("form" if body == "multipart" else "query")
     query = "&".join(f"{quote(field.name, safe='')}={quote_from_bytes(field.value, safe='')}" for field in chosen)
@@ -121,7 +121,7 @@ async def file_pieces(
 ) -> AsyncGenerator[bytes, None]:
     """Yield a file as it goes upstream. `size` is its own, None not known; a file that has another raises.
 
-    `at_end` is awaited behind the file's last byte, and before the last piece is given out where the request would
+    `at_end` is awaited after the file's last byte, and before the last piece is yielded where the request would
     look whole with it.
     """
     if shape.prefix:
@@ -152,7 +152,7 @@ def join_query(path: str, query: str, more: str) -> str:
 
 
 def without_content_headers(headers: ReceivedHeaders) -> ReceivedHeaders:
-    """Return the client's headers less those about the content of its envelope."""
+    """Return the client's headers except those about its body as a whole."""
     return ReceivedHeaders(
         header for key, header in zip(headers.keys, headers, strict=True) if not key.startswith(_CONTENT_HEADERS)
     )
@@ -163,7 +163,7 @@ def _as_header(field: FormField) -> Header:
     if len(field.value) > _MAX_FIELD_VALUE_BYTES:
         raise Fault(
             FaultKind.FIELD_TOO_LARGE,
-            f"Form field {field.name!r} has {len(field.value)} bytes and goes upstream as a header field, which takes "
+            f"Form field {field.name!r} has {len(field.value)} bytes and goes upstream as a header, which takes "
             f"{_MAX_FIELD_VALUE_BYTES}: send less, or set the route's form_fields.send to query.",
         )
     return name, quote_from_bytes(field.value, safe=" !#$&'()*+,/:;=?@[]~^`{|}<>\"").encode()

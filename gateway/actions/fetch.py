@@ -19,7 +19,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.http.routing import RouteMatch
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import AddressGuard, AllowList, Client, RequestHead, UpstreamResponse
+from gateway.upstream import AddressGuard, AllowList, RequestHead, UpstreamClient, UpstreamResponse
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -48,7 +48,7 @@ class FetchAction:
         self._lanes = lanes
         self._allow = AllowList(config.allow)
         guard = AddressGuard(allows_private=config.private_networks == "allow")
-        self._client = Client(config.timeouts, timers, guard)
+        self._client = UpstreamClient(config.timeouts, timers, guard)
         self._policies = response_policies(route, config.timeouts.idle)
 
     async def close(self) -> None:

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from gateway.actions.body_shape import file_pieces, shape_file
 from gateway.actions.request_head import make_request_head
+from gateway.config import FramingMode
 from gateway.config.model import Split
 from gateway.config.values import show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFactory, head_of
-from gateway.http.framing import FramingMode
 from gateway.http.headers import Headers, end_to_end
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormField, Part

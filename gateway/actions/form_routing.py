@@ -1,7 +1,7 @@
-"""Which of several routes a form belongs to: decided by the fields before its first file, which are then read again.
+"""Choose between routes by the form fields that come before the first file.
 
-Field conditions need the body, so this runs before a route's own story begins. What was read is held, bounded by
-`max_held`, and given back to the body: the chosen route's action reads it as if nobody had.
+The conditions need the body, so this runs before the action. What was read is held, at most `max_held` bytes, and given
+back to the body: the action reads it again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def match_form_route(exchange: Exchange, candidates: Sequence[RouteMatch])
     raise Fault(
         FaultKind.LATE_FIELD,
         f"The form fields that stand before the first file choose no route ({names}): send them first, with values "
-        "that a route here knows, or add a route without match.form_fields.",
+        "that match a route, or add a route without match.form_fields.",
     )
 
 
@@ -41,8 +41,8 @@ def _holds(values: list[str] | None, pattern: str, name: str) -> bool:
     if values is None:
         return False
     if len(values) > 1:
-        # Parsers behind us would differ in which one they believe.
-        raise Fault(FaultKind.BAD_MULTIPART, f"Form field {name!r} decides the route and stands twice: send it once.")
+        # Upstream parsers differ in which value they use.
+        raise Fault(FaultKind.BAD_MULTIPART, f"Form field {name!r} decides the route and is sent twice: send it once.")
     return fnmatch.fnmatchcase(values[0], pattern)
 
 

@@ -36,12 +36,12 @@ async def relay(
             is_ready=response.is_ready,
         )
 
-        async def finish() -> None:
+        async def send_end() -> None:
             if upload is not None and upload.fault is not None:
                 # The upstream gave up because the request body broke off: its response must not look complete.
                 raise upload.fault
             await sink.end()
 
-        await lanes.pump(download, response, sink, finish)
+        await lanes.pump(download, response, sink, send_end)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.EARLY_RESPONSE)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from gateway.actions.body_shape import BodyShape, join_query, without_content_headers
+from gateway.config import FramingMode, HostMode
 from gateway.downstream import Exchange
-from gateway.http.framing import Framing, FramingMode, choose_framing
+from gateway.http.framing import Framing, choose_framing
 from gateway.http.headers import request_headers
 from gateway.upstream import RequestHead
 
@@ -18,7 +17,7 @@ def make_request_head(
     exchange: Exchange,
     path: str,
     *,
-    host: Literal["preserve", "upstream"],
+    host: HostMode,
     framing: FramingMode,
     shape: BodyShape | None = None,
 ) -> RequestHead:

@@ -1,4 +1,4 @@
-"""What every action that takes a body asks of it first."""
+"""Checks common to all actions with a request body."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def form_boundary(exchange: Exchange) -> bytes | None:
 def form_digest(exchange: Exchange, factories: Sequence[FilterFactory]) -> list[FormObserver]:
     """Return what holds a form as a whole to the Content-Digest of its request, where the route has the digest filter.
 
-    The digests of its parts are the business of the filter itself.
+    The filter itself checks the digests of parts.
     """
     digests = [factory for factory in factories if isinstance(factory, DigestFactory)]
     is_claimed = any(exchange.headers.first(name) is not None for name in (b"content-digest", b"repr-digest"))
@@ -53,13 +53,13 @@ def no_file_fault() -> Fault:
 
 
 def raw_head(exchange: Exchange, filename: str) -> FileHead:
-    """Return what is known of a body that is no form, taken for one file."""
+    """Return the head of a body that is no form: one file."""
     fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.headers}
     return FileHead(0, "", filename, fields.get("content-type"), exchange.length, fields, exchange.client)
 
 
 def raw_name(exchange: Exchange, matched: RouteMatch) -> str:
-    """Name a raw body: by its Content-Disposition, or the last segment of the path behind the route's prefix."""
+    """Name a raw body: by its Content-Disposition, or the last segment of the path after the route's prefix."""
     disposition = exchange.headers.first(b"content-disposition")
     if disposition is not None:
         parameters = disposition.decode("utf-8", "surrogateescape").partition(";")[2]

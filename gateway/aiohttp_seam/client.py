@@ -109,7 +109,7 @@ class LiveConnector(aiohttp.TCPConnector):
             sock = transport.get_extra_info("socket") if transport is not None else None
             if sock is not None and not protocol.should_close and not _has_input(sock.fileno()):
                 return connection
-            # Closed by the upstream, or it sent bytes without a request: the next request must meet neither.
+            # Closed by the upstream, or it sent bytes without a request: do not reuse it.
             connection.close()
 
 

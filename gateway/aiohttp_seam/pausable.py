@@ -27,7 +27,7 @@ class PausableStream:
       paused    fetch_buffered()  let the parser put what it still holds into the      paused
                                   stream; return whether a read returns at once
       paused    (stream read)     return buffered data; does not resume receiving      paused
-      paused    detach()          return the transport, whose socket now belongs to    detached; paused if it
+      paused    take_transport()       return the transport, whose socket now belongs to    detached; paused if it
                                   the caller. fetch_buffered() must have been False    returned None (lost)
       paused,   resume()          receive through the transport again. A response      flowing
       detached                    that was read to its end below the parser needs
@@ -58,7 +58,7 @@ class PausableStream:
             self._protocol.resume_reading()
         return bool(stream._buffer) or stream.exception() is not None
 
-    def detach(self) -> asyncio.Transport | None:
+    def take_transport(self) -> asyncio.Transport | None:
         """Return the transport, whose socket the caller may read now; None if the connection is lost."""
         return self._protocol.transport
 

@@ -145,7 +145,7 @@ async def _check_request() -> None:
         peer.sendall(b"def")
         await _let_loop_poll()
         _require(body.total_bytes == len(b"abc"), "a paused connection receives nothing, also after a read")
-        transport = stream.detach()
+        transport = stream.take_transport()
         _require(transport is not None, "the transport of a paused connection is returned")
         _require(_unreceived(transport) == b"def", "what was not received can be read from the socket")
         stream.resume()
@@ -183,7 +183,10 @@ async def _check_chunked_request() -> None:
         _require(not is_reading_paused(connection), "flow control is resumed where the stream is empty")
         _require(decoder.decoded_bytes == body.total_bytes, "the decoder ends where the parser ends")
         peer.sendall(b"6\r\njkl")
-        _require(decoder.decode(_unreceived(stream.detach())) == b"jkl", "the socket continues where the decoder ended")
+        _require(
+            decoder.decode(_unreceived(stream.take_transport())) == b"jkl",
+            "the socket continues where the decoder ended",
+        )
         connection.bypass_parser()
         stream.resume()
         peer.sendall(b"mno\r\n0\r\n\r\n")
@@ -239,7 +242,7 @@ async def _check_response(connection: Connection, peer: socket.socket) -> None:
     peer.sendall(b"def")
     await _let_loop_poll()
     _require(not stream.fetch_buffered(), "a paused response receives nothing")
-    _require(_unreceived(stream.detach()) == b"def", "the rest of a response can be read from the socket")
+    _require(_unreceived(stream.take_transport()) == b"def", "the rest of a response can be read from the socket")
     detach_parser(protocol, body)
     stream.resume()
     _require(body.at_eof() and not protocol.should_close, "a response whose parser was detached has ended")

@@ -16,7 +16,8 @@ from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, 
 from gateway.config.values import Address, EndpointUrl, ListenAddress, Seconds, Size
 
 Policy = Literal["round_robin", "least_requests", "random_two"]
-Framing = Literal["auto", "length_required", "chunked"]
+FramingMode = Literal["auto", "length_required", "chunked"]
+HostMode = Literal["preserve", "upstream"]
 IfExists = Literal["rename", "reject", "replace"]
 Naming = Literal["original", "uuid"]
 FileBody = Literal["multipart", "raw"]
@@ -79,7 +80,7 @@ class Upstream(Section):
     timeouts: UpstreamTimeouts = Field(
         UpstreamTimeouts(), description="Time limits for each step of a request to this upstream."
     )
-    framing: Framing = Field(
+    framing: FramingMode = Field(
         "auto",
         description="How request bodies are framed. `auto`: Content-Length if the length is known, chunked otherwise. "
         "`length_required`: Content-Length, or 411 for the client if the length is not known, for WSGI servers that do "
@@ -199,7 +200,7 @@ class Forward(Section):
     mirror: Mirror | None = Field(
         None, description="Send a copy of some requests to a second upstream or a directory. Default: no mirror."
     )
-    host: Literal["preserve", "upstream"] = Field(
+    host: HostMode = Field(
         "preserve", description="Host header sent upstream: the client's with its port, or the endpoint's."
     )
 
@@ -223,7 +224,7 @@ class Split(Section):
     form_fields: FormFields = Field(
         FormFields(), description="Which of the form fields before a file are sent upstream with it."
     )
-    host: Literal["preserve", "upstream"] = Field(
+    host: HostMode = Field(
         "preserve", description="Host header sent upstream: the client's with its port, or the endpoint's."
     )
     max_parallel: int = Field(

@@ -96,13 +96,13 @@ class RequestBody:
         """Let the parser hand out what came in before the pause; return whether a read returns without waiting."""
         return bool(self._unread) or (self._paused is not None and self._paused.fetch_buffered())
 
-    def detach(self, length: int | None) -> RawBody | None:
+    def open_raw_body(self, length: int | None) -> RawBody | None:
         """Return the rest of the body, `length` bytes (None: chunked), to be read below the transport.
 
         None if nothing is left, or if the decoder is not where the parser stopped.
         """
         protocol = self._protocol
-        transport = self._paused.detach() if self._paused is not None else None
+        transport = self._paused.take_transport() if self._paused is not None else None
         if transport is None:
             raise _left()
         if length is not None:

@@ -152,7 +152,7 @@ class ClientResponse(web.StreamResponse):
         except ConnectionError as exc:
             raise _left() from exc
 
-    async def detach(self) -> RawSocket | None:
+    async def open_raw_socket(self) -> RawSocket | None:
         """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
         if self._writer is None or self._writer.chunked or not self._has_body:
             return None
@@ -161,7 +161,7 @@ class ClientResponse(web.StreamResponse):
         transport = self._transport
         return RawSocket(transport) if transport is not None and is_plain_tcp(transport) else None
 
-    async def fail(self, exc: OSError) -> Fault:
+    def translate_error(self, exc: OSError) -> Fault:
         """Return what a failure to send means: the client is gone."""
         del exc
         return _left()

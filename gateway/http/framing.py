@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from gateway.config import FramingMode
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Header
-
-FramingMode = Literal["auto", "length_required", "chunked"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from gateway.config.model import Files, Store
 from gateway.storage.bucket import BucketStorage
 from gateway.storage.directory import DirectoryStorage
-from gateway.storage.interface import IncomingFile, SendfileSource, Storage, StoredFile, StoredFileReader, Upload
+from gateway.storage.interface import IncomingFile, Storage, StoredFile, StoredFileReader, Upload
 from gateway.storage.names import NameRules
 from gateway.storage.s3 import BucketClient
 from gateway.storage.staging import sweep
@@ -30,7 +30,6 @@ __all__ = [
     "DiskThreads",
     "IncomingFile",
     "NameRules",
-    "SendfileSource",
     "Storage",
     "StoredFile",
     "StoredFileReader",

@@ -1,7 +1,7 @@
 """A local directory as a storage.
 
-Files are written into a hidden staging directory, synced, and renamed out of it together by the commit. Writing is at
-most one batch behind receiving.
+Files are written into a hidden staging directory, synced, and renamed out of it together by the commit. At most one
+batch is being written while the next one is received.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from typing import Protocol, Self
 
 from gateway.observe.stats import Leg
 from gateway.storage.names import NameRules
+from gateway.transfer.lanes import SendfileSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +76,6 @@ class Upload(Protocol):
 
         Raises Fault, FILE_EXISTS where a name is taken and may not be changed; then no file has taken a free name.
         """
-        ...
-
-
-class SendfileSource(Protocol):
-    """A local file that the kernel sends to a socket."""
-
-    async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises Fault."""
-        ...
-
-    async def send_to(self, descriptor: int) -> int:
-        """Send what a non-blocking socket takes; return the byte count, 0 if it is full. Raises Fault, OSError."""
-        ...
-
-    @property
-    def late_bytes(self) -> int:
-        """Bytes sent by a `send_to` that was cancelled."""
         ...
 
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from gateway.errors import Fault
+from gateway.transfer.meter import Meter
 from gateway.transfer.pump import Source, Transfer, pump
 from gateway.transfer.raw_body import RawBody, SizedRawBody
 from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
@@ -55,7 +56,7 @@ class PausableSource(Source, Protocol):
         """Have the parser hand out what came before the pause; return whether a read does not wait."""
         ...
 
-    def detach(self, length: int | None) -> RawBody | None:
+    def open_raw_body(self, length: int | None) -> RawBody | None:
         """Return the rest of the body, `length` bytes (None: to its own end). Nothing may be buffered.
 
         None if it cannot be read from the socket: its position is not known, or nothing is left.
@@ -78,11 +79,11 @@ class Sink(Protocol):
         """Return how many bytes were written but have not left this process."""
         ...
 
-    async def detach(self) -> RawSocket | None:
+    async def open_raw_socket(self) -> RawSocket | None:
         """Flush, and return a socket to send the rest on below the transport; None if that cannot be done."""
         ...
 
-    async def fail(self, exc: OSError) -> Fault | OSError:
+    def translate_error(self, exc: OSError) -> Fault | OSError:
         """Return what a failure to send means."""
         ...
 
@@ -123,12 +124,11 @@ class DirectLane:
 
     def __init__(self, transfer: Transfer, body: RawBody, socket: RawSocket, sink: Sink, memory: ChunkMemory) -> None:
         self._meter = transfer.meter
-        self._meter.lane = LaneName.DIRECT.value
+        self._meter.lane = LaneName.DIRECT
         self._body = body
         self._socket = socket
         self._sink = sink
-        self._memory = memory
-        self._filter_seconds = self._meter.filter_seconds
+        self._sizer = ChunkSizer(memory, self._meter)
         self.read = body.read
 
     async def write(self, chunk: bytes) -> None:
@@ -136,9 +136,8 @@ class DirectLane:
         try:
             was_taken = await self._socket.send(chunk)
         except OSError as exc:
-            raise await self._sink.fail(exc) from exc
-        before, self._filter_seconds = self._filter_seconds, self._meter.filter_seconds
-        self._memory.size_next(self._body, self._filter_seconds - before, was_taken=was_taken)
+            raise self._sink.translate_error(exc) from exc
+        self._sizer.choose(self._body, was_taken=was_taken)
 
     def pending(self) -> int:
         """Return the bytes of the chunk that the kernel has not taken."""
@@ -149,7 +148,7 @@ class SpliceLane:
     """From socket to socket through a pipe in the kernel."""
 
     def __init__(self, transfer: Transfer, body: SizedRawBody, socket: RawSocket, sink: Sink, pipe: Pipe) -> None:
-        transfer.meter.lane = LaneName.SPLICE.value
+        transfer.meter.lane = LaneName.SPLICE
         self._body = body
         self._socket = socket
         self._sink = sink
@@ -172,7 +171,7 @@ class SpliceLane:
         try:
             await self._pipe.empty_into(self._socket)
         except OSError as exc:
-            raise await self._sink.fail(exc) from exc
+            raise self._sink.translate_error(exc) from exc
 
     def pending(self) -> int:
         """Return the bytes in the pipe."""
@@ -184,7 +183,7 @@ class SendfileLane:
 
     def __init__(self, transfer: Transfer, file: SendfileSource, socket: RawSocket, sink: Sink) -> None:
         self._meter = transfer.meter
-        self._meter.lane = LaneName.SPLICE.value
+        self._meter.lane = LaneName.SPLICE
         self._file = file
         self._socket = socket
         self._sink = sink
@@ -195,7 +194,7 @@ class SendfileLane:
         try:
             return await self._file.send_to(self._socket.descriptor)
         except OSError as exc:
-            raise await self._sink.fail(exc) from exc
+            raise self._sink.translate_error(exc) from exc
         except asyncio.CancelledError:
             if self._file.late_bytes:
                 self._meter.count(self._file.late_bytes)
@@ -227,7 +226,7 @@ class ChunkMemory:
             self._reader_count -= 1
 
     def size_next(self, body: RawBody, delayed_seconds: float, *, was_taken: bool) -> None:
-        """Choose how large the next chunk may be, from how the last one fared.
+        """Choose how large the next chunk may be, from how long the last one took.
 
         Fewer, larger chunks while the sink keeps up, but all together no more than their share. What filters delay
         for long comes in smaller chunks, so that neither peer sees long silences.
@@ -239,6 +238,20 @@ class ChunkMemory:
             body.chunk_bytes = min(body.chunk_bytes * 2, MAX_CHUNK_BYTES, share)
         else:
             body.chunk_bytes = MIN_CHUNK_BYTES
+
+
+class ChunkSizer:
+    """Chooses the chunk sizes of one transfer, from what its filters and its sink did with the chunk before."""
+
+    def __init__(self, memory: ChunkMemory, meter: Meter) -> None:
+        self._memory = memory
+        self._meter = meter
+        self._filter_seconds = meter.filter_seconds
+
+    def choose(self, body: RawBody, *, was_taken: bool) -> None:
+        """Choose the size of the next chunk; `was_taken` if the sink took the last one at once."""
+        before, self._filter_seconds = self._filter_seconds, self._meter.filter_seconds
+        self._memory.size_next(body, self._filter_seconds - before, was_taken=was_taken)
 
 
 class Lanes:
@@ -254,9 +267,9 @@ class Lanes:
         transfer: Transfer,
         source: PausableSource,
         sink: Sink,
-        finish: Callable[[], Awaitable[None]] | None = None,
+        send_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Move a body from source to sink, then await `finish`. Raises as `gateway.transfer.pump.pump`."""
+        """Move a body from source to sink, then await `send_end`. Raises as `gateway.transfer.pump.pump`."""
         if self._may_read_raw(transfer) and source.pause():
             is_whole = False
             try:
@@ -267,22 +280,23 @@ class Lanes:
             finally:
                 # Also after a failure: the rest of a refused upload must still be drained.
                 source.resume(is_whole=is_whole)
-        await pump(transfer, CopyLane(source, sink), finish)
-        transfer.finish()
+        # Moves what no other lane took, nothing if all is moved, and passes the end on.
+        await pump(transfer, CopyLane(source, sink), send_end)
+        transfer.mark_complete()
 
     async def pump_file(
-        self, transfer: Transfer, file: FileSource, sink: Sink, finish: Callable[[], Awaitable[None]]
+        self, transfer: Transfer, file: FileSource, sink: Sink, send_end: Callable[[], Awaitable[None]]
     ) -> None:
-        """Move a file to a client, then await `finish`. Raises as `pump`."""
+        """Move a file to a client, then await `send_end`. Raises as `pump`."""
         source = file.sendfile_source
         if source is not None and self._is_raw_allowed and (transfer.remaining_bytes or 0) >= MIN_RAW_BYTES:
             with transfer.watched(sink.pending):
-                socket = await sink.detach()
+                socket = await sink.open_raw_socket()
             if socket is not None:
                 with contextlib.closing(socket):
                     await pump(transfer, SendfileLane(transfer, source, socket, sink))
-        await pump(transfer, CopyLane(file, sink), finish)
-        transfer.finish()
+        await pump(transfer, CopyLane(file, sink), send_end)
+        transfer.mark_complete()
 
     def read_body(self, transfer: Transfer, source: PausableSource) -> BodyReader:
         """Return the reader of a body that an action consumes itself."""
@@ -294,7 +308,7 @@ class Lanes:
 
     async def _pump_raw(self, transfer: Transfer, source: PausableSource, sink: Sink, socket: RawSocket) -> bool:
         """Move the rest below the transports; return whether it was moved to its end."""
-        body = source.detach(transfer.remaining_bytes)
+        body = source.open_raw_body(transfer.remaining_bytes)
         if body is None:
             return False
         may_splice = self._has_splice and not transfer.has_filters and not socket.is_chunked
@@ -323,7 +337,7 @@ class BodyReader:
         self._raw_body: RawBody | None = None
         self._sharing = contextlib.ExitStack()
         self._is_paused = False
-        self._filter_seconds = 0.0
+        self._sizer = ChunkSizer(memory, transfer.meter)
 
     def __enter__(self) -> Self:
         """Pause the transport, if the body is to be read below it."""
@@ -339,12 +353,11 @@ class BodyReader:
     async def pull(self) -> bytes:
         """Return the next chunk, see `Transfer.pull`."""
         if self._is_paused and self._raw_body is None and not self._source.fetch_buffered():
-            self._detach()
-        body, meter = self._raw_body, self._transfer.meter
+            self._open_raw_body()
+        body = self._raw_body
         if not self._is_paused or body is None:
             return await self._transfer.pull_source()
-        before, self._filter_seconds = self._filter_seconds, meter.filter_seconds
-        self._memory.size_next(body, self._filter_seconds - before, was_taken=True)
+        self._sizer.choose(body, was_taken=True)
         chunk = await self._transfer.pull(body.read)
         if body.is_ended:
             # What the action still does may take long: the transport has to notice a client that leaves.
@@ -358,12 +371,12 @@ class BodyReader:
             self._is_paused = False
             self._source.resume(is_whole=self._raw_body is not None and self._raw_body.is_ended)
 
-    def _detach(self) -> None:
-        self._raw_body = self._source.detach(self._transfer.remaining_bytes)
+    def _open_raw_body(self) -> None:
+        self._raw_body = self._source.open_raw_body(self._transfer.remaining_bytes)
         if self._raw_body is None:
             self.give_back()
         else:
-            self._transfer.meter.lane = LaneName.DIRECT.value
+            self._transfer.meter.lane = LaneName.DIRECT
             self._sharing.enter_context(self._memory.share())
 
 
@@ -372,4 +385,4 @@ async def _pass_on_buffered(transfer: Transfer, source: PausableSource, sink: Si
     with transfer.watched(sink.pending):
         while source.fetch_buffered():
             await sink.write(await transfer.pull_source())
-        return await sink.detach()
+        return await sink.open_raw_socket()

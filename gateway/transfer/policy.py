@@ -1,4 +1,4 @@
-"""What a transfer is held to: its direction, its two legs, and how slow each may be."""
+"""The limits of a transfer: its direction, its two legs, and how slow each may be."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ class TransferPolicy:
 
     @functools.cached_property
     def grace_seconds(self) -> float:
-        """Seconds over which bytes are counted before they are held to a rate."""
+        """Seconds of the window over which a rate is measured."""
         return min(self.read_limits.grace_seconds, self.write_limits.grace_seconds)

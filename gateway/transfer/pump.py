@@ -87,7 +87,10 @@ class Lane(Protocol[_Chunk]):
 
     @property
     def read(self) -> Callable[[], Awaitable[_Chunk]]:
-        """Return a chunk, b"" at the end; or how many bytes were taken into the kernel. Raises Fault."""
+        """Return a chunk, b"" at the end; or, in the kernel, how many bytes were moved, 0 if none could be.
+
+        The time is charged to the read leg. Raises Fault.
+        """
         ...
 
     @property
@@ -117,7 +120,7 @@ class Transfer:
         fail(fault)         any time             records what broke the body, if nothing did before
         end(outcome)        any time             ends it; only the first call counts
 
-    `fault` is the one place where the failure of a body is remembered, whoever noticed it first.
+    `fault` is the one place where the failure of a body is remembered: the first that was reported.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class Transfer:
         #: Whether the source has ended.
         self.is_exhausted = False
         #: Whether the end of the body was passed on, too.
-        self._is_finished = False
+        self._is_complete = False
 
     async def pull(self, read: Callable[[], Awaitable[_Chunk]]) -> _Chunk:
         """Return the next chunk for the sink: read, judged, counted. b"" at the end.
@@ -202,9 +205,9 @@ class Transfer:
         """Record what broke the body, if nothing did before."""
         self.fault = self.fault or fault
 
-    def finish(self) -> None:
+    def mark_complete(self) -> None:
         """Record that the whole body was passed on: the transfer is complete, whatever happens next."""
-        self._is_finished = True
+        self._is_complete = True
 
     def end(self, outcome: Outcome) -> None:
         """End the transfer. Only the first call counts."""
@@ -237,7 +240,7 @@ class Transfer:
         return bool(self._filters)
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Count the transfer as in flight, and start its clock."""
         self.meter.start()
         return self
 
@@ -275,7 +278,7 @@ class Transfer:
         """Return how it ended: its own failure first, then whether it was delivered, then what broke around it."""
         if self.fault is not None:
             return self.fault.outcome
-        if self._is_finished or (exc is None and self.is_whole):
+        if self._is_complete or (exc is None and self.is_whole):
             return Outcome.COMPLETE
         if isinstance(exc, Fault):
             return exc.outcome
@@ -285,10 +288,10 @@ class Transfer:
         return Outcome.BUG
 
 
-async def pump(transfer: Transfer, lane: Lane[_Chunk], finish: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Move every chunk from a lane's source to its sink, then await `finish`, which passes the end on.
+async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Move every chunk from a lane's source to its sink, then await `send_end`, which passes the end on.
 
-    Raises Fault for the source, a filter or a leg that stalls, and what `lane.write` and `finish` raise.
+    Raises Fault for the source, a filter or a leg that stalls, and what `lane.write` and `send_end` raise.
     """
     with transfer.watched(lane.pending):
         # A body of known length is not read any further after its last byte.
@@ -297,8 +300,8 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], finish: Callable[[], Awai
             if transfer.is_exhausted:
                 break
             await lane.write(chunk)
-        if finish is not None:
-            await finish()
+        if send_end is not None:
+            await send_end()
 
 
 class Watched:
@@ -310,7 +313,7 @@ class Watched:
         self._transfer = transfer
         self._pending = pending
         self._checks = transfer.checks
-        #: Whether this watch, and not somebody else, cancelled the task.
+        #: Whether this watch cancelled the task, and not another caller.
         self._has_cancelled = False
 
     def __enter__(self) -> None:

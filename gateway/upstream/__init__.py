@@ -4,7 +4,7 @@
 `request` and `response` are the two halves of that, `guard` limits which addresses `fetch` may connect to.
 """
 
-from gateway.upstream.client import Client
+from gateway.upstream.client import UpstreamClient
 from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.pool import UpstreamPool
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamSink
@@ -13,9 +13,9 @@ from gateway.upstream.response import UpstreamResponse
 __all__ = [
     "AddressGuard",
     "AllowList",
-    "Client",
     "OutgoingBody",
     "RequestHead",
+    "UpstreamClient",
     "UpstreamPool",
     "UpstreamResponse",
     "UpstreamSink",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from gateway.config import Policy
 from gateway.config.values import Endpoint
-
-Policy = Literal["round_robin", "least_requests", "random_two"]
 
 
 @dataclass(slots=True)

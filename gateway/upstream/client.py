@@ -32,7 +32,7 @@ _MAX_HEADERS: Final = 200
 _MAX_LINE_BYTES: Final = 16384
 
 
-class Client:
+class UpstreamClient:
     """Sends requests over kept connections: aiohttp's pool and parser, without its session.
 
     A ClientSession builds URL, headers, cookies and redirects for every request; here all of that is decided elsewhere,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import Callable
 from typing import Final
 
-import aiohttp
-
 from gateway.config import Upstream
-from gateway.config.model import Health
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import UpstreamStats
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.capacity import CapacityLimiter
-from gateway.upstream.client import Client
+from gateway.upstream.client import UpstreamClient
+from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
 from gateway.upstream.response import UpstreamResponse
 
@@ -40,7 +36,7 @@ class UpstreamPool:
             queue_seconds=config.queue_timeout,
             stats=stats,
         )
-        self._client = Client(config.timeouts, timers)
+        self._client = UpstreamClient(config.timeouts, timers)
         self._states = [EndpointState(endpoint) for endpoint in config.endpoints]
         self._balancer = Balancer(config.policy, self._states)
         self._health = config.health
@@ -100,32 +96,5 @@ class UpstreamPool:
 
     async def watch_health(self) -> None:
         """Check the endpoints until cancelled, where the config has health checks."""
-        if self._health is None:
-            return
-        timeout = aiohttp.ClientTimeout(total=None if math.isinf(self._health.timeout) else self._health.timeout)
-        async with (
-            aiohttp.ClientSession(
-                timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(force_close=True)
-            ) as session,
-            asyncio.TaskGroup() as group,
-        ):
-            for state in self._states:
-                group.create_task(self._watch(session, state, self._health), name=f"health {state.endpoint}")
-
-    async def _watch(self, session: aiohttp.ClientSession, state: EndpointState, health: Health) -> None:
-        in_a_row = 0
-        while True:
-            has_passed = await _passes(session, state.endpoint, health)
-            in_a_row = in_a_row + 1 if has_passed is not state.is_up else 0
-            if in_a_row >= (health.passes if has_passed else health.fails):
-                state.is_up, in_a_row = has_passed, 0
-                self._stats.endpoints_up[str(state.endpoint)] = has_passed
-            await asyncio.sleep(health.interval)
-
-
-async def _passes(session: aiohttp.ClientSession, endpoint: Endpoint, health: Health) -> bool:
-    try:
-        async with session.get(f"{endpoint}{health.path}", allow_redirects=False) as response:
-            return response.status < 400  # noqa: PLR2004 (2xx and 3xx pass)
-    except (aiohttp.ClientError, OSError):
-        return False
+        if self._health is not None:
+            await check_endpoints(self._states, self._health, self._stats)

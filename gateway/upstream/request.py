@@ -3,14 +3,15 @@
 The head is written as it is given, byte for byte. aiohttp's own request would fold headers that differ in case, drop
 bytes that are not UTF-8, lose an empty query, and wait for the first byte of the body.
 
-Who calls what, in this order; `Client.send` and `UpstreamResponse` own a request, an action only sees the response:
+Who calls what, in this order; `UpstreamClient.send` and then `UpstreamResponse` own a request (both), an action only
+sees the response:
 
     call                by                  valid       effect
-    start(connection)   Client.send         once        takes the connection, sends the head, starts the body's task
+    start(connection)   UpstreamClient.send once        takes the connection, sends the head, starts the body's task
     body.send_to(sink)  the body's task     once        the body is sent; its failure breaks the connection off
-    fault               client, response    any time    what broke the body: to be asked before the upstream is blamed
-    close(is_whole)     response, Client    once        gives the connection back if both bodies ended whole, or aborts
-    stop()              response, Client    at last     on return nothing reads the client's body any more
+    fault               both                any time    what broke the body: to be asked before the upstream is blamed
+    close(is_whole)     both                once        gives the connection back if both bodies ended whole, or aborts
+    stop()              both                at last     on return nothing reads the client's body any more
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class UpstreamRequest:
         body, self._body = self._body, None
         if body is None:
             protocol.transport.write(self._head)
-            self._finish()
+            self._mark_sent()
             return
         sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked)
         # The task runs before `send_head`, so the head leaves together with a chunk that is there at once.
@@ -164,25 +165,25 @@ class UpstreamRequest:
             if protocol.exception() is None:
                 protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
         else:
-            self._finish()
+            self._mark_sent()
 
     def _check_task(self, task: asyncio.Task[None]) -> None:
         """Break the connection off after a bug, too, and log it."""
-        # Asking for the exception also tells asyncio that it was seen.
+        # Retrieved here, so that asyncio does not log it.
         if task.cancelled() or (exc := task.exception()) is None or isinstance(exc, Fault):
             return
         if self._transport is not None:
             self._transport.abort()
         task.get_loop().call_exception_handler({"message": "bug while a body was sent", "exception": exc})
 
-    def _finish(self) -> None:
+    def _mark_sent(self) -> None:
         self._is_sent = True
         if self.on_sent is not None:
             self.on_sent()
 
 
 class UpstreamSink:
-    """The sink of a request's body; the first chunk takes the head along if it is there at once."""
+    """The sink of a request's body; the head is sent with the first chunk if that is here at once."""
 
     def __init__(
         self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes, *, is_chunked: bool
@@ -195,7 +196,7 @@ class UpstreamSink:
         self._held_head = head
 
     def send_head(self) -> None:
-        """Send the head, if no chunk has taken it along."""
+        """Send the head, if it was not sent with a chunk."""
         head, self._held_head = self._held_head, b""
         if head:
             self._transport.write(head)
@@ -214,7 +215,7 @@ class UpstreamSink:
         self.send_head()
         await self._writer.write_eof()
 
-    async def detach(self) -> RawSocket | None:
+    async def open_raw_socket(self) -> RawSocket | None:
         """Flush, and return a socket to send the rest of the body on; None if the connection is not plain TCP."""
         if not is_plain_tcp(self._transport):
             return None
@@ -222,7 +223,7 @@ class UpstreamSink:
         await drain_write_buffer(self._transport, self._writer.drain)
         return RawSocket(self._transport, is_chunked=self._writer.chunked) if is_plain_tcp(self._transport) else None
 
-    async def fail(self, exc: OSError) -> OSError:
+    def translate_error(self, exc: OSError) -> OSError:
         """Return the error as it is: `UpstreamRequest` looks for a response that came before it."""
         return exc
 

@@ -22,7 +22,7 @@ _BODILESS: Final = frozenset({204, 304})
 
 
 class UpstreamResponse:
-    """A response whose head is here. `async with response`: leaving the block settles both bodies and the connection.
+    """A response whose head is here. `async with response`: leaving the block closes the response.
 
     The connection is kept if both bodies ended whole, and aborted otherwise; nothing reads the request's body
     afterwards. As a source it is pausable, see `PausableStream` for the order of those calls.
@@ -98,11 +98,11 @@ class UpstreamResponse:
         """Have the parser hand out what came before the pause; return whether a read does not wait."""
         return self._paused is not None and self._paused.fetch_buffered()
 
-    def detach(self, length: int | None) -> SizedRawBody | None:
+    def open_raw_body(self, length: int | None) -> SizedRawBody | None:
         """Return the rest of the body, `length` bytes, to be read below the transport; None if none is left."""
         if not length:
             return None
-        transport = self._paused.detach() if self._paused is not None else None
+        transport = self._paused.take_transport() if self._paused is not None else None
         if transport is None:
             raise self._lost()
         self._raw_body = SizedRawBody(RawSocket(transport), length, self._lost)

@@ -93,7 +93,7 @@ async def test_response_read_below_its_transport_ends_and_its_connection_is_kept
             peer.sendall(b"cde")
             await settle()
             assert not stream.fetch_buffered()
-            transport = stream.detach()
+            transport = stream.take_transport()
             assert transport is not None
             sock = transport.get_extra_info("socket").dup()
             with sock:

@@ -66,7 +66,7 @@ async def test_flow_control_is_resumed_by_fetching_but_the_transport_is_not() ->
         serving.connection.pause_reading()
         assert not stream.fetch_buffered()
         assert not is_reading_paused(serving.connection)
-        transport = stream.detach()
+        transport = stream.take_transport()
         assert transport is not None
         assert not transport.is_reading()
 
@@ -99,7 +99,7 @@ async def test_socket_of_a_detached_connection_has_what_was_not_received() -> No
         while stream.fetch_buffered():
             await request.content.readany()
         await serving.send(b"defghi")
-        transport = stream.detach()
+        transport = stream.take_transport()
         assert is_plain_tcp(transport)
         assert transport is not None
         assert os.read(transport.get_extra_info("socket").fileno(), 100) == b"defghi"
@@ -121,6 +121,6 @@ async def test_lost_connection_can_be_resumed_but_not_detached_or_paused() -> No
         assert transport is not None
         transport.abort()
         await settle()
-        assert stream.detach() is None
+        assert stream.take_transport() is None
         stream.resume()
         assert not stream.pause()

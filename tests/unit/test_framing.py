@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.config import FramingMode
 from gateway.errors import Fault, FaultKind
-from gateway.http.framing import Framing, FramingMode, choose_framing
+from gateway.http.framing import Framing, choose_framing
 
 
 @pytest.mark.parametrize(
