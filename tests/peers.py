@@ -1,4 +1,7 @@
-"""The other sides of the wire: raw bytes over real sockets, never an HTTP library that shares our blind spots."""
+"""Clients and upstreams for tests: raw bytes over real sockets.
+
+No HTTP library is used, since it could have the same defects as the gateway.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from typing import Any, Self
 from gateway.config import parse_config
 from gateway.server import Gateway
 
-#: What every gateway of a test is configured with unless it says otherwise; `every_lane` changes it.
+#: Top-level config keys of every gateway in the tests; a test may override them. The fixture `every_lane` sets `lanes`.
 DEFAULTS: dict[str, Any] = {}
 
-#: How long any step may take before a test fails; nothing waits this long when all is well.
-PATIENCE_SECONDS = 10.0
+#: The maximum time of one step before a test fails.
+TIMEOUT_SECONDS = 10.0
 
 
 class Wire:
-    """One end of a TCP connection: what was received is kept, what is expected is awaited."""
+    """One end of a TCP connection. It keeps every byte received; each read has a time limit."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -30,19 +33,19 @@ class Wire:
         self.received = bytearray()
 
     async def send(self, *data: bytes) -> None:
-        """Send each piece in a segment of its own, as far as TCP lets us."""
+        """Write and flush each piece separately, so that TCP usually sends it in a segment of its own."""
         for piece in data:
             self.writer.write(piece)
-            await asyncio.wait_for(self.writer.drain(), PATIENCE_SECONDS)
+            await asyncio.wait_for(self.writer.drain(), TIMEOUT_SECONDS)
 
     async def read_some(self) -> bytes:
-        data = await asyncio.wait_for(self.reader.read(2**16), PATIENCE_SECONDS)
+        data = await asyncio.wait_for(self.reader.read(2**16), TIMEOUT_SECONDS)
         self.received += data
         return data
 
     async def read_until(self, mark: bytes) -> bytes:
-        """Return what has come up to and including the mark; what comes behind stays unread."""
-        data = await asyncio.wait_for(self.reader.readuntil(mark), PATIENCE_SECONDS)
+        """Return the bytes up to and including the mark; later bytes stay unread."""
+        data = await asyncio.wait_for(self.reader.readuntil(mark), TIMEOUT_SECONDS)
         self.received += data
         return data
 
@@ -50,12 +53,12 @@ class Wire:
         return await self.read_until(b"\r\n\r\n")
 
     async def read_exactly(self, size: int) -> bytes:
-        data = await asyncio.wait_for(self.reader.readexactly(size), PATIENCE_SECONDS)
+        data = await asyncio.wait_for(self.reader.readexactly(size), TIMEOUT_SECONDS)
         self.received += data
         return data
 
     async def read_to_end(self) -> bytes:
-        """Return what comes until the peer closes; a reset ends it too and shows in `was_reset`."""
+        """Return the bytes received until the peer closes or resets; after a reset, `was_reset` is true."""
         data = bytearray()
         self.was_reset = False
         try:
@@ -67,8 +70,8 @@ class Wire:
 
     was_reset = False
 
-    async def drain_source(self, pieces: Iterable[bytes]) -> int:
-        """Send until done or the peer is gone; return how many bytes went out."""
+    async def send_all(self, pieces: Iterable[bytes]) -> int:
+        """Send all pieces, or stop when the peer closes the connection; return the number of bytes written."""
         sent = 0
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
@@ -91,15 +94,15 @@ class Wire:
 Script = Callable[[Wire], Awaitable[None]]
 
 
-async def until(holds: Callable[[], object]) -> None:
-    """Wait until a state of the gateway holds that announces itself by no event."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110 (there is no event: the gateway counts in plain numbers)
+async def wait_until(holds: Callable[[], object]) -> None:
+    """Wait until the condition holds. For states of the gateway that set no event."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while not holds():  # noqa: ASYNC110 (no event exists: the gateway counts in plain numbers)
             await asyncio.sleep(0.001)
 
 
 class RawUpstream:
-    """A server that follows a script on each connection and keeps every byte it got."""
+    """A server that runs a script on each connection and keeps every byte it received."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -123,7 +126,7 @@ class RawUpstream:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
-        # Aborted transports close their sockets in the next turn.
+        # Aborted transports close their sockets in the next iteration of the loop.
         await asyncio.sleep(0)
         for result in results:
             if isinstance(result, AssertionError) and exc is None:
@@ -135,12 +138,12 @@ class RawUpstream:
 
     @property
     def received(self) -> bytes:
-        """Everything the first connection got."""
+        """Every byte that the first connection received."""
         return bytes(self.wires[0].received) if self.wires else b""
 
     async def wait_finished(self) -> None:
-        """Wait until the script of a connection has run to its end."""
-        await asyncio.wait_for(self.finished.wait(), PATIENCE_SECONDS)
+        """Wait until the script of a connection has ended."""
+        await asyncio.wait_for(self.finished.wait(), TIMEOUT_SECONDS)
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Wire(reader, writer)
@@ -157,7 +160,7 @@ class RawUpstream:
 
 
 class RunningGateway:
-    """A gateway on free ports in this loop, with its access log at hand."""
+    """A gateway on free ports in this event loop, and the lines of its access log."""
 
     def __init__(self, gateway: Gateway, log: list[dict[str, Any]], logged: asyncio.Event) -> None:
         self.gateway = gateway
@@ -181,16 +184,16 @@ class RunningGateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         return Wire(reader, writer)
 
-    async def ask(self, *request: bytes) -> bytes:
-        """Send a request and return everything until the gateway closes."""
+    async def request(self, *request: bytes) -> bytes:
+        """Send a request and return every byte received until the gateway closes the connection."""
         client = await self.connect()
         try:
-            await client.drain_source(request)
+            await client.send_all(request)
             return await client.read_to_end()
         finally:
             await client.close()
 
-    async def last_line(self, count: int = 1) -> dict[str, Any]:
+    async def wait_log_line(self, count: int = 1) -> dict[str, Any]:
         """Wait for the count-th line of the access log and return it."""
 
         async def wait() -> None:
@@ -198,22 +201,22 @@ class RunningGateway:
                 self._logged.clear()
                 await self._logged.wait()
 
-        await asyncio.wait_for(wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(wait(), TIMEOUT_SECONDS)
         return self.log[count - 1]
 
 
 @contextlib.asynccontextmanager
 async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
-    """Run a gateway from a config as a plain dict; on leaving, assert that nothing is left over."""
+    """Run a gateway with this config. At the end, assert that no exchange and no transfer is in flight."""
     config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s", **DEFAULTS, **config}
     log: list[dict[str, Any]] = []
     logged = asyncio.Event()
 
-    def note(line: str) -> None:
+    def write_log(line: str) -> None:
         log.append(json.loads(line))
         logged.set()
 
-    gateway = Gateway(parse_config(json.dumps(config)), note)
+    gateway = Gateway(parse_config(json.dumps(config)), write_log)
     await gateway.start()
     running = RunningGateway(gateway, log, logged)
     try:
@@ -228,7 +231,7 @@ async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
 
 
 def forward_config(upstream: str | list[str], **route: Any) -> dict[str, Any]:
-    """Return a config with one forward route for everything. `upstream_keys` go to the upstream."""
+    """Return a config with one forward route that matches every request. `upstream_keys` go to the upstream."""
     endpoints = [upstream] if isinstance(upstream, str) else upstream
     upstream_keys = route.pop("upstream_keys", {})
     top = route.pop("top", {})
@@ -244,7 +247,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def responding(response: bytes) -> Script:
-    """Return a script that reads a head and as much body as it declares, then answers, again and again."""
+    """Return a script that reads one whole request after another and sends this response to each."""
 
     async def script(wire: Wire) -> None:
         while True:
@@ -273,17 +276,17 @@ async def read_request(wire: Wire) -> tuple[bytes, bytes]:
 
 
 def split_response(response: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Take an answer apart: status, fields in lower case, and what follows the head."""
+    """Return the status, the headers by lower-case name, and the bytes after the head."""
     head, _, body = response.partition(b"\r\n\r\n")
-    line, *fields = head.decode("latin-1").split("\r\n")
-    pairs = [field.partition(": ") for field in fields]
+    line, *headers = head.decode("latin-1").split("\r\n")
+    pairs = [header.partition(": ") for header in headers]
     return int(line.split()[1]), {name.lower(): value for name, _, value in pairs}, body
 
 
 def problem_of(response: bytes) -> dict[str, Any]:
-    """Return the problem document of an answer."""
-    status, fields, body = split_response(response)
-    assert fields["content-type"] == "application/problem+json"
+    """Return the problem document of a response."""
+    status, headers, body = split_response(response)
+    assert headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = json.loads(body)
     assert document["status"] == status
     return document
@@ -301,13 +304,13 @@ def form(
     return bytes(body + b"--" + boundary + b"--\r\n" + epilogue)
 
 
-def post(body: bytes, *, target: str = "/", fields: str = "", content_type: str = "") -> bytes:
-    """Return a whole POST with a Content-Length, on a connection that closes."""
+def post(body: bytes, *, target: str = "/", headers: str = "", content_type: str = "") -> bytes:
+    """Return a whole POST request with Content-Length and `Connection: close`."""
     kind = content_type or "multipart/form-data; boundary=XBOUNDARYX"
-    head = f"POST {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Type: {kind}\r\n{fields}"
+    head = f"POST {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Type: {kind}\r\n{headers}"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def chunked(*pieces: bytes) -> bytes:
-    """Return a chunked body of these chunks, with its end."""
+    """Return a body with chunked framing: these chunks and the final chunk."""
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"

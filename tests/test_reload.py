@@ -26,7 +26,7 @@ from tests.peers import (
     responding,
     run_gateway,
     split_response,
-    until,
+    wait_until,
 )
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
@@ -57,7 +57,7 @@ async def test_exchange_under_way_ends_with_the_config_it_began_with() -> None:
             await client.send(GET)
             await client.read_until(b"old")
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
-            assert split_response(await gateway.ask(GET))[0] == 200
+            assert split_response(await gateway.request(GET))[0] == 200
             assert new.received.startswith(b"GET / HTTP/1.1")
             # Its upstream is nobody's any more, and closed only now.
             assert not old.finished.is_set()
@@ -74,11 +74,11 @@ async def test_unchanged_upstream_keeps_its_connections() -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url)) as gateway:
-            await gateway.ask(GET)
+            await gateway.request(GET)
             await gateway.gateway.reload(lambda: config_of(forward_config(upstream.url, limits={"max_body": 1})))
-            await gateway.ask(GET)
+            await gateway.request(GET)
             assert len(upstream.wires) == 1
-            assert split_response(await gateway.ask(PUT))[0] == 413
+            assert split_response(await gateway.request(PUT))[0] == 413
 
 
 async def test_kept_connection_of_a_client_gets_the_new_routes() -> None:
@@ -107,7 +107,7 @@ async def test_config_that_needs_a_restart_changes_nothing(
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url)) as gateway:
             await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE], **keys}))
-            assert split_response(await gateway.ask(GET))[0] == 200
+            assert split_response(await gateway.request(GET))[0] == 200
             assert f"{where}: cannot change" in caplog.text
             assert gateway.stats.reloads == {"success": 0, "failure": 1}
 
@@ -121,7 +121,7 @@ async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog
         async with run_gateway(forward_config(upstream.url)) as gateway:
             before = gateway.stats.configured_at
             await gateway.gateway.reload(load)
-            assert split_response(await gateway.ask(GET))[0] == 200
+            assert split_response(await gateway.request(GET))[0] == 200
             assert "c.yaml:3: routes: wrong" in caplog.text
             assert "c.yaml:7: routes: wrong" in caplog.text
             text = (await fetch(f"{gateway.ops_url}/metrics"))[2]
@@ -132,10 +132,10 @@ async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog
 async def test_counts_go_on_and_endpoints_that_are_gone_are_not_told_of() -> None:
     async with RawUpstream(responding(OK)) as old, RawUpstream(responding(OK)) as new:
         async with run_gateway(forward_config(old.url)) as gateway:
-            await gateway.ask(GET)
+            await gateway.request(GET)
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
-            await gateway.ask(GET)
-            await gateway.last_line(2)
+            await gateway.request(GET)
+            await gateway.wait_log_line(2)
             text = (await fetch(f"{gateway.ops_url}/metrics"))[2]
             assert 'code="200",method="GET",route="r"} 2.0' in text
             assert old.url not in text
@@ -157,11 +157,11 @@ async def test_health_of_a_replaced_upstream_is_watched_no_more() -> None:
     async with RawUpstream(script("old")) as old, RawUpstream(script("new")) as new:
         health = {"health": {"path": "/", "interval": "20ms"}}
         async with run_gateway(forward_config(old.url, upstream_keys=health)) as gateway:
-            await until(lambda: "old" in asked)
+            await wait_until(lambda: "old" in asked)
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url, upstream_keys=health)))
-            await until(lambda: "new" in asked)
+            await wait_until(lambda: "new" in asked)
             asked.clear()
-            await until(lambda: asked.count("new") > 3)
+            await wait_until(lambda: asked.count("new") > 3)
             assert "old" not in asked
 
 
@@ -262,12 +262,12 @@ async def test_no_request_is_lost_while_configs_come_and_go() -> None:
             async def ask() -> list[int]:
                 found = []
                 while not is_ended.is_set():
-                    found.append(split_response(await gateway.ask(head, body))[0])
+                    found.append(split_response(await gateway.request(head, body))[0])
                 return found
 
             asking = [asyncio.create_task(ask()) for _ in range(6)]
             for turn in range(30):
-                await gateway.last_line(5 * turn + 1)
+                await gateway.wait_log_line(5 * turn + 1)
                 keys = forward_config((two, one)[turn % 2].url)
                 await gateway.gateway.reload(functools.partial(config_of, keys))
             is_ended.set()
@@ -276,4 +276,4 @@ async def test_no_request_is_lost_while_configs_come_and_go() -> None:
             assert one.wires
             assert two.wires
             assert gateway.stats.reloads["success"] == 30
-            await until(lambda: not gateway.gateway._retired)
+            await wait_until(lambda: not gateway.gateway._retired)

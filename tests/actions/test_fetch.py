@@ -20,8 +20,8 @@ def config(*allow: str, private: str = "allow") -> dict[str, Any]:
     return {"routes": [{"name": "g", "match": {"prefix": "/fetch/"}, "fetch": fetch}]}
 
 
-def ask(url: str, fields: str = "") -> bytes:
-    return f"GET /fetch/{url} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}\r\n".encode()
+def ask(url: str, headers: str = "") -> bytes:
+    return f"GET /fetch/{url} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{headers}\r\n".encode()
 
 
 async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() -> None:
@@ -29,8 +29,8 @@ async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() ->
         RawUpstream(responding(FILE.replace(b"200 OK", b"206 Part"))) as far,
         run_gateway(config(far.url + "/m/")) as gateway,
     ):
-        fields = 'Range: bytes=0-3\r\nIf-Range: "e"\r\nCookie: secret\r\nAuthorization: secret\r\nX-Any: secret\r\n'
-        status, got, body = split_response(await gateway.ask(ask(far.url + "/m/a%20b.bin?x=%2F", fields)))
+        headers = 'Range: bytes=0-3\r\nIf-Range: "e"\r\nCookie: secret\r\nAuthorization: secret\r\nX-Any: secret\r\n'
+        status, got, body = split_response(await gateway.request(ask(far.url + "/m/a%20b.bin?x=%2F", headers)))
         assert (status, body, got["etag"]) == (206, b"file", '"e"')
         assert "set-cookie" not in got
         assert far.received.startswith(b"GET /m/a%20b.bin?x=%2F HTTP/1.1\r\nHost: 127.0.0.1:")
@@ -60,7 +60,7 @@ async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() ->
 async def test_url_that_is_not_allowed_is_403_and_nothing_is_connected_to(url: str) -> None:
     async with RawUpstream(responding(FILE)) as far, run_gateway(config(far.url + "/m")) as gateway:
         url = url.format(far=far.url, host=far.url.removeprefix("http://"))
-        assert problem_of(await gateway.ask(ask(url)))["code"] == "url_forbidden"
+        assert problem_of(await gateway.request(ask(url)))["code"] == "url_forbidden"
         assert not far.wires
 
 
@@ -69,7 +69,7 @@ async def test_private_address_is_denied_by_default_also_behind_a_name() -> None
         for host in ("127.0.0.1", "localhost", "[::1]"):
             base = f"http://{host}:{far.port}/"
             async with run_gateway(config(base, private="deny")) as gateway:
-                assert problem_of(await gateway.ask(ask(base + "a")))["code"] == "address_forbidden"
+                assert problem_of(await gateway.request(ask(base + "a")))["code"] == "address_forbidden"
         assert not far.wires
 
 
@@ -84,9 +84,9 @@ async def test_name_that_changes_its_address_is_judged_when_connected_to(monkeyp
     async with RawUpstream(responding(FILE)) as far:
         base = f"http://models.example:{far.port}/"
         async with run_gateway(config(base, private="deny")) as gateway:
-            assert problem_of(await gateway.ask(ask(base + "a")))["code"] == "address_forbidden"
+            assert problem_of(await gateway.request(ask(base + "a")))["code"] == "address_forbidden"
         async with run_gateway(config(base)) as gateway:
-            assert split_response(await gateway.ask(ask(base + "a")))[2] == b"file"
+            assert split_response(await gateway.request(ask(base + "a")))[2] == b"file"
 
 
 async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> None:
@@ -105,9 +105,9 @@ async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> 
                 await wire.send(FILE)
 
     async with RawUpstream(script) as far, run_gateway(config(far.url + "/m/")) as gateway:
-        assert split_response(await gateway.ask(ask(far.url + "/m/hop")))[2] == b"file"
+        assert split_response(await gateway.request(ask(far.url + "/m/hop")))[2] == b"file"
         for path in ("out", "loop"):
-            document = problem_of(await gateway.ask(ask(f"{far.url}/m/{path}")))
+            document = problem_of(await gateway.request(ask(f"{far.url}/m/{path}")))
             assert (document["status"], document["code"]) == (502, "bad_redirect")
 
 

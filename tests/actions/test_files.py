@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.observe.stats import Direction
-from tests.peers import problem_of, run_gateway, split_response, until
+from tests.peers import problem_of, run_gateway, split_response, wait_until
 
 DATA = bytes(range(256)) * 4096
 
@@ -21,8 +21,8 @@ def config(directory: Path) -> dict[str, Any]:
     return {"routes": [{"name": "f", "match": {"prefix": "/f/"}, "files": {"directory": str(directory)}}]}
 
 
-def ask(name: str = "a.bin", fields: str = "", method: str = "GET") -> bytes:
-    return f"{method} /f/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}\r\n".encode()
+def ask(name: str = "a.bin", headers: str = "", method: str = "GET") -> bytes:
+    return f"{method} /f/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{headers}\r\n".encode()
 
 
 @pytest.fixture
@@ -44,28 +44,28 @@ def directory(tmp_path: Path) -> Path:
 
 async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_response(await gateway.ask(ask()))
+        status, headers, body = split_response(await gateway.request(ask()))
         assert (status, body) == (200, DATA)
-        assert fields["content-length"] == str(len(DATA))
-        assert fields["accept-ranges"] == "bytes"
-        assert fields["etag"].startswith('"')
-        assert "last-modified" in fields
-        line = await gateway.last_line()
+        assert headers["content-length"] == str(len(DATA))
+        assert headers["accept-ranges"] == "bytes"
+        assert headers["etag"].startswith('"')
+        assert "last-modified" in headers
+        line = await gateway.wait_log_line()
         assert (line["download"], line["download_bytes"]) == ("complete", len(DATA))
 
 
 async def test_head_tells_the_length_and_sends_nothing(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_response(await gateway.ask(ask(method="HEAD")))
-        assert (status, fields["content-length"], body) == (200, str(len(DATA)), b"")
+        status, headers, body = split_response(await gateway.request(ask(method="HEAD")))
+        assert (status, headers["content-length"], body) == (200, str(len(DATA)), b"")
 
 
 async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_response(await gateway.ask(ask("empty.txt")))
-        assert (status, body, fields["content-type"]) == (200, b"", "text/plain")
-        assert split_response(await gateway.ask(ask("sub/b%20c.txt")))[2] == b"inner"
-        assert split_response(await gateway.ask(ask("within.bin")))[2] == DATA
+        status, headers, body = split_response(await gateway.request(ask("empty.txt")))
+        assert (status, body, headers["content-type"]) == (200, b"", "text/plain")
+        assert split_response(await gateway.request(ask("sub/b%20c.txt")))[2] == b"inner"
+        assert split_response(await gateway.request(ask("within.bin")))[2] == DATA
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
 )
 async def test_no_way_out_of_the_directory(directory: Path, name: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        response = await gateway.ask(ask(name))
+        response = await gateway.request(ask(name))
         assert problem_of(response)["code"] == "file_not_found"
         assert b"secret" not in response
 
@@ -116,9 +116,9 @@ SIZE = len(DATA)
 )
 async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, first: int, last: int) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, body = split_response(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
+        status, headers, body = split_response(await gateway.request(ask(headers=f"Range: {value}\r\n")))
         assert status == 206
-        assert fields["content-range"] == f"bytes {first}-{last}/{SIZE}"
+        assert headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
         assert body == DATA[first : last + 1]
 
 
@@ -127,7 +127,7 @@ async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, 
 )
 async def test_range_that_is_none_gets_the_whole_file(directory: Path, value: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, _, body = split_response(await gateway.ask(ask(fields=f"Range: {value}\r\n")))
+        status, _, body = split_response(await gateway.request(ask(headers=f"Range: {value}\r\n")))
         assert (status, len(body)) == (200, SIZE)
 
 
@@ -136,7 +136,7 @@ async def test_range_that_is_none_gets_the_whole_file(directory: Path, value: st
 )
 async def test_range_behind_the_end_is_416_with_the_size(directory: Path, name: str, value: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        response = await gateway.ask(ask(name, fields=f"Range: {value}\r\n"))
+        response = await gateway.request(ask(name, headers=f"Range: {value}\r\n"))
         assert problem_of(response)["status"] == 416
         size = (directory / name).stat().st_size
         assert split_response(response)[1]["content-range"] == f"bytes */{size}"
@@ -146,7 +146,7 @@ async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
     modified = (directory / "a.bin").stat().st_mtime
     same, older, newer = (formatdate(modified + shift, usegmt=True) for shift in (0, -60, 60))
     async with run_gateway(config(directory)) as gateway:
-        etag = split_response(await gateway.ask(ask(method="HEAD")))[1]["etag"]
+        etag = split_response(await gateway.request(ask(method="HEAD")))[1]["etag"]
         table = [
             (f"If-None-Match: {etag}\r\n", 304),
             (f'If-None-Match: W/{etag}, "x"\r\n', 304),
@@ -167,8 +167,8 @@ async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
             (f"If-Range: {same}\r\nRange: bytes=0-1\r\n", 206),
             (f"If-Range: {older}\r\nRange: bytes=0-1\r\n", 200),
         ]
-        for fields, expected in table:
-            assert split_response(await gateway.ask(ask(fields=fields)))[0] == expected, fields
+        for headers, expected in table:
+            assert split_response(await gateway.request(ask(headers=headers)))[0] == expected, headers
 
 
 async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> None:
@@ -179,20 +179,20 @@ async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> No
         client = await gateway.connect()
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # so that most of it is still to be read
         await client.send(ask("big.bin"))
-        await until(lambda: gateway.stats.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved)
+        await wait_until(lambda: gateway.stats.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved)
         os.truncate(big, 1000)
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
         response = await client.read_to_end()
         await client.close()
         assert len(response) < 200_000_000
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["code"], line["outcome"]) == ("disk_failed", "disk_failed")
 
 
 async def test_other_methods_are_405_with_allow(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, fields, _ = split_response(await gateway.ask(ask(method="DELETE")))
-        assert (status, fields["allow"]) == (405, "GET, HEAD")
+        status, headers, _ = split_response(await gateway.request(ask(method="DELETE")))
+        assert (status, headers["allow"]) == (405, "GET, HEAD")
 
 
 async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
     root.mkdir()
     async with run_gateway(config(root)) as gateway:
         root.rmdir()
-        assert problem_of(await gateway.ask(ask()))["code"] == "disk_unavailable"
+        assert problem_of(await gateway.request(ask()))["code"] == "disk_unavailable"
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ async def test_file_that_is_not_in_memory_is_sent_by_threads(directory: Path, mo
 
     monkeypatch.setattr(os, "sendfile", note)
     async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
-        assert split_response(await gateway.ask(ask()))[2] == DATA
+        assert split_response(await gateway.request(ask()))[2] == DATA
         assert callers == {"disk"}
 
 
@@ -246,9 +246,9 @@ async def test_client_that_leaves_mid_file_ends_it_without_touching_another_desc
         await asyncio.to_thread(working.wait, 5)
         connection = gateway.gateway._traffic.connections[0]
         await client.close()
-        await until(lambda: connection.transport is None)
+        await wait_until(lambda: connection.transport is None)
         go_on.set()
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert line["outcome"] == "client_left"
         assert all(link.startswith("socket:") for link in used)
 
@@ -275,7 +275,7 @@ async def test_client_that_leaves_with_the_last_byte_had_a_whole_file(
         assert await client.read_exactly(300_000) == DATA[:300_000]
         connection = gateway.gateway._traffic.connections[0]
         await client.close()
-        await until(lambda: connection.transport is None)
+        await wait_until(lambda: connection.transport is None)
         left.set()
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["outcome"], line["download"], line["download_bytes"]) == ("complete", "complete", 300_000)

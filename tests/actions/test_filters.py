@@ -95,10 +95,10 @@ async def test_digest_is_reported_in_the_response_and_the_log(kind: str) -> None
             if kind == "chunked":
                 head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
                 request = head + chunked(body[:100_000], body[100_000:])
-            status, fields, _ = split_response(await gateway.ask(request))
+            status, headers, _ = split_response(await gateway.request(request))
             assert (status, seen) == (200, [body])
-            assert fields["x-upload-digest"] == digest_header(DATA)
-            line = await gateway.last_line()
+            assert headers["x-upload-digest"] == digest_header(DATA)
+            line = await gateway.wait_log_line()
             files = [part for part in line["parts"] if part["kind"] == "file"]
             assert [(part["sha256"], part["size"]) for part in files] == [(sha256(DATA), len(DATA))]
             assert set(line["wait_seconds"]) >= {"filter", "downstream_read", "upstream_write"}
@@ -115,8 +115,8 @@ async def test_matching_digest_passes_and_a_wrong_one_is_cut_before_the_end(kind
                 if kind == "form":
                     request = post(with_part_header(form((FILE, data)), field))
                 else:
-                    request = post(data, content_type="x/y", fields=field + "\r\n")
-                response = await gateway.ask(request)
+                    request = post(data, content_type="x/y", headers=field + "\r\n")
+                response = await gateway.request(request)
                 if upstream is good:
                     assert split_response(response)[0] == 200
                     continue
@@ -146,8 +146,8 @@ async def test_digest_of_a_whole_form_is_verified(action: str, is_right: bool, t
             "store": store_config(tmp_path, ["digest"]),
         }
         async with run_gateway(configs[action]) as gateway:
-            fields = f"Content-Digest: {digest_header(body if is_right else DATA)}\r\n"
-            response = await gateway.ask(post(body, fields=fields))
+            headers = f"Content-Digest: {digest_header(body if is_right else DATA)}\r\n"
+            response = await gateway.request(post(body, headers=headers))
             if is_right:
                 assert split_response(response)[0] in (200, 201)
                 return
@@ -162,8 +162,8 @@ async def test_digest_of_a_whole_form_is_verified(action: str, is_right: bool, t
 async def test_malformed_digest_is_400() -> None:
     async with RawUpstream(drain_request) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
-            request = post(b"x", content_type="x/y", fields="Content-Digest: sha-256=abc\r\n")
-            assert problem_of(await gateway.ask(request))["code"] == "bad_digest"
+            request = post(b"x", content_type="x/y", headers="Content-Digest: sha-256=abc\r\n")
+            assert problem_of(await gateway.request(request))["code"] == "bad_digest"
 
 
 async def test_digests_are_reported_per_file_and_a_wrong_one_fails_only_its_file() -> None:
@@ -180,7 +180,7 @@ async def test_digests_are_reported_per_file_and_a_wrong_one_fails_only_its_file
             wrong = f"Repr-Digest: {digest_header(b'other')}"
             at = body.index(b"\r\n\r\n123456789") + 1
             body = body[:at] + with_part_header(body[at:], wrong)
-            status, _, text = split_response(await gateway.ask(post(body)))
+            status, _, text = split_response(await gateway.request(post(body)))
             parts = json.loads(text)["parts"]
             assert [part["status"] for part in parts] == [200, 422, 200]
             # The check value of CRC-32C (RFC 3720 appendix B.4 and every catalogue).
@@ -191,11 +191,11 @@ async def test_digests_are_reported_per_file_and_a_wrong_one_fails_only_its_file
 
 async def test_digest_of_stored_files_is_verified(tmp_path: Path) -> None:
     async with run_gateway(store_config(tmp_path, [{"digest": {"algorithm": "md5"}}])) as gateway:
-        status, _, text = split_response(await gateway.ask(post(form((FILE, DATA)))))
+        status, _, text = split_response(await gateway.request(post(form((FILE, DATA)))))
         described = json.loads(text)["files"][0]
         assert (status, described["md5"]) == (201, hashlib.md5(DATA).hexdigest())
         wrong = with_part_header(form((FILE, DATA)), f"Content-Digest: {digest_header(b'other')}")
-        assert problem_of(await gateway.ask(post(wrong)))["code"] == "digest_mismatch"
+        assert problem_of(await gateway.request(post(wrong)))["code"] == "digest_mismatch"
         assert os.listdir(tmp_path) == ["a.bin"]
 
 
@@ -214,11 +214,11 @@ async def test_type_is_checked_before_a_request_is_sent_upstream(data: bytes, st
         filters = [{"sniff": {"allow": ["image/*"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             request = post(form(('name="note"', b"hi"), ('name="f"; filename="a.png"', data)))
-            response = await gateway.ask(request)
+            response = await gateway.request(request)
             assert split_response(response)[0] == status
             if status == 200:
                 assert upstream.received.endswith(request.partition(b"\r\n\r\n")[2])
-                assert (await gateway.last_line())["parts"][-1]["sniffed"] == found
+                assert (await gateway.wait_log_line())["parts"][-1]["sniffed"] == found
             else:
                 problem = problem_of(response)
                 assert (problem["code"], problem["sniffed"]) == ("type_not_allowed", found)
@@ -242,7 +242,7 @@ async def test_later_file_of_another_type_cuts_the_upstream() -> None:
         filters = [{"sniff": {"allow": ["image/*"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             body = form((FILE, PNG + b"x" * 1_000_000), (FILE, b"%PDF-1.7\n"))
-            assert problem_of(await gateway.ask(post(body)))["code"] == "type_not_allowed"
+            assert problem_of(await gateway.request(post(body)))["code"] == "type_not_allowed"
             await upstream.wait_finished()
             assert b"%PDF" not in upstream.received
 
@@ -252,7 +252,7 @@ async def test_100_continue_is_sent_before_the_type_is_decided() -> None:
         filters = [{"sniff": {"allow": ["image/png"]}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             client = await gateway.connect()
-            head, _, body = post(form((FILE, PNG)), fields="Expect: 100-continue\r\n").partition(b"\r\n\r\n")
+            head, _, body = post(form((FILE, PNG)), headers="Expect: 100-continue\r\n").partition(b"\r\n\r\n")
             await client.send(head + b"\r\n\r\n")
             assert b"100 Continue" in await client.read_head()
             await client.send(body)
@@ -265,7 +265,7 @@ async def test_sniffed_files_of_a_split_fail_alone(tmp_path: Path) -> None:
         filters = [{"sniff": {"allow": ["image/*"]}}, "digest"]
         async with run_gateway(split_config(upstream.url, filters)) as gateway:
             body = form((FILE, PNG), (FILE, b"text" * 50_000), (FILE, PNG))
-            parts = json.loads(split_response(await gateway.ask(post(body)))[2])["parts"]
+            parts = json.loads(split_response(await gateway.request(post(body)))[2])["parts"]
             assert [part["status"] for part in parts] == [200, 415, 200]
             assert parts[2]["sha256"] == sha256(PNG)
 
@@ -276,8 +276,8 @@ async def test_throttle_delays_files_without_blame(per: str) -> None:
         filters = [{"throttle": {"rate": "2MB/s", "per": per}}]
         keys = {"idle": "50ms", "min_rate": "5MB/s", "grace": "50ms"}
         async with run_gateway(forward_config(upstream.url, filters=filters, timeouts=keys)) as gateway:
-            assert split_response(await gateway.ask(post(form((FILE, DATA)))))[0] == 200
-            line = await gateway.last_line()
+            assert split_response(await gateway.request(post(form((FILE, DATA)))))[0] == 200
+            line = await gateway.wait_log_line()
             assert line["wait_seconds"]["filter"] > line["wait_seconds"]["downstream_read"]
             assert line["outcome"] == "complete"
 
@@ -304,7 +304,7 @@ async def test_buckets_of_idle_clients_are_removed(monkeypatch: pytest.MonkeyPat
 async def test_files_are_compressed_before_they_are_stored(coding: str, tmp_path: Path) -> None:
     data = b"the same again and again " * 50_000
     async with run_gateway(store_config(tmp_path, ["digest", {"compress": {"coding": coding}}])) as gateway:
-        described = json.loads(split_response(await gateway.ask(post(form((FILE, data)))))[2])["files"][0]
+        described = json.loads(split_response(await gateway.request(post(form((FILE, data)))))[2])["files"][0]
         stored = (tmp_path / "a.bin").read_bytes()
         assert (gzip.decompress(stored) if coding == "gzip" else zlib.decompress(stored)) == data
         assert len(stored) == described["size"] < len(data) / 20
@@ -318,7 +318,7 @@ async def test_files_are_decompressed_while_they_are_streamed(made: Any, tmp_pat
     packed = made(data)
     expected = data if len(packed) > 200 else data[:9] * 3
     async with run_gateway(store_config(tmp_path, ["decompress"])) as gateway:
-        assert split_response(await gateway.ask(post(form((FILE, packed)))))[0] == 201
+        assert split_response(await gateway.request(post(form((FILE, packed)))))[0] == 201
         assert (tmp_path / "a.bin").read_bytes() == expected
 
 
@@ -333,7 +333,7 @@ async def test_files_are_decompressed_while_they_are_streamed(made: Any, tmp_pat
 )
 async def test_decompression_bombs_and_malformed_data_leave_no_file(packed: bytes, code: str, tmp_path: Path) -> None:
     async with run_gateway(store_config(tmp_path, [{"decompress": {"max_bytes": "1MB"}}])) as gateway:
-        assert problem_of(await gateway.ask(post(form((FILE, packed)))))["code"] == code
+        assert problem_of(await gateway.request(post(form((FILE, packed)))))["code"] == code
         assert not os.listdir(tmp_path)
 
 
@@ -437,7 +437,7 @@ async def test_fault_of_a_filter_at_any_byte_leaves_nothing_that_looks_complete(
     async with RawUpstream(script) as upstream:
         async with run_gateway(config_of(action, upstream.url, filters, tmp_path)) as gateway:
             request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
-            status, _, text = split_response(await gateway.ask(request))
+            status, _, text = split_response(await gateway.request(request))
             if action == "split":
                 assert json.loads(text)["parts"][0]["status"] == 415
             else:
@@ -463,11 +463,11 @@ async def test_bug_in_a_plugin_is_500_and_leaves_nothing_that_looks_complete(
     async with RawUpstream(script) as upstream:
         async with run_gateway(config_of(action, upstream.url, filters, tmp_path)) as gateway:
             request = post(DATA, content_type="x/y") if action == "raw" else post(form((FILE, DATA)))
-            status, _, text = split_response(await gateway.ask(request))
+            status, _, text = split_response(await gateway.request(request))
             if action == "split":
                 assert json.loads(text)["parts"][0]["error"]["code"] == "bug"
             else:
-                line = await gateway.last_line()
+                line = await gateway.wait_log_line()
                 assert (status, json.loads(text)["code"], line["blame"]) == (500, "bug", "gateway")
             assert not finished
             assert not os.listdir(tmp_path)
@@ -486,7 +486,7 @@ async def test_transform_plugin_changes_the_bytes_sent_on(action: str, plugin: d
     async with RawUpstream(script) as upstream:
         configs = {"split": split_config(upstream.url, ["uppercase"]), "store": store_config(tmp_path, ["uppercase"])}
         async with run_gateway(configs[action]) as gateway:
-            assert split_response(await gateway.ask(post(form((FILE, b"quiet")))))[0] in (200, 201)
+            assert split_response(await gateway.request(post(form((FILE, b"quiet")))))[0] in (200, 201)
             assert (seen or [(tmp_path / "a.bin").read_bytes()]) == [b"QUIET"]
 
 
@@ -495,8 +495,8 @@ async def test_client_that_closes_while_a_filter_waits_ends_the_exchange(plugin:
         filters = [{"failing": {"at": 10**9}}, {"throttle": {"rate": "200KB/s"}}]
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             client = await gateway.connect()
-            await client.drain_source([post(form((FILE, DATA)))[:100_000]])
+            await client.send_all([post(form((FILE, DATA)))[:100_000]])
             await asyncio.wait_for(upstream.connected.wait(), 5)
             client.reset()
-            assert (await gateway.last_line())["outcome"] == "client_left"
+            assert (await gateway.wait_log_line())["outcome"] == "client_left"
             assert plugin["factory"].closed == [True]

@@ -83,7 +83,7 @@ async def test_field_before_the_file_chooses_and_the_body_arrives_identical(orde
         assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()
         assert (big.seen, small.seen) == ([body], [])
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["route"], line["upload_bytes"]) == ("whisper", len(body))
 
 
@@ -93,7 +93,7 @@ async def test_upstream_hears_of_the_request_as_soon_as_the_field_is_known() -> 
         client = await gateway.connect()
         await client.send(request[: request.index(b"a.wav") + 100])
         await asyncio.wait_for(big.connected.wait(), 5)
-        await client.drain_source([request[request.index(b"a.wav") + 100 :]])
+        await client.send_all([request[request.index(b"a.wav") + 100 :]])
         assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()
 
@@ -107,10 +107,10 @@ async def test_upstream_hears_of_the_request_as_soon_as_the_field_is_known() -> 
 async def test_form_that_chooses_nothing_goes_to_the_default_or_is_refused(parts: Any, has_default: bool) -> None:
     async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small:
         async with run_gateway(config(big, small, has_default=has_default)) as gateway:
-            response = await gateway.ask(ask(*parts))
+            response = await gateway.request(ask(*parts))
             if has_default:
                 assert split_response(response)[2] == b"small"
-                assert (await gateway.last_line())["route"] == "default"
+                assert (await gateway.wait_log_line())["route"] == "default"
                 assert not big.seen
             else:
                 problem = problem_of(response)
@@ -122,9 +122,9 @@ async def test_form_that_chooses_nothing_goes_to_the_default_or_is_refused(parts
 
 async def test_body_that_is_no_form_goes_to_the_default() -> None:
     async with UpstreamPool(b"big") as big, UpstreamPool(b"small") as small, run_gateway(config(big, small)) as gateway:
-        response = await gateway.ask(post(b"raw", target="/v1", content_type="text/plain"))
+        response = await gateway.request(post(b"raw", target="/v1", content_type="text/plain"))
         assert split_response(response)[2] == b"small"
-        response = await gateway.ask(b"GET /v1 HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        response = await gateway.request(b"GET /v1 HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         assert split_response(response)[2] == b"small"
 
 
@@ -142,7 +142,7 @@ async def test_fields_that_mislead_or_are_too_large_are_refused(parts: Any, limi
         UpstreamPool(b"small") as small,
         run_gateway(config(big, small, **limits)) as gateway,
     ):
-        assert problem_of(await gateway.ask(ask(*parts)))["code"] == code
+        assert problem_of(await gateway.request(ask(*parts)))["code"] == code
         assert not (big.wires)
         assert not (small.wires)
 
@@ -153,7 +153,7 @@ async def test_client_that_asks_first_is_invited_to_send_its_fields() -> None:
         head, _, body = ask(MODEL, FILE).partition(b"\r\n\r\n")
         await client.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
         assert b"100 Continue" in await client.read_head()
-        await client.drain_source([body])
+        await client.send_all([body])
         assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()
 

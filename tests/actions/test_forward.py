@@ -21,23 +21,23 @@ from tests.peers import (
 )
 
 
-def ask(method: str = "GET", target: str = "/", fields: str = "", body: bytes = b"") -> bytes:
-    return f"{method} {target} HTTP/1.1\r\nHost: gw.example:8080\r\nConnection: close\r\n{fields}\r\n".encode() + body
+def ask(method: str = "GET", target: str = "/", headers: str = "", body: bytes = b"") -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: gw.example:8080\r\nConnection: close\r\n{headers}\r\n".encode() + body
 
 
 def fields_of(received: bytes) -> dict[str, list[str]]:
     """Return the fields of the first request, by lower-case name, in order."""
-    fields: dict[str, list[str]] = {}
+    headers: dict[str, list[str]] = {}
     for line in received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]:
         name, _, value = line.partition(": ")
-        fields.setdefault(name.lower(), []).append(value)
-    return fields
+        headers.setdefault(name.lower(), []).append(value)
+    return headers
 
 
 async def send(request: bytes, **config: Any) -> tuple[bytes, bytes]:
     """Send a request through a gateway; return what the upstream and what the client got."""
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, **config)) as gateway:
-        response = await gateway.ask(request)
+        response = await gateway.request(request)
         return upstream.received, response
 
 
@@ -45,18 +45,18 @@ async def send(request: bytes, **config: Any) -> tuple[bytes, bytes]:
 async def test_any_method_passes_with_its_body(method: str) -> None:
     reply = OK.removesuffix(b"ok") if method == "HEAD" else OK
     async with RawUpstream(responding(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        response = await gateway.ask(ask(method, "/x", "Content-Length: 3\r\n", b"abc"))
+        response = await gateway.request(ask(method, "/x", "Content-Length: 3\r\n", b"abc"))
         assert upstream.received.startswith(f"{method} /x HTTP/1.1\r\nHost: gw.example:8080\r\n".encode())
         assert upstream.received.endswith(b"\r\n\r\nabc")
-        status, fields, body = split_response(response)
-        assert (status, fields["content-length"]) == (200, "2")
+        status, headers, body = split_response(response)
+        assert (status, headers["content-length"]) == (200, "2")
         assert body == (b"" if method == "HEAD" else b"ok")
 
 
 async def test_answer_passes_with_status_reason_fields_and_order() -> None:
     reply = b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nContent-Length: 2\r\n\r\nok"
     async with RawUpstream(responding(reply)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        response = await gateway.ask(ask())
+        response = await gateway.request(ask())
         assert response.startswith(b"HTTP/1.1 207 Many Things\r\nX-B: 1\r\nx-a: 2\r\nX-B: 3\r\nDate: ")
         assert b"\r\nVia: 1.1 streaming-gateway\r\n" in response
 
@@ -66,14 +66,14 @@ async def test_untrusted_client_is_described_anew() -> None:
         "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=6.6.6.6\r\n"
         "X-Request-Id: mine\r\ntraceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01\r\ntracestate: x=y\r\n"
     )
-    fields = fields_of((await send(ask(fields=spoofed)))[0])
-    assert fields["x-forwarded-for"] == ["127.0.0.1"]
-    assert fields["x-forwarded-proto"] == ["http"]
-    assert fields["x-forwarded-host"] == ["gw.example:8080"]
-    assert fields["forwarded"] == ['for=127.0.0.1;host="gw.example:8080";proto=http']
-    assert fields["x-request-id"] != ["mine"]
-    assert "a" * 32 not in fields["traceparent"][0]
-    assert "tracestate" not in fields
+    headers = fields_of((await send(ask(headers=spoofed)))[0])
+    assert headers["x-forwarded-for"] == ["127.0.0.1"]
+    assert headers["x-forwarded-proto"] == ["http"]
+    assert headers["x-forwarded-host"] == ["gw.example:8080"]
+    assert headers["forwarded"] == ['for=127.0.0.1;host="gw.example:8080";proto=http']
+    assert headers["x-request-id"] != ["mine"]
+    assert "a" * 32 not in headers["traceparent"][0]
+    assert "tracestate" not in headers
 
 
 async def test_trusted_proxy_is_continued() -> None:
@@ -81,35 +81,35 @@ async def test_trusted_proxy_is_continued() -> None:
         "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: real\r\nForwarded: for=6.6.6.6\r\n"
         "X-Request-Id: mine\r\ntraceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-00\r\ntracestate: x=y\r\n"
     )
-    received, response = await send(ask(fields=said), top={"trusted_proxies": ["127.0.0.0/8"]})
-    fields = fields_of(received)
-    assert fields["x-forwarded-for"] == ["6.6.6.6, 127.0.0.1"]
-    assert fields["x-forwarded-proto"] == ["https"]
-    assert fields["x-forwarded-host"] == ["real"]
-    assert fields["forwarded"][0].startswith("for=6.6.6.6, for=127.0.0.1;")
-    assert fields["x-request-id"] == ["mine"]
+    received, response = await send(ask(headers=said), top={"trusted_proxies": ["127.0.0.0/8"]})
+    headers = fields_of(received)
+    assert headers["x-forwarded-for"] == ["6.6.6.6, 127.0.0.1"]
+    assert headers["x-forwarded-proto"] == ["https"]
+    assert headers["x-forwarded-host"] == ["real"]
+    assert headers["forwarded"][0].startswith("for=6.6.6.6, for=127.0.0.1;")
+    assert headers["x-request-id"] == ["mine"]
     assert split_response(response)[1]["x-request-id"] == "mine"
-    _, trace, span, flags = fields["traceparent"][0].split("-")
+    _, trace, span, flags = headers["traceparent"][0].split("-")
     assert (trace, flags) == ("a" * 32, "00")
     assert span != "b" * 16
-    assert fields["tracestate"] == ["x=y"]
+    assert headers["tracestate"] == ["x=y"]
 
 
 @pytest.mark.parametrize(
     "value", ["00-" + "0" * 32 + "-" + "b" * 16 + "-01", "junk", "01-" + "a" * 32 + "-" + "b" * 16 + "-01"]
 )
 async def test_unsound_traceparent_begins_a_new_trace(value: str) -> None:
-    received, _ = await send(ask(fields=f"traceparent: {value}\r\n"), top={"trusted_proxies": ["127.0.0.1"]})
+    received, _ = await send(ask(headers=f"traceparent: {value}\r\n"), top={"trusted_proxies": ["127.0.0.1"]})
     assert fields_of(received)["traceparent"][0].split("-")[1] not in value
 
 
 async def test_host_is_the_endpoints_where_configured() -> None:
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, forward={"host": "upstream"})) as gateway:
-            await gateway.ask(ask())
-            fields = fields_of(upstream.received)
-            assert fields["host"] == [f"127.0.0.1:{upstream.port}"]
-            assert fields["x-forwarded-host"] == ["gw.example:8080"]
+            await gateway.request(ask())
+            headers = fields_of(upstream.received)
+            assert headers["host"] == [f"127.0.0.1:{upstream.port}"]
+            assert headers["x-forwarded-host"] == ["gw.example:8080"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ async def test_compressed_bodies_pass_untouched_both_ways() -> None:
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 18\r\n\r\n" + squeezed)
 
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        fields = f"Content-Encoding: gzip\r\nContent-Length: {len(squeezed)}\r\n"
-        _, _, body = split_response(await gateway.ask(ask("POST", fields=fields, body=squeezed)))
+        headers = f"Content-Encoding: gzip\r\nContent-Length: {len(squeezed)}\r\n"
+        _, _, body = split_response(await gateway.request(ask("POST", headers=headers, body=squeezed)))
         assert seen == [squeezed]
         assert body == squeezed
 
@@ -172,11 +172,11 @@ async def test_head_of_an_upload_goes_out_before_its_first_byte() -> None:
     async with RawUpstream(lambda wire: wire.read_head()) as upstream:  # type: ignore[arg-type, return-value]  # result unused
         async with run_gateway(forward_config(upstream.url)) as gateway:
             client = await gateway.connect()
-            await client.send(ask("POST", fields="Content-Length: 5\r\n"))
+            await client.send(ask("POST", headers="Content-Length: 5\r\n"))
             await upstream.wait_finished()
             assert upstream.received.startswith(b"POST / HTTP/1.1\r\n")
             await client.close()
-            await gateway.last_line()
+            await gateway.wait_log_line()
 
 
 async def test_connections_are_kept_on_both_sides() -> None:
@@ -192,7 +192,7 @@ async def test_connections_are_kept_on_both_sides() -> None:
 
 async def test_unresolvable_name_is_502() -> None:
     async with run_gateway(forward_config("http://no-such-host.invalid:80")) as gateway:
-        document = problem_of(await gateway.ask(ask()))
+        document = problem_of(await gateway.request(ask()))
         assert (document["status"], document["code"]) == (502, "dns_error")
 
 
@@ -204,19 +204,19 @@ async def test_tls_to_a_plain_upstream_is_502() -> None:
 
     async with RawUpstream(plain) as upstream:
         async with run_gateway(forward_config(upstream.url.replace("http:", "https:"))) as gateway:
-            assert problem_of(await gateway.ask(ask()))["status"] == 502
+            assert problem_of(await gateway.request(ask()))["status"] == 502
 
 
 async def test_problem_document_says_what_where_and_how_to_mend() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
-        response = await gateway.ask(ask())
-        status, fields, body = split_response(response)
+        response = await gateway.request(ask())
+        status, headers, body = split_response(response)
         document = json.loads(body)
         assert status == document["status"] == 502
         assert set(document) == {"title", "status", "detail", "code", "route", "request_id"}
         assert document["route"] == "r"
-        assert document["request_id"] == fields["x-request-id"]
-        assert fields["proxy-status"].startswith("streaming-gateway; error=connection_refused; details=")
+        assert document["request_id"] == headers["x-request-id"]
+        assert headers["proxy-status"].startswith("streaming-gateway; error=connection_refused; details=")
         assert "127.0.0.1" not in body.decode()
 
 
@@ -227,7 +227,7 @@ async def test_bug_in_the_gateway_is_500_without_its_reason(monkeypatch: pytest.
 
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         monkeypatch.setattr("gateway.actions.request_head.request_headers", explode)
-        response = await gateway.ask(ask())
+        response = await gateway.request(ask())
         assert problem_of(response)["code"] == "bug"
         assert b"secret" not in response
-        assert (await gateway.last_line())["blame"] == "gateway"
+        assert (await gateway.wait_log_line())["blame"] == "gateway"

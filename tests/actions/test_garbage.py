@@ -43,15 +43,15 @@ async def test_exchange_is_free_when_it_ends(kind: str, tmp_path: Path) -> None:
             "files": (with_action({"files": {"directory": str(tmp_path)}}, upstream.url), GET),
         }[kind]
         async with run_gateway(config) as gateway:
-            await gateway.ask(request)
+            await gateway.request(request)
             gc.collect()
             # Other tests may have left some, in the tracebacks of what they expected.
             before = exchanges()
             gc.disable()
             try:
                 for number in (2, 3, 4):
-                    assert await gateway.ask(request)
-                    await gateway.last_line(number)
+                    assert await gateway.request(request)
+                    await gateway.wait_log_line(number)
                 # The last one's task may still be leaving.
                 assert exchanges() <= before + 1
             finally:

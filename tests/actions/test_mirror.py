@@ -27,7 +27,7 @@ from tests.peers import (
     responding,
     run_gateway,
     split_response,
-    until,
+    wait_until,
 )
 
 DATA = os.urandom(3_000_000)
@@ -47,7 +47,7 @@ def config(primary: str, shadow: str | None = None, **mirror: Any) -> dict[str, 
 async def tally_of(gateway: RunningGateway) -> RouteStats:
     """Return the route's counts once a mirror has ended."""
     stats = gateway.stats.routes["r"]
-    await until(lambda: stats.mirrors.total())
+    await wait_until(lambda: stats.mirrors.total())
     return stats
 
 
@@ -66,7 +66,7 @@ class Keeping(RawUpstream):
 async def test_mirror_gets_the_same_request(filters: list[str]) -> None:
     async with Keeping() as primary, Keeping() as shadow:
         async with run_gateway(config(primary.url, shadow.url, route={"filters": filters})) as gateway:
-            assert split_response(await gateway.ask(post(FORM, target="/x?y")))[0] == 200
+            assert split_response(await gateway.request(post(FORM, target="/x?y")))[0] == 200
             stats = await tally_of(gateway)
             assert shadow.seen[0][1] == primary.seen[0][1] == FORM
             assert shadow.seen[0][0].startswith(b"POST /x?y HTTP/1.1\r\n")
@@ -77,7 +77,7 @@ async def test_mirror_gets_the_same_request(filters: list[str]) -> None:
 async def test_request_without_a_body_is_mirrored_too() -> None:
     async with Keeping() as primary, Keeping() as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
-            await gateway.ask(b"GET /x HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            await gateway.request(b"GET /x HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
             await tally_of(gateway)
             assert shadow.seen[0][0].startswith(b"GET /x HTTP/1.1\r\n")
 
@@ -86,7 +86,7 @@ async def test_none_of_a_hundred_is_none() -> None:
     async with Keeping() as primary, Keeping() as shadow:
         async with run_gateway(config(primary.url, shadow.url, percent=0)) as gateway:
             for _ in range(5):
-                await gateway.ask(post(b"x", content_type="x/y"))
+                await gateway.request(post(b"x", content_type="x/y"))
             assert not shadow.wires
             assert not gateway.stats.routes["r"].mirrors
 
@@ -101,7 +101,7 @@ async def test_slow_mirror_is_dropped_and_its_bytes_add_up() -> None:
     async with Keeping() as primary, RawUpstream(never_reads) as shadow:
         async with run_gateway(config(primary.url, shadow.url, buffer="256KiB")) as gateway:
             big = os.urandom(1_000_000) * 12
-            assert split_response(await gateway.ask(post(big, content_type="x/y")))[0] == 200
+            assert split_response(await gateway.request(post(big, content_type="x/y")))[0] == 200
             assert primary.seen[0][1] == big
             stats = await tally_of(gateway)
             assert stats.mirrors == {Outcome.LIMIT: 1}
@@ -151,7 +151,7 @@ async def test_mirror_that_takes_no_chunks_is_not_felt() -> None:
         keys["upstreams"]["shadow"]["framing"] = "length_required"
         async with run_gateway(keys) as gateway:
             head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-            assert split_response(await gateway.ask(head + b"1\r\nx\r\n0\r\n\r\n"))[0] == 200
+            assert split_response(await gateway.request(head + b"1\r\nx\r\n0\r\n\r\n"))[0] == 200
             assert (await tally_of(gateway)).mirrors == {Outcome.REFUSED: 1}
             assert not shadow.wires
 
@@ -160,7 +160,7 @@ async def test_mirror_that_is_down_is_not_felt() -> None:
     async with RawUpstream(responding(OK)) as gone:
         url = gone.url
     async with Keeping() as primary, run_gateway(config(primary.url, url)) as gateway:
-        assert split_response(await gateway.ask(post(FORM)))[0] == 200
+        assert split_response(await gateway.request(post(FORM)))[0] == 200
         assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_FAILED: 1}
 
 
@@ -170,7 +170,7 @@ async def test_mirror_that_never_answers_is_let_go() -> None:
 
     async with Keeping() as primary, RawUpstream(silent) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
-            assert split_response(await gateway.ask(post(FORM)))[0] == 200
+            assert split_response(await gateway.request(post(FORM)))[0] == 200
             assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_SLOW: 1}
 
 
@@ -180,13 +180,13 @@ async def test_body_cut_for_the_primary_is_cut_for_the_mirror(why: str) -> None:
         async with run_gateway(config(primary.url, shadow.url, route={"filters": ["digest"]})) as gateway:
             if why == "client":
                 client = await gateway.connect()
-                await client.drain_source([post(FORM)[:2_000_000]])
+                await client.send_all([post(FORM)[:2_000_000]])
                 await asyncio.wait_for(shadow.connected.wait(), 5)
                 client.reset()
             else:
                 wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
-                fields = f"Content-Digest: sha-256=:{wrong}:\r\n"
-                problem = problem_of(await gateway.ask(post(DATA, content_type="x/y", fields=fields)))
+                headers = f"Content-Digest: sha-256=:{wrong}:\r\n"
+                problem = problem_of(await gateway.request(post(DATA, content_type="x/y", headers=headers)))
                 assert problem["code"] == "digest_mismatch"
             assert (await tally_of(gateway)).mirrors == {Outcome.CANCELLED: 1}
             assert not shadow.seen
@@ -195,17 +195,17 @@ async def test_body_cut_for_the_primary_is_cut_for_the_mirror(why: str) -> None:
 
 async def test_bodies_are_mirrored_to_a_directory_whole_or_not_at_all(tmp_path: Path) -> None:
     async with Keeping() as primary, run_gateway(config(primary.url, directory=str(tmp_path))) as gateway:
-        assert split_response(await gateway.ask(post(FORM)))[0] == 200
+        assert split_response(await gateway.request(post(FORM)))[0] == 200
         stats = await tally_of(gateway)
         assert stats.mirrors == {Outcome.COMPLETE: 1}
         (name,) = os.listdir(tmp_path)
         assert (tmp_path / name).read_bytes() == FORM
         client = await gateway.connect()
-        await client.drain_source([post(FORM)[:2_000_000]])
-        await until(lambda: gateway.stats.routes["r"].in_flight)
+        await client.send_all([post(FORM)[:2_000_000]])
+        await wait_until(lambda: gateway.stats.routes["r"].in_flight)
         client.reset()
-        await until(lambda: stats.mirrors[Outcome.CANCELLED])
-        await until(lambda: len(os.listdir(tmp_path)) == 1)
+        await wait_until(lambda: stats.mirrors[Outcome.CANCELLED])
+        await wait_until(lambda: len(os.listdir(tmp_path)) == 1)
 
 
 async def test_gateway_that_stops_waits_for_no_mirror() -> None:
@@ -217,7 +217,7 @@ async def test_gateway_that_stops_waits_for_no_mirror() -> None:
 
     async with Keeping() as primary, RawUpstream(silent) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
-            assert split_response(await gateway.ask(post(FORM)))[0] == 200
+            assert split_response(await gateway.request(post(FORM)))[0] == 200
             await begun.wait()
         assert gateway.stats.routes["r"].mirrors.total() == 1
         stuck.set()

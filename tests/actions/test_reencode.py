@@ -62,7 +62,7 @@ def as_chunked(request: bytes, *cuts: int) -> bytes:
 async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> None:
     async with Seen() as upstream, run_gateway(config(upstream, framing, forward={"body": "raw"})) as gateway:
         request = post(form(('name="lang"', b"de"), FILE), target="/x?y=1")
-        response = await gateway.ask(as_chunked(request, 10, 300_000) if is_chunked else request)
+        response = await gateway.request(as_chunked(request, 10, 300_000) if is_chunked else request)
         assert split_response(response)[0] == 200
         assert upstream.bodies == [DATA]
         head = upstream.heads[0]
@@ -70,7 +70,7 @@ async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> No
         assert b"\r\nX-File-Name: a%20b.bin\r\n" in head
         assert b"\r\nContent-Type: application/octet-stream\r\n" in head
         assert b"\r\nTransfer-Encoding: chunked\r\n" in head
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert [(part["kind"], part["outcome"]) for part in line["parts"]] == [
             ("field", "complete"),
             ("file", "complete"),
@@ -81,7 +81,7 @@ async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> No
 async def test_exact_length_is_told_where_the_upstream_needs_it() -> None:
     async with Seen() as upstream:
         async with run_gateway(config(upstream, "length_required", forward={"body": "raw"})) as gateway:
-            assert split_response(await gateway.ask(post(form(('name="lang"', b"de"), FILE))))[0] == 200
+            assert split_response(await gateway.request(post(form(('name="lang"', b"de"), FILE))))[0] == 200
             assert upstream.bodies == [DATA]
             assert b"Content-Length: %d\r\n" % len(DATA) in upstream.heads[0]
 
@@ -94,7 +94,7 @@ async def test_exact_length_is_told_where_the_upstream_needs_it() -> None:
 async def test_length_that_turns_out_otherwise_cuts_the_upstream(body: bytes) -> None:
     async with Seen() as upstream:
         async with run_gateway(config(upstream, "length_required", forward={"body": "raw"})) as gateway:
-            problem = problem_of(await gateway.ask(post(body)))
+            problem = problem_of(await gateway.request(post(body)))
             assert problem["status"] in (411, 422)
             assert not upstream.bodies
 
@@ -106,14 +106,14 @@ async def test_length_that_turns_out_otherwise_cuts_the_upstream(body: bytes) ->
 async def test_chunked_body_is_411_where_the_upstream_takes_none(route: dict[str, Any], is_form: bool) -> None:
     async with Seen() as upstream, run_gateway(config(upstream, "length_required", **route)) as gateway:
         request = post(form(FILE)) if is_form else post(DATA, content_type="x/y")
-        problem = problem_of(await gateway.ask(as_chunked(request)))
+        problem = problem_of(await gateway.request(as_chunked(request)))
         assert (problem["status"], problem["code"]) == (411, "length_required")
         assert not upstream.bodies
 
 
 async def test_known_length_may_be_sent_in_chunks() -> None:
     async with Seen() as upstream, run_gateway(config(upstream, "chunked")) as gateway:
-        assert split_response(await gateway.ask(post(DATA, content_type="x/y")))[0] == 200
+        assert split_response(await gateway.request(post(DATA, content_type="x/y")))[0] == 200
         assert upstream.bodies == [DATA]
         assert b"Transfer-Encoding: chunked" in upstream.heads[0]
 
@@ -132,7 +132,7 @@ async def test_form_that_cannot_be_unwrapped_is_refused_or_cut(
     parts: list[tuple[str, bytes]], keys: dict[str, Any], code: str
 ) -> None:
     async with Seen() as upstream, run_gateway(config(upstream, forward={"body": "raw", **keys})) as gateway:
-        assert problem_of(await gateway.ask(post(form(*parts))))["code"] == code
+        assert problem_of(await gateway.request(post(form(*parts))))["code"] == code
         assert not upstream.bodies
 
 
@@ -140,7 +140,7 @@ async def test_field_behind_the_file_is_fine_where_it_is_not_sent() -> None:
     async with Seen() as upstream:
         keys = {"body": "raw", "form_fields": {"drop": ["late"]}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
-            assert split_response(await gateway.ask(post(form(FILE, ('name="late"', b"x")))))[0] == 200
+            assert split_response(await gateway.request(post(form(FILE, ('name="late"', b"x")))))[0] == 200
             assert upstream.bodies == [DATA]
 
 
@@ -150,7 +150,7 @@ async def test_raw_body_is_wrapped_into_a_form(is_chunked: bool) -> None:
         keys = {"body": "multipart", "file_field": "audio", "form_fields": {"add": {"model": "big"}}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             request = post(DATA, target="/up/a%20b.wav", content_type="audio/wav")
-            assert split_response(await gateway.ask(as_chunked(request) if is_chunked else request))[0] == 200
+            assert split_response(await gateway.request(as_chunked(request) if is_chunked else request))[0] == 200
             head, body = upstream.heads[0], upstream.bodies[0]
             boundary = body[2 : body.index(b"\r\n")]
             assert body == (
@@ -173,7 +173,7 @@ async def test_form_is_made_anew_with_its_fields_edited() -> None:
                 FILE,
                 ('name="z"', b"9"),
             ]
-            assert split_response(await gateway.ask(post(form(*parts))))[0] == 200
+            assert split_response(await gateway.request(post(form(*parts))))[0] == 200
             body = upstream.bodies[0]
             names = [line for line in body.split(b"\r\n") if line.startswith(b"Content-Disposition")]
             assert [name.partition(b"; ")[2] for name in names] == [
@@ -188,9 +188,9 @@ async def test_transform_changes_what_is_forwarded(kind: str) -> None:
     async with Seen() as upstream, run_gateway(config(upstream, filters=["decompress", "digest"])) as gateway:
         packed = gzip.compress(DATA)
         request = post(packed, content_type="x/y") if kind == "raw" else post(form(('name="f"; filename="a"', packed)))
-        status, fields, _ = split_response(await gateway.ask(request))
+        status, headers, _ = split_response(await gateway.request(request))
         assert (status, DATA in upstream.bodies[0]) == (200, True)
-        assert fields["x-upload-digest"].startswith("sha-256=:")
+        assert headers["x-upload-digest"].startswith("sha-256=:")
         assert (upstream.bodies[0] == DATA) == (kind == "raw")
 
 
@@ -198,7 +198,7 @@ async def test_sniff_holds_a_remade_form_until_its_verdict() -> None:
     async with Seen() as upstream:
         keys = {"forward": {"multipart": "strict"}, "filters": [{"sniff": {"allow": ["image/*"]}}]}
         async with run_gateway(config(upstream, **keys)) as gateway:
-            assert problem_of(await gateway.ask(post(form(('name="a"', b"1"), FILE))))["code"] == "type_not_allowed"
+            assert problem_of(await gateway.request(post(form(('name="a"', b"1"), FILE))))["code"] == "type_not_allowed"
             assert not upstream.wires
 
 
@@ -212,11 +212,11 @@ async def test_client_that_leaves_mid_file_leaves_a_cut_one(body: str) -> None:
         keys = {"body": body, "form_fields": {"add": {"x": "1"}}}
         async with run_gateway(forward_config(upstream.url, forward=keys)) as gateway:
             client = await gateway.connect()
-            await client.drain_source([post(form(FILE))[:200_000]])
+            await client.send_all([post(form(FILE))[:200_000]])
             await asyncio.wait_for(upstream.connected.wait(), 5)
             client.reset()
             await upstream.wait_finished()
-            line = await gateway.last_line()
+            line = await gateway.wait_log_line()
             assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
             assert not upstream.received.endswith(b"0\r\n\r\n")
 
@@ -237,7 +237,7 @@ async def test_client_that_leaves_while_the_answer_to_a_remade_body_is_awaited_i
             await asyncio.wait_for(received.wait(), 5)
             await client.close()
             await upstream.wait_finished()
-            assert (await gateway.last_line())["outcome"] == "client_left"
+            assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
 async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
@@ -248,9 +248,9 @@ async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url, forward={"body": "raw"})) as gateway:
-            response = await gateway.ask(post(form(('name="f"; filename="a"', DATA * 20))))
+            response = await gateway.request(post(form(('name="f"; filename="a"', DATA * 20))))
             assert split_response(response)[::2] == (413, b"full")
-            assert (await gateway.last_line())["upload"] == "early_response"
+            assert (await gateway.wait_log_line())["upload"] == "early_response"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
 async def test_strict_refuses_what_is_read_in_two_ways(body: bytes) -> None:
     async with Seen() as upstream:
         async with run_gateway(config(upstream, forward={"multipart": "strict"})) as gateway:
-            assert problem_of(await gateway.ask(post(body)))["code"] == "bad_multipart"
+            assert problem_of(await gateway.request(post(body)))["code"] == "bad_multipart"
             assert not upstream.bodies
 
 
@@ -290,7 +290,7 @@ async def test_remade_form_holds_the_same_parts_whatever_the_chunking(seed: int)
     async with Seen() as upstream, run_gateway(config(upstream, forward={"multipart": "strict"})) as gateway:
         request = post(form(*parts))
         cuts = sorted(chance.sample(range(1, 120), 5))
-        assert split_response(await gateway.ask(as_chunked(request, *cuts)))[0] == 200
+        assert split_response(await gateway.request(as_chunked(request, *cuts)))[0] == 200
         body = upstream.bodies[0]
         boundary = body[2 : body.index(b"\r\n")]
         assert boundary.startswith(b"gateway-")

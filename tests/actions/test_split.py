@@ -67,8 +67,8 @@ def request(body: bytes, **more: Any) -> bytes:
 
 
 def parts_of(raw: bytes, status: int) -> list[dict[str, Any]]:
-    got, fields, body = split_response(raw)
-    assert (got, fields["content-type"]) == (status, "application/json"), raw
+    got, headers, body = split_response(raw)
+    assert (got, headers["content-type"]) == (status, "application/json"), raw
     parts: list[dict[str, Any]] = json.loads(body)["parts"]
     return parts
 
@@ -87,11 +87,11 @@ async def test_one_failing_file_leaves_the_others_whole_and_in_order() -> None:
     async with RawUpstream(seen[0]) as a, RawUpstream(seen[1]) as b, RawUpstream(seen[2]) as c:
         async with run_gateway(config(a.url, b.url, c.url, split={"body": "raw"})) as gateway:
             body = form(*(file(f"f{number}", data) for number, data in enumerate(files)))
-            parts = parts_of(await gateway.ask(request(body)), 207)
+            parts = parts_of(await gateway.request(request(body)), 207)
             assert [part["status"] for part in parts] == [200, 500, 200]
             assert (parts[0]["body"], parts[2]["body"]) == (sha256(files[0]), sha256(files[2]))
             assert [len(each.requests) for each in seen] == [1, 1, 1]
-            line = await gateway.last_line()
+            line = await gateway.wait_log_line()
             assert [part["outcome"] for part in line["parts"]] == ["complete", "upstream_failed", "complete"]
             assert (line["status"], line["outcome"], line["upload"]) == (207, "complete", "complete")
 
@@ -103,7 +103,7 @@ async def test_raw_files_go_with_their_type_and_name_and_the_fields_in_the_query
         async with run_gateway(config(upstream.url, split=keys)) as gateway:
             body = form(('name="lang"', b"de&en"), file("f", b"data", "ä b.txt"))
             asked = request(body).replace(b"POST /split", b"POST /split?x=1")
-            parts = parts_of(await gateway.ask(asked), 200)
+            parts = parts_of(await gateway.request(asked), 200)
             assert parts[0] | {"headers": 0, "body": 0} == {
                 "part": 2, "field": "f", "filename": "ä b.txt", "type": "application/octet-stream", "size": 4,
                 "status": 200, "headers": 0, "body": 0,
@@ -122,7 +122,7 @@ async def test_forms_are_made_anew_with_the_one_file_and_the_fields_before_it() 
         async with run_gateway(config(upstream.url)) as gateway:
             evil = 'name="f"; filename="a\\"; name=\\"x.txt"'
             body = form(('name="a"', b"1"), (evil, b"one"), ('name="late"', b"2"), file("g", b"two"))
-            parts_of(await gateway.ask(request(body)), 200)
+            parts_of(await gateway.request(request(body)), 200)
             first, second = (body for _, body in seen.requests)
             boundary = first[2 : first.index(b"\r\n")]
             assert boundary != b"XBOUNDARYX"
@@ -150,7 +150,7 @@ async def test_form_fields_are_chosen_renamed_and_added(keys: dict[str, Any], li
     async with RawUpstream(seen) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw", "form_fields": keys})) as gateway:
             body = form(('name="a"', b"1"), ('name="b"', b"2\r\n"), file("f", b"x"))
-            parts_of(await gateway.ask(request(body)), 200)
+            parts_of(await gateway.request(request(body)), 200)
             assert seen.lines == [b"POST " + line + b" HTTP/1.1"]
             assert all(field in seen.requests[0][0] for field in fields)
 
@@ -169,7 +169,7 @@ async def test_next_file_streams_while_earlier_answers_are_awaited() -> None:
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw", "max_parallel": 3})) as gateway:
             body = form(file("a", b"one"), file("b", b"two"), file("c", b"three"))
-            parts = parts_of(await gateway.ask(request(body)), 200)
+            parts = parts_of(await gateway.request(request(body)), 200)
             assert [part["body"] for part in parts] == ["one", "two", "three"]
 
 
@@ -191,7 +191,7 @@ async def test_no_more_answers_are_awaited_at_once_than_allowed() -> None:
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw", "max_parallel": 2})) as gateway:
             body = form(*(file(f"f{number}", b"data") for number in range(9)))
-            assert len(parts_of(await gateway.ask(request(body)), 200)) == 9
+            assert len(parts_of(await gateway.request(request(body)), 200)) == 9
             assert most <= 2
 
 
@@ -201,14 +201,14 @@ async def test_stop_sends_nothing_after_a_failure() -> None:
         keys = {"body": "raw", "on_error": "stop", "max_parallel": 1}
         async with run_gateway(config(upstream.url, split=keys)) as gateway:
             body = form(file("a", b"one"), file("b", b"two"), file("c", b"three"), file("d", b"x" * 10**6))
-            parts = parts_of(await gateway.ask(request(body)), 207)
+            parts = parts_of(await gateway.request(request(body)), 207)
             assert [(part["status"], part.get("error", {}).get("code")) for part in parts] == [
                 (200, None),
                 (500, None),
                 (424, "not_sent"),
             ]
             assert [data for _, data in seen.requests] == [b"one", b"two"]
-            assert (await gateway.last_line())["upload"] == "early_response"
+            assert (await gateway.wait_log_line())["upload"] == "early_response"
 
 
 async def test_stop_cuts_the_file_on_its_way() -> None:
@@ -256,7 +256,7 @@ async def test_client_that_leaves_mid_file_leaves_the_upstream_with_a_cut_one() 
             await client.send(request(form(file("a", b"one"), file("b", b"begun" + b"x" * 1000)))[:-100])
             await begun.wait()
             await client.close()
-            line = await gateway.last_line()
+            line = await gateway.wait_log_line()
             assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
             await upstream.wait_finished()
             assert all(not wire.received.endswith(b"x\r\n0\r\n\r\n") for wire in upstream.wires)
@@ -298,7 +298,7 @@ async def test_client_that_leaves_while_answers_are_awaited_is_noticed_at_once()
                 await asyncio.wait_for(received.acquire(), 5)
             await client.close()
             await upstream.wait_finished()
-            assert (await gateway.last_line())["outcome"] == "client_left"
+            assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ async def test_limit_broken_in_a_later_file_fails_the_whole_and_cuts(limits: dic
             body = form(file("a", b"one"), file("b", b"x" * 5000))
             head = b"POST /split HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n"
             head += b"Content-Type: multipart/form-data; boundary=XBOUNDARYX\r\n\r\n"
-            problem = problem_of(await gateway.ask(head + chunked(body[:200], body[200:])))
+            problem = problem_of(await gateway.request(head + chunked(body[:200], body[200:])))
             assert (problem["status"], problem["code"]) == (413, code)
             assert all(len(data) < 100 for _, data in seen.requests)
 
@@ -325,15 +325,15 @@ async def test_held_fields_are_bounded_together() -> None:
     async with RawUpstream(Seen()) as upstream:
         async with run_gateway(config(upstream.url, limits={"max_held": 100})) as gateway:
             body = form(('name="a"', b"x" * 60), ('name="b"', b"x" * 60), file("f", b"data"))
-            problem = problem_of(await gateway.ask(request(body)))
+            problem = problem_of(await gateway.request(request(body)))
             assert (problem["code"], problem["config_key"]) == ("field_too_large", "routes.s.limits.max_held")
             assert not upstream.wires
 
 
 async def test_what_is_no_form_with_a_file_is_refused() -> None:
     async with RawUpstream(Seen()) as upstream, run_gateway(config(upstream.url)) as gateway:
-        assert problem_of(await gateway.ask(request(b"x", content_type="text/plain")))["status"] == 415
-        assert problem_of(await gateway.ask(request(form(('name="a"', b"1")))))["code"] == "bad_multipart"
+        assert problem_of(await gateway.request(request(b"x", content_type="text/plain")))["status"] == 415
+        assert problem_of(await gateway.request(request(form(('name="a"', b"1")))))["code"] == "bad_multipart"
         assert not upstream.wires
 
 
@@ -352,7 +352,7 @@ async def test_early_answer_within_a_file_skips_its_rest_and_goes_on() -> None:
             # More than the kernel holds between two sockets: the upstream reads none of it.
             size = 30_000_000
             body = form(file("a", b"x" * size), file("b", b"two"))
-            parts = parts_of(await gateway.ask(request(body)), 207)
+            parts = parts_of(await gateway.request(request(body)), 207)
             assert [part["status"] for part in parts] == [413, 200]
             assert parts[0]["size"] <= size
 
@@ -361,7 +361,7 @@ async def test_endpoint_that_refuses_is_that_files_entry() -> None:
     async with RawUpstream(Seen()) as gone:
         url = gone.url
     async with run_gateway(config(url, split={"body": "raw"})) as gateway:
-        parts = parts_of(await gateway.ask(request(form(file("a", b"one"), file("b", b"two")))), 207)
+        parts = parts_of(await gateway.request(request(form(file("a", b"one"), file("b", b"two")))), 207)
         assert [(part["status"], part["error"]["code"]) for part in parts] == [(502, "connect_refused")] * 2
 
 
@@ -374,7 +374,7 @@ async def test_upstream_that_goes_silent_within_its_answer_is_that_files_entry()
     async with RawUpstream(script) as upstream:
         keys = {"timeouts": {"idle": "100ms"}}
         async with run_gateway(config(upstream.url, upstream_keys=keys)) as gateway:
-            parts = parts_of(await gateway.ask(request(form(file("a", b"one")))), 207)
+            parts = parts_of(await gateway.request(request(form(file("a", b"one")))), 207)
             assert (parts[0]["status"], parts[0]["error"]["code"]) == (504, "upstream_idle")
 
 
@@ -382,7 +382,7 @@ async def test_answers_are_bounded_together() -> None:
     seen = Seen(lambda _head, _body: response(200, b"y" * 600))
     async with RawUpstream(seen) as upstream:
         async with run_gateway(config(upstream.url, split={"max_response_bytes": 1000, "max_parallel": 1})) as gateway:
-            parts = parts_of(await gateway.ask(request(form(file("a", b"one"), file("b", b"two")))), 207)
+            parts = parts_of(await gateway.request(request(form(file("a", b"one"), file("b", b"two")))), 207)
             assert parts[0]["body"] == "y" * 600
             assert parts[1]["error"]["code"] == "response_too_large"
             assert "routes.s.split.max_response_bytes" in parts[1]["error"]["detail"]
@@ -402,7 +402,7 @@ async def test_answers_taken_at_once_share_the_room() -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"max_response_bytes": 1200, "max_parallel": 3})) as gateway:
-            parts = parts_of(await gateway.ask(request(form(*(file(name, b"x") for name in "abc")))), 207)
+            parts = parts_of(await gateway.request(request(form(*(file(name, b"x") for name in "abc")))), 207)
             assert sorted(part["status"] for part in parts) == [200, 200, 502]
 
 
@@ -411,7 +411,7 @@ async def test_name_of_dots_does_not_climb_out_of_the_path(name: str) -> None:
     seen = Seen()
     async with RawUpstream(seen) as upstream:
         async with run_gateway(config(upstream.url, split={"rewrite": "/convert/{filename}"})) as gateway:
-            parts_of(await gateway.ask(request(form((f'name="f"; filename="{name}"', b"x")))), 200)
+            parts_of(await gateway.request(request(form((f'name="f"; filename="{name}"', b"x")))), 200)
             assert seen.lines == [b"POST /convert/upload HTTP/1.1"]
 
 
@@ -429,7 +429,7 @@ async def test_name_of_dots_does_not_climb_out_of_the_path(name: str) -> None:
 async def test_answers_stand_in_the_document_as_they_were(kind: bytes, body: bytes, expected: str) -> None:
     seen = Seen(lambda _head, _body: response(200, body, kind))
     async with RawUpstream(seen) as upstream, run_gateway(config(upstream.url)) as gateway:
-        raw = await gateway.ask(request(form(file("a", b"one"))))
+        raw = await gateway.request(request(form(file("a", b"one"))))
         assert expected in split_response(raw)[2].decode()
         assert len(parts_of(raw, 200)) == 1
 
@@ -447,7 +447,7 @@ async def test_size_a_part_declares_is_told_upstream_and_held_to(declared: int, 
     async with RawUpstream(script) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw"})) as gateway:
             body = form(file("a", b"one")).replace(b"\r\n\r\none", b"\r\nContent-Length: %d\r\n\r\none" % declared)
-            assert split_response(await gateway.ask(request(body)))[0] == status
+            assert split_response(await gateway.request(request(body)))[0] == status
             assert finished == ([b"one"] if status == 200 else [])
 
 
@@ -463,10 +463,10 @@ async def test_full_upstream_refuses_before_the_body_is_asked_for() -> None:
     async with RawUpstream(script) as upstream:
         keys = {"max_in_flight": 1, "max_queued": 0}
         async with run_gateway(config(upstream.url, upstream_keys=keys)) as gateway:
-            first = asyncio.create_task(gateway.ask(request(form(file("a", b"one")))))
+            first = asyncio.create_task(gateway.request(request(form(file("a", b"one")))))
             await begun.wait()
             client = await gateway.connect()
-            head = request(form(file("a", b"one")), fields="Expect: 100-continue\r\n").partition(b"\r\n\r\n")[0]
+            head = request(form(file("a", b"one")), headers="Expect: 100-continue\r\n").partition(b"\r\n\r\n")[0]
             await client.send(head + b"\r\n\r\n")
             assert problem_of(await client.read_to_end())["code"] == "queue_full"
             await client.close()

@@ -16,7 +16,7 @@ import pytest
 from gateway.storage import sweep
 from gateway.storage.directory import DirectoryUpload
 from gateway.storage.file import FileWriter
-from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
+from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, wait_until
 
 
 def config(directory: Path, **store: str) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def file(name: str, data: bytes) -> tuple[str, bytes]:
     return f'name="file"; filename="{name}"', data
 
 
-def put(data: bytes, target: str = "/up/a.bin", fields: str = "") -> bytes:
-    head = f"PUT {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}Content-Length: {len(data)}\r\n\r\n"
+def put(data: bytes, target: str = "/up/a.bin", headers: str = "") -> bytes:
+    head = f"PUT {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{headers}Content-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 
@@ -42,9 +42,9 @@ async def test_every_file_part_is_stored_and_described(tmp_path: Path) -> None:
     big = os.urandom(1_000_003)
     async with run_gateway(config(tmp_path)) as gateway:
         body = form(("name=note", b"hello"), file("a.txt", b"A"), file("b.bin", big), file("empty", b""))
-        status, fields, response = split_response(await gateway.ask(post(body, target="/up")))
+        status, headers, response = split_response(await gateway.request(post(body, target="/up")))
         assert status == 201
-        assert fields["content-type"] == "application/json"
+        assert headers["content-type"] == "application/json"
         described = json.loads(response)["files"]
         assert [(entry["name"], entry["size"], entry["field"]) for entry in described] == [
             ("a.txt", 1, "file"),
@@ -55,13 +55,13 @@ async def test_every_file_part_is_stored_and_described(tmp_path: Path) -> None:
         assert described[1]["type"] == "application/octet-stream"
         assert (tmp_path / "b.bin").read_bytes() == big
         assert names(tmp_path) == ["a.txt", "b.bin", "empty"]
-        assert (await gateway.last_line())["upload"] == "complete"
+        assert (await gateway.wait_log_line())["upload"] == "complete"
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"x" * 700_000])
 async def test_raw_put_is_stored_under_the_last_segment(tmp_path: Path, data: bytes) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        status, _, response = split_response(await gateway.ask(put(data, "/up/dir/my%20file.bin?x=1")))
+        status, _, response = split_response(await gateway.request(put(data, "/up/dir/my%20file.bin?x=1")))
         assert status == 201
         assert json.loads(response)["files"][0]["sha256"] == hashlib.sha256(data).hexdigest()
         assert (tmp_path / "my file.bin").read_bytes() == data
@@ -70,14 +70,14 @@ async def test_raw_put_is_stored_under_the_last_segment(tmp_path: Path, data: by
 async def test_chunked_raw_upload_is_stored(tmp_path: Path) -> None:
     head = b"POST /up/c HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with run_gateway(config(tmp_path)) as gateway:
-        assert split_response(await gateway.ask(head + chunked(b"abc", b"defg")))[0] == 201
+        assert split_response(await gateway.request(head + chunked(b"abc", b"defg")))[0] == 201
         assert (tmp_path / "c").read_bytes() == b"abcdefg"
 
 
 async def test_content_disposition_names_a_raw_upload(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        fields = 'Content-Disposition: attachment; filename="named.txt"\r\n'
-        assert split_response(await gateway.ask(put(b"x", "/up", fields)))[0] == 201
+        headers = 'Content-Disposition: attachment; filename="named.txt"\r\n'
+        assert split_response(await gateway.request(put(b"x", "/up", headers)))[0] == 201
         assert names(tmp_path) == ["named.txt"]
 
 
@@ -105,7 +105,7 @@ async def test_names_from_the_wire_never_become_paths(tmp_path: Path, wire_name:
     directory = tmp_path / "in"
     directory.mkdir()
     async with run_gateway(config(directory)) as gateway:
-        response = await gateway.ask(post(form(file(wire_name, b"x")), target="/up"))
+        response = await gateway.request(post(form(file(wire_name, b"x")), target="/up"))
         assert split_response(response)[0] == 201, response
         assert names(directory) == [NAMES[wire_name]]
         assert names(tmp_path) == ["in"]
@@ -113,7 +113,7 @@ async def test_names_from_the_wire_never_become_paths(tmp_path: Path, wire_name:
 
 async def test_uuid_names_keep_only_a_plain_extension(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path, name="uuid")) as gateway:
-        await gateway.ask(post(form(file("../x.tar.gz", b"1"), file("y.b&d", b"2")), target="/up"))
+        await gateway.request(post(form(file("../x.tar.gz", b"1"), file("y.b&d", b"2")), target="/up"))
         suffixes = sorted(Path(name).suffix for name in names(tmp_path))
         assert suffixes == ["", ".gz"]
         assert all(len(Path(name).stem) == 32 for name in names(tmp_path))
@@ -122,7 +122,7 @@ async def test_uuid_names_keep_only_a_plain_extension(tmp_path: Path) -> None:
 async def test_taken_name_is_numbered_also_within_one_upload(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path)) as gateway:
-        response = await gateway.ask(post(form(file("a.txt", b"1"), file("a.txt", b"2")), target="/up"))
+        response = await gateway.request(post(form(file("a.txt", b"1"), file("a.txt", b"2")), target="/up"))
         described = json.loads(split_response(response)[2])["files"]
         assert [entry["name"] for entry in described] == ["a-1.txt", "a-2.txt"]
         assert [(tmp_path / name).read_text() for name in ("a.txt", "a-1.txt", "a-2.txt")] == ["old", "1", "2"]
@@ -131,10 +131,10 @@ async def test_taken_name_is_numbered_also_within_one_upload(tmp_path: Path) -> 
 async def test_taken_name_is_rejected_where_configured_and_nothing_of_the_upload_stays(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path, if_exists="reject")) as gateway:
-        response = await gateway.ask(post(form(file("b.txt", b"1"), file("a.txt", b"2")), target="/up"))
+        response = await gateway.request(post(form(file("b.txt", b"1"), file("a.txt", b"2")), target="/up"))
         assert problem_of(response)["code"] == "file_exists"
         assert names(tmp_path) == ["a.txt"]
-        response = await gateway.ask(post(form(file("c.txt", b"1"), file("c.txt", b"2")), target="/up"))
+        response = await gateway.request(post(form(file("c.txt", b"1"), file("c.txt", b"2")), target="/up"))
         assert problem_of(response)["status"] == 409
         assert names(tmp_path) == ["a.txt"]
 
@@ -142,7 +142,7 @@ async def test_taken_name_is_rejected_where_configured_and_nothing_of_the_upload
 async def test_taken_name_is_replaced_where_configured(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
-        await gateway.ask(post(form(file("a.txt", b"new")), target="/up"))
+        await gateway.request(post(form(file("a.txt", b"new")), target="/up"))
         assert (tmp_path / "a.txt").read_text() == "new"
         assert names(tmp_path) == ["a.txt"]
 
@@ -153,15 +153,15 @@ async def test_client_that_leaves_leaves_no_half_file(tmp_path: Path, how: str) 
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(post(body, target="/up")[:3_000_000])
-        await until(lambda: names(tmp_path))
+        await wait_until(lambda: names(tmp_path))
         if how == "fin":
             await client.close()
         else:
             client.reset()
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
         # The removal is not cancelled with the exchange, but no longer waited for either.
-        await until(lambda: not names(tmp_path))
+        await wait_until(lambda: not names(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -178,19 +178,19 @@ async def test_bad_form_leaves_nothing(tmp_path: Path, mangle: Any, limits: dict
     settings["routes"][0]["limits"] = limits
     body = mangle(form(file("a", b"a" * 900), file("b", b"b" * 400_000)))
     async with run_gateway(settings) as gateway:
-        assert problem_of(await gateway.ask(post(body, target="/up")))["code"] == code
+        assert problem_of(await gateway.request(post(body, target="/up")))["code"] == code
         assert names(tmp_path) == []
 
 
 async def test_form_without_a_file_is_400(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        response = await gateway.ask(post(form(("name=a", b"b")), target="/up"))
+        response = await gateway.request(post(form(("name=a", b"b")), target="/up"))
         assert problem_of(response)["code"] == "bad_multipart"
 
 
 async def test_upload_without_a_body_is_411(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
-        response = await gateway.ask(b"POST /up HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        response = await gateway.request(b"POST /up HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         assert problem_of(response)["status"] == 411
 
 
@@ -199,10 +199,10 @@ async def test_directory_that_went_away_is_503_and_names_no_path(tmp_path: Path)
     directory.mkdir()
     async with run_gateway(config(directory)) as gateway:
         directory.rmdir()
-        document = problem_of(await gateway.ask(put(b"x")))
+        document = problem_of(await gateway.request(put(b"x")))
         assert (document["status"], document["code"]) == (503, "disk_unavailable")
         assert str(tmp_path) not in document["detail"]
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["outcome"], line["blame"]) == ("disk_failed", "gateway")
 
 
@@ -211,7 +211,7 @@ async def test_upload_larger_than_the_disk_is_507_before_a_byte_is_asked_for(tmp
     settings = config(tmp_path)
     settings["routes"][0]["limits"] = {"max_body": "unlimited"}
     async with run_gateway(settings) as gateway:
-        assert problem_of(await gateway.ask(head))["status"] == 507
+        assert problem_of(await gateway.request(head))["status"] == 507
 
 
 async def test_full_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
@@ -226,12 +226,12 @@ async def test_full_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         async with run_gateway(config(directory)) as gateway:
             head = b"PUT /up/a HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-            response = await gateway.ask(head, chunked(*[b"z" * 100_000] * 30))
+            response = await gateway.request(head, chunked(*[b"z" * 100_000] * 30))
             assert problem_of(response)["code"] == "disk_full"
             assert names(directory) == []
-            line = await gateway.last_line()
+            line = await gateway.wait_log_line()
             assert (line["upload"], line["blame"]) == ("disk_failed", "gateway")
-            assert split_response(await gateway.ask(put(b"fits")))[0] == 201
+            assert split_response(await gateway.request(put(b"fits")))[0] == 201
     finally:
         await (await asyncio.create_subprocess_exec("umount", str(directory))).wait()
 
@@ -240,10 +240,10 @@ async def test_unfinished_files_are_hidden_and_beside_their_final_name(tmp_path:
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(put(b"x" * 1_000_000)[:600_000])
-        await until(lambda: names(tmp_path))
+        await wait_until(lambda: names(tmp_path))
         assert all(name.startswith(".") and name.endswith(".part") for name in names(tmp_path))
         await client.close()
-        await gateway.last_line()
+        await gateway.wait_log_line()
 
 
 async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, mon
 
     monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
-        assert split_response(await gateway.ask(put(b"data")))[0] == 201
+        assert split_response(await gateway.request(put(b"data")))[0] == 201
         assert names(tmp_path) == ["a.bin"]
         assert swept
 
@@ -279,7 +279,7 @@ async def test_staging_that_a_sweep_holds_is_made_again(tmp_path: Path, monkeypa
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(put(b"x" * 600_000)[:-1])
-        await until(lambda: list(tmp_path.glob(".*.part/0")))
+        await wait_until(lambda: list(tmp_path.glob(".*.part/0")))
         assert not list((tmp_path / held[0]).iterdir())
         (tmp_path / held[0]).rmdir()
         await client.send(b"x")
@@ -302,7 +302,7 @@ async def test_file_that_cannot_be_removed_keeps_neither_the_others_nor_their_lo
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", fail_first)
             body = form(file("a", b"1"), file("b", b"2"))[:-8]
-            assert problem_of(await gateway.ask(post(body, target="/up")))["code"] == "bad_multipart"
+            assert problem_of(await gateway.request(post(body, target="/up")))["code"] == "bad_multipart"
         assert [path.name for path in (tmp_path / names(tmp_path)[0]).iterdir()] == ["0"]
         assert sweep(tmp_path) == 1
 
@@ -316,7 +316,7 @@ async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
 
     monkeypatch.setattr("gateway.storage.staging.fcntl.flock", flock)
     async with run_gateway(config(tmp_path)) as gateway:
-        assert split_response(await gateway.ask(put(b"data")))[0] == 201
+        assert split_response(await gateway.request(put(b"data")))[0] == 201
     assert names(tmp_path) == ["a.bin"]
     (tmp_path / f".{'0' * 32}.part").mkdir()
     assert sweep(tmp_path) == 0
@@ -334,10 +334,10 @@ async def test_commit_that_fails_on_the_second_file_takes_the_first_back(
 
     monkeypatch.setattr(DirectoryUpload, "_name", fail_second)
     async with run_gateway(config(tmp_path)) as gateway:
-        response = await gateway.ask(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
+        response = await gateway.request(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
         assert problem_of(response)["status"] == 503
         assert names(tmp_path) == []
-        assert (await gateway.last_line())["upload"] == "disk_failed"
+        assert (await gateway.wait_log_line())["upload"] == "disk_failed"
 
 
 async def test_file_system_without_hard_links_is_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +347,6 @@ async def test_file_system_without_hard_links_is_served_too(tmp_path: Path, monk
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     async with run_gateway(config(tmp_path)) as gateway:
         for expected in ("a.bin", "a-1.bin"):
-            response = await gateway.ask(put(expected.encode()))
+            response = await gateway.request(put(expected.encode()))
             assert json.loads(split_response(response)[2])["files"][0]["name"] == expected
             assert (tmp_path / expected).read_bytes() == expected.encode()

@@ -9,7 +9,7 @@ from aiohttp.http_writer import StreamWriter
 
 from gateway.aiohttp_seam import PausableStream
 from tests.aiohttp_seam.peers import PATIENCE_SECONDS, reset, serve, settle
-from tests.peers import until
+from tests.peers import wait_until
 
 HEAD = b"POST /a%2Fb? HTTP/1.1\r\nHost: a\r\nX-y: \xff\r\nx-Y: 2\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -31,7 +31,7 @@ async def test_connection_is_idle_but_while_a_request_is_handled() -> None:
         await serving.request()
         assert not serving.connection.is_idle
         serving.finish.set()
-        await until(lambda: serving.connection.is_idle)
+        await wait_until(lambda: serving.connection.is_idle)
 
 
 async def test_broken_chunk_raises_in_the_read_that_waits() -> None:
@@ -95,5 +95,5 @@ async def test_reset_is_recorded_and_an_orderly_close_is_not() -> None:
                 reset(serving.peer)
             else:
                 serving.peer.close()
-            await until(lambda: serving.connection.transport is None)
+            await wait_until(lambda: serving.connection.transport is None)
             assert serving.connection.was_broken == is_reset

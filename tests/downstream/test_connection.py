@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from tests.peers import PATIENCE_SECONDS, RawUpstream, Wire, forward_config, run_gateway
+from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, run_gateway
 
 
 async def never_asked(_: Wire) -> None:
@@ -32,7 +32,7 @@ async def test_client_that_trickles_its_head_gets_no_more_time(monkeypatch: pyte
         client = await gateway.connect()
         await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
         closed = asyncio.create_task(client.read_to_end())
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not closed.done():
                 with contextlib.suppress(ConnectionError):
                     await client.send(b"a")

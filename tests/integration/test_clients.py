@@ -170,5 +170,5 @@ async def test_curl_resumes_a_download(tmp_path: Path) -> None:
         )
         assert await process.wait() == 0
         assert target.read_bytes() == data
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["status"], line["outcome"], line["download_bytes"]) == (206, "complete", len(data) - 700_001)

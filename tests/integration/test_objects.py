@@ -13,7 +13,7 @@ import pytest
 
 from gateway.observe.stats import Direction
 from tests.integration.test_memory import gateway_process, memory, send_form
-from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, until
+from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, wait_until
 from tests.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -32,29 +32,29 @@ def config(s3_server: S3Server, **action: Any) -> dict[str, Any]:
     }
 
 
-def get(name: str, fields: str = "") -> bytes:
-    return f"GET /files/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{fields}\r\n".encode()
+def get(name: str, headers: str = "") -> bytes:
+    return f"GET /files/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{headers}\r\n".encode()
 
 
 async def test_files_are_stored_and_served_with_ranges(s3_server: S3Server) -> None:
     async with run_gateway(config(s3_server)) as gateway:
         parts = (FILE, ('name="x"', b"1"), ('name="g"; filename="s.txt"', SMALL), ('name="h"; filename="e"', b""))
-        status, _, text = split_response(await gateway.ask(post(form(*parts), target="/up")))
+        status, _, text = split_response(await gateway.request(post(form(*parts), target="/up")))
         files = json.loads(text)["files"]
         assert (status, [file["name"] for file in files]) == (201, ["a b.bin", "s.txt", "e"])
         assert files[0]["sha256"] == hashlib.sha256(DATA).hexdigest()
         assert sorted(s3_server.keys()) == ["in/here/a b.bin", "in/here/e", "in/here/s.txt"]
         assert s3_server.open_uploads() == 0
-        status, fields, body = split_response(await gateway.ask(get("a%20b.bin")))
-        assert (status, body == DATA, fields["content-length"]) == (200, True, str(len(DATA)))
-        status, part, body = split_response(await gateway.ask(get("a%20b.bin", "Range: bytes=1000-15000000\r\n")))
+        status, headers, body = split_response(await gateway.request(get("a%20b.bin")))
+        assert (status, body == DATA, headers["content-length"]) == (200, True, str(len(DATA)))
+        status, part, body = split_response(await gateway.request(get("a%20b.bin", "Range: bytes=1000-15000000\r\n")))
         assert (status, body == DATA[1000:15_000_001]) == (206, True)
         assert part["content-range"] == f"bytes 1000-15000000/{len(DATA)}"
-        unchanged = await gateway.ask(get("a%20b.bin", f"If-None-Match: {fields['etag']}\r\n"))
+        unchanged = await gateway.request(get("a%20b.bin", f"If-None-Match: {headers['etag']}\r\n"))
         assert split_response(unchanged)[0] == 304
-        assert split_response(await gateway.ask(get("e")))[2] == b""
-        assert problem_of(await gateway.ask(get("none")))["code"] == "file_not_found"
-        assert problem_of(await gateway.ask(get("../here/s.txt")))["code"] == "file_not_found"
+        assert split_response(await gateway.request(get("e")))[2] == b""
+        assert problem_of(await gateway.request(get("none")))["code"] == "file_not_found"
+        assert problem_of(await gateway.request(get("../here/s.txt")))["code"] == "file_not_found"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def test_name_that_is_taken(s3_server: S3Server, if_exists: str, status: i
     async with run_gateway(config(s3_server, if_exists=if_exists)) as gateway:
         for number, expected in ((1, 201), (2, status)):
             body = form(('name="f"; filename="s.txt"', b"%d" % number))
-            assert split_response(await gateway.ask(post(body, target="/up")))[0] == expected
+            assert split_response(await gateway.request(post(body, target="/up")))[0] == expected
         assert [key.removeprefix("in/here/") for key in sorted(s3_server.keys())] == names
 
 
@@ -79,15 +79,17 @@ async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(s3_serv
         request = post(body, target="/up")
         if why == "client leaves":
             client = await gateway.connect()
-            await client.drain_source([request[: len(DATA)]])
-            await until(lambda: gateway.stats.routes["up"].transfers[Direction.UPLOAD].bytes_moved > 10**7)
+            await client.send_all([request[: len(DATA)]])
+            await wait_until(lambda: gateway.stats.routes["up"].transfers[Direction.UPLOAD].bytes_moved > 10**7)
             client.reset()
-            assert (await gateway.last_line())["outcome"] == "client_left"
+            assert (await gateway.wait_log_line())["outcome"] == "client_left"
         elif why == "malformed":
-            assert problem_of(await gateway.ask(post(body[:-30] + b"x" * 30, target="/up")))["code"] == "bad_multipart"
+            assert (
+                problem_of(await gateway.request(post(body[:-30] + b"x" * 30, target="/up")))["code"] == "bad_multipart"
+            )
         else:
             head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
-            assert problem_of(await gateway.ask(head + chunked(body)))["code"] == "body_too_large"
+            assert problem_of(await gateway.request(head + chunked(body)))["code"] == "body_too_large"
         assert await asyncio.to_thread(s3_server.keys) == []
         assert await asyncio.to_thread(s3_server.open_uploads) == 0
 
@@ -96,7 +98,7 @@ async def test_store_that_is_not_there_is_502(s3_server: S3Server) -> None:
     keys = config(s3_server)
     keys["routes"][0]["store"]["url"] = "s3://no-such-bucket/x"
     async with run_gateway(keys) as gateway:
-        problem = problem_of(await gateway.ask(post(form(('name="f"; filename="a"', SMALL)), target="/up")))
+        problem = problem_of(await gateway.request(post(form(('name="f"; filename="a"', SMALL)), target="/up")))
         assert (problem["status"], problem["code"]) == (502, "object_store_failed")
         assert "127.0.0.1" not in problem["detail"]
 

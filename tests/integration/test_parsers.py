@@ -86,7 +86,7 @@ async def test_every_parser_sees_the_same_parts(name: str) -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url, forward={"multipart": "strict"})) as gateway:
-            assert split_response(await gateway.ask(post(BODIES[name])))[0] == 200
+            assert split_response(await gateway.request(post(BODIES[name])))[0] == 200
     head, body = seen[0]
     content_type = head.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()
     found = {

@@ -61,10 +61,10 @@ async def test_recorded_bodies_are_understood(recorded: bytes, action: str, tmp_
         route = {"name": "r", "match": {"prefix": "/"}, **actions[action]}
         config = {"upstreams": {"up": {"endpoints": [upstream.url]}}, "routes": [route]}
         async with run_gateway(config) as gateway:
-            line, _, fields = head.partition(b"\r\n")
-            fields = re.sub(rb"(?im)^connection: .*\r\n", b"", fields)
-            request = line + b"\r\nHost: gw\r\nConnection: close\r\n" + fields + b"\r\n\r\n" + body
-            status, _, text = split_response(await gateway.ask(request))
+            line, _, headers = head.partition(b"\r\n")
+            headers = re.sub(rb"(?im)^connection: .*\r\n", b"", headers)
+            request = line + b"\r\nHost: gw\r\nConnection: close\r\n" + headers + b"\r\n\r\n" + body
+            status, _, text = split_response(await gateway.request(request))
     if action == "forward":
         assert (status, seen[0][1] == body) == (200, True)
     elif action == "edited":

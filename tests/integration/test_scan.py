@@ -67,8 +67,8 @@ async def test_what_the_scanner_finds_is_cut_and_the_rest_passes(tmp_path: Path)
 
     async def send(config: dict[str, Any], data: bytes) -> bytes:
         async with run_gateway(config) as gateway:
-            answer = await gateway.ask(post(form(('name="f"; filename="a"', data))))
-            line = await gateway.last_line()
+            answer = await gateway.request(post(form(('name="f"; filename="a"', data))))
+            line = await gateway.wait_log_line()
             if split_response(answer)[0] == 200:
                 assert line["parts"][0]["scanned"] in ("clean", "failed")
             return answer
@@ -96,5 +96,5 @@ async def test_scanner_that_is_not_there_is_503(tmp_path: Path) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, filters=[{"scan": {"clamd": f"unix:{tmp_path}/none"}}])
         async with run_gateway(config) as gateway:
-            problem = problem_of(await gateway.ask(post(b"data", content_type="x/y")))
+            problem = problem_of(await gateway.request(post(b"data", content_type="x/y")))
             assert (problem["code"], problem["status"]) == ("scanner_failed", 503)

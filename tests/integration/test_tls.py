@@ -142,12 +142,12 @@ async def test_client_over_tls_that_leaves_mid_body_leaves_the_upstream_with_a_c
         await upstream.wait_finished()
         assert b"hello" in upstream.received
         assert not upstream.received.endswith(b"0\r\n\r\n")
-        assert (await gateway.last_line())["outcome"] == "client_left"
+        assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
 async def test_plain_text_on_the_tls_port_gets_no_answer(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     top = {"tls": {"certificate": str(certificate), "key": str(key)}}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
-        assert b"HTTP/1.1" not in await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        assert b"HTTP/1.1" not in await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
         assert not upstream.wires

@@ -108,15 +108,15 @@ async def ask(gateway: RunningGateway, dice: random.Random, seen: collections.Co
     client = await gateway.connect()
     try:
         if dice.random() < 0.15:
-            await client.drain_source([wanted[: dice.randrange(30, len(wanted))]])
+            await client.send_all([wanted[: dice.randrange(30, len(wanted))]])
             client.reset()
             seen["left"] += 1
             return
         half = dice.randrange(1, len(wanted))
-        await client.drain_source([wanted[:half]])
+        await client.send_all([wanted[:half]])
         # Slow enough for an early answer to overtake the rest.
         await asyncio.sleep(dice.choice([0, 0, 0.01]))
-        await client.drain_source([wanted[half:]])
+        await client.send_all([wanted[half:]])
         response = await client.read_to_end()
     finally:
         await client.close()

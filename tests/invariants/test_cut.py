@@ -58,7 +58,7 @@ async def test_client_that_leaves_mid_upload_is_not_taken_for_a_whole_upload(fra
         else:
             client.reset()
         await upstream.wait_finished()
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert not is_whole_request(upstream.received)
         assert (line["outcome"], line["blame"], line["upload"]) == ("client_left", "client", "client_left")
         assert line["status"] == 499
@@ -79,11 +79,11 @@ async def test_upstream_that_dies_mid_upload_is_502_and_blamed(framing: str, how
         client = await gateway.connect()
         pieces = [BLOCK] * 160 if framing == "length" else [b"10000\r\n" + BLOCK + b"\r\n"] * 160
         head = LENGTH_HEAD.replace(b"1000000", b"10485760") if framing == "length" else CHUNKED_HEAD
-        sending = asyncio.create_task(client.drain_source([head, *pieces]))
+        sending = asyncio.create_task(client.send_all([head, *pieces]))
         response = await client.read_to_end()
         await sending
         await client.close()
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert split_response(response)[0] == 502
         assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
 
@@ -131,7 +131,7 @@ async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(
             # Only the close ends this body: it must not be a clean one.
             assert client.was_reset
         assert bytes(client.received).count(b"HTTP/1.1 ") == 1
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["outcome"], line["blame"], line["download"]) == ("upstream_failed", "upstream", "upstream_failed")
         assert line["status"] == 200
 
@@ -143,9 +143,9 @@ async def test_close_delimited_answer_that_ends_with_fin_is_whole() -> None:
         await wire.close()
 
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         assert response.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
-        assert (await gateway.last_line())["outcome"] == "complete"
+        assert (await gateway.wait_log_line())["outcome"] == "complete"
 
 
 @pytest.mark.parametrize("how", ["fin", "reset"])
@@ -155,7 +155,7 @@ async def test_client_that_leaves_mid_download_ends_the_upstream_too(how: str) -
     async def endless(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
-        await wire.drain_source(BLOCK for _ in range(15000))
+        await wire.send_all(BLOCK for _ in range(15000))
         ended.set()
 
     async with RawUpstream(endless) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
@@ -167,7 +167,7 @@ async def test_client_that_leaves_mid_download_ends_the_upstream_too(how: str) -
         else:
             client.reset()
         await asyncio.wait_for(ended.wait(), 5)
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["outcome"], line["blame"], line["download"]) == ("client_left", "client", "client_left")
 
 
@@ -183,7 +183,7 @@ async def test_client_that_leaves_an_idle_stream_ends_the_upstream_at_once() -> 
         await client.read_until(b"data: 1\n\n")
         await client.close()
         await upstream.wait_finished()
-        assert (await gateway.last_line())["outcome"] == "client_left"
+        assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -199,21 +199,21 @@ async def test_limit_that_trips_mid_body_is_413_and_the_upstream_never_sees_a_wh
                 pieces = [body[at : at + 30_000] for at in range(0, len(body), 30_000)]
                 request = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(*pieces)
             pieces = [request[at : at + 20_000] for at in range(0, len(request), 20_000)]
-            response = await gateway.ask(*pieces)
+            response = await gateway.request(*pieces)
             await upstream.wait_finished()
             document = problem_of(response)
             assert document["status"] == 413
             assert document["limit"] == 102400
             assert document["config_key"] == "routes.r.limits.max_part"
             assert not is_whole_request(upstream.received)
-            line = await gateway.last_line()
+            line = await gateway.wait_log_line()
             assert (line["outcome"], line["blame"], line["upload"]) == ("limit", "client", "limit")
 
 
 async def test_declared_length_over_the_limit_is_refused_before_the_upstream_hears_of_it() -> None:
     async with RawUpstream(swallow) as upstream:
         async with run_gateway(forward_config(upstream.url, limits={"max_body": 100})) as gateway:
-            response = await gateway.ask(post(b"z" * 101, content_type="text/plain"))
+            response = await gateway.request(post(b"z" * 101, content_type="text/plain"))
             document = problem_of(response)
             assert document["status"] == 413
             assert (document["limit"], document["received"]) == (100, 101)
@@ -240,7 +240,7 @@ async def test_upload_that_fails_behind_a_begun_answer_cuts_both_sides() -> None
         await upstream.wait_finished()
         assert b"0\r\n\r\n" not in end
         assert not is_whole_request(upstream.received)
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["code"], line["blame"], line["upload"]) == ("bad_multipart", "client", "client_bad")
 
 
@@ -277,7 +277,7 @@ async def test_broken_chunk_of_the_upstream_cuts_the_answer() -> None:
         arrived.set()
         assert not (await client.read_to_end()).endswith(b"0\r\n\r\n")
         await client.close()
-        assert (await gateway.last_line())["outcome"] == "upstream_failed"
+        assert (await gateway.wait_log_line())["outcome"] == "upstream_failed"
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -296,7 +296,7 @@ async def test_whole_upload_arrives_whole(framing: str) -> None:
             )
         else:
             request = CHUNKED_HEAD + chunked(body[:7], body[7:100_000], body[100_000:])
-        response = await gateway.ask(request)
+        response = await gateway.request(request)
         assert response.endswith(b"ok")
         assert seen == [body]
-        assert (await gateway.last_line())["upload"] == "complete"
+        assert (await gateway.wait_log_line())["upload"] == "complete"

@@ -11,7 +11,7 @@ import pytest
 from gateway.downstream import Exchange
 from gateway.observe.stats import Direction
 from tests.leaks import open_descriptors
-from tests.peers import RawUpstream, Script, Wire, forward_config, run_gateway, split_response, until
+from tests.peers import RawUpstream, Script, Wire, forward_config, run_gateway, split_response, wait_until
 
 BLOCK = b"x" * 65536
 SIZE = 20 * 2**20
@@ -57,7 +57,7 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
     async with RawUpstream(refuse_and_hold) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         before = len(open_descriptors())
         client = await gateway.connect()
-        sending = asyncio.create_task(client.drain_source([HEAD, *[BLOCK] * (SIZE // len(BLOCK))]))
+        sending = asyncio.create_task(client.send_all([HEAD, *[BLOCK] * (SIZE // len(BLOCK))]))
         upload = gateway.stats.routes["r"].transfers[Direction.UPLOAD]
         moved = -1
         while moved != upload.bytes_moved:
@@ -69,7 +69,7 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         await sending
         await client.close()
         # Only the upstream's own end is left.
-        await until(lambda: len(open_descriptors()) == before + 1)
+        await wait_until(lambda: len(open_descriptors()) == before + 1)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -90,11 +90,11 @@ async def test_early_answer_reaches_a_client_that_writes_everything_first(script
                 return response
 
         response = await asyncio.to_thread(blocking_client)
-        status, fields, body = split_response(response)
+        status, headers, body = split_response(response)
         assert status in (401, 413)
         assert body == b"full"
-        assert fields["connection"] == "close"
-        line = await gateway.last_line()
+        assert headers["connection"] == "close"
+        line = await gateway.wait_log_line()
         assert (line["upload"], line["download"], line["outcome"]) == ("early_response", "complete", "complete")
         assert line["upload_bytes"] < SIZE
 
@@ -150,7 +150,7 @@ async def test_answer_that_streams_while_the_upload_runs_is_relayed_chunk_by_chu
             assert await client.read_until(piece + b"\r\n") == b"3\r\n" + piece + b"\r\n"
         assert await client.read_to_end() == b"0\r\n\r\n"
         await client.close()
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["upload"], line["download"]) == ("complete", "complete")
 
 
@@ -181,6 +181,6 @@ async def test_client_that_resets_behind_an_early_answer_is_no_second_exchange(m
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, ("127.0.0.1", gateway.port))
         await loop.sock_sendall(client, HEAD + BLOCK)
-        assert (await gateway.last_line())["status"] == 401
-        await until(lambda: not gateway.gateway._in_flight.in_flight)
+        assert (await gateway.wait_log_line())["status"] == 401
+        await wait_until(lambda: not gateway.gateway._in_flight.in_flight)
     assert len(gateway.log) == 1

@@ -48,19 +48,19 @@ async def test_body_sent_without_waiting_gets_no_100() -> None:
 
 async def test_refused_upstream_is_502_without_100_and_the_connection_closes_at_once() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
-        response = await gateway.ask(head(1000))
+        response = await gateway.request(head(1000))
         assert problem_of(response)["code"] == "connect_refused"
 
 
 async def test_declared_length_over_the_limit_is_413_without_100() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9", limits={"max_body": 10})) as gateway:
-        response = await gateway.ask(head(11))
+        response = await gateway.request(head(11))
         assert problem_of(response)["status"] == 413
 
 
 async def test_unknown_route_is_404_without_100() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9", match={"path": "/a"})) as gateway:
-        assert problem_of(await gateway.ask(head(11, "/b")))["status"] == 404
+        assert problem_of(await gateway.request(head(11, "/b")))["status"] == 404
 
 
 async def test_no_100_while_waiting_for_a_slot() -> None:
@@ -79,10 +79,10 @@ async def test_no_100_while_waiting_for_a_slot() -> None:
             first = await gateway.connect()
             await first.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
             await asyncio.wait_for(upstream.connected.wait(), 5)
-            response = await gateway.ask(head(1000))
-            status, fields, _ = split_response(response)
+            response = await gateway.request(head(1000))
+            status, headers, _ = split_response(response)
             assert status == 503
-            assert fields["retry-after"] == "1"
+            assert headers["retry-after"] == "1"
             release.set()
             assert split_response(await first.read_head())[0] == 200
             await first.close()
@@ -101,17 +101,17 @@ async def test_store_invites_only_when_its_directory_is_there(tmp_path: Path) ->
         await client.close()
         (directory / "a.txt").unlink()
         directory.rmdir()
-        response = await gateway.ask(head(5, "/a.txt", method="PUT"))
+        response = await gateway.request(head(5, "/a.txt", method="PUT"))
         assert problem_of(response)["code"] == "disk_unavailable"
 
 
 async def test_expectation_in_http_1_0_is_ignored() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        response = await gateway.ask(head(5, version="1.0") + b"hello")
+        response = await gateway.request(head(5, version="1.0") + b"hello")
         assert split_response(response)[0] == 200
 
 
 async def test_unknown_expectation_is_417() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
-        response = await gateway.ask(head(5).replace(b"100-continue", b"miracles"))
+        response = await gateway.request(head(5).replace(b"100-continue", b"miracles"))
         assert problem_of(response)["status"] == 417

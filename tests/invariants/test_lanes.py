@@ -27,7 +27,7 @@ from tests.peers import (
     read_request,
     run_gateway,
     split_response,
-    until,
+    wait_until,
 )
 
 BODY = os.urandom(3_000_001)
@@ -69,7 +69,7 @@ async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: s
         await client.close()
         assert split_response(response)[2] == b"ok"
         assert seen == [body]
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         expected = "copy" if every_lane == "copy" else "splice" if kind == "raw" else "direct"
         assert (line["upload_lane"], line["upload_bytes"], line["upload"]) == (expected, len(body), "complete")
         assert sum(gateway.stats.routes["r"].transfers[Direction.UPLOAD].lanes.values()) == 1
@@ -87,7 +87,7 @@ async def test_downloads_are_identical_and_both_connections_are_kept(every_lane:
             await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
             await client.read_head()
             assert await client.read_exactly(len(BODY)) == BODY
-            line = await gateway.last_line(count)
+            line = await gateway.wait_log_line(count)
             expected = "splice" if every_lane == "auto" else "copy"
             assert (line["download_lane"], line["download_bytes"], line["outcome"]) == (expected, len(BODY), "complete")
         assert len(upstream.wires) == 1
@@ -107,7 +107,7 @@ async def test_bytes_behind_an_upload_are_never_taken_for_its_body(every_lane: s
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % len(BODY))
         await asyncio.wait_for(upstream.connected.wait(), 5)
-        await client.drain_source([BODY + b"GET /next HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"])
+        await client.send_all([BODY + b"GET /next HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"])
         response = await client.read_to_end()
         await client.close()
         assert seen[0][1] == BODY
@@ -139,9 +139,9 @@ async def test_copy_is_used_where_the_config_says_so() -> None:
 
     async with RawUpstream(script) as upstream:
         async with run_gateway(forward_config(upstream.url, top={"lanes": "copy"})) as gateway:
-            response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
             assert split_response(response)[2] == BODY
-            assert (await gateway.last_line())["download_lane"] == "copy"
+            assert (await gateway.wait_log_line())["download_lane"] == "copy"
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -172,7 +172,7 @@ async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped
             await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 3\r\n\r\nabc")
             await client.read_until(b"ok")
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await until(lambda: len(upstream.wires[-1:]) == 1)
+        await wait_until(lambda: len(upstream.wires[-1:]) == 1)
         await send_slowly(client, chunked(BODY))
         await client.read_to_end()
         await client.close()

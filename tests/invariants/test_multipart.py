@@ -37,9 +37,9 @@ async def test_sound_forms_arrive_byte_for_byte_in_any_chunking(framing: str) ->
             head, _, _ = request.partition(b"\r\n\r\n")
             if framing == "chunked":
                 head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
-                response = await gateway.ask(head + b"\r\n\r\n" + chunked(body[:9], body[9:]))
+                response = await gateway.request(head + b"\r\n\r\n" + chunked(body[:9], body[9:]))
             else:
-                response = await gateway.ask(head, b"\r\n\r\n", body[:30], body[30:31], body[31:])
+                response = await gateway.request(head, b"\r\n\r\n", body[:30], body[30:31], body[31:])
             assert split_response(response)[0] == 200
         assert [body for _, body in seen] == bodies
         for (head, body), _ in zip(seen, bodies, strict=True):
@@ -59,13 +59,13 @@ async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(
             head = post(body).partition(b"\r\n\r\n")[0]
             if framing == "chunked":
                 head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
-                response = await gateway.ask(
+                response = await gateway.request(
                     head, b"\r\n\r\n", chunked(*([body[:20], body[20:]] if len(body) > 20 else []))
                 )
             else:
-                response = await gateway.ask(head, b"\r\n\r\n", body[:20], body[20:])
+                response = await gateway.request(head, b"\r\n\r\n", body[:20], body[20:])
             assert problem_of(response)["code"] == "bad_multipart", name
-            line = await gateway.last_line(count)
+            line = await gateway.wait_log_line(count)
             assert (line["blame"], line["upload"]) == ("client", "client_bad"), name
         for wire in upstream.wires:
             assert not is_whole_request(bytes(wire.received))
@@ -73,7 +73,7 @@ async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(
 
 async def test_no_boundary_is_refused_before_the_upstream_hears_of_it() -> None:
     async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        response = await gateway.ask(post(GOOD, content_type="multipart/form-data"))
+        response = await gateway.request(post(GOOD, content_type="multipart/form-data"))
         assert problem_of(response)["code"] == "bad_multipart"
         assert not upstream.wires
 
@@ -90,12 +90,12 @@ async def test_opaque_forms_are_carried_unread() -> None:
         config["upstreams"]["up"]["endpoints"] = [upstream.url]
         async with run_gateway(config) as gateway:
             broken = MALFORMED["no final boundary"]
-            assert split_response(await gateway.ask(post(broken)))[0] == 200
+            assert split_response(await gateway.request(post(broken)))[0] == 200
             assert seen == [broken]
 
 
 async def test_many_tiny_parts_are_stopped_at_their_limit() -> None:
     async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         body = form(*[("name=a", b"")] * 20_000)
-        document = problem_of(await gateway.ask(post(body)))
+        document = problem_of(await gateway.request(post(body)))
         assert (document["code"], document["limit"]) == ("too_many_parts", 64)

@@ -13,7 +13,7 @@ from tests.peers import (
     responding,
     run_gateway,
     split_response,
-    until,
+    wait_until,
 )
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
@@ -36,8 +36,8 @@ async def test_slot_is_held_while_the_answer_streams() -> None:
         await first.read_until(b"wx")
         second = await gateway.connect()
         await second.send(GET)
-        await until(lambda: gateway.stats.upstreams["up"].queue_length)
-        refused = await gateway.ask(GET)
+        await wait_until(lambda: gateway.stats.upstreams["up"].queue_length)
+        refused = await gateway.request(GET)
         assert problem_of(refused)["code"] == "queue_full"
         assert len(upstream.wires) == 1
         release.set()
@@ -57,7 +57,7 @@ async def test_wait_for_a_slot_is_bounded() -> None:
         first = await gateway.connect()
         await first.send(GET)
         await asyncio.wait_for(upstream.connected.wait(), 5)
-        assert problem_of(await gateway.ask(GET))["code"] == "queue_timeout"
+        assert problem_of(await gateway.request(GET))["code"] == "queue_timeout"
         await first.close()
 
 
@@ -83,7 +83,7 @@ async def test_slot_of_a_client_that_left_is_given_on() -> None:
         waiting = [await gateway.connect() for _ in range(2)]
         for client in waiting:
             await client.send(GET)
-        await until(lambda: gateway.stats.upstreams["up"].queue_length == 2)
+        await wait_until(lambda: gateway.stats.upstreams["up"].queue_length == 2)
         await waiting[0].close()
         await first.close()
         assert split_response(await waiting[1].read_to_end())[0] == 200
@@ -95,7 +95,7 @@ async def test_refused_endpoint_gives_way_to_the_next() -> None:
         async with run_gateway(forward_config(["http://127.0.0.1:9", upstream.url])) as gateway:
             for _ in range(4):
                 request = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
-                assert (await gateway.ask(request)).endswith(b"ok")
+                assert (await gateway.request(request)).endswith(b"ok")
             assert gateway.stats.upstreams["up"].retries["connect_refused"] == 2
 
 
@@ -103,7 +103,7 @@ async def test_round_robin_takes_turns() -> None:
     async with RawUpstream(responding(OK)) as one, RawUpstream(responding(OK)) as two:
         async with run_gateway(forward_config([one.url, two.url])) as gateway:
             for _ in range(6):
-                await gateway.ask(GET)
+                await gateway.request(GET)
             assert bytes(one.wires[0].received).count(b"GET /") == 3
             assert bytes(two.wires[0].received).count(b"GET /") == 3
 
@@ -116,7 +116,7 @@ async def test_request_that_met_a_closing_upstream_is_sent_once() -> None:
         await wire.close()
 
     async with RawUpstream(vanish) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        assert problem_of(await gateway.ask(GET))["code"] == "upstream_closed"
+        assert problem_of(await gateway.request(GET))["code"] == "upstream_closed"
         assert len(upstream.wires) == 1
 
 
@@ -128,7 +128,7 @@ async def test_kept_connection_closed_by_the_upstream_is_not_used_again() -> Non
 
     async with RawUpstream(once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         for count in range(1, 6):
-            assert (await gateway.ask(GET)).endswith(b"ok")
+            assert (await gateway.request(GET)).endswith(b"ok")
             assert len(upstream.wires) == count
 
 
@@ -140,7 +140,7 @@ async def test_endpoint_that_fails_its_checks_gets_no_requests() -> None:
     keys = {"health": {"path": "/healthz", "interval": "20ms", "fails": 2}}
     async with RawUpstream(sick) as bad, RawUpstream(responding(OK)) as good:
         async with run_gateway(forward_config([bad.url, good.url], upstream_keys=keys)) as gateway:
-            await until(lambda: not (gateway.stats.upstreams["up"].endpoints_up[bad.url]))
+            await wait_until(lambda: not (gateway.stats.upstreams["up"].endpoints_up[bad.url]))
             for _ in range(4):
-                assert (await gateway.ask(GET)).endswith(b"ok")
+                assert (await gateway.request(GET)).endswith(b"ok")
             assert gateway.stats.upstreams["up"].endpoints_up[good.url]

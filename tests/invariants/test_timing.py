@@ -17,7 +17,7 @@ from tests.peers import (
     responding,
     run_gateway,
     split_response,
-    until,
+    wait_until,
 )
 
 # The sleeps below are the stimulus, a peer that is slow on purpose; nothing is waited for with one.
@@ -43,7 +43,7 @@ async def test_client_silent_in_its_upload_is_408() -> None:
         response = await client.read_to_end()
         await client.close()
         assert problem_of(response)["code"] == "client_idle"
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["status"], line["outcome"], line["blame"]) == (408, "client_slow", "client")
 
 
@@ -51,28 +51,30 @@ async def test_upstream_that_stops_reading_is_504() -> None:
     async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         sending = asyncio.create_task(
-            client.drain_source([b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100000000\r\n\r\n", *[BLOCK] * 1500])
+            client.send_all([b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100000000\r\n\r\n", *[BLOCK] * 1500])
         )
         response = await client.read_to_end()
         await sending
         await client.close()
         assert problem_of(response)["code"] == "upstream_stuck"
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["outcome"], line["blame"], line["upload"]) == ("upstream_slow", "upstream", "upstream_slow")
 
 
 async def test_upstream_that_never_answers_is_504() -> None:
     async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
-        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         assert problem_of(response)["code"] == "response_timeout"
-        assert (await gateway.last_line())["blame"] == "upstream"
+        assert (await gateway.wait_log_line())["blame"] == "upstream"
 
 
 async def test_upstream_that_never_answers_a_whole_upload_is_504() -> None:
     async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
-        response = await gateway.ask(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab")
+        response = await gateway.request(
+            b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab"
+        )
         assert problem_of(response)["code"] == "response_timeout"
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["upload"], line["outcome"]) == ("complete", "upstream_slow")
 
 
@@ -83,9 +85,9 @@ async def test_upstream_silent_in_its_answer_is_cut() -> None:
         await asyncio.Event().wait()
 
     async with RawUpstream(stall) as upstream, run_gateway(config(upstream.url)) as gateway:
-        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
         assert response.endswith(b"half")
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["code"], line["outcome"], line["download"]) == ("upstream_idle", "upstream_slow", "upstream_slow")
 
 
@@ -93,13 +95,13 @@ async def test_client_that_stops_reading_its_answer_is_cut() -> None:
     async def endless(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
-        await wire.drain_source(BLOCK for _ in range(15000))
+        await wire.send_all(BLOCK for _ in range(15000))
 
     async with RawUpstream(endless) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a client that does not read
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         assert (line["code"], line["outcome"], line["blame"]) == ("client_idle", "client_slow", "client")
         await upstream.wait_finished()
         client.writer.transport.abort()
@@ -117,7 +119,7 @@ async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
         run_gateway(config(upstream.url, top={"lanes": "copy"})) as gateway,
     ):
         client = await gateway.connect()
-        await until(lambda: gateway.gateway._traffic.connections)
+        await wait_until(lambda: gateway.gateway._traffic.connections)
         transport = gateway.gateway._traffic.connections[0].transport
         assert transport is not None
         # So that every write is taken at once and the whole body waits in the buffer at its end.
@@ -125,11 +127,11 @@ async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a client that does not read
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         download = gateway.stats.routes["r"].transfers[Direction.DOWNLOAD]
-        await until(lambda: download.bytes_moved == size)
+        await wait_until(lambda: download.bytes_moved == size)
         if reads:
             client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
             assert len(split_response(await client.read_to_end())[2]) == size
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         expected = ("complete", "complete") if reads else ("client_slow", "client_slow")
         assert (line["outcome"], line["download"]) == expected
         client.writer.transport.abort()
@@ -162,7 +164,7 @@ async def test_trickle_below_the_minimum_rate_is_cut(leg: str) -> None:
         else:
             await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
             sending = asyncio.create_task(trickling.wait())  # type: ignore[arg-type]  # only to be cancelled below
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         await client.close()
@@ -188,7 +190,7 @@ async def test_total_is_held_where_configured() -> None:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100000\r\n\r\n")
         while not gateway.log:
-            await client.drain_source([b"x"])
+            await client.send_all([b"x"])
             await asyncio.sleep(0.02)
         assert gateway.log[0]["code"] == "client_too_slow"
         await client.close()
@@ -206,7 +208,7 @@ async def test_events_of_unknown_length_may_pause_below_any_rate() -> None:
     timeouts = {"idle": "5s", "min_rate": "1MiB/s", "grace": "100ms"}
     keys = {"upstream_timeouts": {"idle": "5s"}}
     async with RawUpstream(events) as upstream, run_gateway(config(upstream.url, timeouts=timeouts, **keys)) as gateway:
-        response = await gateway.ask(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         assert response.count(b"data: x") == 6
         assert response.endswith(b"0\r\n\r\n")
 
@@ -218,7 +220,7 @@ async def test_sides_add_up_to_the_wall_time_and_the_slow_one_is_named() -> None
         for _ in range(10):
             await client.send(b"x")
             await asyncio.sleep(0.03)
-        line = await gateway.last_line()
+        line = await gateway.wait_log_line()
         await client.close()
         waits = line["wait_seconds"]
         assert waits["downstream_read"] > 0.9 * line["seconds"]

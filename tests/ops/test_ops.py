@@ -29,14 +29,14 @@ from tests.peers import (
     post,
     responding,
     run_gateway,
-    until,
+    wait_until,
 )
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
 
-async def fetch(url: str, **fields: str) -> tuple[int, str, str]:
-    async with aiohttp.ClientSession() as session, session.get(url, headers=fields) as response:
+async def fetch(url: str, **headers: str) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
         return response.status, response.headers["Content-Type"], await response.text()
 
 
@@ -62,7 +62,7 @@ async def test_bytes_rise_while_an_upload_flows() -> None:
         for _ in range(3):
             await client.send(b"x" * 1000)
             upload = gateway.stats.routes["r"].transfers[Direction.UPLOAD]
-            await until(functools.partial(_has_moved, upload, 1000 * len(seen) + 1000))
+            await wait_until(functools.partial(_has_moved, upload, 1000 * len(seen) + 1000))
             seen.append(await sample(gateway, series))
         assert seen == [1000.0, 2000.0, 3000.0]
         await client.read_to_end()
@@ -72,9 +72,9 @@ async def test_bytes_rise_while_an_upload_flows() -> None:
 async def test_metrics_tell_what_happened() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         body = form(("name=a", b"b"), ('name="f"; filename="x"', b"y" * 5000))
-        await gateway.ask(post(body))
-        await gateway.ask(GET.replace(b"GET", b"PROPFIND"))
-        await gateway.ask(b"nonsense\r\n\r\n")
+        await gateway.request(post(body))
+        await gateway.request(GET.replace(b"GET", b"PROPFIND"))
+        await gateway.request(b"nonsense\r\n\r\n")
         for series, expected in {
             'gateway_requests_total{code="200",method="POST",route="r"}': 1.0,
             'gateway_requests_total{code="200",method="other",route="r"}': 1.0,
@@ -101,7 +101,7 @@ async def test_metrics_tell_what_happened() -> None:
 async def test_openmetrics_when_asked_and_promtool_likes_the_text() -> None:
     promtool = require_tool("promtool")
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        await gateway.ask(post(form(('name="f"; filename="x"', b"y"))))
+        await gateway.request(post(form(('name="f"; filename="x"', b"y"))))
         _, kind, text = await fetch(gateway.ops_url + "/metrics", Accept="application/openmetrics-text")
         assert kind.startswith("application/openmetrics-text")
         assert text.endswith("# EOF\n")
@@ -127,7 +127,7 @@ async def test_health_and_readiness() -> None:
 async def test_not_ready_without_a_healthy_endpoint() -> None:
     health = {"health": {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}}
     async with run_gateway(forward_config("http://127.0.0.1:9", upstream_keys=health)) as gateway:
-        await until(lambda: not any(gateway.stats.upstreams["up"].endpoints_up.values()))
+        await wait_until(lambda: not any(gateway.stats.upstreams["up"].endpoints_up.values()))
         status, _, text = await fetch(gateway.ops_url + "/readyz")
         assert (status, text) == (503, "upstream up: no healthy endpoint\n")
 
@@ -135,7 +135,7 @@ async def test_not_ready_without_a_healthy_endpoint() -> None:
 async def test_ops_paths_are_not_on_the_traffic_port() -> None:
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, match={"path": "/x"})) as gateway:
-            response = await gateway.ask(GET.replace(b"GET /", b"GET /metrics"))
+            response = await gateway.request(GET.replace(b"GET /", b"GET /metrics"))
             assert response.startswith(b"HTTP/1.1 404")
 
 
@@ -171,7 +171,7 @@ async def test_drain_is_bounded_and_says_so() -> None:
             response = await client.read_to_end()
             await client.close()
             assert b'"code": "cancelled"' in response
-            line = await gateway.last_line()
+            line = await gateway.wait_log_line()
             assert (line["outcome"], line["blame"]) == ("cancelled", "gateway")
             gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # stopped already
 
@@ -231,22 +231,22 @@ async def test_upload_of_a_killed_gateway_is_removed_at_the_next_start_and_nobod
         port = int(line["message"].split(",")[0].rpartition(":")[2])
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head + body[:600_000])
-        await until(lambda: list(directory.glob(".*.part/*")))
+        await wait_until(lambda: list(directory.glob(".*.part/*")))
         running.kill()
         await running.wait()
         writer.transport.abort()
         assert list(directory.glob(".*.part/*"))
 
     async with run_gateway(settings) as first:
-        await until(lambda: not list(directory.iterdir()))
+        await wait_until(lambda: not list(directory.iterdir()))
         client = await first.connect()
         await client.send(head + body[:600_000])
-        await until(lambda: list(directory.iterdir()))
+        await wait_until(lambda: list(directory.iterdir()))
         left = directory / f".{'0' * 32}.part"
         left.mkdir()
         (left / "0").write_text("left")
         async with run_gateway(settings):
-            await until(lambda: not left.exists())
+            await wait_until(lambda: not left.exists())
             await client.send(body[600_000:])
             assert (await client.read_to_end()).startswith(b"HTTP/1.1 201")
             await client.close()
@@ -275,8 +275,8 @@ async def test_line_of_the_log_is_json_whatever_a_client_says() -> None:
         config = forward_config(upstream.url, top={"trusted_proxies": ["127.0.0.0/8"]})
         async with run_gateway(config) as gateway:
             head = b"GET " + target + b" HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nX-Request-Id: a/b=c\r\n\r\n"
-            await gateway.ask(head)
-            line = await gateway.last_line()
+            await gateway.request(head)
+            line = await gateway.wait_log_line()
     # json.loads has read it; the target is cut, and says what was sent.
     assert len(line["target"]) == 512
     assert line["target"].startswith('/a"b\\c')

@@ -41,10 +41,12 @@ async def test_test_printed_on_the_page_passes(example: dict[str, Any]) -> None:
 async def test_filter_of_the_page_works_in_a_gateway(example: dict[str, Any]) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=[{"lines": {"most": 2}}])) as gateway:
-            status, fields, _ = split_response(await gateway.ask(post(form(('name="f"; filename="a"', b"1\n2\n")))))
-            assert (status, fields["x-lines"]) == (200, "2")
-            assert (await gateway.last_line())["parts"][0]["lines"] == 2
-            problem = problem_of(await gateway.ask(post(form(('name="f"; filename="a"', b"\n" * 3)))))
+            status, headers, _ = split_response(
+                await gateway.request(post(form(('name="f"; filename="a"', b"1\n2\n"))))
+            )
+            assert (status, headers["x-lines"]) == (200, "2")
+            assert (await gateway.wait_log_line())["parts"][0]["lines"] == 2
+            problem = problem_of(await gateway.request(post(form(('name="f"; filename="a"', b"\n" * 3)))))
             assert (problem["status"], problem["detail"]) == (413, "There are more than 2 lines in part 1: send fewer.")
 
 

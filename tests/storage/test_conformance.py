@@ -18,7 +18,7 @@ import pytest
 from gateway.errors import Fault, FaultKind
 from gateway.storage import IncomingFile, NameRules, StoredFile, StoredFileReader
 from tests.leaks import open_descriptors
-from tests.peers import until
+from tests.peers import wait_until
 from tests.storage.places import Place
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -386,7 +386,7 @@ async def test_reader_closed_in_the_middle_leaks_nothing(place: Place, read_coun
         for _ in range(read_count):
             assert await reader.read()
         await reader.close()
-    await until(lambda: len(open_descriptors()) <= before)
+    await wait_until(lambda: len(open_descriptors()) <= before)
 
 
 async def test_reader_closed_while_it_reads_leaks_nothing(place: Place) -> None:
@@ -400,4 +400,4 @@ async def test_reader_closed_while_it_reads_leaks_nothing(place: Place) -> None:
     reading.cancel()
     await asyncio.wait([reading])
     await reader.close()
-    await until(lambda: len(open_descriptors()) <= before)
+    await wait_until(lambda: len(open_descriptors()) <= before)
