@@ -1,4 +1,4 @@
-"""Law 3: a cut body never looks whole. Law 4: the source remembers its own failure. On both legs, both framings."""
+"""A body that was cut never looks complete, and a failed source keeps its failure. In both directions and framings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.peers import (
 BLOCK = b"x" * 65536
 
 
-async def swallow(wire: Wire) -> None:
-    """Read whatever comes, to the end, and never answer."""
+async def read_without_response(wire: Wire) -> None:
+    """Read until the peer closes and send no response."""
     await wire.read_to_end()
 
 
 def is_whole_request(received: bytes) -> bool:
-    """Say whether an upstream could take this for a whole request."""
+    """Return whether an upstream could read these bytes as a complete request."""
     head, end_of_head, body = received.partition(b"\r\n\r\n")
     if not end_of_head:
         return False
@@ -45,8 +45,8 @@ CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r
 
 @pytest.mark.parametrize("how", ["fin", "reset"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_client_that_leaves_mid_upload_is_not_taken_for_a_whole_upload(framing: str, how: str) -> None:
-    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+async def test_upload_of_a_client_that_disconnects_never_looks_complete(framing: str, how: str) -> None:
+    async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         if framing == "length":
             await client.send(LENGTH_HEAD, BLOCK)
@@ -66,8 +66,8 @@ async def test_client_that_leaves_mid_upload_is_not_taken_for_a_whole_upload(fra
 
 @pytest.mark.parametrize("how", ["fin", "reset"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_upstream_that_dies_mid_upload_is_502_and_blamed(framing: str, how: str) -> None:
-    async def die(wire: Wire) -> None:
+async def test_upstream_that_disconnects_during_an_upload_is_502_and_blamed(framing: str, how: str) -> None:
+    async def close_early(wire: Wire) -> None:
         await wire.read_head()
         await wire.read_some()
         if how == "fin":
@@ -75,7 +75,7 @@ async def test_upstream_that_dies_mid_upload_is_502_and_blamed(framing: str, how
         else:
             wire.reset()
 
-    async with RawUpstream(die) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(close_early) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         pieces = [BLOCK] * 160 if framing == "length" else [b"10000\r\n" + BLOCK + b"\r\n"] * 160
         head = LENGTH_HEAD.replace(b"1000000", b"10485760") if framing == "length" else CHUNKED_HEAD
@@ -88,7 +88,7 @@ async def test_upstream_that_dies_mid_upload_is_502_and_blamed(framing: str, how
         assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
 
 
-DEATHS = {
+INCOMPLETE_RESPONSES = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + BLOCK,
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n" + BLOCK + b"\r\n",
     "close": b"HTTP/1.1 200 OK\r\n\r\n" + BLOCK,
@@ -100,21 +100,21 @@ DEATHS = {
     ("framing", "how"),
     [("length", "fin"), ("length", "reset"), ("chunked", "fin"), ("chunked", "reset"), ("close", "reset")],
 )
-async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(
+async def test_download_from_an_upstream_that_disconnects_never_looks_complete(
     framing: str, how: str, version: str
 ) -> None:
     got = asyncio.Event()
 
-    async def die(wire: Wire) -> None:
+    async def close_early(wire: Wire) -> None:
         await wire.read_head()
-        await wire.send(DEATHS[framing])
+        await wire.send(INCOMPLETE_RESPONSES[framing])
         await got.wait()
         if how == "fin":
             await wire.close()
         else:
             wire.reset()
 
-    async with RawUpstream(die) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(close_early) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(f"GET / HTTP/{version}\r\nHost: gw\r\n\r\n".encode())
         await client.read_head()
@@ -128,7 +128,7 @@ async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(
         elif b"content-length" in head:
             assert len(rest) + 1000 < 1000000
         else:
-            # Only the close ends this body: it must not be a clean one.
+            # Only the close of the connection ends this body, so the gateway must reset it.
             assert client.was_reset
         assert bytes(client.received).count(b"HTTP/1.1 ") == 1
         line = await gateway.wait_log_line()
@@ -136,7 +136,7 @@ async def test_upstream_that_dies_mid_download_leaves_no_whole_looking_body(
         assert line["status"] == 200
 
 
-async def test_close_delimited_answer_that_ends_with_fin_is_whole() -> None:
+async def test_close_delimited_response_that_ends_with_fin_is_complete() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
@@ -149,7 +149,7 @@ async def test_close_delimited_answer_that_ends_with_fin_is_whole() -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "reset"])
-async def test_client_that_leaves_mid_download_ends_the_upstream_too(how: str) -> None:
+async def test_client_that_disconnects_during_a_download_closes_the_upstream_connection(how: str) -> None:
     ended = asyncio.Event()
 
     async def endless(wire: Wire) -> None:
@@ -171,7 +171,7 @@ async def test_client_that_leaves_mid_download_ends_the_upstream_too(how: str) -
         assert (line["outcome"], line["blame"], line["download"]) == ("client_left", "client", "client_left")
 
 
-async def test_client_that_leaves_an_idle_stream_ends_the_upstream_at_once() -> None:
+async def test_client_that_disconnects_from_an_idle_stream_closes_the_upstream_connection_at_once() -> None:
     async def idle(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
@@ -187,10 +187,10 @@ async def test_client_that_leaves_an_idle_stream_ends_the_upstream_at_once() -> 
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_limit_that_trips_mid_body_is_413_and_the_upstream_never_sees_a_whole_body(framing: str) -> None:
+async def test_body_that_exceeds_the_limit_is_413_and_never_looks_complete_to_the_upstream(framing: str) -> None:
     config = forward_config("http://127.0.0.1:9", limits={"max_part": "100KiB"})
     body = form(('name="f"; filename="a.bin"', b"y" * 200_000))
-    async with RawUpstream(swallow) as upstream:
+    async with RawUpstream(read_without_response) as upstream:
         config["upstreams"]["up"]["endpoints"] = [upstream.url]
         async with run_gateway(config) as gateway:
             request = post(body)
@@ -210,8 +210,8 @@ async def test_limit_that_trips_mid_body_is_413_and_the_upstream_never_sees_a_wh
             assert (line["outcome"], line["blame"], line["upload"]) == ("limit", "client", "limit")
 
 
-async def test_declared_length_over_the_limit_is_refused_before_the_upstream_hears_of_it() -> None:
-    async with RawUpstream(swallow) as upstream:
+async def test_declared_length_over_the_limit_is_refused_before_the_upstream_is_connected() -> None:
+    async with RawUpstream(read_without_response) as upstream:
         async with run_gateway(forward_config(upstream.url, limits={"max_body": 100})) as gateway:
             response = await gateway.request(post(b"z" * 101, content_type="text/plain"))
             document = problem_of(response)
@@ -220,8 +220,8 @@ async def test_declared_length_over_the_limit_is_refused_before_the_upstream_hea
             assert not upstream.wires
 
 
-async def test_upload_that_fails_behind_a_begun_answer_cuts_both_sides() -> None:
-    """An upstream that answers while it reads must not end well for either when the body turns out bad."""
+async def test_upload_that_fails_after_the_response_began_cuts_both_connections() -> None:
+    """The upstream responds while it reads the body. When the body turns out malformed, both connections are cut."""
 
     async def eager(wire: Wire) -> None:
         await wire.read_head()
@@ -244,9 +244,9 @@ async def test_upload_that_fails_behind_a_begun_answer_cuts_both_sides() -> None
         assert (line["code"], line["blame"], line["upload"]) == ("bad_multipart", "client", "client_bad")
 
 
-async def test_broken_chunk_is_400_and_the_upstream_sees_no_end() -> None:
-    """aiohttp 3.14.5 leaves the reader of such a body waiting for ever."""
-    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+async def test_malformed_chunk_is_400_and_the_upstream_receives_no_final_chunk() -> None:
+    """With aiohttp 3.14.5 a read of such a body never ends."""
+    async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(CHUNKED_HEAD, b"5\r\nhello\r\n")
         await asyncio.wait_for(upstream.connected.wait(), 5)
@@ -258,8 +258,8 @@ async def test_broken_chunk_is_400_and_the_upstream_sees_no_end() -> None:
         assert not is_whole_request(upstream.received)
 
 
-async def test_broken_chunk_of_the_upstream_cuts_the_answer() -> None:
-    """aiohttp 3.14.5 leaves the reader of such a body waiting for ever while the upstream keeps the connection."""
+async def test_malformed_chunk_of_the_upstream_cuts_the_response() -> None:
+    """With aiohttp 3.14.5 a read of such a body does not end until the upstream closes the connection."""
 
     arrived = asyncio.Event()
 
@@ -281,7 +281,7 @@ async def test_broken_chunk_of_the_upstream_cuts_the_answer() -> None:
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_whole_upload_arrives_whole(framing: str) -> None:
+async def test_complete_upload_arrives_complete(framing: str) -> None:
     seen: list[bytes] = []
 
     async def script(wire: Wire) -> None:

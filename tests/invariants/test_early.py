@@ -1,4 +1,4 @@
-"""Law 5: early answers count. The client reads them, whatever it was still sending."""
+"""Early responses: the client receives a response that the upstream sends before the upload is complete."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ REFUSAL = b"HTTP/1.1 413 Too Much\r\nContent-Length: 4\r\n\r\nfull"
 
 
 async def refuse_and_close(wire: Wire) -> None:
-    """Read 1 %, answer, close with the rest unread: the kernel sends a reset behind the answer."""
+    """Read 1 %, respond, and close with unread data: the kernel sends a reset after the response."""
     await wire.read_head()
     await wire.read_exactly(SIZE // 100)
     await wire.send(REFUSAL)
     await wire.close()
 
 
-async def refuse_and_read_on(wire: Wire) -> None:
+async def refuse_and_read_rest(wire: Wire) -> None:
     await wire.read_head()
     await wire.read_exactly(SIZE // 100)
     await wire.send(REFUSAL)
@@ -37,24 +37,24 @@ async def refuse_and_read_on(wire: Wire) -> None:
 
 
 async def refuse_at_once(wire: Wire) -> None:
-    """Answer on the head alone, as a 401 does."""
+    """Respond after the head, without reading the body, as for a 401."""
     await wire.read_head()
     await wire.send(REFUSAL.replace(b"413 Too Much", b"401 Who"))
     await wire.close()
 
 
-async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connection() -> None:
-    """Closing is not aborting: what waits in our buffer for a peer that does not read would keep the socket open."""
-    stuck = asyncio.Event()
+async def test_early_response_of_an_upstream_that_stopped_reading_leaves_no_connection_open() -> None:
+    """The connection must be aborted. `close` waits until the write buffer is empty, so the socket would stay open."""
+    stalled = asyncio.Event()
 
-    async def refuse_and_hold(wire: Wire) -> None:
+    async def refuse_and_stop_reading(wire: Wire) -> None:
         await wire.read_head()
-        wire.reader._transport.pause_reading()  # type: ignore[attr-defined]  # an upstream that reads no more
-        await stuck.wait()
+        wire.reader._transport.pause_reading()  # type: ignore[attr-defined]  # an upstream that stops reading
+        await stalled.wait()
         await wire.send(REFUSAL)
         await asyncio.Event().wait()
 
-    async with RawUpstream(refuse_and_hold) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(refuse_and_stop_reading) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         before = len(open_descriptors())
         client = await gateway.connect()
         sending = asyncio.create_task(client.send_all([HEAD, *[BLOCK] * (SIZE // len(BLOCK))]))
@@ -62,19 +62,19 @@ async def test_early_answer_of_an_upstream_that_reads_no_more_leaves_no_connecti
         moved = -1
         while moved != upload.bytes_moved:
             moved = upload.bytes_moved
-            # Nothing announces that bytes have ceased to move.
+            # No event is set when the transfer stalls.
             await asyncio.sleep(0.05)
-        stuck.set()
+        stalled.set()
         assert split_response(await client.read_to_end())[0] == 413
         await sending
         await client.close()
-        # Only the upstream's own end is left.
+        # Only the upstream's own socket is still open.
         await wait_until(lambda: len(open_descriptors()) == before + 1)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-@pytest.mark.parametrize("script", [refuse_and_close, refuse_and_read_on, refuse_at_once])
-async def test_early_answer_reaches_a_client_that_writes_everything_first(script: Script, framing: str) -> None:
+@pytest.mark.parametrize("script", [refuse_and_close, refuse_and_read_rest, refuse_at_once])
+async def test_early_response_reaches_a_client_that_sends_its_whole_request_first(script: Script, framing: str) -> None:
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
 
         def blocking_client() -> bytes:
@@ -99,10 +99,10 @@ async def test_early_answer_reaches_a_client_that_writes_everything_first(script
         assert line["upload_bytes"] < SIZE
 
 
-async def test_early_answer_behind_a_reset_is_never_lost() -> None:
-    """asyncio's send may meet the reset before its reader sees the answer: without care most are lost that way.
+async def test_early_response_before_a_reset_is_never_lost() -> None:
+    """asyncio may fail on a write with the reset before it has read the response, and then drops the response.
 
-    Upstream and client are threads, so that the reset arrives amid the gateway's work and not between its turns.
+    Upstream and client run in threads, so that the reset can arrive at any time within an iteration of the event loop.
     """
     rounds = 60
 
@@ -132,7 +132,7 @@ async def test_early_answer_behind_a_reset_is_never_lost() -> None:
             await serving
 
 
-async def test_answer_that_streams_while_the_upload_runs_is_relayed_chunk_by_chunk() -> None:
+async def test_response_during_an_upload_is_forwarded_chunk_by_chunk() -> None:
     async def echo(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -154,29 +154,33 @@ async def test_answer_that_streams_while_the_upload_runs_is_relayed_chunk_by_chu
         assert (line["upload"], line["download"]) == ("complete", "complete")
 
 
-async def test_drain_behind_an_early_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_body_is_discarded_for_a_limited_time_after_an_early_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("gateway.downstream.exchange.DISCARD_SECONDS", 0.2)
     async with RawUpstream(refuse_at_once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(HEAD)
-        # The client sends nothing more and keeps its side open: the gateway must not wait for it for ever.
+        # The client sends no more bytes and keeps its connection open: the gateway must not wait without a limit.
         assert split_response(await client.read_to_end())[0] == 401
         await asyncio.wait_for(gateway.gateway._in_flight.wait_empty(), 5)
         await client.close()
 
 
-async def test_client_that_resets_behind_an_early_answer_is_no_second_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel knew of the reset before the transport did: half-closing failed, and was logged as a bad request."""
+async def test_client_that_resets_after_an_early_response_creates_no_second_exchange(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reset reached the kernel before the transport saw it: half-closing failed and was logged as a bad request."""
     client = socket.socket()
     client.setblocking(False)
     discard_request_body = Exchange.discard_request_body
 
-    async def reset_and_linger(exchange: Exchange) -> None:
+    async def reset_and_discard(exchange: Exchange) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         await discard_request_body(exchange)
 
-    monkeypatch.setattr(Exchange, "discard_request_body", reset_and_linger)
+    monkeypatch.setattr(Exchange, "discard_request_body", reset_and_discard)
     async with RawUpstream(refuse_at_once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, ("127.0.0.1", gateway.port))

@@ -1,4 +1,4 @@
-"""Law 6: ask before you take. 100 Continue goes out only when route, limits, gate and sink are ready."""
+"""Expect: 100-continue. The gateway sends 100 only when route, limits, capacity and sink are ready for the body."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def head(length: int, target: str = "/", version: str = "1.1", method: str = "PO
     return f"{line}Host: gw\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
-async def test_accepted_expectation_gets_100_then_the_answer_and_keeps_the_connection() -> None:
-    # A body below the transports closes its connection; ones as short as this never go there but in these tests.
+async def test_accepted_expectation_gets_100_then_the_response_and_keeps_the_connection() -> None:
+    # An upload on the direct lane closes the connection. Outside these tests a body this short stays on the copy lane.
     config = forward_config("http://127.0.0.1:9", top={"lanes": "copy"})
     async with RawUpstream(responding(OK)) as upstream:
         config["upstreams"]["up"]["endpoints"] = [upstream.url]
@@ -88,7 +88,7 @@ async def test_no_100_while_waiting_for_a_slot() -> None:
             await first.close()
 
 
-async def test_store_invites_only_when_its_directory_is_there(tmp_path: Path) -> None:
+async def test_store_sends_100_only_if_its_directory_exists(tmp_path: Path) -> None:
     directory = tmp_path / "in"
     directory.mkdir()
     config = {"routes": [{"name": "s", "match": {"prefix": "/"}, "store": {"directory": str(directory)}}]}

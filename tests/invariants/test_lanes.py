@@ -1,4 +1,4 @@
-"""Law 10: one body, two lanes. Which one was taken is told; what arrives is the same."""
+"""Lanes: a body arrives identical on every lane, and the access log names the lane."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ BODY = os.urandom(3_000_001)
 
 
 async def send_slowly(wire: Wire, body: bytes) -> None:
-    """Send in pieces of any size, with turns for others between them."""
-    chance = random.Random(1)
+    """Send in pieces of random size, and let other tasks run after each."""
+    generator = random.Random(1)
     at = 0
     while at < len(body):
-        size = chance.choice((1, 100, 5000, 300_000))
+        size = generator.choice((1, 100, 5000, 300_000))
         await wire.send(body[at : at + size])
         at += size
-        # A turn for the gateway, so that pieces are not read as one.
+        # Let the gateway run, so that it does not read several pieces as one.
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("kind", ["raw", "form", "chunked form"])
-async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: str) -> None:
+async def test_upload_arrives_identical_and_its_lane_is_logged(kind: str, every_lane: str) -> None:
     seen: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -61,7 +61,7 @@ async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: s
             head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
             cuts = [0, 1, 50, 200_000, 200_003, 1_500_000, len(body)]
             request = head + chunked(*(body[a:b] for a, b in itertools.pairwise(cuts)))
-        # A chunked body is read below the parser only if its head came in one piece.
+        # A chunked body is read below the parser only if the head arrived in one piece.
         head, blank_line, rest = request.partition(b"\r\n\r\n")
         await client.send(head + blank_line)
         await send_slowly(client, rest)
@@ -75,7 +75,7 @@ async def test_upload_is_identical_and_its_lane_is_told(kind: str, every_lane: s
         assert sum(gateway.stats.routes["r"].transfers[Direction.UPLOAD].lanes.values()) == 1
 
 
-async def test_downloads_are_identical_and_both_connections_are_kept(every_lane: str) -> None:
+async def test_downloads_arrive_identical_and_both_connections_are_kept(every_lane: str) -> None:
     async def script(wire: Wire) -> None:
         while True:
             await wire.read_head()
@@ -94,8 +94,8 @@ async def test_downloads_are_identical_and_both_connections_are_kept(every_lane:
         await client.close()
 
 
-async def test_bytes_behind_an_upload_are_never_taken_for_its_body(every_lane: str) -> None:
-    """Below the transports nobody parses: the connection closes behind the answer, and what was pipelined with it."""
+async def test_bytes_after_an_upload_are_never_read_as_its_body(every_lane: str) -> None:
+    """Below the transports no parser runs: the connection closes after the response and drops pipelined requests."""
     seen: list[tuple[bytes, bytes]] = []
 
     async def script(wire: Wire) -> None:
@@ -115,7 +115,7 @@ async def test_bytes_behind_an_upload_are_never_taken_for_its_body(every_lane: s
         assert (served, len(seen)) == ((1, 1) if every_lane == "auto" else (2, 2))
 
 
-async def test_stray_bytes_behind_a_spliced_answer_never_reach_the_next_one() -> None:
+async def test_unrequested_bytes_after_a_spliced_response_never_reach_the_next_response() -> None:
     async def script(wire: Wire) -> None:
         while True:
             await wire.read_head()
@@ -132,7 +132,7 @@ async def test_stray_bytes_behind_a_spliced_answer_never_reach_the_next_one() ->
         await client.close()
 
 
-async def test_copy_is_used_where_the_config_says_so() -> None:
+async def test_copy_lane_is_used_if_configured() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
@@ -145,18 +145,18 @@ async def test_copy_is_used_where_the_config_says_so() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped(
+async def test_chunked_upload_moves_below_the_parser_from_any_position(
     count: int, every_lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoder that reads along must agree with the parser, also behind another request on the connection."""
-    taken: list[int] = []
+    """The decoder must continue at the position of the parser, also for the second request on a connection."""
+    decoded_sizes: list[int] = []
     decode = ChunkedDecoder.decode
 
-    def note(self: ChunkedDecoder, received: bytes) -> bytes:
-        taken.append(len(received))
+    def record(self: ChunkedDecoder, received: bytes) -> bytes:
+        decoded_sizes.append(len(received))
         return decode(self, received)
 
-    monkeypatch.setattr(ChunkedDecoder, "decode", note)
+    monkeypatch.setattr(ChunkedDecoder, "decode", record)
     seen: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -165,8 +165,8 @@ async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped
             await wire.send(OK)
 
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        # The self-test at start decodes a body, too.
-        taken.clear()
+        # The self-test at start decodes a body as well.
+        decoded_sizes.clear()
         client = await gateway.connect()
         for _ in range(count - 1):
             await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 3\r\n\r\nabc")
@@ -177,25 +177,25 @@ async def test_chunked_upload_is_taken_over_below_the_parser_wherever_it_stopped
         await client.read_to_end()
         await client.close()
         assert seen[-1] == BODY
-        # On the copy lane reading along ends after the first MiB or so.
-        assert (sum(taken) == len(chunked(BODY))) == (every_lane == "auto")
+        # On the copy lane the decoder stops after about the first MiB.
+        assert (sum(decoded_sizes) == len(chunked(BODY))) == (every_lane == "auto")
 
 
-def detached_rest() -> SizedRawBody:
-    """Return a rest nobody reads from, for what is only said of its size."""
+def body_without_socket() -> SizedRawBody:
+    """Return a body without a socket, for tests that use only its size."""
     return SizedRawBody(cast(RawSocket, None), 10**9, lambda: Fault(FaultKind.BUG, ""))
 
 
-async def test_chunks_grow_while_they_are_taken_and_shrink_while_filters_hold_them() -> None:
-    memory, rest, sizes = ChunkMemory(), detached_rest(), []
+async def test_chunk_size_grows_while_chunks_are_written_and_shrinks_while_filters_hold_them() -> None:
+    memory, rest, sizes = ChunkMemory(), body_without_socket(), []
     for held_seconds, was_taken in [(0.0, True)] * 4 + [(0.0, False)] + [(1.0, True)] * 5 + [(0.0, True)]:
         memory.size_next(rest, held_seconds, was_taken=was_taken)
         sizes.append(rest.chunk_bytes // 1024)
     assert sizes == [256, 512, 1024, 1024, 128, 64, 32, 16, 8, 8, 16]
 
 
-async def test_chunks_of_many_transfers_share_their_memory() -> None:
-    memory, rest = ChunkMemory(), detached_rest()
+async def test_chunks_of_many_transfers_share_one_memory_limit() -> None:
+    memory, rest = ChunkMemory(), body_without_socket()
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(memory.share())

@@ -1,10 +1,10 @@
-"""multipart/form-data through a gateway: verbatim when sound, never whole when not, counted part by part."""
+"""multipart/form-data through a gateway: valid forms pass unchanged, malformed ones are refused, parts are counted."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.invariants.test_cut import is_whole_request, swallow
+from tests.invariants.test_cut import is_whole_request, read_without_response
 from tests.multipart.test_reader import GOOD, MALFORMED, WELL_FORMED
 from tests.peers import (
     OK,
@@ -22,7 +22,7 @@ from tests.peers import (
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_sound_forms_arrive_byte_for_byte_in_any_chunking(framing: str) -> None:
+async def test_valid_forms_arrive_identical_in_any_chunking(framing: str) -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     async def script(wire: Wire) -> None:
@@ -51,11 +51,11 @@ async def test_sound_forms_arrive_byte_for_byte_in_any_chunking(framing: str) ->
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(framing: str) -> None:
-    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+async def test_malformed_forms_are_400_and_never_look_complete_to_the_upstream(framing: str) -> None:
+    async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         for count, (name, body) in enumerate(MALFORMED.items(), 1):
             if not body and framing == "length":
-                body = b"x"  # noqa: PLW2901 (no body at all is no form at all)
+                body = b"x"  # noqa: PLW2901 (an empty body is not a form)
             head = post(body).partition(b"\r\n\r\n")[0]
             if framing == "chunked":
                 head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked"
@@ -71,14 +71,14 @@ async def test_malformed_forms_are_400_and_the_upstream_never_sees_a_whole_body(
             assert not is_whole_request(bytes(wire.received))
 
 
-async def test_no_boundary_is_refused_before_the_upstream_hears_of_it() -> None:
-    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+async def test_form_without_a_boundary_is_refused_before_the_upstream_is_connected() -> None:
+    async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         response = await gateway.request(post(GOOD, content_type="multipart/form-data"))
         assert problem_of(response)["code"] == "bad_multipart"
         assert not upstream.wires
 
 
-async def test_opaque_forms_are_carried_unread() -> None:
+async def test_opaque_forms_are_forwarded_without_parsing() -> None:
     seen: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -94,8 +94,8 @@ async def test_opaque_forms_are_carried_unread() -> None:
             assert seen == [broken]
 
 
-async def test_many_tiny_parts_are_stopped_at_their_limit() -> None:
-    async with RawUpstream(swallow) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+async def test_form_with_too_many_parts_is_refused() -> None:
+    async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         body = form(*[("name=a", b"")] * 20_000)
         document = problem_of(await gateway.request(post(body)))
         assert (document["code"], document["limit"]) == ("too_many_parts", 64)

@@ -1,4 +1,4 @@
-"""Law 8: the slot is held until the last byte of both directions; and who is tried when an endpoint refuses."""
+"""Capacity slots of an upstream, and the choice of the next endpoint when one refuses or fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.peers import (
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
 
-async def test_slot_is_held_while_the_answer_streams() -> None:
+async def test_slot_is_held_until_the_response_ends() -> None:
     release = asyncio.Event()
     keys = {"max_in_flight": 1, "max_queued": 1, "queue_timeout": "5s"}
 
@@ -47,13 +47,16 @@ async def test_slot_is_held_while_the_answer_streams() -> None:
         await second.close()
 
 
-async def test_wait_for_a_slot_is_bounded() -> None:
+async def test_wait_for_a_slot_is_limited() -> None:
     keys = {"max_in_flight": 1, "queue_timeout": "100ms"}
 
-    async def never(wire: Wire) -> None:
+    async def send_no_response(wire: Wire) -> None:
         await wire.read_to_end()
 
-    async with RawUpstream(never) as upstream, run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
+    async with (
+        RawUpstream(send_no_response) as upstream,
+        run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway,
+    ):
         first = await gateway.connect()
         await first.send(GET)
         await asyncio.wait_for(upstream.connected.wait(), 5)
@@ -61,14 +64,14 @@ async def test_wait_for_a_slot_is_bounded() -> None:
         await first.close()
 
 
-async def test_slot_of_a_client_that_left_is_given_on() -> None:
+async def test_slot_of_a_client_that_disconnected_goes_to_the_next_request() -> None:
     keys = {"max_in_flight": 1}
-    turn = 0
+    connection_count = 0
 
     async def script(wire: Wire) -> None:
-        nonlocal turn
-        turn += 1
-        if turn == 1:
+        nonlocal connection_count
+        connection_count += 1
+        if connection_count == 1:
             await wire.read_to_end()
         else:
             await responding(OK)(wire)
@@ -90,7 +93,7 @@ async def test_slot_of_a_client_that_left_is_given_on() -> None:
         await waiting[1].close()
 
 
-async def test_refused_endpoint_gives_way_to_the_next() -> None:
+async def test_request_goes_to_the_next_endpoint_when_one_refuses_the_connection() -> None:
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(["http://127.0.0.1:9", upstream.url])) as gateway:
             for _ in range(4):
@@ -99,7 +102,7 @@ async def test_refused_endpoint_gives_way_to_the_next() -> None:
             assert gateway.stats.upstreams["up"].retries["connect_refused"] == 2
 
 
-async def test_round_robin_takes_turns() -> None:
+async def test_round_robin_alternates_between_endpoints() -> None:
     async with RawUpstream(responding(OK)) as one, RawUpstream(responding(OK)) as two:
         async with run_gateway(forward_config([one.url, two.url])) as gateway:
             for _ in range(6):
@@ -108,37 +111,37 @@ async def test_round_robin_takes_turns() -> None:
             assert bytes(two.wires[0].received).count(b"GET /") == 3
 
 
-async def test_request_that_met_a_closing_upstream_is_sent_once() -> None:
-    """aiohttp sends idempotent requests again, even on fresh connections: a PUT of 10 GB must not be."""
+async def test_request_is_sent_once_if_the_upstream_closes_without_a_response() -> None:
+    """aiohttp retries idempotent requests, also on new connections. A PUT of 10 GB must not be sent twice."""
 
-    async def vanish(wire: Wire) -> None:
+    async def close_without_response(wire: Wire) -> None:
         await wire.read_head()
         await wire.close()
 
-    async with RawUpstream(vanish) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(close_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         assert problem_of(await gateway.request(GET))["code"] == "upstream_closed"
         assert len(upstream.wires) == 1
 
 
 async def test_kept_connection_closed_by_the_upstream_is_not_used_again() -> None:
-    async def once(wire: Wire) -> None:
+    async def respond_and_close(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(OK)
         await wire.close()
 
-    async with RawUpstream(once) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(respond_and_close) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         for count in range(1, 6):
             assert (await gateway.request(GET)).endswith(b"ok")
             assert len(upstream.wires) == count
 
 
-async def test_endpoint_that_fails_its_checks_gets_no_requests() -> None:
-    async def sick(wire: Wire) -> None:
+async def test_endpoint_that_fails_its_health_checks_gets_no_requests() -> None:
+    async def respond_503(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
 
     keys = {"health": {"path": "/healthz", "interval": "20ms", "fails": 2}}
-    async with RawUpstream(sick) as bad, RawUpstream(responding(OK)) as good:
+    async with RawUpstream(respond_503) as bad, RawUpstream(responding(OK)) as good:
         async with run_gateway(forward_config([bad.url, good.url], upstream_keys=keys)) as gateway:
             await wait_until(lambda: not (gateway.stats.upstreams["up"].endpoints_up[bad.url]))
             for _ in range(4):

@@ -1,4 +1,4 @@
-"""Law 7: silence is timed, size is not. On every leg a peer that stalls is cut, blamed, and leaves nothing behind."""
+"""Timeouts: on every leg a peer that stalls is cut and blamed. No time limit depends on the size of a body."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.peers import (
     wait_until,
 )
 
-# The sleeps below are the stimulus, a peer that is slow on purpose; nothing is waited for with one.
+# The sleeps below make a peer slow on purpose. No test waits for a condition with a sleep.
 BLOCK = b"x" * 65536
 QUICK = {"idle": "200ms", "min_rate": "off"}
 
@@ -30,13 +30,13 @@ def config(url: str, **keys: Any) -> dict[str, Any]:
     return forward_config(url, **{"timeouts": QUICK, "upstream_keys": upstream_keys, **keys})
 
 
-async def hold(wire: Wire) -> None:
-    """Read the head and then nothing, for ever."""
+async def stop_reading(wire: Wire) -> None:
+    """Read the head, then never read or write again."""
     await wire.read_head()
     await asyncio.Event().wait()
 
 
-async def test_client_silent_in_its_upload_is_408() -> None:
+async def test_client_that_stalls_during_its_upload_is_408() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100\r\n\r\nhalf")
@@ -48,7 +48,7 @@ async def test_client_silent_in_its_upload_is_408() -> None:
 
 
 async def test_upstream_that_stops_reading_is_504() -> None:
-    async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
+    async with RawUpstream(stop_reading) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         sending = asyncio.create_task(
             client.send_all([b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 100000000\r\n\r\n", *[BLOCK] * 1500])
@@ -61,15 +61,15 @@ async def test_upstream_that_stops_reading_is_504() -> None:
         assert (line["outcome"], line["blame"], line["upload"]) == ("upstream_slow", "upstream", "upstream_slow")
 
 
-async def test_upstream_that_never_answers_is_504() -> None:
-    async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
+async def test_upstream_that_sends_no_response_is_504() -> None:
+    async with RawUpstream(stop_reading) as upstream, run_gateway(config(upstream.url)) as gateway:
         response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         assert problem_of(response)["code"] == "response_timeout"
         assert (await gateway.wait_log_line())["blame"] == "upstream"
 
 
-async def test_upstream_that_never_answers_a_whole_upload_is_504() -> None:
-    async with RawUpstream(hold) as upstream, run_gateway(config(upstream.url)) as gateway:
+async def test_upstream_that_sends_no_response_after_a_complete_upload_is_504() -> None:
+    async with RawUpstream(stop_reading) as upstream, run_gateway(config(upstream.url)) as gateway:
         response = await gateway.request(
             b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab"
         )
@@ -78,7 +78,7 @@ async def test_upstream_that_never_answers_a_whole_upload_is_504() -> None:
         assert (line["upload"], line["outcome"]) == ("complete", "upstream_slow")
 
 
-async def test_upstream_silent_in_its_answer_is_cut() -> None:
+async def test_upstream_that_stalls_during_its_response_is_cut() -> None:
     async def stall(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
@@ -91,7 +91,7 @@ async def test_upstream_silent_in_its_answer_is_cut() -> None:
         assert (line["code"], line["outcome"], line["download"]) == ("upstream_idle", "upstream_slow", "upstream_slow")
 
 
-async def test_client_that_stops_reading_its_answer_is_cut() -> None:
+async def test_client_that_stops_reading_its_response_is_cut() -> None:
     async def endless(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
@@ -107,10 +107,10 @@ async def test_client_that_stops_reading_its_answer_is_cut() -> None:
         client.writer.transport.abort()
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["stops reading", "reads on"])
-async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
-    """The rest of an answer waits in our buffer when its source is done: a client that stops reading then must not
-    hold the connection, and one that reads on must get everything."""
+@pytest.mark.parametrize("keeps_reading", [False, True], ids=["client stops reading", "client keeps reading"])
+async def test_idle_timeout_covers_the_buffered_end_of_a_response(keeps_reading: bool) -> None:
+    """The rest of a response is in the write buffer when its source has ended. A client that stops reading then must
+    not keep the connection open; a client that keeps reading must receive the whole response."""
     size = 16 * 2**20
     response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
 
@@ -122,23 +122,23 @@ async def test_last_bytes_of_an_answer_are_watched_too(reads: bool) -> None:
         await wait_until(lambda: gateway.gateway._traffic.connections)
         transport = gateway.gateway._traffic.connections[0].transport
         assert transport is not None
-        # So that every write is taken at once and the whole body waits in the buffer at its end.
+        # The buffer accepts every write at once, so it holds the whole body when the source has ended.
         transport.set_write_buffer_limits(high=2 * size)
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a client that does not read
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
         download = gateway.stats.routes["r"].transfers[Direction.DOWNLOAD]
         await wait_until(lambda: download.bytes_moved == size)
-        if reads:
+        if keeps_reading:
             client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
             assert len(split_response(await client.read_to_end())[2]) == size
         line = await gateway.wait_log_line()
-        expected = ("complete", "complete") if reads else ("client_slow", "client_slow")
+        expected = ("complete", "complete") if keeps_reading else ("client_slow", "client_slow")
         assert (line["outcome"], line["download"]) == expected
         client.writer.transport.abort()
 
 
 @pytest.mark.parametrize("leg", ["upload", "download"])
-async def test_trickle_below_the_minimum_rate_is_cut(leg: str) -> None:
+async def test_transfer_below_the_minimum_rate_is_cut(leg: str) -> None:
     trickling = asyncio.Event()
 
     async def trickle(wire: Wire) -> None:
@@ -163,7 +163,7 @@ async def test_trickle_below_the_minimum_rate_is_cut(leg: str) -> None:
             sending = asyncio.create_task(trickle(client))
         else:
             await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
-            sending = asyncio.create_task(trickling.wait())  # type: ignore[arg-type]  # only to be cancelled below
+            sending = asyncio.create_task(trickling.wait())  # type: ignore[arg-type]  # the task is only cancelled below
         line = await gateway.wait_log_line()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
@@ -172,8 +172,8 @@ async def test_trickle_below_the_minimum_rate_is_cut(leg: str) -> None:
         assert (line["code"], line["blame"]) == expected
 
 
-async def test_steady_transfer_slower_than_idle_but_never_silent_is_not_cut() -> None:
-    """A total time limit kills slow healthy uploads: there is none. 1 s of pieces against an idle limit of 0.2 s."""
+async def test_slow_transfer_that_never_stalls_is_not_cut() -> None:
+    """A total time limit would cut slow healthy uploads, so there is none. The upload takes 1 s; `idle` is 0.2 s."""
     async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 20\r\n\r\n")
@@ -184,7 +184,7 @@ async def test_steady_transfer_slower_than_idle_but_never_silent_is_not_cut() ->
         await client.close()
 
 
-async def test_total_is_held_where_configured() -> None:
+async def test_total_timeout_is_enforced_if_configured() -> None:
     timeouts = {"idle": "5s", "min_rate": "off", "total": "300ms"}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url, timeouts=timeouts)) as gateway:
         client = await gateway.connect()
@@ -196,7 +196,7 @@ async def test_total_is_held_where_configured() -> None:
         await client.close()
 
 
-async def test_events_of_unknown_length_may_pause_below_any_rate() -> None:
+async def test_minimum_rate_does_not_apply_to_event_streams() -> None:
     async def events(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
@@ -213,7 +213,7 @@ async def test_events_of_unknown_length_may_pause_below_any_rate() -> None:
         assert response.endswith(b"0\r\n\r\n")
 
 
-async def test_sides_add_up_to_the_wall_time_and_the_slow_one_is_named() -> None:
+async def test_wait_seconds_add_up_to_the_duration_and_name_the_slow_leg() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url, timeouts={})) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 10\r\n\r\n")
