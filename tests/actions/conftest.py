@@ -1,4 +1,4 @@
-"""Every test here runs on both lanes, with the same assertions."""
+"""Run every test of this directory once per lane setting, with the same assertions."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def on_every_lane(every_lane: str) -> str:
-    """Ask for both lanes."""
+    """Run the test once per lane setting."""
     return every_lane

@@ -20,33 +20,35 @@ def config(*allow: str, private: str = "allow") -> dict[str, Any]:
     return {"routes": [{"name": "g", "match": {"prefix": "/fetch/"}, "fetch": fetch}]}
 
 
-def ask(url: str, headers: str = "") -> bytes:
+def get_request(url: str, headers: str = "") -> bytes:
     return f"GET /fetch/{url} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{headers}\r\n".encode()
 
 
 async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() -> None:
     async with (
-        RawUpstream(responding(FILE.replace(b"200 OK", b"206 Part"))) as far,
-        run_gateway(config(far.url + "/m/")) as gateway,
+        RawUpstream(responding(FILE.replace(b"200 OK", b"206 Part"))) as upstream,
+        run_gateway(config(upstream.url + "/m/")) as gateway,
     ):
         headers = 'Range: bytes=0-3\r\nIf-Range: "e"\r\nCookie: secret\r\nAuthorization: secret\r\nX-Any: secret\r\n'
-        status, got, body = split_response(await gateway.request(ask(far.url + "/m/a%20b.bin?x=%2F", headers)))
+        status, got, body = split_response(
+            await gateway.request(get_request(upstream.url + "/m/a%20b.bin?x=%2F", headers))
+        )
         assert (status, body, got["etag"]) == (206, b"file", '"e"')
         assert "set-cookie" not in got
-        assert far.received.startswith(b"GET /m/a%20b.bin?x=%2F HTTP/1.1\r\nHost: 127.0.0.1:")
-        assert b"Range: bytes=0-3" in far.received
-        assert b"secret" not in far.received
+        assert upstream.received.startswith(b"GET /m/a%20b.bin?x=%2F HTTP/1.1\r\nHost: 127.0.0.1:")
+        assert b"Range: bytes=0-3" in upstream.received
+        assert b"secret" not in upstream.received
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "http://127.0.0.1:9/m/a",
-        "{far}/other",
-        "{far}/mm",
-        "{far}/m/../secret",
-        "{far}/m/%2e%2e/secret",
-        "{far}/m/..%5csecret",
+        "{upstream}/other",
+        "{upstream}/mm",
+        "{upstream}/m/../secret",
+        "{upstream}/m/%2e%2e/secret",
+        "{upstream}/m/..%5csecret",
         "http://user@{host}/m/a",
         "https://{host}/m/a",
         "ftp://{host}/m/a",
@@ -57,23 +59,23 @@ async def test_allowed_url_is_streamed_with_its_query_ranges_and_validators() ->
         "http://[::1/m/a",
     ],
 )
-async def test_url_that_is_not_allowed_is_403_and_nothing_is_connected_to(url: str) -> None:
-    async with RawUpstream(responding(FILE)) as far, run_gateway(config(far.url + "/m")) as gateway:
-        url = url.format(far=far.url, host=far.url.removeprefix("http://"))
-        assert problem_of(await gateway.request(ask(url)))["code"] == "url_forbidden"
-        assert not far.wires
+async def test_url_that_is_not_allowed_is_403_without_a_connection(url: str) -> None:
+    async with RawUpstream(responding(FILE)) as upstream, run_gateway(config(upstream.url + "/m")) as gateway:
+        url = url.format(upstream=upstream.url, host=upstream.url.removeprefix("http://"))
+        assert problem_of(await gateway.request(get_request(url)))["code"] == "url_forbidden"
+        assert not upstream.wires
 
 
-async def test_private_address_is_denied_by_default_also_behind_a_name() -> None:
-    async with RawUpstream(responding(FILE)) as far:
+async def test_private_address_is_denied_by_default_also_for_a_host_name() -> None:
+    async with RawUpstream(responding(FILE)) as upstream:
         for host in ("127.0.0.1", "localhost", "[::1]"):
-            base = f"http://{host}:{far.port}/"
+            base = f"http://{host}:{upstream.port}/"
             async with run_gateway(config(base, private="deny")) as gateway:
-                assert problem_of(await gateway.request(ask(base + "a")))["code"] == "address_forbidden"
-        assert not far.wires
+                assert problem_of(await gateway.request(get_request(base + "a")))["code"] == "address_forbidden"
+        assert not upstream.wires
 
 
-async def test_name_that_changes_its_address_is_judged_when_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_address_of_a_host_name_is_checked_when_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rebinding: the name is public when it is looked at, and private when it is used."""
     real = socket.getaddrinfo
 
@@ -81,15 +83,15 @@ async def test_name_that_changes_its_address_is_judged_when_connected_to(monkeyp
         return real("127.0.0.1" if host == "models.example" else host, port, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebound)
-    async with RawUpstream(responding(FILE)) as far:
-        base = f"http://models.example:{far.port}/"
+    async with RawUpstream(responding(FILE)) as upstream:
+        base = f"http://models.example:{upstream.port}/"
         async with run_gateway(config(base, private="deny")) as gateway:
-            assert problem_of(await gateway.request(ask(base + "a")))["code"] == "address_forbidden"
+            assert problem_of(await gateway.request(get_request(base + "a")))["code"] == "address_forbidden"
         async with run_gateway(config(base)) as gateway:
-            assert split_response(await gateway.request(ask(base + "a")))[2] == b"file"
+            assert split_response(await gateway.request(get_request(base + "a")))[2] == b"file"
 
 
-async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> None:
+async def test_redirect_to_an_allowed_url_is_followed_and_any_other_is_refused() -> None:
     async def script(wire: Wire) -> None:
         while True:
             head = await wire.read_head()
@@ -104,10 +106,10 @@ async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> 
             else:
                 await wire.send(FILE)
 
-    async with RawUpstream(script) as far, run_gateway(config(far.url + "/m/")) as gateway:
-        assert split_response(await gateway.request(ask(far.url + "/m/hop")))[2] == b"file"
+    async with RawUpstream(script) as upstream, run_gateway(config(upstream.url + "/m/")) as gateway:
+        assert split_response(await gateway.request(get_request(upstream.url + "/m/hop")))[2] == b"file"
         for path in ("out", "loop"):
-            document = problem_of(await gateway.request(ask(f"{far.url}/m/{path}")))
+            document = problem_of(await gateway.request(get_request(f"{upstream.url}/m/{path}")))
             assert (document["status"], document["code"]) == (502, "bad_redirect")
 
 
@@ -136,16 +138,16 @@ async def test_redirect_within_the_list_is_followed_and_outside_is_refused() -> 
         "fd00:ec2::254",
     ],
 )
-def test_address_that_is_not_public_is_known(address: str) -> None:
+def test_private_and_special_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"])
-def test_address_that_is_public_is_known(address: str) -> None:
+def test_global_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
-def test_allow_list_is_held_by_whole_segments_and_default_ports() -> None:
+def test_allow_list_compares_whole_segments_and_default_ports() -> None:
     allowed = AllowList(["https://models.example/a/", "http://x.example:8080"])
     for url in ("https://models.example/a/b", "https://MODELS.example:443/a/b?c", "http://x.example:8080/"):
         allowed.check(url)

@@ -1,4 +1,4 @@
-"""files: ranges, conditions, and no way out of the directory."""
+"""files: ranges, conditional requests, and no access outside the directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config(directory: Path) -> dict[str, Any]:
     return {"routes": [{"name": "f", "match": {"prefix": "/f/"}, "files": {"directory": str(directory)}}]}
 
 
-def ask(name: str = "a.bin", headers: str = "", method: str = "GET") -> bytes:
+def get_request(name: str = "a.bin", headers: str = "", method: str = "GET") -> bytes:
     return f"{method} /f/{name} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{headers}\r\n".encode()
 
 
@@ -44,7 +44,7 @@ def directory(tmp_path: Path) -> Path:
 
 async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, headers, body = split_response(await gateway.request(ask()))
+        status, headers, body = split_response(await gateway.request(get_request()))
         assert (status, body) == (200, DATA)
         assert headers["content-length"] == str(len(DATA))
         assert headers["accept-ranges"] == "bytes"
@@ -54,18 +54,18 @@ async def test_file_is_streamed_with_its_validators(directory: Path) -> None:
         assert (line["download"], line["download_bytes"]) == ("complete", len(DATA))
 
 
-async def test_head_tells_the_length_and_sends_nothing(directory: Path) -> None:
+async def test_head_request_gets_the_length_and_no_body(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, headers, body = split_response(await gateway.request(ask(method="HEAD")))
+        status, headers, body = split_response(await gateway.request(get_request(method="HEAD")))
         assert (status, headers["content-length"], body) == (200, str(len(DATA)), b"")
 
 
-async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
+async def test_empty_nested_and_linked_files_are_served(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, headers, body = split_response(await gateway.request(ask("empty.txt")))
+        status, headers, body = split_response(await gateway.request(get_request("empty.txt")))
         assert (status, body, headers["content-type"]) == (200, b"", "text/plain")
-        assert split_response(await gateway.request(ask("sub/b%20c.txt")))[2] == b"inner"
-        assert split_response(await gateway.request(ask("within.bin")))[2] == DATA
+        assert split_response(await gateway.request(get_request("sub/b%20c.txt")))[2] == b"inner"
+        assert split_response(await gateway.request(get_request("within.bin")))[2] == DATA
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ async def test_empty_and_nested_and_linked_within(directory: Path) -> None:
         "sub//b%20c.txt",
     ],
 )
-async def test_no_way_out_of_the_directory(directory: Path, name: str) -> None:
+async def test_path_outside_the_directory_is_404(directory: Path, name: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        response = await gateway.request(ask(name))
+        response = await gateway.request(get_request(name))
         assert problem_of(response)["code"] == "file_not_found"
         assert b"secret" not in response
 
@@ -116,7 +116,7 @@ SIZE = len(DATA)
 )
 async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, first: int, last: int) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, headers, body = split_response(await gateway.request(ask(headers=f"Range: {value}\r\n")))
+        status, headers, body = split_response(await gateway.request(get_request(headers=f"Range: {value}\r\n")))
         assert status == 206
         assert headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
         assert body == DATA[first : last + 1]
@@ -125,28 +125,28 @@ async def test_range_is_206_with_exactly_its_bytes(directory: Path, value: str, 
 @pytest.mark.parametrize(
     "value", ["bytes=5-2", "bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,3-4", "bytes=" + "9" * 30 + "-"]
 )
-async def test_range_that_is_none_gets_the_whole_file(directory: Path, value: str) -> None:
+async def test_invalid_range_gets_the_whole_file(directory: Path, value: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, _, body = split_response(await gateway.request(ask(headers=f"Range: {value}\r\n")))
+        status, _, body = split_response(await gateway.request(get_request(headers=f"Range: {value}\r\n")))
         assert (status, len(body)) == (200, SIZE)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("a.bin", f"bytes={SIZE}-"), ("a.bin", "bytes=-0"), ("empty.txt", "bytes=0-")]
 )
-async def test_range_behind_the_end_is_416_with_the_size(directory: Path, name: str, value: str) -> None:
+async def test_range_after_the_end_is_416_with_the_size(directory: Path, name: str, value: str) -> None:
     async with run_gateway(config(directory)) as gateway:
-        response = await gateway.request(ask(name, headers=f"Range: {value}\r\n"))
+        response = await gateway.request(get_request(name, headers=f"Range: {value}\r\n"))
         assert problem_of(response)["status"] == 416
         size = (directory / name).stat().st_size
         assert split_response(response)[1]["content-range"] == f"bytes */{size}"
 
 
-async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
+async def test_conditions_are_evaluated_in_the_order_of_rfc_9110(directory: Path) -> None:
     modified = (directory / "a.bin").stat().st_mtime
     same, older, newer = (formatdate(modified + shift, usegmt=True) for shift in (0, -60, 60))
     async with run_gateway(config(directory)) as gateway:
-        etag = split_response(await gateway.request(ask(method="HEAD")))[1]["etag"]
+        etag = split_response(await gateway.request(get_request(method="HEAD")))[1]["etag"]
         table = [
             (f"If-None-Match: {etag}\r\n", 304),
             (f'If-None-Match: W/{etag}, "x"\r\n', 304),
@@ -168,17 +168,17 @@ async def test_conditions_are_evaluated_in_their_order(directory: Path) -> None:
             (f"If-Range: {older}\r\nRange: bytes=0-1\r\n", 200),
         ]
         for headers, expected in table:
-            assert split_response(await gateway.request(ask(headers=headers)))[0] == expected, headers
+            assert split_response(await gateway.request(get_request(headers=headers)))[0] == expected, headers
 
 
-async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> None:
+async def test_response_is_cut_if_its_file_becomes_shorter(directory: Path) -> None:
     big = directory / "big.bin"
     with big.open("wb") as file:
         file.truncate(200_000_000)
     async with run_gateway(config(directory)) as gateway:
         client = await gateway.connect()
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # so that most of it is still to be read
-        await client.send(ask("big.bin"))
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # most of the file is then still unread
+        await client.send(get_request("big.bin"))
         await wait_until(lambda: gateway.stats.routes["f"].transfers[Direction.DOWNLOAD].bytes_moved)
         os.truncate(big, 1000)
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # see above
@@ -191,44 +191,46 @@ async def test_file_that_becomes_shorter_is_cut_not_ended(directory: Path) -> No
 
 async def test_other_methods_are_405_with_allow(directory: Path) -> None:
     async with run_gateway(config(directory)) as gateway:
-        status, headers, _ = split_response(await gateway.request(ask(method="DELETE")))
+        status, headers, _ = split_response(await gateway.request(get_request(method="DELETE")))
         assert (status, headers["allow"]) == (405, "GET, HEAD")
 
 
-async def test_directory_that_went_away_is_503(tmp_path: Path) -> None:
+async def test_removed_directory_is_503(tmp_path: Path) -> None:
     root = tmp_path / "gone"
     root.mkdir()
     async with run_gateway(config(root)) as gateway:
         root.rmdir()
-        assert problem_of(await gateway.request(ask()))["code"] == "disk_unavailable"
+        assert problem_of(await gateway.request(get_request()))["code"] == "disk_unavailable"
 
 
 @pytest.fixture
-def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no file be in the kernel's memory."""
+def no_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every file count as not in the page cache."""
     monkeypatch.setattr("gateway.storage.file._HAS_NOWAIT", False)
 
 
-@pytest.mark.usefixtures("uncached")
-async def test_file_that_is_not_in_memory_is_sent_by_threads(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_page_cache")
+async def test_file_that_is_not_in_the_page_cache_is_sent_by_threads(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     callers: set[str] = set()
     real = os.sendfile
 
-    def note(*arguments: Any) -> int:
+    def record(*arguments: Any) -> int:
         callers.add(threading.current_thread().name.partition("_")[0])
         return real(*arguments)
 
-    monkeypatch.setattr(os, "sendfile", note)
+    monkeypatch.setattr(os, "sendfile", record)
     async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
-        assert split_response(await gateway.request(ask()))[2] == DATA
+        assert split_response(await gateway.request(get_request()))[2] == DATA
         assert callers == {"disk"}
 
 
-@pytest.mark.usefixtures("uncached")
-async def test_client_that_leaves_mid_file_ends_it_without_touching_another_descriptor(
+@pytest.mark.usefixtures("no_page_cache")
+async def test_client_that_disconnects_during_a_file_ends_the_transfer_without_using_another_descriptor(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that still works on the descriptor of a connection must be waited for before it is closed."""
+    """The connection closes its descriptor only after the thread that uses it has ended."""
     working, go_on = threading.Event(), threading.Event()
     used: list[str] = []
     real = os.sendfile
@@ -242,7 +244,7 @@ async def test_client_that_leaves_mid_file_ends_it_without_touching_another_desc
     monkeypatch.setattr(os, "sendfile", slow)
     async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
         client = await gateway.connect()
-        await client.send(ask())
+        await client.send(get_request())
         await asyncio.to_thread(working.wait, 5)
         connection = gateway.gateway._traffic.connections[0]
         await client.close()
@@ -253,29 +255,29 @@ async def test_client_that_leaves_mid_file_ends_it_without_touching_another_desc
         assert all(link.startswith("socket:") for link in used)
 
 
-@pytest.mark.usefixtures("uncached")
-async def test_client_that_leaves_with_the_last_byte_had_a_whole_file(
+@pytest.mark.usefixtures("no_page_cache")
+async def test_client_that_disconnects_after_the_last_byte_received_a_complete_file(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel may have delivered everything, and the client be gone, before the thread's word reaches the loop."""
-    left = threading.Event()
+    """The client may have received every byte and disconnected before the loop gets the result of the thread."""
+    client_closed = threading.Event()
     real = os.sendfile
 
     def slow(out: int, *rest: Any) -> int:
         sent = real(out, *rest)
-        left.wait(5)
+        client_closed.wait(5)
         return sent
 
     monkeypatch.setattr(os, "sendfile", slow)
     (directory / "short.bin").write_bytes(DATA[:300_000])
     async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
         client = await gateway.connect()
-        await client.send(ask("short.bin"))
+        await client.send(get_request("short.bin"))
         await client.read_head()
         assert await client.read_exactly(300_000) == DATA[:300_000]
         connection = gateway.gateway._traffic.connections[0]
         await client.close()
         await wait_until(lambda: connection.transport is None)
-        left.set()
+        client_closed.set()
         line = await gateway.wait_log_line()
         assert (line["outcome"], line["download"], line["download_bytes"]) == ("complete", "complete", 300_000)

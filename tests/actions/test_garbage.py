@@ -1,4 +1,4 @@
-"""What an exchange held is free when it ends: nothing waits for the garbage collector, whose pauses are latency."""
+"""An exchange leaves no reference cycle: its memory is freed when it ends, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GET = b"GET /a.bin HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 FORM = post(form((FILE, b"x" * 300_000)))
 
 
-def exchanges() -> int:
-    # isinstance would ask lazy objects of others for their class, and wake them.
+def exchange_count() -> int:
+    # isinstance would read `__class__` of lazy objects in other libraries and load them.
     return sum(type(each) is Exchange for each in gc.get_objects())
 
 
@@ -28,7 +28,7 @@ def with_action(action: dict[str, Any], upstream: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["get", "form", "raw", "unwrapped", "split", "store", "files"])
-async def test_exchange_is_free_when_it_ends(kind: str, tmp_path: Path) -> None:
+async def test_exchange_is_freed_when_it_ends(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"x" * 300_000)
 
     async with RawUpstream(responding(OK)) as upstream:
@@ -45,14 +45,14 @@ async def test_exchange_is_free_when_it_ends(kind: str, tmp_path: Path) -> None:
         async with run_gateway(config) as gateway:
             await gateway.request(request)
             gc.collect()
-            # Other tests may have left some, in the tracebacks of what they expected.
-            before = exchanges()
+            # Exchanges of other tests may still be referenced by the tracebacks of expected exceptions.
+            before = exchange_count()
             gc.disable()
             try:
                 for number in (2, 3, 4):
                     assert await gateway.request(request)
                     await gateway.wait_log_line(number)
-                # The last one's task may still be leaving.
-                assert exchanges() <= before + 1
+                # The task of the last exchange may not have ended yet.
+                assert exchange_count() <= before + 1
             finally:
                 gc.enable()

@@ -1,4 +1,4 @@
-"""mirror: the same request a second time, whole or cut with the primary, and never felt by it."""
+"""mirror: the second upstream gets the same request, complete or cut like the primary, and never affects it."""
 
 from __future__ import annotations
 
@@ -44,46 +44,46 @@ def config(primary: str, shadow: str | None = None, **mirror: Any) -> dict[str, 
     return keys
 
 
-async def tally_of(gateway: RunningGateway) -> RouteStats:
-    """Return the route's counts once a mirror has ended."""
+async def stats_after_mirror(gateway: RunningGateway) -> RouteStats:
+    """Wait until a mirror has ended and return the statistics of the route."""
     stats = gateway.stats.routes["r"]
     await wait_until(lambda: stats.mirrors.total())
     return stats
 
 
-class Keeping(RawUpstream):
+class RecordingUpstream(RawUpstream):
     def __init__(self) -> None:
-        self.seen: list[tuple[bytes, bytes]] = []
-        super().__init__(self._keep)
+        self.requests: list[tuple[bytes, bytes]] = []
+        super().__init__(self._record)
 
-    async def _keep(self, wire: Wire) -> None:
+    async def _record(self, wire: Wire) -> None:
         while True:
-            self.seen.append(await read_request(wire))
+            self.requests.append(await read_request(wire))
             await wire.send(OK)
 
 
 @pytest.mark.parametrize("filters", [[], ["digest"]])
-async def test_mirror_gets_the_same_request(filters: list[str]) -> None:
-    async with Keeping() as primary, Keeping() as shadow:
+async def test_mirror_receives_the_same_request(filters: list[str]) -> None:
+    async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         async with run_gateway(config(primary.url, shadow.url, route={"filters": filters})) as gateway:
             assert split_response(await gateway.request(post(FORM, target="/x?y")))[0] == 200
-            stats = await tally_of(gateway)
-            assert shadow.seen[0][1] == primary.seen[0][1] == FORM
-            assert shadow.seen[0][0].startswith(b"POST /x?y HTTP/1.1\r\n")
-            assert b"Content-Length: %d\r\n" % len(FORM) in shadow.seen[0][0]
+            stats = await stats_after_mirror(gateway)
+            assert shadow.requests[0][1] == primary.requests[0][1] == FORM
+            assert shadow.requests[0][0].startswith(b"POST /x?y HTTP/1.1\r\n")
+            assert b"Content-Length: %d\r\n" % len(FORM) in shadow.requests[0][0]
             assert (stats.mirrors, stats.mirror_bytes["sent"]) == ({Outcome.COMPLETE: 1}, len(FORM))
 
 
 async def test_request_without_a_body_is_mirrored_too() -> None:
-    async with Keeping() as primary, Keeping() as shadow:
+    async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
             await gateway.request(b"GET /x HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
-            await tally_of(gateway)
-            assert shadow.seen[0][0].startswith(b"GET /x HTTP/1.1\r\n")
+            await stats_after_mirror(gateway)
+            assert shadow.requests[0][0].startswith(b"GET /x HTTP/1.1\r\n")
 
 
-async def test_none_of_a_hundred_is_none() -> None:
-    async with Keeping() as primary, Keeping() as shadow:
+async def test_no_request_is_mirrored_at_0_percent() -> None:
+    async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         async with run_gateway(config(primary.url, shadow.url, percent=0)) as gateway:
             for _ in range(5):
                 await gateway.request(post(b"x", content_type="x/y"))
@@ -92,34 +92,34 @@ async def test_none_of_a_hundred_is_none() -> None:
 
 
 async def test_slow_mirror_is_dropped_and_its_bytes_add_up() -> None:
-    stuck = asyncio.Event()
+    finish = asyncio.Event()
 
     async def never_reads(wire: Wire) -> None:
         wire.reader._transport.pause_reading()  # type: ignore[attr-defined]  # an upstream that does not read
-        await stuck.wait()
+        await finish.wait()
 
-    async with Keeping() as primary, RawUpstream(never_reads) as shadow:
+    async with RecordingUpstream() as primary, RawUpstream(never_reads) as shadow:
         async with run_gateway(config(primary.url, shadow.url, buffer="256KiB")) as gateway:
             big = os.urandom(1_000_000) * 12
             assert split_response(await gateway.request(post(big, content_type="x/y")))[0] == 200
-            assert primary.seen[0][1] == big
-            stats = await tally_of(gateway)
+            assert primary.requests[0][1] == big
+            stats = await stats_after_mirror(gateway)
             assert stats.mirrors == {Outcome.LIMIT: 1}
             assert stats.mirror_bytes["sent"] + stats.mirror_bytes["dropped"] == len(big)
             assert stats.mirror_bytes["dropped"] > 0
-            stuck.set()
+            finish.set()
 
 
-async def test_mirror_dropped_with_the_last_chunk_never_looks_whole() -> None:
-    """The end of the body comes in the same breath as the drop: a final chunk would make what was sent look whole."""
+async def test_mirror_dropped_with_the_last_chunk_never_looks_complete() -> None:
+    """The body ends in the same read that drops the mirror. A final chunk would make a cut body look complete."""
     body = b"x" * 300_000
     head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    async def swallow(wire: Wire) -> None:
+    async def read_without_response(wire: Wire) -> None:
         await wire.read_head()
         await wire.read_to_end()
 
-    async with Keeping() as primary, RawUpstream(swallow) as shadow:
+    async with RecordingUpstream() as primary, RawUpstream(read_without_response) as shadow:
         async with run_gateway(config(primary.url, shadow.url, buffer="100KiB")) as gateway:
             client = await gateway.connect()
             await client.send(head + b"5\r\nfirst\r\n")
@@ -127,15 +127,15 @@ async def test_mirror_dropped_with_the_last_chunk_never_looks_whole() -> None:
             await client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
             assert split_response(await client.read_to_end())[0] == 200
             await client.close()
-            assert (await tally_of(gateway)).mirrors == {Outcome.LIMIT: 1}
+            assert (await stats_after_mirror(gateway)).mirrors == {Outcome.LIMIT: 1}
             await shadow.wait_finished()
             assert not shadow.received.endswith(b"0\r\n\r\n")
 
 
-def test_tee_that_was_dropped_tells_no_end() -> None:
+def test_read_of_a_dropped_tee_fails() -> None:
     async def read(tee: Tee) -> None:
         reading = asyncio.ensure_future(tee.read())
-        # One turn: it waits when the mirror is dropped.
+        # Let the read start, so that it is waiting when the mirror is dropped.
         await asyncio.sleep(0)
         tee.feed_data(b"x" * 11)
         tee.finish()
@@ -145,40 +145,40 @@ def test_tee_that_was_dropped_tells_no_end() -> None:
     asyncio.run(read(Tee(10, RouteStats("r"))))
 
 
-async def test_mirror_that_takes_no_chunks_is_not_felt() -> None:
-    async with Keeping() as primary, Keeping() as shadow:
+async def test_mirror_that_requires_a_length_does_not_affect_the_primary() -> None:
+    async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         keys = config(primary.url, shadow.url)
         keys["upstreams"]["shadow"]["framing"] = "length_required"
         async with run_gateway(keys) as gateway:
             head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
             assert split_response(await gateway.request(head + b"1\r\nx\r\n0\r\n\r\n"))[0] == 200
-            assert (await tally_of(gateway)).mirrors == {Outcome.REFUSED: 1}
+            assert (await stats_after_mirror(gateway)).mirrors == {Outcome.REFUSED: 1}
             assert not shadow.wires
 
 
-async def test_mirror_that_is_down_is_not_felt() -> None:
-    async with RawUpstream(responding(OK)) as gone:
-        url = gone.url
-    async with Keeping() as primary, run_gateway(config(primary.url, url)) as gateway:
+async def test_mirror_that_is_down_does_not_affect_the_primary() -> None:
+    async with RawUpstream(responding(OK)) as closed:
+        url = closed.url
+    async with RecordingUpstream() as primary, run_gateway(config(primary.url, url)) as gateway:
         assert split_response(await gateway.request(post(FORM)))[0] == 200
-        assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_FAILED: 1}
+        assert (await stats_after_mirror(gateway)).mirrors == {Outcome.UPSTREAM_FAILED: 1}
 
 
-async def test_mirror_that_never_answers_is_let_go() -> None:
-    async def silent(wire: Wire) -> None:
+async def test_mirror_that_sends_no_response_times_out() -> None:
+    async def send_no_response(wire: Wire) -> None:
         await wire.read_to_end()
 
-    async with Keeping() as primary, RawUpstream(silent) as shadow:
+    async with RecordingUpstream() as primary, RawUpstream(send_no_response) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
             assert split_response(await gateway.request(post(FORM)))[0] == 200
-            assert (await tally_of(gateway)).mirrors == {Outcome.UPSTREAM_SLOW: 1}
+            assert (await stats_after_mirror(gateway)).mirrors == {Outcome.UPSTREAM_SLOW: 1}
 
 
-@pytest.mark.parametrize("why", ["client", "digest"])
-async def test_body_cut_for_the_primary_is_cut_for_the_mirror(why: str) -> None:
-    async with Keeping() as primary, Keeping() as shadow:
+@pytest.mark.parametrize("cause", ["client", "digest"])
+async def test_body_cut_for_the_primary_is_cut_for_the_mirror(cause: str) -> None:
+    async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         async with run_gateway(config(primary.url, shadow.url, route={"filters": ["digest"]})) as gateway:
-            if why == "client":
+            if cause == "client":
                 client = await gateway.connect()
                 await client.send_all([post(FORM)[:2_000_000]])
                 await asyncio.wait_for(shadow.connected.wait(), 5)
@@ -188,15 +188,15 @@ async def test_body_cut_for_the_primary_is_cut_for_the_mirror(why: str) -> None:
                 headers = f"Content-Digest: sha-256=:{wrong}:\r\n"
                 problem = problem_of(await gateway.request(post(DATA, content_type="x/y", headers=headers)))
                 assert problem["code"] == "digest_mismatch"
-            assert (await tally_of(gateway)).mirrors == {Outcome.CANCELLED: 1}
-            assert not shadow.seen
-            assert not primary.seen
+            assert (await stats_after_mirror(gateway)).mirrors == {Outcome.CANCELLED: 1}
+            assert not shadow.requests
+            assert not primary.requests
 
 
-async def test_bodies_are_mirrored_to_a_directory_whole_or_not_at_all(tmp_path: Path) -> None:
-    async with Keeping() as primary, run_gateway(config(primary.url, directory=str(tmp_path))) as gateway:
+async def test_bodies_are_mirrored_to_a_directory_complete_or_not_at_all(tmp_path: Path) -> None:
+    async with RecordingUpstream() as primary, run_gateway(config(primary.url, directory=str(tmp_path))) as gateway:
         assert split_response(await gateway.request(post(FORM)))[0] == 200
-        stats = await tally_of(gateway)
+        stats = await stats_after_mirror(gateway)
         assert stats.mirrors == {Outcome.COMPLETE: 1}
         (name,) = os.listdir(tmp_path)
         assert (tmp_path / name).read_bytes() == FORM
@@ -208,16 +208,16 @@ async def test_bodies_are_mirrored_to_a_directory_whole_or_not_at_all(tmp_path: 
         await wait_until(lambda: len(os.listdir(tmp_path)) == 1)
 
 
-async def test_gateway_that_stops_waits_for_no_mirror() -> None:
-    begun, stuck = asyncio.Event(), asyncio.Event()
+async def test_gateway_stops_without_waiting_for_a_mirror() -> None:
+    connected, finish = asyncio.Event(), asyncio.Event()
 
-    async def silent(wire: Wire) -> None:
-        begun.set()
-        await stuck.wait()
+    async def send_no_response(wire: Wire) -> None:
+        connected.set()
+        await finish.wait()
 
-    async with Keeping() as primary, RawUpstream(silent) as shadow:
+    async with RecordingUpstream() as primary, RawUpstream(send_no_response) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
             assert split_response(await gateway.request(post(FORM)))[0] == 200
-            await begun.wait()
+            await connected.wait()
         assert gateway.stats.routes["r"].mirrors.total() == 1
-        stuck.set()
+        finish.set()

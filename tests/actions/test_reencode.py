@@ -1,4 +1,4 @@
-"""Bodies made anew: unwrapped, wrapped, fields edited, files transformed; framed as wanted upstream; never half."""
+"""Re-encoded bodies: forms unwrapped, wrapped and edited, files filtered, framing per upstream; never incomplete."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DATA = os.urandom(500_000)
 FILE = ('name="f"; filename="a b.bin"', DATA)
 
 
-class Seen(RawUpstream):
-    """Keeps what came whole."""
+class RecordingUpstream(RawUpstream):
+    """An upstream that records every complete request."""
 
     def __init__(self) -> None:
         self.heads: list[bytes] = []
@@ -46,7 +46,7 @@ class Seen(RawUpstream):
             await wire.send(OK)
 
 
-def config(upstream: Seen, framing: Any = "auto", **route: Any) -> dict[str, Any]:
+def config(upstream: RecordingUpstream, framing: Any = "auto", **route: Any) -> dict[str, Any]:
     return forward_config(upstream.url, upstream_keys={"framing": framing}, **route)
 
 
@@ -60,7 +60,10 @@ def as_chunked(request: bytes, *cuts: int) -> bytes:
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("framing", ["auto", "chunked"])
 async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> None:
-    async with Seen() as upstream, run_gateway(config(upstream, framing, forward={"body": "raw"})) as gateway:
+    async with (
+        RecordingUpstream() as upstream,
+        run_gateway(config(upstream, framing, forward={"body": "raw"})) as gateway,
+    ):
         request = post(form(('name="lang"', b"de"), FILE), target="/x?y=1")
         response = await gateway.request(as_chunked(request, 10, 300_000) if is_chunked else request)
         assert split_response(response)[0] == 200
@@ -78,8 +81,8 @@ async def test_file_of_a_form_is_unwrapped(is_chunked: bool, framing: str) -> No
         assert (line["upload"], line["outcome"]) == ("complete", "complete")
 
 
-async def test_exact_length_is_told_where_the_upstream_needs_it() -> None:
-    async with Seen() as upstream:
+async def test_unwrapped_file_has_a_content_length_if_the_upstream_requires_one() -> None:
+    async with RecordingUpstream() as upstream:
         async with run_gateway(config(upstream, "length_required", forward={"body": "raw"})) as gateway:
             assert split_response(await gateway.request(post(form(('name="lang"', b"de"), FILE))))[0] == 200
             assert upstream.bodies == [DATA]
@@ -89,10 +92,10 @@ async def test_exact_length_is_told_where_the_upstream_needs_it() -> None:
 @pytest.mark.parametrize(
     "body",
     [form(FILE, ('name="late"', b"x")), form(FILE, FILE), form(FILE)[:-2], form(FILE, epilogue=b"more")],
-    ids=["field behind", "second file", "no last line break", "epilogue"],
+    ids=["field after the file", "second file", "no final line break", "epilogue"],
 )
-async def test_length_that_turns_out_otherwise_cuts_the_upstream(body: bytes) -> None:
-    async with Seen() as upstream:
+async def test_file_whose_length_was_predicted_wrong_cuts_the_upstream(body: bytes) -> None:
+    async with RecordingUpstream() as upstream:
         async with run_gateway(config(upstream, "length_required", forward={"body": "raw"})) as gateway:
             problem = problem_of(await gateway.request(post(body)))
             assert problem["status"] in (411, 422)
@@ -103,16 +106,16 @@ async def test_length_that_turns_out_otherwise_cuts_the_upstream(body: bytes) ->
     ("route", "is_form"),
     [({"forward": {"body": "raw"}}, True), ({}, True), ({}, False), ({"filters": ["compress"]}, False)],
 )
-async def test_chunked_body_is_411_where_the_upstream_takes_none(route: dict[str, Any], is_form: bool) -> None:
-    async with Seen() as upstream, run_gateway(config(upstream, "length_required", **route)) as gateway:
+async def test_chunked_body_is_411_if_the_upstream_requires_a_length(route: dict[str, Any], is_form: bool) -> None:
+    async with RecordingUpstream() as upstream, run_gateway(config(upstream, "length_required", **route)) as gateway:
         request = post(form(FILE)) if is_form else post(DATA, content_type="x/y")
         problem = problem_of(await gateway.request(as_chunked(request)))
         assert (problem["status"], problem["code"]) == (411, "length_required")
         assert not upstream.bodies
 
 
-async def test_known_length_may_be_sent_in_chunks() -> None:
-    async with Seen() as upstream, run_gateway(config(upstream, "chunked")) as gateway:
+async def test_body_with_a_length_is_sent_chunked_if_configured() -> None:
+    async with RecordingUpstream() as upstream, run_gateway(config(upstream, "chunked")) as gateway:
         assert split_response(await gateway.request(post(DATA, content_type="x/y")))[0] == 200
         assert upstream.bodies == [DATA]
         assert b"Transfer-Encoding: chunked" in upstream.heads[0]
@@ -131,13 +134,16 @@ async def test_known_length_may_be_sent_in_chunks() -> None:
 async def test_form_that_cannot_be_unwrapped_is_refused_or_cut(
     parts: list[tuple[str, bytes]], keys: dict[str, Any], code: str
 ) -> None:
-    async with Seen() as upstream, run_gateway(config(upstream, forward={"body": "raw", **keys})) as gateway:
+    async with (
+        RecordingUpstream() as upstream,
+        run_gateway(config(upstream, forward={"body": "raw", **keys})) as gateway,
+    ):
         assert problem_of(await gateway.request(post(form(*parts))))["code"] == code
         assert not upstream.bodies
 
 
-async def test_field_behind_the_file_is_fine_where_it_is_not_sent() -> None:
-    async with Seen() as upstream:
+async def test_dropped_field_after_the_file_is_accepted() -> None:
+    async with RecordingUpstream() as upstream:
         keys = {"body": "raw", "form_fields": {"drop": ["late"]}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             assert split_response(await gateway.request(post(form(FILE, ('name="late"', b"x")))))[0] == 200
@@ -146,7 +152,7 @@ async def test_field_behind_the_file_is_fine_where_it_is_not_sent() -> None:
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_raw_body_is_wrapped_into_a_form(is_chunked: bool) -> None:
-    async with Seen() as upstream:
+    async with RecordingUpstream() as upstream:
         keys = {"body": "multipart", "file_field": "audio", "form_fields": {"add": {"model": "big"}}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             request = post(DATA, target="/up/a%20b.wav", content_type="audio/wav")
@@ -162,8 +168,8 @@ async def test_raw_body_is_wrapped_into_a_form(is_chunked: bool) -> None:
             assert (b"Content-Length: %d\r\n" % len(body) in head) is not is_chunked
 
 
-async def test_form_is_made_anew_with_its_fields_edited() -> None:
-    async with Seen() as upstream:
+async def test_form_is_re_encoded_with_edited_fields() -> None:
+    async with RecordingUpstream() as upstream:
         keys = {"form_fields": {"drop": ["secret"], "rename": {"lang": "language"}, "add": {"model": "big"}}}
         async with run_gateway(config(upstream, forward=keys)) as gateway:
             parts = [
@@ -184,18 +190,25 @@ async def test_form_is_made_anew_with_its_fields_edited() -> None:
 
 
 @pytest.mark.parametrize("kind", ["form", "raw"])
-async def test_transform_changes_what_is_forwarded(kind: str) -> None:
-    async with Seen() as upstream, run_gateway(config(upstream, filters=["decompress", "digest"])) as gateway:
-        packed = gzip.compress(DATA)
-        request = post(packed, content_type="x/y") if kind == "raw" else post(form(('name="f"; filename="a"', packed)))
+async def test_forwarded_body_is_the_output_of_the_filters(kind: str) -> None:
+    async with (
+        RecordingUpstream() as upstream,
+        run_gateway(config(upstream, filters=["decompress", "digest"])) as gateway,
+    ):
+        compressed = gzip.compress(DATA)
+        request = (
+            post(compressed, content_type="x/y")
+            if kind == "raw"
+            else post(form(('name="f"; filename="a"', compressed)))
+        )
         status, headers, _ = split_response(await gateway.request(request))
         assert (status, DATA in upstream.bodies[0]) == (200, True)
         assert headers["x-upload-digest"].startswith("sha-256=:")
         assert (upstream.bodies[0] == DATA) == (kind == "raw")
 
 
-async def test_sniff_holds_a_remade_form_until_its_verdict() -> None:
-    async with Seen() as upstream:
+async def test_sniff_refuses_a_re_encoded_form_before_the_upstream_is_connected() -> None:
+    async with RecordingUpstream() as upstream:
         keys = {"forward": {"multipart": "strict"}, "filters": [{"sniff": {"allow": ["image/*"]}}]}
         async with run_gateway(config(upstream, **keys)) as gateway:
             assert problem_of(await gateway.request(post(form(('name="a"', b"1"), FILE))))["code"] == "type_not_allowed"
@@ -203,7 +216,7 @@ async def test_sniff_holds_a_remade_form_until_its_verdict() -> None:
 
 
 @pytest.mark.parametrize("body", ["raw", "as_is"])
-async def test_client_that_leaves_mid_file_leaves_a_cut_one(body: str) -> None:
+async def test_client_that_disconnects_during_a_file_cuts_the_re_encoded_body(body: str) -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
         await wire.read_to_end()
@@ -221,7 +234,7 @@ async def test_client_that_leaves_mid_file_leaves_a_cut_one(body: str) -> None:
             assert not upstream.received.endswith(b"0\r\n\r\n")
 
 
-async def test_client_that_leaves_while_the_answer_to_a_remade_body_is_awaited_is_noticed_at_once() -> None:
+async def test_client_that_disconnects_before_the_response_to_a_re_encoded_body_cuts_the_upstream_at_once() -> None:
     received = asyncio.Event()
 
     async def script(wire: Wire) -> None:
@@ -240,7 +253,7 @@ async def test_client_that_leaves_while_the_answer_to_a_remade_body_is_awaited_i
             assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
-async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
+async def test_early_response_to_a_re_encoded_body_reaches_the_client() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 413 Too Much\r\nContent-Length: 4\r\n\r\nfull")
@@ -270,26 +283,29 @@ async def test_early_answer_to_a_remade_body_reaches_the_client() -> None:
         form(FILE, epilogue=b"bye"),
     ],
 )
-async def test_strict_refuses_what_is_read_in_two_ways(body: bytes) -> None:
-    async with Seen() as upstream:
+async def test_strict_refuses_forms_that_parsers_read_in_two_ways(body: bytes) -> None:
+    async with RecordingUpstream() as upstream:
         async with run_gateway(config(upstream, forward={"multipart": "strict"})) as gateway:
             assert problem_of(await gateway.request(post(body)))["code"] == "bad_multipart"
             assert not upstream.bodies
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_remade_form_holds_the_same_parts_whatever_the_chunking(seed: int) -> None:
-    chance = random.Random(seed)
+async def test_re_encoded_form_has_the_same_parts_in_any_chunking(seed: int) -> None:
+    generator = random.Random(seed)
     parts = []
-    for number in range(chance.randint(1, 7)):
-        data = chance.choice(
-            (b"", b"\r\n--XBOUNDARYX"[: chance.randint(1, 10)], chance.randbytes(chance.randint(1, 90_000)))
+    for number in range(generator.randint(1, 7)):
+        data = generator.choice(
+            (b"", b"\r\n--XBOUNDARYX"[: generator.randint(1, 10)], generator.randbytes(generator.randint(1, 90_000)))
         )
-        filename = f'; filename="{number}.bin"' if chance.random() < 0.5 else ""
+        filename = f'; filename="{number}.bin"' if generator.random() < 0.5 else ""
         parts.append((f'name="n{number}"{filename}', data))
-    async with Seen() as upstream, run_gateway(config(upstream, forward={"multipart": "strict"})) as gateway:
+    async with (
+        RecordingUpstream() as upstream,
+        run_gateway(config(upstream, forward={"multipart": "strict"})) as gateway,
+    ):
         request = post(form(*parts))
-        cuts = sorted(chance.sample(range(1, 120), 5))
+        cuts = sorted(generator.sample(range(1, 120), 5))
         assert split_response(await gateway.request(as_chunked(request, *cuts)))[0] == 200
         body = upstream.bodies[0]
         boundary = body[2 : body.index(b"\r\n")]
@@ -297,7 +313,7 @@ async def test_remade_form_holds_the_same_parts_whatever_the_chunking(seed: int)
         assert body == form(*parts, boundary=boundary)
 
 
-def test_names_are_written_so_that_no_parser_can_be_led_astray() -> None:
+def test_special_characters_in_names_are_escaped() -> None:
     writer = FormWriter()
     field = writer.field(FormField('a"\r\nX: y\\', b"v", "text/x\r\nEvil: 1"))
     assert field.count(b"\r\n") == 4

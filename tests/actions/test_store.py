@@ -1,4 +1,4 @@
-"""store: the file's bytes only, whole or not at all, under a name that cannot leave its directory."""
+"""store: only the bytes of files are stored, complete or not at all, under names that stay in the directory."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ async def test_every_file_part_is_stored_and_described(tmp_path: Path) -> None:
         status, headers, response = split_response(await gateway.request(post(body, target="/up")))
         assert status == 201
         assert headers["content-type"] == "application/json"
-        described = json.loads(response)["files"]
-        assert [(entry["name"], entry["size"], entry["field"]) for entry in described] == [
+        files = json.loads(response)["files"]
+        assert [(entry["name"], entry["size"], entry["field"]) for entry in files] == [
             ("a.txt", 1, "file"),
             ("b.bin", len(big), "file"),
             ("empty", 0, "file"),
         ]
-        assert described[1]["sha256"] == hashlib.sha256(big).hexdigest()
-        assert described[1]["type"] == "application/octet-stream"
+        assert files[1]["sha256"] == hashlib.sha256(big).hexdigest()
+        assert files[1]["type"] == "application/octet-stream"
         assert (tmp_path / "b.bin").read_bytes() == big
         assert names(tmp_path) == ["a.txt", "b.bin", "empty"]
         assert (await gateway.wait_log_line())["upload"] == "complete"
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"x" * 700_000])
-async def test_raw_put_is_stored_under_the_last_segment(tmp_path: Path, data: bytes) -> None:
+async def test_raw_put_is_stored_under_the_last_path_segment(tmp_path: Path, data: bytes) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
         status, _, response = split_response(await gateway.request(put(data, "/up/dir/my%20file.bin?x=1")))
         assert status == 201
@@ -101,7 +101,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("wire_name", NAMES)
-async def test_names_from_the_wire_never_become_paths(tmp_path: Path, wire_name: str) -> None:
+async def test_file_names_from_clients_never_become_paths(tmp_path: Path, wire_name: str) -> None:
     directory = tmp_path / "in"
     directory.mkdir()
     async with run_gateway(config(directory)) as gateway:
@@ -119,16 +119,16 @@ async def test_uuid_names_keep_only_a_plain_extension(tmp_path: Path) -> None:
         assert all(len(Path(name).stem) == 32 for name in names(tmp_path))
 
 
-async def test_taken_name_is_numbered_also_within_one_upload(tmp_path: Path) -> None:
+async def test_existing_name_is_numbered_also_within_one_upload(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path)) as gateway:
         response = await gateway.request(post(form(file("a.txt", b"1"), file("a.txt", b"2")), target="/up"))
-        described = json.loads(split_response(response)[2])["files"]
-        assert [entry["name"] for entry in described] == ["a-1.txt", "a-2.txt"]
+        files = json.loads(split_response(response)[2])["files"]
+        assert [entry["name"] for entry in files] == ["a-1.txt", "a-2.txt"]
         assert [(tmp_path / name).read_text() for name in ("a.txt", "a-1.txt", "a-2.txt")] == ["old", "1", "2"]
 
 
-async def test_taken_name_is_rejected_where_configured_and_nothing_of_the_upload_stays(tmp_path: Path) -> None:
+async def test_existing_name_is_rejected_if_configured_and_no_file_of_the_upload_is_stored(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path, if_exists="reject")) as gateway:
         response = await gateway.request(post(form(file("b.txt", b"1"), file("a.txt", b"2")), target="/up"))
@@ -139,7 +139,7 @@ async def test_taken_name_is_rejected_where_configured_and_nothing_of_the_upload
         assert names(tmp_path) == ["a.txt"]
 
 
-async def test_taken_name_is_replaced_where_configured(tmp_path: Path) -> None:
+async def test_existing_file_is_replaced_if_configured(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
         await gateway.request(post(form(file("a.txt", b"new")), target="/up"))
@@ -148,7 +148,7 @@ async def test_taken_name_is_replaced_where_configured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "reset"])
-async def test_client_that_leaves_leaves_no_half_file(tmp_path: Path, how: str) -> None:
+async def test_client_that_disconnects_leaves_no_incomplete_file(tmp_path: Path, how: str) -> None:
     body = form(file("first", b"whole"), file("second", b"y" * 5_000_000))
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
@@ -160,12 +160,12 @@ async def test_client_that_leaves_leaves_no_half_file(tmp_path: Path, how: str) 
             client.reset()
         line = await gateway.wait_log_line()
         assert (line["outcome"], line["upload"]) == ("client_left", "client_left")
-        # The removal is not cancelled with the exchange, but no longer waited for either.
+        # The removal continues after the exchange is cancelled; nothing waits for it.
         await wait_until(lambda: not names(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("mangle", "limits", "code"),
+    ("damage", "limits", "code"),
     [
         (lambda body: body[:-8], {}, "bad_multipart"),
         (lambda body: body.replace(b"XBOUNDARYX", b"YYYYYYYYYY"), {}, "bad_multipart"),
@@ -173,10 +173,10 @@ async def test_client_that_leaves_leaves_no_half_file(tmp_path: Path, how: str) 
         (lambda body: body, {"max_parts": 1}, "too_many_parts"),
     ],
 )
-async def test_bad_form_leaves_nothing(tmp_path: Path, mangle: Any, limits: dict[str, int], code: str) -> None:
+async def test_malformed_form_leaves_no_file(tmp_path: Path, damage: Any, limits: dict[str, int], code: str) -> None:
     settings = config(tmp_path)
     settings["routes"][0]["limits"] = limits
-    body = mangle(form(file("a", b"a" * 900), file("b", b"b" * 400_000)))
+    body = damage(form(file("a", b"a" * 900), file("b", b"b" * 400_000)))
     async with run_gateway(settings) as gateway:
         assert problem_of(await gateway.request(post(body, target="/up")))["code"] == code
         assert names(tmp_path) == []
@@ -194,7 +194,7 @@ async def test_upload_without_a_body_is_411(tmp_path: Path) -> None:
         assert problem_of(response)["status"] == 411
 
 
-async def test_directory_that_went_away_is_503_and_names_no_path(tmp_path: Path) -> None:
+async def test_removed_directory_is_503_without_a_path_in_the_response(tmp_path: Path) -> None:
     directory = tmp_path / "in"
     directory.mkdir()
     async with run_gateway(config(directory)) as gateway:
@@ -206,7 +206,7 @@ async def test_directory_that_went_away_is_503_and_names_no_path(tmp_path: Path)
         assert (line["outcome"], line["blame"]) == ("disk_failed", "gateway")
 
 
-async def test_upload_larger_than_the_disk_is_507_before_a_byte_is_asked_for(tmp_path: Path) -> None:
+async def test_upload_larger_than_the_disk_is_507_before_100_is_sent(tmp_path: Path) -> None:
     head = b"PUT /up/a HTTP/1.1\r\nHost: gw\r\nExpect: 100-continue\r\nContent-Length: 9000000000000000\r\n\r\n"
     settings = config(tmp_path)
     settings["routes"][0]["limits"] = {"max_body": "unlimited"}
@@ -214,14 +214,14 @@ async def test_upload_larger_than_the_disk_is_507_before_a_byte_is_asked_for(tmp
         assert problem_of(await gateway.request(head))["status"] == 507
 
 
-async def test_full_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
-    """A real full disk: a file system of 1 MiB."""
+async def test_full_disk_is_507_and_leaves_no_file(tmp_path: Path) -> None:
+    """The disk is a real file system of 1 MiB."""
     directory = tmp_path / "small"
     directory.mkdir()
-    mount = await asyncio.create_subprocess_exec(
+    mounting = await asyncio.create_subprocess_exec(
         "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory), stderr=asyncio.subprocess.DEVNULL
     )
-    if await mount.wait():
+    if await mounting.wait():
         pytest.skip("cannot mount a small file system: needs root")
     try:
         async with run_gateway(config(directory)) as gateway:
@@ -236,7 +236,7 @@ async def test_full_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
         await (await asyncio.create_subprocess_exec("umount", str(directory))).wait()
 
 
-async def test_unfinished_files_are_hidden_and_beside_their_final_name(tmp_path: Path) -> None:
+async def test_incomplete_files_are_hidden_and_in_the_directory_of_the_final_name(tmp_path: Path) -> None:
     async with run_gateway(config(tmp_path)) as gateway:
         client = await gateway.connect()
         await client.send(put(b"x" * 1_000_000)[:600_000])
@@ -246,14 +246,16 @@ async def test_unfinished_files_are_hidden_and_beside_their_final_name(tmp_path:
         await gateway.wait_log_line()
 
 
-async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_staging_directory_swept_before_it_is_locked_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = fcntl.flock
-    swept: list[int] = []
+    swept_descriptors: list[int] = []
 
     def flock(descriptor: int, how: int) -> None:
-        if not swept:
-            # Another gateway starts just now. Its own lock is taken in here.
-            swept.append(descriptor)
+        if not swept_descriptors:
+            # Another gateway starts now and sweeps. Its sweep takes the lock before this gateway does.
+            swept_descriptors.append(descriptor)
             assert sweep(tmp_path) == 1
         lock(descriptor, how)
 
@@ -261,17 +263,19 @@ async def test_staging_swept_before_it_is_held_is_made_again(tmp_path: Path, mon
     async with run_gateway(config(tmp_path)) as gateway:
         assert split_response(await gateway.request(put(b"data")))[0] == 201
         assert names(tmp_path) == ["a.bin"]
-        assert swept
+        assert swept_descriptors
 
 
-async def test_staging_that_a_sweep_holds_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_staging_directory_locked_by_a_sweep_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = fcntl.flock
-    held: list[str] = []
+    locked_names: list[str] = []
 
     def flock(descriptor: int, how: int) -> None:
-        if not held:
-            # Another gateway's sweep has it, and removes it a moment later.
-            held.extend(names(tmp_path))
+        if not locked_names:
+            # The sweep of another gateway holds the lock and removes the directory later.
+            locked_names.extend(names(tmp_path))
             raise BlockingIOError(errno.EWOULDBLOCK, "held")
         lock(descriptor, how)
 
@@ -280,15 +284,15 @@ async def test_staging_that_a_sweep_holds_is_made_again(tmp_path: Path, monkeypa
         client = await gateway.connect()
         await client.send(put(b"x" * 600_000)[:-1])
         await wait_until(lambda: list(tmp_path.glob(".*.part/0")))
-        assert not list((tmp_path / held[0]).iterdir())
-        (tmp_path / held[0]).rmdir()
+        assert not list((tmp_path / locked_names[0]).iterdir())
+        (tmp_path / locked_names[0]).rmdir()
         await client.send(b"x")
         assert split_response(await client.read_to_end())[0] == 201
         await client.close()
         assert names(tmp_path) == ["a.bin"]
 
 
-async def test_file_that_cannot_be_removed_keeps_neither_the_others_nor_their_lock(
+async def test_file_that_cannot_be_removed_keeps_no_other_file_and_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = Path.unlink
@@ -308,7 +312,7 @@ async def test_file_that_cannot_be_removed_keeps_neither_the_others_nor_their_lo
 
 
 @pytest.mark.parametrize("error", [errno.EBADF, errno.ENOLCK])
-async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
+async def test_directory_without_locks_stores_files_and_is_never_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     def flock(descriptor: int, how: int) -> None:
@@ -322,7 +326,7 @@ async def test_directory_that_cannot_be_locked_stores_and_is_never_swept(
     assert sweep(tmp_path) == 0
 
 
-async def test_commit_that_fails_on_the_second_file_takes_the_first_back(
+async def test_commit_that_fails_on_the_second_file_removes_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name_one = DirectoryUpload._name
@@ -340,7 +344,7 @@ async def test_commit_that_fails_on_the_second_file_takes_the_first_back(
         assert (await gateway.wait_log_line())["upload"] == "disk_failed"
 
 
-async def test_file_system_without_hard_links_is_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_file_system_without_hard_links_stores_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 

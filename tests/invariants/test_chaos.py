@@ -70,7 +70,7 @@ class RandomUpstream:
         is_bodiless, is_early = head.startswith(b"head"), False
         if self._generator.random() < 0.1:
             await wire.send(b"HTTP/1.1 413 No\r\nContent-Length: 5\r\n\r\n" + (b"" if is_bodiless else b"early"))
-            # Read the rest of the body: if the gateway reuses the connection too early, the next request is read as body.
+            # Read the rest of the body: if the gateway reuses the connection too early, a request is read as body here.
             is_early = True
         if b"transfer-encoding: chunked" in head:
             await wire.read_until(b"\r\n0\r\n\r\n")
