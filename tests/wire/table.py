@@ -32,7 +32,7 @@ class Case:
     client_sees: tuple[bytes, ...] = field(default=())
     client_lacks: tuple[bytes, ...] = ()
     #: The maximum number of requests that reach the upstream.
-    most_requests: int = 1
+    max_requests: int = 1
     #: The upstream ends its response by resetting the connection.
     resets: bool = False
 
@@ -113,7 +113,7 @@ REQUESTS = [
     ),
     Case(
         "te-look-alike-underscore",
-        "TE.TE behind WSGI",
+        "TE.TE with WSGI",
         post(b"Transfer_Encoding: chunked\r\nContent-Length: 3\r\n", b"abc"),
         upstream_sees=(b"abc",),
         upstream_lacks=(b"Transfer_Encoding",),
@@ -137,7 +137,7 @@ REQUESTS = [
         failed=(400,),
     ),
     Case(
-        "chunk-without-crlf-behind",
+        "chunk-without-final-crlf",
         "9112 7.1",
         post(b"Transfer-Encoding: chunked\r\n", b"3\r\nabcXX0\r\n\r\n"),
         failed=(400,),
@@ -158,20 +158,20 @@ REQUESTS = [
         upstream_sees=(b"abc",),
     ),
     Case(
-        "trailers-do-not-become-fields",
+        "trailers-do-not-become-headers",
         "9110 6.5.1",
         post(b"Transfer-Encoding: chunked\r\nTrailer: X-A\r\n", b"3\r\nabc\r\n0\r\nX-Evil: 1\r\n\r\n"),
         upstream_sees=(b"abc",),
         client_sees=(b" 200 ",),
     ),
     Case(
-        "trailer-leaks-into-the-next-request",
+        "trailer-does-not-leak-into-the-next-request",
         "aiohttp 3.14.5",
         b"POST / HTTP/1.1\r\nHost: example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Evil: trailer\r\n\r\n"
         + get(target=b"/second"),
         closes=False,
         upstream_lacks=(b"X-Evil: trailer\r\nX-Forwarded", b"second HTTP/1.1\r\nX-Evil"),
-        most_requests=2,
+        max_requests=2,
         client_sees=(b" 200 ",),
     ),
     Case(
@@ -191,7 +191,7 @@ REQUESTS = [
         "get-with-body-is-one-request",
         "CL.0",
         b"GET / HTTP/1.1\r\nHost: example\r\n" + CLOSE + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
-        most_requests=1,
+        max_requests=1,
         upstream_sees=(b"/smuggled",),
     ),
     # The request head (RFC 9112 sections 2 to 5).
@@ -216,7 +216,7 @@ REQUESTS = [
     Case("empty-name", "9110 5.6.2", get(b": 1\r\n"), refused=BAD),
     Case("obs-fold", "9112 5.2", get(b"X-A: 1\r\n 2\r\n"), upstream_lacks=(b"1\r\n 2",)),
     Case(
-        "space-before-first-field",
+        "space-before-first-header",
         "9112 2.2",
         b"GET / HTTP/1.1\r\n Host: example\r\nHost: example\r\n" + CLOSE + b"\r\n",
         upstream_lacks=(b"\r\n Host",),
@@ -240,7 +240,7 @@ REQUESTS = [
         client_sees=(b" 200 ",),
     ),
     Case(
-        "absolute-form-beats-host",
+        "absolute-form-overrides-host",
         "9112 3.2.2",
         get(target=b"http://real.example/x"),
         upstream_sees=(b"ost: real.example",),
@@ -264,10 +264,10 @@ REQUESTS = [
     ),
     Case("empty-query-kept", "3986 3.4", get(target=b"/a?"), upstream_sees=(b"GET /a? HTTP/1.1",)),
     Case("two-slashes-kept", "3986 3.3", get(target=b"//a"), upstream_sees=(b"GET //a HTTP/1.1",)),
-    Case("long-field", "9110 5.4", get(b"X-A: " + b"a" * 70_000 + b"\r\n"), refused=(400, 414, 431)),
+    Case("long-header", "9110 5.4", get(b"X-A: " + b"a" * 70_000 + b"\r\n"), refused=(400, 414, 431)),
     Case("long-target", "9112 3", get(target=b"/" + b"a" * 70_000), refused=(400, 414)),
     Case(
-        "many-fields", "9110 5.4", get(b"".join(b"X-%d: a\r\n" % number for number in range(5000))), refused=(400, 431)
+        "many-headers", "9110 5.4", get(b"".join(b"X-%d: a\r\n" % number for number in range(5000))), refused=(400, 431)
     ),
     # Headers across a hop (RFC 9110 sections 7 to 10).
     Case(
@@ -295,10 +295,10 @@ REQUESTS = [
     ),
     Case("via-is-added", "9110 7.6.3", get(b"Via: 1.0 fred\r\n"), upstream_sees=(b"Via: 1.0 fred", b"1.1 ")),
     Case(
-        "forwarded-for-not-believed", "field.md D3", get(b"X-Forwarded-For: 6.6.6.6\r\n"), upstream_lacks=(b"6.6.6.6",)
+        "forwarded-for-not-trusted", "field.md D3", get(b"X-Forwarded-For: 6.6.6.6\r\n"), upstream_lacks=(b"6.6.6.6",)
     ),
     Case(
-        "forwarded-for-underscore-not-believed",
+        "forwarded-for-underscore-not-trusted",
         "WSGI",
         get(b"X_Forwarded_For: 6.6.6.6\r\n"),
         upstream_lacks=(b"6.6.6.6",),
@@ -312,7 +312,7 @@ REQUESTS = [
     Case("duplicates-of-other-case", "9110 5.3", get(b"X-A: 1\r\nx-a: 2\r\n"), upstream_sees=(b"X-A: 1", b"x-a: 2")),
     Case("bytes-outside-ascii-kept", "9110 5.5", get(b"X-A: caf\xe9\r\n"), upstream_sees=(b"caf\xe9\r\n",)),
     Case(
-        "no-fields-invented",
+        "no-headers-added",
         "9110 3.7",
         get(),
         upstream_lacks=(b"User-Agent", b"Accept:", b"Accept-Encoding", b"Content-Type"),
@@ -334,7 +334,7 @@ REQUESTS = [
         "9112 9.3.2",
         b"GET /1 HTTP/1.1\r\nHost: example\r\n\r\n" + get(target=b"/2"),
         closes=False,
-        most_requests=2,
+        max_requests=2,
         upstream_sees=(b"/1", b"/2"),
         client_sees=(b"ok", b"ok"),
     ),
@@ -356,167 +356,186 @@ REQUESTS = [
 ]
 
 
-def said(response: bytes, name: str, source: str, **rest: object) -> Case:
+def response_case(response: bytes, name: str, source: str, **rest: object) -> Case:
     """Return a case about the upstream's response to a plain GET."""
-    return Case(name, source, get(), response=response, **rest)  # type: ignore[arg-type]  # Case checks its own fields
+    return Case(name, source, get(), response=response, **rest)  # type: ignore[arg-type]  # Case checks its own attributes
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 BAD_GATEWAY = (500, 502, 503)
 
-ANSWERS = [
-    said(
+RESPONSES = [
+    response_case(
         HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "answer-cl-and-te",
+        "response-cl-and-te",
         "9112 6.3 rule 3",
         failed=BAD_GATEWAY,
     ),
-    said(
+    response_case(
         HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
-        "answer-two-content-lengths",
+        "response-two-content-lengths",
         "9112 6.3 rule 5",
         failed=BAD_GATEWAY,
     ),
-    said(
-        HEAD + b"Content-Length: 2, 3\r\n\r\nabc", "answer-content-length-list", "9112 6.3 rule 5", failed=BAD_GATEWAY
+    response_case(
+        HEAD + b"Content-Length: 2, 3\r\n\r\nabc", "response-content-length-list", "9112 6.3 rule 5", failed=BAD_GATEWAY
     ),
-    said(HEAD + b"Content-Length: -1\r\n\r\nabc", "answer-content-length-minus", "9110 8.6", failed=BAD_GATEWAY),
-    said(HEAD + b"Content-Length: x\r\n\r\nabc", "answer-content-length-word", "9110 8.6", failed=BAD_GATEWAY),
-    said(
+    response_case(
+        HEAD + b"Content-Length: -1\r\n\r\nabc", "response-content-length-minus", "9110 8.6", failed=BAD_GATEWAY
+    ),
+    response_case(
+        HEAD + b"Content-Length: x\r\n\r\nabc", "response-content-length-word", "9110 8.6", failed=BAD_GATEWAY
+    ),
+    response_case(
         HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-        "answer-te-gzip",
+        "response-te-gzip",
         "9112 6.1",
         failed=BAD_GATEWAY,
     ),
-    said(HEAD + b"Transfer-Encoding: xchunked\r\n\r\nabc", "answer-te-unknown", "9112 6.1", failed=BAD_GATEWAY),
-    said(HEAD + b"Content-Length: 10\r\n\r\nabc", "answer-too-short", "9112 8", failed=BAD_GATEWAY),
-    said(HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", "answer-chunked-cut", "9112 8", failed=BAD_GATEWAY),
-    said(
+    response_case(
+        HEAD + b"Transfer-Encoding: xchunked\r\n\r\nabc", "response-te-unknown", "9112 6.1", failed=BAD_GATEWAY
+    ),
+    response_case(HEAD + b"Content-Length: 10\r\n\r\nabc", "response-too-short", "9112 8", failed=BAD_GATEWAY),
+    response_case(
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", "response-chunked-cut", "9112 8", failed=BAD_GATEWAY
+    ),
+    response_case(
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n",
-        "answer-chunk-size-bad",
+        "response-chunk-size-bad",
         "9112 7.1",
         failed=BAD_GATEWAY,
     ),
-    said(HEAD + b"\r\nabc", "answer-close-delimited-reset", "9112 8", failed=BAD_GATEWAY, resets=True),
-    said(HEAD + b"\r\nabc", "answer-close-delimited", "9112 6.3 rule 8", client_sees=(b"abc",)),
-    said(b"", "answer-nothing", "9110 15.6.3", failed=BAD_GATEWAY),
-    said(b"garbage\r\n\r\n", "answer-garbage", "9110 15.6.3", failed=BAD_GATEWAY),
-    said(b"HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n", "answer-status-99", "9110 15", failed=BAD_GATEWAY),
-    said(b"HTTP/1.1 20x OK\r\nContent-Length: 0\r\n\r\n", "answer-status-word", "9112 4", failed=BAD_GATEWAY),
-    said(HEAD + b"X-A: a\x00b\r\nContent-Length: 0\r\n\r\n", "answer-nul", "9110 5.5", failed=BAD_GATEWAY),
-    said(
+    response_case(HEAD + b"\r\nabc", "response-close-delimited-reset", "9112 8", failed=BAD_GATEWAY, resets=True),
+    response_case(HEAD + b"\r\nabc", "response-close-delimited", "9112 6.3 rule 8", client_sees=(b"abc",)),
+    response_case(b"", "response-empty", "9110 15.6.3", failed=BAD_GATEWAY),
+    response_case(b"garbage\r\n\r\n", "response-garbage", "9110 15.6.3", failed=BAD_GATEWAY),
+    response_case(b"HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n", "response-status-99", "9110 15", failed=BAD_GATEWAY),
+    response_case(
+        b"HTTP/1.1 20x OK\r\nContent-Length: 0\r\n\r\n", "response-status-word", "9112 4", failed=BAD_GATEWAY
+    ),
+    response_case(HEAD + b"X-A: a\x00b\r\nContent-Length: 0\r\n\r\n", "response-nul", "9110 5.5", failed=BAD_GATEWAY),
+    response_case(
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nraw",
-        "answer-unasked-101",
+        "response-unrequested-101",
         "9110 15.2.2",
         failed=BAD_GATEWAY,
     ),
-    said(
+    response_case(
         b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK,
-        "answer-103-then-200",
+        "response-103-then-200",
         "8297 2",
         client_sees=(b" 200 ", b"ok"),
     ),
-    said(b"HTTP/1.1 100 Continue\r\n\r\n" + OK, "answer-unasked-100", "9110 15.2", client_sees=(b" 200 ", b"ok")),
-    said(
+    response_case(
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK, "response-unrequested-100", "9110 15.2", client_sees=(b" 200 ", b"ok")
+    ),
+    response_case(
         b"HTTP/1.1 204 No\r\nX-A: b\r\n\r\n",
-        "answer-204",
+        "response-204",
         "9110 15.3.5",
         client_sees=(b" 204 ", b"X-A: b"),
         client_lacks=(b"Transfer-Encoding", b"transfer-encoding"),
     ),
-    said(
+    response_case(
         b'HTTP/1.1 304 Same\r\nETag: "x"\r\nContent-Length: 1000\r\n\r\n',
-        "answer-304-keeps-length",
+        "response-304-keeps-length",
         "9110 8.6",
         client_sees=(b" 304 ", b": 1000\r\n"),
     ),
-    said(
+    response_case(
         HEAD + b"Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n",
-        "answer-two-cookies",
+        "response-two-cookies",
         "6265 3",
         client_sees=(b"Set-Cookie: a=1\r\n", b"Set-Cookie: b=2\r\n"),
     ),
-    said(
+    response_case(
         b"HTTP/1.1 302 RouteMatch\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n",
-        "answer-redirect-passed",
+        "response-redirect-passed",
         "9110 15.4",
         client_sees=(b" 302 ", b"Location: http://elsewhere/"),
     ),
-    said(
+    response_case(
         b"HTTP/1.1 299 Strange Phrase\r\nContent-Length: 0\r\n\r\n",
-        "answer-reason-phrase-passed",
+        "response-reason-phrase-passed",
         "9112 4",
         client_sees=(b" 299 Strange Phrase\r\n",),
     ),
-    said(
-        b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok", "answer-empty-reason", "9112 4", client_sees=(b" 200 ", b"ok")
+    response_case(
+        b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok",
+        "response-empty-reason",
+        "9112 4",
+        client_sees=(b" 200 ", b"ok"),
     ),
-    said(
+    response_case(
         HEAD + b"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\nContent-Length: 0\r\n\r\n",
-        "answer-hop-by-hop",
+        "response-hop-by-hop",
         "9110 7.6.1",
         client_lacks=(b"X-Hop", b"timeout=1"),
     ),
-    said(
+    response_case(
         HEAD + b"Content-Length: 2\r\n\r\nok",
-        "answer-no-type-invented",
+        "response-no-type-added",
         "9110 8.3",
         client_lacks=(b"ontent-Type:", b"ontent-type:"),
     ),
-    said(
+    response_case(
         HEAD + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8bxx",
-        "answer-compressed-untouched",
+        "response-compressed-unchanged",
         "9110 8.4",
         client_sees=(b"\x1f\x8bxx", b"Content-Encoding: gzip"),
     ),
-    said(HEAD + b"Content-Length: 2\r\n\r\nok", "answer-date-is-added", "9110 6.6.1", client_sees=(b"ate: ",)),
-    said(
+    response_case(
+        HEAD + b"Content-Length: 2\r\n\r\nok", "response-date-is-added", "9110 6.6.1", client_sees=(b"ate: ",)
+    ),
+    response_case(
         HEAD + b"Content-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-        "answer-followed-by-another",
+        "response-followed-by-another",
         "response smuggling",
         client_lacks=(b"evil",),
     ),
-    said(
+    response_case(
         b"HTTP/1.1 206 Part\r\nContent-Range: bytes 0-1/9\r\nContent-Length: 2\r\n\r\nok",
-        "answer-206",
+        "response-206",
         "9110 15.3.7",
         client_sees=(b" 206 ", b"bytes 0-1/9", b"ok"),
     ),
-    said(
+    response_case(
         HEAD + b"X-A: caf\xe9\r\nContent-Length: 0\r\n\r\n",
-        "answer-bytes-outside-ascii",
+        "response-bytes-outside-ascii",
         "9110 5.5",
         client_sees=(b"caf\xe9\r\n",),
     ),
-    said(
+    response_case(
         HEAD + b"X-A: a\rX-Evil: b\r\nContent-Length: 0\r\n\r\n",
-        "answer-bare-cr",
+        "response-bare-cr",
         "9112 2.2",
         client_lacks=(b"a\rX-Evil",),
     ),
-    said(
-        HEAD + b"X-A: a\r\n b\r\nContent-Length: 0\r\n\r\n", "answer-obs-fold", "9112 5.2", client_lacks=(b"a\r\n b",)
+    response_case(
+        HEAD + b"X-A: a\r\n b\r\nContent-Length: 0\r\n\r\n", "response-obs-fold", "9112 5.2", client_lacks=(b"a\r\n b",)
     ),
-    said(
+    response_case(
         HEAD + b"X-A : a\r\nContent-Length: 0\r\n\r\n",
-        "answer-space-before-colon",
+        "response-space-before-colon",
         "9112 5.1",
         client_lacks=(b"X-A : a",),
     ),
-    said(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", "answer-bare-lf", "9112 2.2", client_lacks=(b"OK\nC",)),
-    said(
+    response_case(
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", "response-bare-lf", "9112 2.2", client_lacks=(b"OK\nC",)
+    ),
+    response_case(
         HEAD + b"X-A: " + b"a" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n",
-        "answer-long-field",
+        "response-long-header",
         "9110 5.4",
         failed=BAD_GATEWAY,
     ),
-    said(
+    response_case(
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Evil: 1\r\n\r\n",
-        "answer-trailer-is-no-field",
+        "response-trailer-is-not-a-header",
         "9110 6.5.1",
         client_sees=(b"ok",),
     ),
-    said(b"HTTP/1.0 200 OK\r\n\r\nabc", "answer-http-1.0", "9112 2.3", client_sees=(b" 200 ", b"abc")),
+    response_case(b"HTTP/1.0 200 OK\r\n\r\nabc", "response-http-1.0", "9112 2.3", client_sees=(b" 200 ", b"abc")),
 ]
 
-TABLE = REQUESTS + ANSWERS
+TABLE = REQUESTS + RESPONSES

@@ -16,23 +16,23 @@ from tests.conftest import require_tool
 from tests.peers import RawUpstream, Wire, forward_config, run_gateway
 from tests.wire.table import TABLE, Case
 
-#: A side that says nothing more for this long has nothing to say: only wrong proxies need it.
+#: A peer that sends nothing for this long has ended its message. Only faulty proxies need this limit.
 QUIET_SECONDS = 0.4
 
 
-class Bench:
-    """A recording upstream behind a proxy, and what one case did to both."""
+class RecordingUpstream:
+    """A recording upstream after a proxy, and the bytes that it received in the current case."""
 
     def __init__(self) -> None:
         self.case = TABLE[0]
         self.seen: list[bytes] = []
 
     async def script(self, wire: Wire) -> None:
-        """Record what comes, and answer each request as the case says."""
+        """Record each request and send the response of the case."""
         while await self._read_request(wire):
             await wire.send(self.case.response)
             if self.case.resets:
-                # Only once the client had its part, so that no proxy can answer 502 instead.
+                # Reset after the client received the first bytes, so that no proxy can respond with 502 instead.
                 await asyncio.sleep(0.05)
                 wire.reset()
                 return
@@ -41,25 +41,25 @@ class Bench:
                 return
 
     async def _read_request(self, wire: Wire) -> bool:
-        """Record until a request is whole by either framing, or nothing more comes; say whether anything came."""
+        """Record until a request is complete or the peer stops sending; return whether any byte was received."""
         data = bytearray()
         try:
             async with asyncio.timeout(None) as quiet:
-                while not _is_whole(bytes(data)):
+                while not _is_complete(bytes(data)):
                     piece = await wire.reader.read(65536)
                     if not piece:
                         break
                     data += piece
                     quiet.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
         except TimeoutError:
-            # Half a request and no more of it: answered as it stands, as a server that reads less would.
+            # The request is incomplete: respond anyway, as a server that does not read the body would.
             return True
         finally:
             self.seen.append(bytes(data))
         return bool(data)
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_complete(data: bytes) -> bool:
     head, end, body = data.partition(b"\r\n\r\n")
     lower = head.lower()
     if not end:
@@ -71,30 +71,30 @@ def _is_whole(data: bytes) -> bool:
     return True
 
 
-async def _ask(port: int, case: Case) -> tuple[bytes, bool]:
-    """Send the case and return what came back, and whether the connection was broken rather than closed."""
+async def _send(port: int, case: Case) -> tuple[bytes, bool]:
+    """Send the request of the case; return the response, and whether the connection was reset."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = bytearray()
-    was_broken = False
+    was_reset = False
     try:
         writer.write(case.request)
         async with asyncio.timeout(QUIET_SECONDS * 4):
             while piece := await reader.read(65536):
                 data += piece
-                if _is_whole_answer(bytes(data), case):
+                if _is_complete_response(bytes(data), case):
                     break
     except TimeoutError:
         pass
     except ConnectionError:
-        was_broken = True
+        was_reset = True
     finally:
         writer.transport.abort()
-    return bytes(data), was_broken
+    return bytes(data), was_reset
 
 
-def _is_whole_answer(data: bytes, case: Case) -> bool:
-    """Say whether one whole answer is there, so that a kept connection need not be waited out."""
-    if case.most_requests > 1 or b"pipelined" in case.name.encode():
+def _is_complete_response(data: bytes, case: Case) -> bool:
+    """Return whether one complete response was received. A kept connection then needs no timeout."""
+    if case.max_requests > 1 or b"pipelined" in case.name.encode():
         return False
     head, end, body = data.partition(b"\r\n\r\n")
     if not end or head.startswith(b"HTTP/1.1 1"):
@@ -107,8 +107,8 @@ def _is_whole_answer(data: bytes, case: Case) -> bool:
     return b"transfer-encoding: chunked" in lower and body.endswith(b"0\r\n\r\n")
 
 
-def judge(case: Case, response: bytes, was_broken: bool, upstream: bytes) -> str | None:  # noqa: PLR0911, PLR0912 (one reason each)
-    """Return what is wrong, or None."""
+def failure_of(case: Case, response: bytes, was_reset: bool, upstream: bytes) -> str | None:  # noqa: PLR0911, PLR0912 (one return per reason)
+    """Return why the case fails, or None."""
     status = _status(response)
     if case.refused:
         if upstream:
@@ -118,8 +118,8 @@ def judge(case: Case, response: bytes, was_broken: bool, upstream: bytes) -> str
         if status in case.failed:
             return None
         if status is None:
-            return None if was_broken or not response else f"no answer: {response[:60]!r}"
-        return "looks whole" if _looks_whole(response) and not was_broken else None
+            return None if was_reset or not response else f"no response: {response[:60]!r}"
+        return "looks complete" if _looks_complete(response) and not was_reset else None
     for piece in case.upstream_sees:
         if piece.lower() not in upstream.lower():
             return f"upstream lacks {piece!r}"
@@ -134,7 +134,7 @@ def judge(case: Case, response: bytes, was_broken: bool, upstream: bytes) -> str
             return f"client sees {piece!r}"
     count = upstream.count(b" HTTP/1.1\r\nHost:") + upstream.count(b" HTTP/1.1\r\nhost:")
     smuggled = count - (upstream.count(b"/smuggled") if b"/smuggled" in case.request else 0)
-    return f"{smuggled} requests" if smuggled > case.most_requests else None
+    return f"{smuggled} requests" if smuggled > case.max_requests else None
 
 
 def _status(response: bytes) -> int | None:
@@ -142,7 +142,7 @@ def _status(response: bytes) -> int | None:
     return int(words[1]) if len(words) > 2 and words[0].startswith(b"HTTP/") and words[1].isdigit() else None
 
 
-def _looks_whole(response: bytes) -> bool:
+def _looks_complete(response: bytes) -> bool:
     head, _, body = response.partition(b"\r\n\r\n")
     lower = head.lower()
     if b"transfer-encoding: chunked" in lower:
@@ -189,7 +189,7 @@ backend b
 
 @contextlib.asynccontextmanager
 async def run_peer(name: str, template: str, command: Callable[[str, str], list[str]], up: int) -> AsyncIterator[int]:
-    """Run a peer proxy in front of port `up` and yield its own port."""
+    """Run a proxy whose upstream is port `up` and yield its port."""
     program = require_tool(name)
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
@@ -221,7 +221,7 @@ async def _wait_port(port: int) -> None:
 
 @contextlib.asynccontextmanager
 async def run_proxy(name: str, up: int) -> AsyncIterator[int]:
-    """Run one of the three in front of port `up`."""
+    """Run the gateway, nginx or HAProxy with port `up` as its upstream and yield its port."""
     match name:
         case "nginx":
             async with run_peer("nginx", NGINX, lambda program, conf: [program, "-c", conf], up) as port:
@@ -236,16 +236,16 @@ async def run_proxy(name: str, up: int) -> AsyncIterator[int]:
 
 
 async def run_table(name: str) -> dict[str, str]:
-    """Run every case against one proxy; return what each failing one did wrong."""
-    bench = Bench()
+    """Run every case against one proxy; return the reason of each failed case."""
+    recording = RecordingUpstream()
     failures: dict[str, str] = {}
-    async with RawUpstream(bench.script) as upstream, run_proxy(name, upstream.port) as port:
+    async with RawUpstream(recording.script) as upstream, run_proxy(name, upstream.port) as port:
         for case in TABLE:
-            bench.case, bench.seen = case, []
-            response, was_broken = await _ask(port, case)
-            wrong = judge(case, response, was_broken, b"".join(bench.seen))
-            if wrong is not None:
-                failures[case.name] = wrong
+            recording.case, recording.seen = case, []
+            response, was_reset = await _send(port, case)
+            reason = failure_of(case, response, was_reset, b"".join(recording.seen))
+            if reason is not None:
+                failures[case.name] = reason
     return failures
 
 
@@ -256,15 +256,15 @@ async def test_gateway_passes_every_case() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-async def test_table_is_honest_the_gateway_fails_fewer_than_nginx_and_haproxy() -> None:
-    """And it is not made for us alone: either peer passes most of it."""
+async def test_gateway_fails_fewer_cases_than_nginx_and_haproxy() -> None:
+    """The table is not specific to the gateway: nginx and HAProxy pass most cases."""
     failures = {name: await run_table(name) for name in ("gateway", "nginx", "haproxy")}
     for name in ("nginx", "haproxy"):
         print(f"{name}: {len(failures[name])} of {len(TABLE)} cases fail")
-        for case, wrong in failures[name].items():
-            print(f"   {case}: {wrong}")
+        for case, reason in failures[name].items():
+            print(f"   {case}: {reason}")
         assert len(failures["gateway"]) < len(failures[name]) < len(TABLE) // 2, failures[name]
 
 
-def test_names_are_unique() -> None:
+def test_case_names_are_unique() -> None:
     assert len({case.name for case in TABLE}) == len(TABLE)
