@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages, no traceback; and the demo it can bring along."""
+"""The command line: exit codes, messages without traceback, and `run --demo`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.leaks import stray_lines
 GOOD = "routes: [{name: a, match: {prefix: /a}, fetch: {allow: ['http://x/']}}]\n"
 
 
-def test_check_of_a_good_config_is_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_valid_config_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text(GOOD)
     assert main(["check", "--config", str(tmp_path / "c.yaml")]) == 0
     assert capsys.readouterr().out.endswith("c.yaml: no problems found\n")
 
 
 @pytest.mark.parametrize("command", ["check", "run", "routes"])
-def test_bad_config_is_2_with_every_problem_and_no_traceback(
+def test_invalid_config_exits_with_2_and_reports_every_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     (tmp_path / "c.yaml").write_text("listen: nowhere\nroutes: []\n")
@@ -36,7 +36,7 @@ def test_bad_config_is_2_with_every_problem_and_no_traceback(
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_filter_nobody_brings_is_2_and_names_those_there_are(
+def test_unknown_filter_exits_with_2_and_lists_the_known_filters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     text = "upstreams: {up: {endpoints: [http://x]}}\nroutes: [{name: a, match: {prefix: /}, forward: {upstream: up}, "
@@ -45,7 +45,7 @@ def test_filter_nobody_brings_is_2_and_names_those_there_are(
     assert "routes.a.filters[1]: no filter 'shrink': use one of compress, decompress" in capsys.readouterr().err
 
 
-def test_missing_config_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_config_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--config", "/does/not/exist.yaml"]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
@@ -68,20 +68,20 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["title"] == "streaming-gateway config"
 
 
-def test_bad_usage_is_2() -> None:
+def test_invalid_arguments_exit_with_2() -> None:
     for arguments in ([], ["fly"], ["run", "--config"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
 
 
-def test_module_is_the_command() -> None:
+def test_module_runs_as_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "gateway", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __import__("gateway").__version__
 
 
 @pytest.mark.slow
-async def test_demo_comes_along_prints_what_to_try_and_goes_with_the_gateway(tmp_path: Path) -> None:
+async def test_demo_prints_example_commands_and_stops_with_the_gateway(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     (tmp_path / "in").mkdir()
     demo_port = free_port()

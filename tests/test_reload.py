@@ -1,4 +1,4 @@
-"""Reload: a changed config replaces the one in force, and no exchange under way is affected."""
+"""Reload: a changed config replaces the current one without an effect on exchanges in flight."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.peers import (
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 PUT = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: 2\r\n\r\nab"
 KEPT_GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
-#: Takes nothing that is asked for here.
+#: Matches no request of these tests.
 ROUTE = {"name": "f", "match": {"path": "/only"}, "files": {"directory": "."}}
 LISTEN: dict[str, Any] = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}}
 
@@ -41,13 +41,13 @@ def config_of(keys: dict[str, Any]) -> Config:
     return parse_config(json.dumps({**LISTEN, **keys}))
 
 
-async def test_exchange_under_way_ends_with_the_config_it_began_with() -> None:
-    going_on = asyncio.Event()
+async def test_exchange_in_flight_ends_with_the_config_it_started_with() -> None:
+    release = asyncio.Event()
 
     async def slow(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nold")
-        await going_on.wait()
+        await release.wait()
         await wire.send(b"way")
         await wire.read_to_end()
 
@@ -59,9 +59,9 @@ async def test_exchange_under_way_ends_with_the_config_it_began_with() -> None:
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url)))
             assert split_response(await gateway.request(GET))[0] == 200
             assert new.received.startswith(b"GET / HTTP/1.1")
-            # Its upstream is nobody's any more, and closed only now.
+            # The old upstream is closed only after its last exchange has ended.
             assert not old.finished.is_set()
-            going_on.set()
+            release.set()
             assert await client.read_to_end() == b"way"
             await client.close()
             await old.wait_finished()
@@ -81,7 +81,7 @@ async def test_unchanged_upstream_keeps_its_connections() -> None:
             assert split_response(await gateway.request(PUT))[0] == 413
 
 
-async def test_kept_connection_of_a_client_gets_the_new_routes() -> None:
+async def test_kept_connection_of_a_client_uses_the_new_routes() -> None:
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url)) as gateway:
             client = await gateway.connect()
@@ -113,7 +113,7 @@ async def test_config_that_needs_a_restart_changes_nothing(
 
 
 @pytest.mark.expected_log("gateway", "the config stays as it was", reason="a refused reload is logged as an error")
-async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_config_changes_nothing_and_every_problem_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def load() -> Config:
         raise ConfigError([Problem("c.yaml", line, "routes", "wrong") for line in (3, 7)])
 
@@ -129,7 +129,7 @@ async def test_config_with_mistakes_changes_nothing_and_every_one_is_told(caplog
             assert gateway.stats.configured_at == before
 
 
-async def test_counts_go_on_and_endpoints_that_are_gone_are_not_told_of() -> None:
+async def test_counters_continue_and_removed_endpoints_have_no_series() -> None:
     async with RawUpstream(responding(OK)) as old, RawUpstream(responding(OK)) as new:
         async with run_gateway(forward_config(old.url)) as gateway:
             await gateway.request(GET)
@@ -143,13 +143,13 @@ async def test_counts_go_on_and_endpoints_that_are_gone_are_not_told_of() -> Non
             assert 'gateway_config_reloads_total{result="success"} 1.0' in text
 
 
-async def test_health_of_a_replaced_upstream_is_watched_no_more() -> None:
-    asked: list[str] = []
+async def test_replaced_upstream_gets_no_health_checks() -> None:
+    checked_upstreams: list[str] = []
 
     def script(name: str) -> Any:
         async def run(wire: Wire) -> None:
             await wire.read_head()
-            asked.append(name)
+            checked_upstreams.append(name)
             await wire.send(OK)
 
         return run
@@ -157,12 +157,12 @@ async def test_health_of_a_replaced_upstream_is_watched_no_more() -> None:
     async with RawUpstream(script("old")) as old, RawUpstream(script("new")) as new:
         health = {"health": {"path": "/", "interval": "20ms"}}
         async with run_gateway(forward_config(old.url, upstream_keys=health)) as gateway:
-            await wait_until(lambda: "old" in asked)
+            await wait_until(lambda: "old" in checked_upstreams)
             await gateway.gateway.reload(lambda: config_of(forward_config(new.url, upstream_keys=health)))
-            await wait_until(lambda: "new" in asked)
-            asked.clear()
-            await wait_until(lambda: asked.count("new") > 3)
-            assert "old" not in asked
+            await wait_until(lambda: "new" in checked_upstreams)
+            checked_upstreams.clear()
+            await wait_until(lambda: checked_upstreams.count("new") > 3)
+            assert "old" not in checked_upstreams
 
 
 @pytest.mark.slow
@@ -201,15 +201,15 @@ async def test_process_reloads_on_sighup(tmp_path: Path) -> None:
         assert await status(port, "/two/a") == b"200"
 
 
-def renew(directory: Path, name: str) -> None:
-    """Write a key and a certificate of that name."""
+def write_certificate(directory: Path, name: str) -> None:
+    """Write a key and a self-signed certificate for this name."""
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
     command += ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
-def shown(port: int) -> bytes:
-    """Return the certificate a client is shown."""
+def served_certificate(port: int) -> bytes:
+    """Return the certificate that the gateway sends to a client."""
     return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
 
 
@@ -219,35 +219,35 @@ def tls_keys(directory: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.expected_log("gateway", "the config stays as it was", reason="TLS cannot be switched off by a reload")
-async def test_renewed_certificate_is_taken_without_a_restart(tmp_path: Path) -> None:
-    await asyncio.to_thread(renew, tmp_path, "first")
+async def test_renewed_certificate_is_used_without_a_restart(tmp_path: Path) -> None:
+    await asyncio.to_thread(write_certificate, tmp_path, "first")
     keys = tls_keys(tmp_path)
     async with run_gateway(keys) as gateway:
-        assert b"first" in await asyncio.to_thread(shown, gateway.port)
-        await asyncio.to_thread(renew, tmp_path, "second")
+        assert b"first" in await asyncio.to_thread(served_certificate, gateway.port)
+        await asyncio.to_thread(write_certificate, tmp_path, "second")
         await gateway.gateway.reload(lambda: config_of(keys))
-        assert b"second" in await asyncio.to_thread(shown, gateway.port)
+        assert b"second" in await asyncio.to_thread(served_certificate, gateway.port)
         await gateway.gateway.reload(lambda: config_of({"routes": [ROUTE]}))
         assert gateway.stats.reloads == {"success": 1, "failure": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.expected_log("gateway", "the config stays as it was", reason="a key that does not match is refused")
-async def test_half_renewed_certificate_leaves_the_one_before_in_use(tmp_path: Path) -> None:
-    """The key is written after the check and before the use: the context in use must not be left with one half."""
-    await asyncio.to_thread(renew, tmp_path, "first")
+async def test_certificate_without_its_key_leaves_the_previous_one_in_use(tmp_path: Path) -> None:
+    """The key does not match the certificate. The TLS context in use must keep its own key and certificate."""
+    await asyncio.to_thread(write_certificate, tmp_path, "first")
     keys = tls_keys(tmp_path)
     async with run_gateway(keys) as gateway:
         config, key = config_of(keys), (tmp_path / "key.pem").read_bytes()
-        await asyncio.to_thread(renew, tmp_path, "second")
+        await asyncio.to_thread(write_certificate, tmp_path, "second")
         (tmp_path / "key.pem").write_bytes(key)
         await gateway.gateway.reload(lambda: config)
         assert gateway.stats.reloads == {"success": 0, "failure": 1}
-        assert b"first" in await asyncio.to_thread(shown, gateway.port)
+        assert b"first" in await asyncio.to_thread(served_certificate, gateway.port)
 
 
 @pytest.mark.slow
-async def test_no_request_is_lost_while_configs_come_and_go() -> None:
+async def test_no_request_is_lost_during_reloads() -> None:
     body = os.urandom(700_000)
 
     async def script(wire: Wire) -> None:
@@ -259,19 +259,19 @@ async def test_no_request_is_lost_while_configs_come_and_go() -> None:
             head = b"PUT / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
             is_ended = asyncio.Event()
 
-            async def ask() -> list[int]:
-                found = []
+            async def send_requests() -> list[int]:
+                statuses = []
                 while not is_ended.is_set():
-                    found.append(split_response(await gateway.request(head, body))[0])
-                return found
+                    statuses.append(split_response(await gateway.request(head, body))[0])
+                return statuses
 
-            asking = [asyncio.create_task(ask()) for _ in range(6)]
-            for turn in range(30):
-                await gateway.wait_log_line(5 * turn + 1)
-                keys = forward_config((two, one)[turn % 2].url)
+            sending = [asyncio.create_task(send_requests()) for _ in range(6)]
+            for number in range(30):
+                await gateway.wait_log_line(5 * number + 1)
+                keys = forward_config((two, one)[number % 2].url)
                 await gateway.gateway.reload(functools.partial(config_of, keys))
             is_ended.set()
-            responses = [status for task in asking for status in await task]
+            responses = [status for task in sending for status in await task]
             assert set(responses) == {200}
             assert one.wires
             assert two.wires

@@ -10,25 +10,25 @@ import pytest
 from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, run_gateway
 
 
-async def never_asked(_: Wire) -> None:
+async def fail_on_request(_: Wire) -> None:
     raise AssertionError("a request without a whole head reached the upstream")
 
 
-@pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHo"])
+@pytest.mark.parametrize("head_start", [b"", b"GET / HTTP/1.1\r\nHo"])
 async def test_client_that_sends_no_whole_head_in_time_is_disconnected(
-    monkeypatch: pytest.MonkeyPatch, beginning: bytes
+    monkeypatch: pytest.MonkeyPatch, head_start: bytes
 ) -> None:
     monkeypatch.setattr("gateway.downstream.connection.KEEPALIVE_SECONDS", 0.05)
-    async with RawUpstream(never_asked) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(fail_on_request) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
-        await client.send(beginning)
+        await client.send(head_start)
         assert await client.read_to_end() == b""
         await client.close()
 
 
-async def test_client_that_trickles_its_head_gets_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_sends_its_head_slowly_gets_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.downstream.connection.KEEPALIVE_SECONDS", 0.1)
-    async with RawUpstream(never_asked) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+    async with RawUpstream(fail_on_request) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
         closed = asyncio.create_task(client.read_to_end())

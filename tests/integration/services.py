@@ -1,4 +1,4 @@
-"""Real upstreams as processes: Flask under gunicorn, FastAPI under uvicorn, the demo. All answer what they got."""
+"""Real upstreams as processes: Flask with gunicorn, FastAPI with uvicorn, the demo. Each reports what it received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real clients through the gateway to real upstreams: what was sent is what arrived, by SHA-256."""
+"""Real clients through the gateway to real upstreams: every body arrives identical, compared by SHA-256."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Files = list[tuple[str, Path]]
 
 
 def by_requests(url: str, files: Files) -> Any:
-    """A streaming encoder: a Content-Length, and parts read as they are sent."""
+    """Send with a Content-Length; the encoder reads each part while it sends it."""
     parts: list[tuple[str, Any]] = [("note", "hello")]
     handles = [path.open("rb") for _, path in files]
     parts += [(field, (path.name, handle, "audio/wav")) for (field, path), handle in zip(files, handles, strict=True)]
@@ -63,7 +63,7 @@ def by_curl(url: str, files: Files) -> Any:
 
 
 def by_aiohttp(url: str, files: Files) -> Any:
-    """Chunked: aiohttp's client sends forms of files without a length."""
+    """Send chunked: the client of aiohttp sends forms with files without a length."""
 
     async def send() -> Any:
         form = aiohttp.FormData(quote_fields=False)
@@ -112,7 +112,7 @@ async def test_several_files_of_every_client_arrive_identical(service: str, file
 
 
 @pytest.mark.parametrize("service", SERVICES)
-async def test_raw_bodies_with_and_without_length_arrive_identical(service: str, tmp_path: Path) -> None:
+async def test_raw_bodies_with_and_without_a_length_arrive_identical(service: str, tmp_path: Path) -> None:
     data = os.urandom(3_000_001)
     digest = hashlib.sha256(data).hexdigest()
 
@@ -130,7 +130,7 @@ async def test_raw_bodies_with_and_without_length_arrive_identical(service: str,
             assert got["files"][0]["sha256"] == digest
 
 
-async def test_every_client_stores_and_fetches_back(files: Files, tmp_path: Path) -> None:
+async def test_stored_file_is_downloaded_identical(files: Files, tmp_path: Path) -> None:
     directory = tmp_path / "in"
     directory.mkdir()
     config = {

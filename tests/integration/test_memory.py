@@ -1,4 +1,4 @@
-"""Law 1: flat memory. Two GiB each way through a gateway of its own process, its resident set watched."""
+"""Constant memory: 2 GiB in each direction through a gateway process whose resident set is measured."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def gateway_process(config: dict[str, Any], directory: Path) -> AsyncItera
 
 @contextlib.contextmanager
 def plain_server(serve: Any) -> Iterator[int]:
-    """Run a blocking server in a thread: it costs nothing of the gateway's process."""
+    """Run a blocking server in a thread of the test process; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_accept, args=(listener, serve), daemon=True)
         thread.start()
@@ -95,7 +95,7 @@ def length_of(head: bytes) -> int:
 
 
 def sink(connection: socket.socket) -> None:
-    """Swallow one body and say how much it was."""
+    """Read one body and respond with its length."""
     head, rest = read_head(connection)
     left = length_of(head) - len(rest)
     buffer = bytearray(2**20)
@@ -106,7 +106,7 @@ def sink(connection: socket.socket) -> None:
 
 
 def source(connection: socket.socket) -> None:
-    """Send one body of SIZE."""
+    """Send one body of SIZE bytes."""
     read_head(connection)
     connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % SIZE)
     for _ in range(SIZE // len(BLOCK)):
@@ -114,7 +114,7 @@ def source(connection: socket.socket) -> None:
 
 
 def send_form(port: int, target: str, size: int = SIZE) -> bytes:
-    """Upload one file as multipart and return the answer."""
+    """Upload one file as multipart and return the response."""
     head, tail = form(('name="f"; filename="big.bin"', b"@")).split(b"@")
     with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
         sock.sendall(
@@ -133,7 +133,7 @@ def send_form(port: int, target: str, size: int = SIZE) -> bytes:
 
 
 def receive(port: int, target: str) -> int:
-    """Download and return how many bytes of body came."""
+    """Download and return the number of body bytes received."""
     with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
         sock.sendall(f"GET {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n".encode())
         _, rest = read_head(sock)
@@ -181,8 +181,8 @@ async def test_two_gib_stored_and_served_stay_within_32_mib(tmp_path: Path) -> N
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-async def test_sixty_four_uploads_at_once_stay_flat(tmp_path: Path) -> None:
-    """The cost of a transfer is a constant whatever its size: printed, and at most a few chunks."""
+async def test_memory_of_sixty_four_concurrent_uploads_is_limited(tmp_path: Path) -> None:
+    """The memory of a transfer does not depend on its size: it is at most a few chunks. The test prints it."""
     with plain_server(_threaded(sink)) as up:
         async with gateway_process(forward_config(f"http://127.0.0.1:{up}"), tmp_path) as (pid, port):
             idle = memory(pid, "VmRSS")
@@ -196,7 +196,7 @@ async def test_sixty_four_uploads_at_once_stay_flat(tmp_path: Path) -> None:
 
 
 def sink_chunked(connection: socket.socket) -> None:
-    """Swallow chunked bodies, one after the other, and say how many bytes each had."""
+    """Read one chunked body after another and respond to each with its length."""
     with connection.makefile("rb") as stream:
         while True:
             while (line := stream.readline()) != b"\r\n":
@@ -214,7 +214,7 @@ def sink_chunked(connection: socket.socket) -> None:
 
 
 def send_files(port: int, count: int, size: int) -> bytes:
-    """Upload so many files in one form, each of `size` bytes, and return the answer."""
+    """Upload `count` files of `size` bytes each in one form and return the response."""
     head, tail = form(('name="f"; filename="big.bin"', b"@")).split(b"@")
     with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
         sock.sendall(

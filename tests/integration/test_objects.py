@@ -1,4 +1,4 @@
-"""store and files on a real S3-speaking server (moto's): flat memory, stored whole or aborted, with ranges."""
+"""store and files on an S3 server (moto): constant memory, complete or aborted uploads, ranges."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ async def test_files_are_stored_and_served_with_ranges(s3_server: S3Server) -> N
     ("if_exists", "status", "names"),
     [("rename", 201, ["s-1.txt", "s.txt"]), ("reject", 409, ["s.txt"]), ("replace", 201, ["s.txt"])],
 )
-async def test_name_that_is_taken(s3_server: S3Server, if_exists: str, status: int, names: list[str]) -> None:
+async def test_existing_object_is_handled_as_configured(
+    s3_server: S3Server, if_exists: str, status: int, names: list[str]
+) -> None:
     async with run_gateway(config(s3_server, if_exists=if_exists)) as gateway:
         for number, expected in ((1, 201), (2, status)):
             body = form(('name="f"; filename="s.txt"', b"%d" % number))
@@ -69,21 +71,21 @@ async def test_name_that_is_taken(s3_server: S3Server, if_exists: str, status: i
         assert [key.removeprefix("in/here/") for key in sorted(s3_server.keys())] == names
 
 
-@pytest.mark.parametrize("why", ["client leaves", "malformed", "limit"])
-async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(s3_server: S3Server, why: str) -> None:
+@pytest.mark.parametrize("cause", ["client disconnects", "malformed", "limit"])
+async def test_failed_upload_leaves_no_object_and_no_open_upload(s3_server: S3Server, cause: str) -> None:
     keys = config(s3_server)
-    if why == "limit":
+    if cause == "limit":
         keys["routes"][0]["limits"] = {"max_body": 30_000_000}
     async with run_gateway(keys) as gateway:
         body = form(('name="g"; filename="s.txt"', SMALL), FILE, ('name="h"; filename="big"', DATA))
         request = post(body, target="/up")
-        if why == "client leaves":
+        if cause == "client disconnects":
             client = await gateway.connect()
             await client.send_all([request[: len(DATA)]])
             await wait_until(lambda: gateway.stats.routes["up"].transfers[Direction.UPLOAD].bytes_moved > 10**7)
             client.reset()
             assert (await gateway.wait_log_line())["outcome"] == "client_left"
-        elif why == "malformed":
+        elif cause == "malformed":
             assert (
                 problem_of(await gateway.request(post(body[:-30] + b"x" * 30, target="/up")))["code"] == "bad_multipart"
             )
@@ -94,7 +96,7 @@ async def test_upload_that_fails_leaves_neither_objects_nor_open_uploads(s3_serv
         assert await asyncio.to_thread(s3_server.open_uploads) == 0
 
 
-async def test_store_that_is_not_there_is_502(s3_server: S3Server) -> None:
+async def test_missing_bucket_is_502(s3_server: S3Server) -> None:
     keys = config(s3_server)
     keys["routes"][0]["store"]["url"] = "s3://no-such-bucket/x"
     async with run_gateway(keys) as gateway:
@@ -105,9 +107,9 @@ async def test_store_that_is_not_there_is_502(s3_server: S3Server) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-async def test_a_gibibyte_to_an_object_store_is_flat(s3_server: S3Server, tmp_path: Path) -> None:
+async def test_upload_of_one_gib_to_an_object_store_uses_constant_memory(s3_server: S3Server, tmp_path: Path) -> None:
     async with gateway_process(config(s3_server), tmp_path) as (pid, port):
-        # One small upload first: the store's client and its runtime are loaded with it.
+        # Upload a small file first, because the first upload loads the client library of the object store.
         assert b" 201 " in await asyncio.to_thread(send_form, port, "/up", 2**20)
         idle = memory(pid, "VmRSS")
         assert b" 201 " in await asyncio.to_thread(send_form, port, "/up", 2**30)

@@ -1,4 +1,4 @@
-"""Behind `multipart: strict` the parsers of the field see the same parts."""
+"""With `multipart: strict` every common parser finds the same parts in a form."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def with_python_multipart(content_type: str, body: bytes) -> Parts:
     "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"
 )
 @pytest.mark.parametrize("name", BODIES)
-async def test_every_parser_sees_the_same_parts(name: str) -> None:
+async def test_every_parser_finds_the_same_parts(name: str) -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     async def script(wire: Wire) -> None:

@@ -1,6 +1,6 @@
 """Real bodies, recorded byte for byte from Chromium 156, axios, form-data, undici, curl and requests, on every action.
 
-What the gateway makes of them is compared with what another parser (multipart) finds in the recording.
+The parts that the gateway finds are compared with those that another parser (multipart) finds in the recording.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def plain(name: str | None) -> str | None:
-    """Undo a browser's escapes in a name, which one parser does and another does not."""
+def unescape(name: str | None) -> str | None:
+    """Decode the escapes of browsers in a name, since only some parsers decode them."""
     return None if name is None else name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
 @pytest.mark.parametrize("recorded", [path.read_bytes() for path in RECORDED], ids=[path.stem for path in RECORDED])
 @pytest.mark.parametrize("action", ["forward", "edited", "unwrapped", "split", "store"])
-async def test_recorded_bodies_are_understood(recorded: bytes, action: str, tmp_path: Path) -> None:
+async def test_recorded_bodies_are_parsed(recorded: bytes, action: str, tmp_path: Path) -> None:
     head, _, body = recorded.partition(b"\r\n\r\n")
     expected = parts_of(body, head)
     files = [(name, filename, data) for name, filename, data in expected if filename is not None]
@@ -68,10 +68,10 @@ async def test_recorded_bodies_are_understood(recorded: bytes, action: str, tmp_
     if action == "forward":
         assert (status, seen[0][1] == body) == (200, True)
     elif action == "edited":
-        made = parts_of(seen[0][1], seen[0][0])
-        assert [(plain(name), plain(filename), data) for name, filename, data in made] == [
+        edited = parts_of(seen[0][1], seen[0][0])
+        assert [(unescape(name), unescape(filename), data) for name, filename, data in edited] == [
             ("model", None, b"big"),
-            *((plain(name), plain(filename), data) for name, filename, data in expected),
+            *((unescape(name), unescape(filename), data) for name, filename, data in expected),
         ]
     elif action == "unwrapped":
         assert status == (200 if len(files) == 1 else 422)
@@ -79,12 +79,12 @@ async def test_recorded_bodies_are_understood(recorded: bytes, action: str, tmp_
     elif action == "split":
         assert (status, [data for _, data in seen]) == (200, [data for _, _, data in files])
         parts = json.loads(text)["parts"]
-        named = [(name, plain(filename)) for name, filename, _ in files]
-        assert [(part["field"], plain(part["filename"])) for part in parts] == named
+        named = [(name, unescape(filename)) for name, filename, _ in files]
+        assert [(part["field"], unescape(part["filename"])) for part in parts] == named
     else:
         assert [file["sha256"] for file in json.loads(text)["files"]] == [sha256(data) for _, _, data in files]
         assert len(os.listdir(tmp_path)) == len(files)
 
 
-def test_recordings_are_there() -> None:
+def test_all_recordings_exist() -> None:
     assert len(RECORDED) == 7

@@ -1,4 +1,4 @@
-"""A real clamd behind the scan filter, with a signature of EICAR's test file."""
+"""The scan filter with a real clamd that has one signature, of the EICAR test file."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from tests.peers import (
 )
 
 pytestmark = pytest.mark.slow
-# EICAR's test file, in two halves so that no scanner takes this one for it.
+# The EICAR test file, in two halves so that no scanner detects it in this source file.
 EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR" + rb"-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 
 
 @contextlib.asynccontextmanager
 async def clamd(directory: Path) -> AsyncIterator[str]:
-    """Run a clamd that knows one signature; yield where it listens."""
+    """Run a clamd with one signature; yield its address."""
     program = require_tool("clamd")
     os.chmod(directory, 0o755)
     (directory / "test.ndb").write_text(f"Eicar-Test:0:*:{EICAR.hex()}\n")
-    place = directory / "clamd.sock"
+    address = directory / "clamd.sock"
     (directory / "clamd.conf").write_text(
-        f"DatabaseDirectory {directory}\nLocalSocket {place}\nForeground yes\nStreamMaxLength {MOST_BYTES}\n"
+        f"DatabaseDirectory {directory}\nLocalSocket {address}\nForeground yes\nStreamMaxLength {MAX_BYTES}\n"
     )
     quiet = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
@@ -48,16 +48,16 @@ async def clamd(directory: Path) -> AsyncIterator[str]:
     )
     try:
         async with asyncio.timeout(30):
-            while not place.is_socket():  # noqa: ASYNC110 (it announces itself by no event)
+            while not address.is_socket():  # noqa: ASYNC110 (no event exists)
                 await asyncio.sleep(0.02)
-        yield f"unix:{place}"
+        yield f"unix:{address}"
     finally:
         process.terminate()
         await process.wait()
 
 
 @pytest.mark.timeout(60)
-async def test_what_the_scanner_finds_is_cut_and_the_rest_passes(tmp_path: Path) -> None:
+async def test_infected_files_are_refused_and_clean_files_pass(tmp_path: Path) -> None:
     finished: list[bytes] = []
 
     async def script(wire: Wire) -> None:
@@ -67,15 +67,15 @@ async def test_what_the_scanner_finds_is_cut_and_the_rest_passes(tmp_path: Path)
 
     async def send(config: dict[str, Any], data: bytes) -> bytes:
         async with run_gateway(config) as gateway:
-            answer = await gateway.request(post(form(('name="f"; filename="a"', data))))
+            response = await gateway.request(post(form(('name="f"; filename="a"', data))))
             line = await gateway.wait_log_line()
-            if split_response(answer)[0] == 200:
+            if split_response(response)[0] == 200:
                 assert line["parts"][0]["scanned"] in ("clean", "failed")
-            return answer
+            return response
 
     clean = os.urandom(2_000_000)
-    async with clamd(tmp_path) as place, RawUpstream(script) as upstream:
-        config = forward_config(upstream.url, filters=[{"scan": {"clamd": place}}])
+    async with clamd(tmp_path) as address, RawUpstream(script) as upstream:
+        config = forward_config(upstream.url, filters=[{"scan": {"clamd": address}}])
         assert split_response(await send(config, clean))[0] == 200
         assert split_response(await send(config, b""))[0] == 200
         assert len(finished) == 2
@@ -83,16 +83,16 @@ async def test_what_the_scanner_finds_is_cut_and_the_rest_passes(tmp_path: Path)
             problem = problem_of(await send(config, infected))
             assert (problem["status"], problem["code"]) == (422, "malware_found")
             assert "Eicar-Test" in problem["detail"]
-        # More than the daemon takes is not passed on unscanned, unless the config says so.
+        # A file larger than StreamMaxLength is refused, unless the config sets `on_error: pass`.
         problem = problem_of(await send(config, clean * 4))
         assert (problem["status"], problem["code"]) == (503, "scanner_failed")
         assert len(finished) == 2
-        lenient = forward_config(upstream.url, filters=[{"scan": {"clamd": place, "on_error": "pass"}}])
+        lenient = forward_config(upstream.url, filters=[{"scan": {"clamd": address, "on_error": "pass"}}])
         assert split_response(await send(lenient, clean * 4))[0] == 200
         assert len(finished) == 3
 
 
-async def test_scanner_that_is_not_there_is_503(tmp_path: Path) -> None:
+async def test_missing_scanner_is_503(tmp_path: Path) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, filters=[{"scan": {"clamd": f"unix:{tmp_path}/none"}}])
         async with run_gateway(config) as gateway:

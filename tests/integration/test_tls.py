@@ -1,4 +1,4 @@
-"""TLS on either side: the lanes stay away, the bytes arrive all the same."""
+"""TLS with clients and upstreams: transfers use the copy lane and arrive identical."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BODY = os.urandom(5_000_001)
 
 
 async def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Return certificate and key of 127.0.0.1, signed by itself."""
+    """Return the certificate and the key of 127.0.0.1, self-signed."""
     certificate, key = directory / "cert.pem", directory / "key.pem"
     process = await asyncio.create_subprocess_exec(
         *(require_tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
@@ -44,7 +44,7 @@ async def make_certificate(directory: Path) -> tuple[Path, Path]:
 
 
 def echo(listener: ssl.SSLSocket) -> None:
-    """Answer every upload with itself."""
+    """Respond to every upload with its body."""
     while True:
         try:
             connection, _ = listener.accept()
@@ -57,7 +57,7 @@ def echo(listener: ssl.SSLSocket) -> None:
             connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
-async def test_upload_and_download_over_tls_are_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upload_and_download_over_tls_arrive_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, key = await make_certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -72,7 +72,7 @@ async def test_upload_and_download_over_tls_are_identical(tmp_path: Path, monkey
             assert hashlib.sha256(response.content).digest() == hashlib.sha256(BODY).digest()
 
 
-async def test_certificate_nobody_vouches_for_is_502(tmp_path: Path) -> None:
+async def test_untrusted_certificate_of_an_upstream_is_502(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -91,7 +91,7 @@ async def connect_tls(port: int) -> Wire:
     return Wire(reader, writer)
 
 
-async def test_clients_over_tls_upload_and_download_with_curl(tmp_path: Path) -> None:
+async def test_curl_uploads_and_downloads_over_tls(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "body").write_bytes(BODY)
@@ -105,16 +105,16 @@ async def test_clients_over_tls_upload_and_download_with_curl(tmp_path: Path) ->
     async with gateway_process(config, tmp_path) as (_, port):
         base = f"https://127.0.0.1:{port}"
         curl = [require_tool("curl"), "-sSf", "--cacert", str(certificate)]
-        for words in (
+        for arguments in (
             ["-F", f"f=@{tmp_path / 'body'}", f"{base}/up"],
             ["-o", str(tmp_path / "got"), f"{base}/files/body"],
         ):
-            process = await asyncio.create_subprocess_exec(*curl, *words, stdout=asyncio.subprocess.DEVNULL)
+            process = await asyncio.create_subprocess_exec(*curl, *arguments, stdout=asyncio.subprocess.DEVNULL)
             assert await process.wait() == 0
         assert (tmp_path / "got").read_bytes() == BODY
 
 
-async def test_upstream_learns_that_the_client_speaks_tls(tmp_path: Path) -> None:
+async def test_forwarding_headers_name_https_for_a_client_over_tls(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     top = {"tls": {"certificate": str(certificate), "key": str(key)}}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
@@ -126,7 +126,7 @@ async def test_upstream_learns_that_the_client_speaks_tls(tmp_path: Path) -> Non
         await client.close()
 
 
-async def test_client_over_tls_that_leaves_mid_body_leaves_the_upstream_with_a_cut_one(tmp_path: Path) -> None:
+async def test_client_over_tls_that_disconnects_during_its_upload_cuts_the_upstream_request(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     top = {"tls": {"certificate": str(certificate), "key": str(key)}}
 
@@ -145,7 +145,7 @@ async def test_client_over_tls_that_leaves_mid_body_leaves_the_upstream_with_a_c
         assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
-async def test_plain_text_on_the_tls_port_gets_no_answer(tmp_path: Path) -> None:
+async def test_request_without_tls_on_the_tls_port_gets_no_response(tmp_path: Path) -> None:
     certificate, key = await make_certificate(tmp_path)
     top = {"tls": {"certificate": str(certificate), "key": str(key)}}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:

@@ -1,4 +1,4 @@
-"""The ops port: live numbers, health, readiness; and the end of a gateway's life."""
+"""The ops port (metrics, health, readiness), the start and stop of a gateway, and the access log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def fetch(url: str, **headers: str) -> tuple[int, str, str]:
 
 
 async def sample(gateway: RunningGateway, name: str) -> float:
-    """Read one series off /metrics."""
+    """Return the value of one series of /metrics."""
     _, _, text = await fetch(gateway.ops_url + "/metrics")
     for line in text.splitlines():
         if line.startswith(name + " "):
@@ -53,7 +53,7 @@ def _has_moved(stats: TransferStats, size: int) -> bool:
     return stats.bytes_moved >= size
 
 
-async def test_bytes_rise_while_an_upload_flows() -> None:
+async def test_byte_counter_rises_during_an_upload() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         series = 'gateway_transfer_bytes_total{direction="upload",route="r",upstream="up"}'
         client = await gateway.connect()
@@ -69,7 +69,7 @@ async def test_bytes_rise_while_an_upload_flows() -> None:
         await client.close()
 
 
-async def test_metrics_tell_what_happened() -> None:
+async def test_metrics_count_requests_transfers_and_parts() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         body = form(("name=a", b"b"), ('name="f"; filename="x"', b"y" * 5000))
         await gateway.request(post(body))
@@ -98,7 +98,7 @@ async def test_metrics_tell_what_happened() -> None:
             assert await sample(gateway, series) == expected, series
 
 
-async def test_openmetrics_when_asked_and_promtool_likes_the_text() -> None:
+async def test_metrics_are_openmetrics_if_accepted_and_valid_for_promtool() -> None:
     promtool = require_tool("promtool")
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         await gateway.request(post(form(('name="f"; filename="x"', b"y"))))
@@ -115,7 +115,7 @@ async def test_openmetrics_when_asked_and_promtool_likes_the_text() -> None:
         assert process.returncode == 0, (out + err).decode()
 
 
-async def test_health_and_readiness() -> None:
+async def test_draining_gateway_is_healthy_but_not_ready() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
         assert (await fetch(gateway.ops_url + "/healthz"))[0] == 200
         assert (await fetch(gateway.ops_url + "/readyz"))[0] == 200
@@ -124,7 +124,7 @@ async def test_health_and_readiness() -> None:
         assert (status, text) == (503, "draining\n")
 
 
-async def test_not_ready_without_a_healthy_endpoint() -> None:
+async def test_gateway_without_a_healthy_endpoint_is_not_ready() -> None:
     health = {"health": {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}}
     async with run_gateway(forward_config("http://127.0.0.1:9", upstream_keys=health)) as gateway:
         await wait_until(lambda: not any(gateway.stats.upstreams["up"].endpoints_up.values()))
@@ -139,7 +139,7 @@ async def test_ops_paths_are_not_on_the_traffic_port() -> None:
             assert response.startswith(b"HTTP/1.1 404")
 
 
-async def test_stop_lets_an_upload_finish_and_closes_behind_it() -> None:
+async def test_stop_waits_for_an_upload_and_then_closes_its_connection() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         idle = await gateway.connect()
@@ -155,14 +155,14 @@ async def test_stop_lets_an_upload_finish_and_closes_behind_it() -> None:
         await stopping
         await client.close()
         await idle.close()
-        gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # stopped already
+        gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
 
 
-async def test_drain_is_bounded_and_says_so() -> None:
-    async def never(wire: Wire) -> None:
+async def test_drain_timeout_cancels_exchanges_and_is_logged() -> None:
+    async def send_no_response(wire: Wire) -> None:
         await wire.read_to_end()
 
-    async with RawUpstream(never) as upstream:
+    async with RawUpstream(send_no_response) as upstream:
         async with run_gateway(forward_config(upstream.url, top={"drain_timeout": "100ms"})) as gateway:
             client = await gateway.connect()
             await client.send(GET)
@@ -173,12 +173,12 @@ async def test_drain_is_bounded_and_says_so() -> None:
             assert b'"code": "cancelled"' in response
             line = await gateway.wait_log_line()
             assert (line["outcome"], line["blame"]) == ("cancelled", "gateway")
-            gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # stopped already
+            gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
 
 
 @contextlib.asynccontextmanager
 async def process(config: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `gateway run` as a process of its own and wait until it listens."""
+    """Run `gateway run` as a process; kill it at the end, and check that it logged no unexpected line."""
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-m", "gateway", "run", "--config", str(config), *arguments]
     running = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, start_new_session=True)
@@ -217,7 +217,7 @@ async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.
 
 
 @pytest.mark.slow
-async def test_upload_of_a_killed_gateway_is_removed_at_the_next_start_and_nobody_elses(tmp_path: Path) -> None:
+async def test_only_the_incomplete_upload_of_a_killed_gateway_is_removed_at_the_next_start(tmp_path: Path) -> None:
     directory, config = tmp_path / "uploads", tmp_path / "gateway.yaml"
     directory.mkdir()
     settings = {"routes": [{"name": "s", "match": {"prefix": "/"}, "store": {"directory": str(directory)}}]}
@@ -242,11 +242,11 @@ async def test_upload_of_a_killed_gateway_is_removed_at_the_next_start_and_nobod
         client = await first.connect()
         await client.send(head + body[:600_000])
         await wait_until(lambda: list(directory.iterdir()))
-        left = directory / f".{'0' * 32}.part"
-        left.mkdir()
-        (left / "0").write_text("left")
+        stale = directory / f".{'0' * 32}.part"
+        stale.mkdir()
+        (stale / "0").write_text("left")
         async with run_gateway(settings):
-            await wait_until(lambda: not left.exists())
+            await wait_until(lambda: not stale.exists())
             await client.send(body[600_000:])
             assert (await client.read_to_end()).startswith(b"HTTP/1.1 201")
             await client.close()
@@ -255,7 +255,7 @@ async def test_upload_of_a_killed_gateway_is_removed_at_the_next_start_and_nobod
 
 
 @pytest.mark.slow
-async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
+async def test_port_in_use_is_reported_without_a_traceback(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     async with RawUpstream(responding(OK)) as upstream:
         settings = forward_config(
@@ -269,7 +269,7 @@ async def test_taken_port_is_a_message_not_a_traceback(tmp_path: Path) -> None:
             assert b"Traceback" not in err
 
 
-async def test_line_of_the_log_is_json_whatever_a_client_says() -> None:
+async def test_access_log_line_is_json_for_any_client_input() -> None:
     target = b'/a"b\\c' + b"x" * 600
     async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, top={"trusted_proxies": ["127.0.0.0/8"]})
@@ -277,7 +277,7 @@ async def test_line_of_the_log_is_json_whatever_a_client_says() -> None:
             head = b"GET " + target + b" HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nX-Request-Id: a/b=c\r\n\r\n"
             await gateway.request(head)
             line = await gateway.wait_log_line()
-    # json.loads has read it; the target is cut, and says what was sent.
+    # The line was parsed by json.loads. The target is truncated and keeps its first bytes.
     assert len(line["target"]) == 512
     assert line["target"].startswith('/a"b\\c')
     assert line["request_id"] == "a/b=c"

@@ -14,7 +14,7 @@ def hosts(balancer: Balancer) -> list[str]:
     return [state.endpoint.host for state in balancer.order()]
 
 
-def test_round_robin_starts_with_the_next_endpoint_and_offers_all() -> None:
+def test_round_robin_starts_with_the_next_endpoint_and_returns_all() -> None:
     balancer = Balancer("round_robin", states(3))
     assert [hosts(balancer) for _ in range(4)] == [
         ["h0", "h1", "h2"],
@@ -25,23 +25,23 @@ def test_round_robin_starts_with_the_next_endpoint_and_offers_all() -> None:
 
 
 def test_least_requests_starts_with_the_fewest_requests_in_flight() -> None:
-    known = states(3)
-    known[0].in_flight, known[1].in_flight = 2, 1
-    assert hosts(Balancer("least_requests", known)) == ["h2", "h1", "h0"]
-    known[0].leave()
-    known[0].leave()
-    assert hosts(Balancer("least_requests", known))[0] == "h0"
+    endpoints = states(3)
+    endpoints[0].in_flight, endpoints[1].in_flight = 2, 1
+    assert hosts(Balancer("least_requests", endpoints)) == ["h2", "h1", "h0"]
+    endpoints[0].leave()
+    endpoints[0].leave()
+    assert hosts(Balancer("least_requests", endpoints))[0] == "h0"
 
 
 def test_random_two_never_starts_with_the_busiest_endpoint() -> None:
-    known = states(3)
-    known[1].in_flight = 9
-    balancer = Balancer("random_two", known)
+    endpoints = states(3)
+    endpoints[1].in_flight = 9
+    balancer = Balancer("random_two", endpoints)
     assert all(hosts(balancer)[0] != "h1" for _ in range(200))
     assert hosts(Balancer("random_two", states(1))) == ["h0"]
 
 
-def test_endpoints_that_are_down_are_offered_last() -> None:
-    known = states(3)
-    known[0].is_up = False
-    assert hosts(Balancer("round_robin", known)) == ["h1", "h2", "h0"]
+def test_endpoints_that_are_down_are_tried_last() -> None:
+    endpoints = states(3)
+    endpoints[0].is_up = False
+    assert hosts(Balancer("round_robin", endpoints)) == ["h1", "h2", "h0"]

@@ -9,7 +9,7 @@ from gateway.runtime import InFlightCounter
 from gateway.upstream.capacity import CapacityLimiter
 
 
-async def test_slots_are_given_in_order_and_none_is_lost() -> None:
+async def test_slots_are_assigned_in_order_and_none_is_lost() -> None:
     stats = UpstreamStats("up")
     capacity = CapacityLimiter(slots=1, max_queued=10, queue_seconds=float("inf"), stats=stats)
     order: list[int] = []
@@ -30,7 +30,7 @@ async def test_slots_are_given_in_order_and_none_is_lost() -> None:
         pass
 
 
-async def test_slot_of_a_waiter_cancelled_in_the_same_turn_is_given_to_the_next() -> None:
+async def test_slot_of_a_request_cancelled_in_the_same_loop_iteration_goes_to_the_next() -> None:
     capacity = CapacityLimiter(slots=1, max_queued=10, queue_seconds=float("inf"), stats=UpstreamStats("up"))
     inside = asyncio.Event()
     release = asyncio.Event()
