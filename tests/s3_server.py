@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from urllib.parse import quote
 
+_ATTEMPTS = 5
 # The type: the server would parse a form. The owner: it refuses anonymous requests for an object that has one.
 _HEADERS = {
     "Content-Type": "application/octet-stream",
@@ -23,9 +26,17 @@ class S3Server:
 
     def ask(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
         request = urllib.request.Request(self.url + path, body, _HEADERS, method=method)
-        with urllib.request.urlopen(request, timeout=10) as response:
-            data: bytes = response.read()
-            return data
+        for attempt in range(_ATTEMPTS):
+            try:
+                with urllib.request.urlopen(request, timeout=10) as response:
+                    data: bytes = response.read()
+                    return data
+            except urllib.error.HTTPError as exc:
+                exc.close()
+                # moto lists its uploads while another of its threads changes them, and then fails.
+                if exc.code != HTTPStatus.INTERNAL_SERVER_ERROR or attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("not reached")
 
     def keys(self) -> list[str]:
         text = self.ask("/bucket?list-type=2").decode()

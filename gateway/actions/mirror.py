@@ -160,10 +160,14 @@ class _TeeBody:
         self._idle_seconds = idle_seconds
 
     async def send_to(self, sink: UpstreamSink) -> None:
-        """Send the chunks as they come. Raises Fault where the mirror was dropped, TimeoutError if it is stuck."""
+        """Send the chunks as they come. Raises Fault where the mirror was dropped or is stuck."""
         while chunk := await self._tee.read():
-            async with asyncio.timeout(self._idle_seconds):
-                await sink.write(chunk)
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    await sink.write(chunk)
+            except TimeoutError:
+                # An OSError, which would mean that the connection was lost.
+                raise Fault(FaultKind.UPSTREAM_STUCK, "The mirror stopped reading.") from None
             self._tee.confirm(chunk)
 
 

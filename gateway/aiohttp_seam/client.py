@@ -32,6 +32,8 @@ class ClientConnection(ResponseHandler):
         super().__init__(loop)
         #: Whether LiveConnector returned it before.
         self.was_used = False
+        #: A reset that was met below the transport, where sending consumed the socket's error.
+        self._reset: ConnectionResetError | None = None
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; if it gave up within the body being read, set the error on that body."""
@@ -40,12 +42,17 @@ class ClientConnection(ResponseHandler):
         if self._exception is not None and body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(aiohttp.ClientPayloadError("malformed chunk"))
 
+    def record_reset(self, exc: ConnectionResetError) -> None:
+        """Record a reset met while sending below the transport: the transport will read a clean end after it."""
+        self._reset = exc
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Read what had arrived before a reset, then set the reset on the body being read.
 
         asyncio's send may fail with the reset before the response that came before it was read: its bytes are still in
         the socket, which asyncio closes only after this call. A body that only the close ends would look complete.
         """
+        exc = exc or self._reset
         if exc is not None:
             self._read_remaining()
             body = self._payload

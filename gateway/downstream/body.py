@@ -14,7 +14,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from gateway.aiohttp_seam import PausableStream, ServerConnection, is_plain_tcp, set_receive_size
 from gateway.errors import Fault, FaultKind
 from gateway.http.chunked import ChunkedDecoder
-from gateway.transfer import ChunkedRawBody, RawBody, RawSocket, SizedRawBody
+from gateway.transfer import ChunkedRawBody, RawBody, SizedRawBody, open_raw_socket
 
 #: Received per call of a body that is read through aiohttp's streams.
 _STEP_BYTES: Final = 256 * 1024
@@ -99,19 +99,22 @@ class RequestBody:
     def open_raw_body(self, length: int | None) -> RawBody | None:
         """Return the rest of the body, `length` bytes (None: chunked), to be read below the transport.
 
-        None if nothing is left, or if the decoder is not where the parser stopped.
+        None if nothing is left, if the decoder is not where the parser stopped, or without a free descriptor.
         """
         protocol = self._protocol
         transport = self._paused.take_transport() if self._paused is not None else None
         if transport is None:
             raise _left()
         if length is not None:
-            self._raw_body = SizedRawBody(RawSocket(transport), length, _left) if length else None
+            socket = open_raw_socket(transport) if length else None
+            self._raw_body = SizedRawBody(socket, length, _left) if socket is not None else None
             return self._raw_body
         decoder = self._decoder
         if decoder is None or decoder.is_ended or decoder.decoded_bytes != self._content.total_bytes:
             return None
-        self._raw_body = ChunkedRawBody(RawSocket(transport), decoder, _left)
+        if (socket := open_raw_socket(transport)) is None:
+            return None
+        self._raw_body = ChunkedRawBody(socket, decoder, _left)
         if isinstance(protocol, ServerConnection):
             protocol.bypass_parser()
         return self._raw_body

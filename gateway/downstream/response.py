@@ -18,10 +18,10 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 
-from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp
+from gateway.aiohttp_seam import drain_write_buffer
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Header, Headers, encode_head
-from gateway.transfer import RawSocket
+from gateway.transfer import RawSocket, open_raw_socket
 
 #: Linger on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -159,7 +159,7 @@ class ClientResponse(web.StreamResponse):
         self._send_held_head()
         await self.flush()
         transport = self._transport
-        return RawSocket(transport) if transport is not None and is_plain_tcp(transport) else None
+        return open_raw_socket(transport)
 
     def translate_error(self, exc: OSError) -> Fault:
         """Return what a failure to send means: the client is gone."""

@@ -6,6 +6,7 @@ batch is being written while the next one is received.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -42,7 +43,13 @@ class DirectoryStorage:
 
     async def open_file(self, path: str) -> FileReader:
         """Open a file by its percent-encoded path. Raises Fault; see `open_for_reading` for what is FILE_NOT_FOUND."""
-        descriptor, status = await self._disk_threads.run(lambda: open_for_reading(self._directory, path))
+        opening = self._disk_threads.start(lambda: open_for_reading(self._directory, path))
+        try:
+            descriptor, status = await self._disk_threads.wait(opening)
+        except asyncio.CancelledError:
+            # The thread goes on: what it opens has no reader any more.
+            opening.add_done_callback(_close_opened)
+            raise
         return FileReader(self._disk_threads, descriptor, status)
 
 
@@ -169,3 +176,8 @@ def _take_name(path: Path, final: Path) -> bool:
         return True
     path.unlink()
     return True
+
+
+def _close_opened(opening: Future[tuple[int, os.stat_result]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result()[0])

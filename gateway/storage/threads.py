@@ -46,7 +46,7 @@ class DiskThreads:
             if not started.cancel():
                 while not started.done():
                     with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait([asyncio.wrap_future(started)])
+                        await asyncio.wait([_awaitable(started)])
             raise
 
     async def run(self, call: Callable[[], _Result]) -> _Result:
@@ -75,4 +75,11 @@ def disk_fault(exc: OSError) -> Fault:
 
 
 async def _result(started: Future[_Result]) -> _Result:
-    return await asyncio.shield(asyncio.wrap_future(started))
+    return await asyncio.shield(_awaitable(started))
+
+
+def _awaitable(started: Future[_Result]) -> asyncio.Future[_Result]:
+    """Return a future of the loop for a call. Its exception is retrieved even if the wait for it is cancelled."""
+    waiter = asyncio.wrap_future(started)
+    waiter.add_done_callback(lambda future: future.cancelled() or future.exception())
+    return waiter

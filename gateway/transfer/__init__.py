@@ -7,7 +7,7 @@ from gateway.transfer.lanes import BodyReader, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
 from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
-from gateway.transfer.raw_socket import RawSocket
+from gateway.transfer.raw_socket import RawSocket, open_raw_socket
 from gateway.transfer.timers import Timers
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "Timers",
     "Transfer",
     "TransferPolicy",
+    "open_raw_socket",
 ]

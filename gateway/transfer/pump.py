@@ -307,14 +307,14 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
 class Watched:
     """A block of a transfer that is watched for stalls. A class and not a generator, which would cost 2 us more."""
 
-    __slots__ = ("_checks", "_detector", "_has_cancelled", "_pending", "_task", "_transfer")
+    __slots__ = ("_checks", "_detector", "_fault", "_pending", "_task", "_transfer")
 
     def __init__(self, transfer: Transfer, pending: Callable[[], int]) -> None:
         self._transfer = transfer
         self._pending = pending
         self._checks = transfer.checks
-        #: Whether this watch cancelled the task, and not another caller.
-        self._has_cancelled = False
+        #: The stall for which this watch cancelled the task; recorded on the transfer if nothing else did, too.
+        self._fault: Fault | None = None
 
     def __enter__(self) -> None:
         """Watch the current task."""
@@ -333,11 +333,12 @@ class Watched:
         meter.wait_on(meter.waiting_on)
         if self._checks is not None:
             self._checks.stop(self)
-        if not self._has_cancelled or not isinstance(exc, asyncio.CancelledError) or self._task is None:
+        if self._fault is None or not isinstance(exc, asyncio.CancelledError) or self._task is None:
             return
-        # A client that left at the same moment has cancelled the task too: then it stays cancelled.
-        if self._task.uncancel() == 0 and self._transfer.fault is not None:
-            raise self._transfer.fault from None
+        # A client that left meanwhile has cancelled the task too: then it stays cancelled, and did not stall.
+        if self._task.uncancel() == 0:
+            self._transfer.fail(self._fault)
+            raise self._transfer.fault or self._fault from None
 
     def _check(self) -> None:
         fault = self._detector.check(self._transfer.meter.clock())
@@ -345,7 +346,6 @@ class Watched:
             if self._checks is not None:
                 self._checks.start(self, self._check)
             return
-        self._transfer.fail(fault)
         if self._task is not None:
-            self._has_cancelled = True
+            self._fault = fault
             self._task.cancel()

@@ -12,12 +12,27 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from gateway.aiohttp_seam import is_plain_tcp
+
 #: Fewer, larger chunks cost less while the sink keeps up; a sink that does not gets smaller ones, so that many slow
 #: transfers hold little memory. Measured: docs/benchmarks.md.
 MIN_CHUNK_BYTES: Final = 2**17
 MAX_CHUNK_BYTES: Final = 2**20
 #: Receives after which other tasks run, when neither peer ever makes this one wait.
 _TURN_STEPS: Final = 16
+
+
+def open_raw_socket(transport: asyncio.BaseTransport | None, *, is_chunked: bool = False) -> RawSocket | None:
+    """Return a second descriptor of a transport's socket; None if it is no open, plain TCP connection.
+
+    None also where the process is out of descriptors: the body stays on the copy lane.
+    """
+    if transport is None or not is_plain_tcp(transport):
+        return None
+    try:
+        return RawSocket(transport, is_chunked=is_chunked)
+    except OSError:
+        return None
 
 
 class RawSocket:

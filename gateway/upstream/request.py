@@ -26,12 +26,12 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 
-from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp
+from gateway.aiohttp_seam import ClientConnection, drain_write_buffer, is_plain_tcp
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.framing import Framing
 from gateway.http.headers import Header, encode_head
-from gateway.transfer import RawSocket
+from gateway.transfer import RawSocket, open_raw_socket
 
 #: How long to wait for the transport to read what an upstream sent before it broke the connection: the bytes are in the
 #: kernel already.
@@ -161,6 +161,8 @@ class UpstreamRequest:
                 self._transport.abort()
             raise
         except OSError as exc:
+            if isinstance(exc, ConnectionResetError) and isinstance(protocol, ClientConnection):
+                protocol.record_reset(exc)
             await _wait_for_close(protocol)
             if protocol.exception() is None:
                 protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
@@ -221,7 +223,7 @@ class UpstreamSink:
             return None
         self.send_head()
         await drain_write_buffer(self._transport, self._writer.drain)
-        return RawSocket(self._transport, is_chunked=self._writer.chunked) if is_plain_tcp(self._transport) else None
+        return open_raw_socket(self._transport, is_chunked=self._writer.chunked)
 
     def translate_error(self, exc: OSError) -> OSError:
         """Return the error as it is: `UpstreamRequest` looks for a response that came before it."""

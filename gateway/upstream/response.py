@@ -15,7 +15,7 @@ from aiohttp.streams import StreamReader
 from gateway.aiohttp_seam import PausableStream, detach_parser, has_buffered, is_reading_paused
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
-from gateway.transfer import RawSocket, SizedRawBody
+from gateway.transfer import SizedRawBody, open_raw_socket
 from gateway.upstream.request import UpstreamRequest
 
 _BODILESS: Final = frozenset({204, 304})
@@ -105,7 +105,8 @@ class UpstreamResponse:
         transport = self._paused.take_transport() if self._paused is not None else None
         if transport is None:
             raise self._lost()
-        self._raw_body = SizedRawBody(RawSocket(transport), length, self._lost)
+        socket = open_raw_socket(transport)
+        self._raw_body = SizedRawBody(socket, length, self._lost) if socket is not None else None
         return self._raw_body
 
     def resume(self, *, is_whole: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.actions.mirror import Tee
+from gateway.actions.mirror import Tee, _TeeBody
 from gateway.errors import Fault, Outcome
 from gateway.observe.stats import RouteStats
 from tests.peers import (
@@ -221,3 +221,18 @@ async def test_gateway_stops_without_waiting_for_a_mirror() -> None:
             await connected.wait()
         assert gateway.stats.routes["r"].mirrors.total() == 1
         finish.set()
+
+
+async def test_mirror_that_stops_reading_is_slow_and_not_lost() -> None:
+    """A timeout is an OSError: it was once taken for a lost connection, and counted as upstream_failed."""
+
+    class StuckSink:
+        async def write(self, chunk: bytes) -> None:
+            await asyncio.Event().wait()
+
+    tee = Tee(1000, RouteStats("r"))
+    tee.feed_data(b"chunk")
+    stuck: Any = StuckSink()
+    with pytest.raises(Fault) as raised:
+        await _TeeBody(tee, idle_seconds=0.01).send_to(stuck)
+    assert raised.value.outcome is Outcome.UPSTREAM_SLOW

@@ -174,3 +174,19 @@ async def test_unread_body_pauses_its_connection() -> None:
             await sending
             assert not is_reading_paused(protocol)
             connection.close()
+
+
+async def test_reset_met_below_the_transport_is_set_on_a_body_that_only_the_close_ends() -> None:
+    """Sending below the transport consumes the socket's error: the transport reads a clean end after it."""
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        assert isinstance(protocol, ClientConnection)
+        peer = upstream.accept()
+        peer.sendall(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
+        _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+        protocol.record_reset(ConnectionResetError())
+        peer.close()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await asyncio.wait_for(body.read(), PATIENCE_SECONDS)
+        connection.close()

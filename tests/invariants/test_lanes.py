@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -202,3 +203,22 @@ async def test_chunks_of_many_transfers_share_one_memory_limit() -> None:
         for _ in range(4):
             memory.size_next(rest, 0.0, was_taken=True)
     assert rest.chunk_bytes == 256 * 1024
+
+
+async def test_bodies_stay_on_the_copy_lane_without_a_free_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream was once blamed for an upload, and a download was cut as a bug."""
+
+    def fail(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), descriptor)
+
+    async def script(wire: Wire) -> None:
+        while True:
+            await read_request(wire)
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+
+    monkeypatch.setattr("gateway.transfer.raw_socket.os.dup", fail)
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        response = await gateway.request(post(BODY, content_type="text/plain"))
+        assert split_response(response)[2] == BODY
+        line = await gateway.wait_log_line()
+        assert (line["upload"], line["upload_lane"], line["download_lane"]) == ("complete", "copy", "copy")
