@@ -14,7 +14,7 @@ from gateway.actions.policies import response_policies, upload_policy, upstream_
 from gateway.actions.reencode import ReencodedBody
 from gateway.actions.relay import relay
 from gateway.actions.request_head import make_request_head
-from gateway.actions.upload import check_upload, form_boundary, form_digest
+from gateway.actions.upload import check_upload, form_boundary, form_digest, refuse_empty_form
 from gateway.actions.verbatim import VerbatimBody, inspect_body
 from gateway.config import FormFields, Route
 from gateway.config.model import Forward
@@ -66,6 +66,8 @@ class ForwardAction:
             await self._forward_body(exchange, matched, exchange.body)
             return
         exchange.check_expectation()
+        if self._config.multipart != "opaque":
+            refuse_empty_form(exchange)
         async with self._upstream.capacity:
             self._tee(exchange, matched)
             await self._send(exchange, matched, None)

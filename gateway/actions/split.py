@@ -17,7 +17,7 @@ from gateway.actions.body_shape import HeldFields
 from gateway.actions.file_request import FileRequest, FileResult, ResponseBudget
 from gateway.actions.policies import upload_policy, upstream_limits
 from gateway.actions.split_document import describe
-from gateway.actions.upload import check_upload, form_boundary, form_digest, no_file_fault
+from gateway.actions.upload import check_upload, form_boundary, form_digest, no_file_fault, refuse_empty_form
 from gateway.config import Route
 from gateway.config.model import Split
 from gateway.downstream import Exchange
@@ -52,6 +52,7 @@ class SplitAction:
         """Run one exchange. Raises Fault; cancelling cuts every file under way."""
         exchange.upstream = self.upstream.name
         limit = check_upload(exchange, self.route)
+        refuse_empty_form(exchange)
         boundary, body = form_boundary(exchange), exchange.body
         if boundary is None or body is None:
             raise Fault(

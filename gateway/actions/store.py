@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.actions.policies import upload_policy
-from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name
+from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name, refuse_empty_form
 from gateway.config import Route
 from gateway.config.model import Store
 from gateway.downstream import Exchange
@@ -46,6 +46,7 @@ class StoreAction:
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault. Whatever ends it early, no file of the upload stays."""
         limit = check_upload(exchange, self._route)
+        refuse_empty_form(exchange)
         boundary = form_boundary(exchange)
         if exchange.body is None and exchange.headers.first(b"content-length") is None:
             raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")

@@ -33,6 +33,15 @@ def form_boundary(exchange: Exchange) -> bytes | None:
     return boundary_of(content_type)
 
 
+def refuse_empty_form(exchange: Exchange) -> None:
+    """Refuse a form with `Content-Length: 0`: every form has a boundary. Raises Fault BAD_MULTIPART."""
+    headers = exchange.headers
+    if exchange.body is None and headers.first(b"content-length") is not None:
+        kind = (headers.first(b"content-type") or b"").partition(b";")[0].strip().lower()
+        if kind == b"multipart/form-data":
+            raise Fault(FaultKind.BAD_MULTIPART, "The form is empty: it ends before its first boundary.")
+
+
 def form_digest(exchange: Exchange, factories: Sequence[FilterFactory]) -> list[FormObserver]:
     """Return what holds a form as a whole to the Content-Digest of its request, where the route has the digest filter.
 

@@ -105,6 +105,7 @@ _MESSAGES: Final = {
     "dict_type": "{input!r} is not a mapping: indent its keys below it",
     "model_type": "{input!r} is not a mapping: indent its keys below it",
     "tuple_type": "{input!r} is not a list: write [a, b] or one `- item` per line",
+    "greater_than": "{input:g} is too small: give more than {gt:g}",
     "too_short": "the list is empty: give at least one item",
     "literal_error": "{input!r} is not a valid value: write {expected}",
     "greater_than_equal": "{input!r} is too small: write {ge} or more",

@@ -91,6 +91,7 @@ class Upstream(Section):
     )
     max_in_flight: Size = Field(
         math.inf,
+        gt=0,
         description="Exchanges with this upstream at the same time; further ones wait in a queue. Set it to the "
         "concurrency of the model server.",
     )

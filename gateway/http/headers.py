@@ -53,6 +53,8 @@ _FRAMING: Final = frozenset({b"content-length", b"expect", b"host"})
 _NOT_UPSTREAM: Final = _HOP_BY_HOP | _FRAMING | _SET_BY_GATEWAY
 #: tracestate is only valid together with the traceparent it was received with.
 _NOT_UPSTREAM_UNTRACED: Final = _NOT_UPSTREAM | {b"tracestate"}
+#: Set by proxies in front of the gateway; from other peers they are forged.
+_NOT_UPSTREAM_UNTRUSTED: Final = _NOT_UPSTREAM_UNTRACED | {b"x-real-ip", b"x-forwarded-prefix", b"x-forwarded-port"}
 _NOT_DOWNSTREAM: Final = _HOP_BY_HOP | {b"content-length"}
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
 _VIA: Final = f"1.1 {PSEUDONYM}".encode()
@@ -280,12 +282,15 @@ def request_headers(headers: ReceivedHeaders, client_info: ClientInfo, trace: Tr
 
     Content-Length, Host and Expect are not included: the framing and the endpoint determine them.
     """
-    dropped = _NOT_UPSTREAM if trace.is_continued else _NOT_UPSTREAM_UNTRACED
+    if client_info.is_trusted:
+        dropped = _NOT_UPSTREAM if trace.is_continued else _NOT_UPSTREAM_UNTRACED
+    else:
+        dropped = _NOT_UPSTREAM_UNTRUSTED
     if nominated := _nominated(headers):
         dropped |= nominated
     kept = []
     for key, header in zip(headers.keys, headers, strict=True):
-        if key in dropped or (b"_" in key and key.replace(b"_", b"-") in _NOT_UPSTREAM):
+        if key in dropped or (b"_" in key and key.replace(b"_", b"-") in dropped):
             continue
         kept.append(header)
     return [*kept, *_forwarding_headers(headers, client_info), *_trace_headers(trace), (b"Via", _VIA)]

@@ -137,6 +137,8 @@ WRONG = {
     "upstreams: {a: {endpoints: [http://x], policy: rr}}\n"
     + ROUTE: "policy: 'rr' is not a valid value: write 'round_robin'",
     "upstreams: {a: {endpoints: [http://x], max_queued: -1}}\n" + ROUTE: "max_queued: -1 is too small: write 0 or more",
+    "upstreams: {a: {endpoints: [http://x], max_in_flight: 0}}\n"
+    + ROUTE: "max_in_flight: 0 is too small: give more than 0",
     "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
     "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
     "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, split,",

@@ -93,6 +93,10 @@ def test_forwarding_headers_of_an_untrusted_client_are_replaced() -> None:
         (b"X_Forwarded_For", b"6.6.6.6"),
         (b"Forwarded", b"for=6.6.6.6"),
         (b"tracestate", b"x=y"),
+        (b"X-Real-IP", b"6.6.6.6"),
+        (b"X_Real_IP", b"6.6.6.6"),
+        (b"X-Forwarded-Prefix", b"/admin"),
+        (b"X-Forwarded-Port", b"443"),
         (b"Host", b"gw"),
         (b"Expect", b"100-continue"),
         (b"A_B", b"kept"),
@@ -123,11 +127,13 @@ def test_forwarding_headers_of_a_trusted_proxy_are_extended() -> None:
         (b"X-Request-Id", b"mine"),
         (b"traceparent", PARENT),
         (b"tracestate", b"x=y"),
+        (b"X-Real-IP", b"6.6.6.6"),
     ]
     trace = trace_context(ReceivedHeaders(fields), is_trusted=True)
     sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=True), trace))
     assert sent.all(b"x-forwarded-for") == [b"6.6.6.6, ::1"]
     assert sent.all(b"x-forwarded-proto") == [b"https"]
+    assert sent.all(b"x-real-ip") == [b"6.6.6.6"]
     assert sent.all(b"x-forwarded-host") == [b"gw:80"]
     assert sent.all(b"forwarded")[0].startswith(b"for=6.6.6.6, for=")
     assert sent.all(b"x-request-id") == [b"mine"]
