@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import quote, quote_from_bytes
 
-from gateway.config import FormFields, Route
+from gateway.config import FileBody, FormFields, Route
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead
 from gateway.http.headers import Header, ReceivedHeaders
@@ -80,7 +80,7 @@ def select_fields(config: FormFields, held: Sequence[FormField]) -> list[FormFie
 
 
 def shape_file(
-    body: Literal["multipart", "raw"],
+    body: FileBody,
     config: FormFields,
     filename_header: str | None,
     file: FileHead,

@@ -16,11 +16,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 from gateway.actions.body_shape import BodyShape, HeldFields, file_pieces, passed_name, shape_file
 from gateway.actions.upload import no_file_fault, raw_head, raw_name
-from gateway.config import Route
+from gateway.config import FileBody, Route
 from gateway.config.model import Forward
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
@@ -194,7 +194,7 @@ class _WrappedOrFiltered:
         file = replace(raw_head(exchange, raw_name(exchange, files.matched)), field=config.file_field)
         if files.has_transform:
             file = replace(file, size=None)
-        body: Literal["multipart", "raw"] = "multipart" if config.body == "multipart" else "raw"
+        body: FileBody = "multipart" if config.body == "multipart" else "raw"
         self.shape = shape_file(body, config.form_fields, config.filename_header, file, ())
         self._size = file.size
         self._filtered = await files.open(file, None)

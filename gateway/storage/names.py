@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from gateway.config import IfExists, Naming
 from gateway.errors import Fault, FaultKind
 
 #: NAME_MAX of Linux's file systems, in bytes of UTF-8, less room for the number "-9999".
@@ -28,8 +29,8 @@ _DEVICE: Final = re.compile(r"(?i:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|
 class NameRules:
     """How the files of an upload are named, see the config's `store.name` and `store.if_exists`."""
 
-    naming: Literal["original", "uuid"] = "original"
-    if_exists: Literal["rename", "reject", "replace"] = "rename"
+    naming: Naming = "original"
+    if_exists: IfExists = "rename"
 
     def choose(self, filename: str) -> str:
         """Return the name for a client's file name."""
