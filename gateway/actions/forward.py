@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from gateway.actions.mirror import Mirror, Tee
 from gateway.actions.policies import response_policies, upload_policy, upstream_limits
-from gateway.actions.reencode import ReencodedBody
+from gateway.actions.reencode import BodyFiles, ReencodedBody
 from gateway.actions.relay import relay
 from gateway.actions.request_head import make_request_head
 from gateway.actions.upload import check_upload, form_boundary, form_digest, refuse_empty_form
@@ -103,7 +103,7 @@ class ForwardAction:
         self, exchange: Exchange, matched: RouteMatch, source: RequestBody, boundary: bytes | None, upload: Transfer
     ) -> None:
         reader = self._lanes.read_body(upload, source)
-        body = ReencodedBody(exchange, matched, self._config, self._factories, upload, reader=reader)
+        body = ReencodedBody(BodyFiles(exchange, matched, self._config, self._factories, upload, reader=reader))
         async with body:
             # The beginning of the body decides the head, so it is read before an endpoint is connected.
             exchange.send_continue()

@@ -52,25 +52,15 @@ class _Encoding(Protocol):
 class ReencodedBody:
     """One request body encoded anew."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        matched: RouteMatch,
-        config: Forward,
-        factories: Sequence[FilterFactory],
-        transfer: Transfer,
-        *,
-        reader: BodyReader,
-    ) -> None:
-        self._transfer = transfer
-        self._reader = reader
-        self._files = _Files(exchange, matched, config, factories, transfer, reader=reader)
+    def __init__(self, files: BodyFiles) -> None:
+        self._files = files
+        self._transfer = files.transfer
         self._stack = AsyncExitStack()
         self._encoding: _Encoding
 
     async def __aenter__(self) -> Self:
         """Start to read the client's body."""
-        self._stack.enter_context(self._reader)
+        self._stack.enter_context(self._files.reader)
         self._stack.push_async_callback(self._files.close)
         return self
 
@@ -116,7 +106,7 @@ class ReencodedBody:
         return self._files.response_headers
 
 
-class _Files:
+class BodyFiles:
     """The client's body and its files, one after the other through the filters of the route."""
 
     def __init__(
@@ -134,7 +124,7 @@ class _Files:
         self.config = config
         self.factories = factories
         self.transfer = transfer
-        self._reader = reader
+        self.reader = reader
         self.has_transform = any(isinstance(factory, TransformFactory) for factory in factories)
         self.response_headers: list[Header] = []
         self._filtered: FilteredFile | None = None
@@ -149,13 +139,13 @@ class _Files:
         """Return the client's form."""
         limits, name = self.route.limits, self.route.name
         is_strict = self.config.multipart == "strict"
-        content = FormContent(boundary, limits, name, self._reader.pull, is_strict=is_strict)
+        content = FormContent(boundary, limits, name, self.reader.pull, is_strict=is_strict)
         return content, FormParts(content, boundary, limits, name, check=check_strict if is_strict else None)
 
     async def open(self, file: FileHead, part: Part | None) -> FilteredFile:
         """Return a file through its filters, after they have seen the bytes they need first. Raises Fault."""
         await self.close()
-        read = part.read if part is not None else self._reader.pull
+        read = part.read if part is not None else self.reader.pull
         self._file = (file, part)
         self._filtered = FilteredFile(self.factories, file, read, self.transfer.meter.filtering)
         await self._filtered.read_first()
@@ -185,7 +175,7 @@ class _Files:
 class _WrappedOrFiltered:
     """A body that is no form: through its filters, and into a form where the route wraps it."""
 
-    def __init__(self, files: _Files) -> None:
+    def __init__(self, files: BodyFiles) -> None:
         self._files = files
 
     async def prepare(self) -> None:
@@ -208,7 +198,7 @@ class _WrappedOrFiltered:
 class _UnwrappedFile:
     """The one file of a form, sent without the form."""
 
-    def __init__(self, files: _Files, boundary: bytes, *, needs_length: bool) -> None:
+    def __init__(self, files: BodyFiles, boundary: bytes, *, needs_length: bool) -> None:
         self._files = files
         self._boundary = boundary
         self._needs_length = needs_length
@@ -266,7 +256,7 @@ class _UnwrappedFile:
 class _EditedForm:
     """A form with a fresh boundary: its fields edited, its files through their filters."""
 
-    def __init__(self, files: _Files, boundary: bytes) -> None:
+    def __init__(self, files: BodyFiles, boundary: bytes) -> None:
         self._files = files
         self._boundary = boundary
         self._writer = FormWriter()

@@ -115,6 +115,7 @@ class DirectoryUpload:
                 self._name(file)
             self._sync_directory()
         except BaseException:
+            # Whatever broke the commit, a bug included: no file of it stays.
             for file in self._files:
                 # A file that has replaced another stays: the other is lost. One that has taken a free name is removed.
                 if file.final is not None and self._rules.if_exists != "replace":

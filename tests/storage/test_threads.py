@@ -24,7 +24,7 @@ async def test_exception_of_a_call_whose_wait_was_cancelled_is_retrieved(disk_th
 
     started = disk_threads.start(fail)
     waits = [asyncio.create_task(wait(started), name="wait") for wait in (disk_threads.wait, disk_threads.wait_to_end)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the tasks start to wait
     for wait in waits:
         wait.cancel()
     may_fail.set()
@@ -45,7 +45,7 @@ async def test_file_opened_after_the_client_left_is_closed(
 
     monkeypatch.setattr("gateway.storage.directory.open_for_reading", open_late)
     opening = asyncio.create_task(DirectoryStorage(tmp_path, disk_threads).open_file("a"), name="open")
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the task starts to wait
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
