@@ -1,0 +1,126 @@
+"""Run exchanges: find the route, act, end.
+
+`_run_exchange` is the one place where exchanges end: there a fault becomes a response or a cut, every exchange gets one
+log line and is counted, and a bug becomes a 500 or a cut, never a body that looks complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from aiohttp import web
+
+from gateway.actions import match_form_route
+from gateway.downstream import ClientResponse, Exchange
+from gateway.downstream.access_log import RecordLine, describe_exchange
+from gateway.errors import Fault, FaultKind
+from gateway.observe.stats import Stats, method_label
+from gateway.runtime import InFlightCounter, Runtime
+from gateway.transfer import Timers
+
+_log = logging.getLogger("gateway")
+
+
+class ExchangeHandler:
+    """Runs every exchange, with the runtime in force when its head is here."""
+
+    #: The one in force: set before the first exchange, and by each reload.
+    runtime: Runtime
+
+    def __init__(
+        self, stats: Stats, timers: Timers, in_flight: InFlightCounter, record: RecordLine, *, scheme: bytes
+    ) -> None:
+        self._stats = stats
+        self._no_route = stats.routes[Stats.NO_ROUTE]
+        self._timers = timers
+        self._in_flight = in_flight
+        self._record_line = record
+        self._scheme = scheme
+        #: The tasks of the exchanges in flight.
+        self._exchanges: set[asyncio.Task[Any]] = set()
+
+    def cancel_exchanges(self) -> list[asyncio.Task[Any]]:
+        """Cancel the exchanges in flight, and return their tasks."""
+        for task in self._exchanges:
+            task.cancel()
+        return list(self._exchanges)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Run one exchange from its head to its end. Raises nothing but CancelledError."""
+        exchange = self._make_exchange(request)
+        task = asyncio.current_task()
+        if task is not None:
+            self._exchanges.add(task)
+        runtime = self.runtime
+        with self._in_flight, runtime.exchanges:
+            try:
+                await self._run_exchange(exchange, runtime)
+                await exchange.discard_request_body()
+            finally:
+                if task is not None:
+                    self._exchanges.discard(task)
+        return exchange.response or ClientResponse.small(500, (), b"", is_last=True)
+
+    def _make_exchange(self, request: web.BaseRequest) -> Exchange:
+        trusted = self.runtime.config.trusted_proxies
+        return Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
+
+    async def _run_exchange(self, exchange: Exchange, runtime: Runtime) -> None:
+        try:
+            try:
+                await self._find_and_act(exchange, runtime)
+            except Fault as fault:
+                await exchange.fail(fault)
+            except asyncio.CancelledError:
+                if not exchange.is_delivered:
+                    await exchange.fail(exchange.why_cancelled())
+                raise
+            except Exception:
+                # The one place where a bug becomes a response or a cut.
+                _log.exception("bug in exchange %s", exchange.trace.request_id.decode("latin-1"))
+                await exchange.fail(Fault(FaultKind.BUG, "The gateway failed; its log has the reason."))
+        finally:
+            self._record(exchange)
+
+    async def _find_and_act(self, exchange: Exchange, runtime: Runtime) -> None:
+        exchange.is_draining = self._in_flight.is_draining
+        target = exchange.check_head()
+        if target.path == "*":
+            # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
+            await exchange.reply(204, (), b"")
+            return
+        candidates = runtime.table.find(
+            host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
+        )
+        if self._in_flight.is_draining:
+            exchange.route = candidates[0].route
+            exchange.stats = self._stats.routes[exchange.route.name]
+            raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
+        matched = await match_form_route(exchange, candidates)
+        stats = self._stats.routes[matched.route.name]
+        exchange.route, exchange.stats = matched.route, stats
+        stats.in_flight += 1
+        try:
+            await runtime.actions[matched.route.name](exchange, matched)
+        finally:
+            stats.in_flight -= 1
+
+    def _record(self, exchange: Exchange) -> None:
+        stats = exchange.stats
+        seconds = time.monotonic() - exchange.started
+        self._record_line(describe_exchange(exchange, seconds))
+        stats.requests[method_label(exchange.method), exchange.status] += 1
+        stats.durations.observe(seconds)
+        if exchange.first_byte_seconds is not None:
+            stats.first_bytes.observe(exchange.first_byte_seconds)
+
+    def refuse_unread(self, request: web.BaseRequest, fault: Fault) -> ClientResponse:
+        """Refuse a request whose head could not be parsed: nothing in it is used."""
+        exchange = self._make_exchange(request)
+        exchange.fault = fault
+        exchange.response = exchange.refusal(fault)
+        self._record(exchange)
+        return exchange.response
