@@ -1,52 +1,77 @@
-"""Which endpoint gets the next request. Pure: the choice depends on the state of the endpoints only."""
+"""Which endpoint gets the next request. Pure: the choice depends on the state of the endpoints only.
+
+The policies choose among the healthy endpoints only. Rejected: to take turns over all of them and skip those that are
+down (their neighbour gets their share as well), and to draw two of all (a loaded endpoint wins against one that is
+down).
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from gateway.config import Policy
 from gateway.config.values import Endpoint
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class EndpointState:
     """The state of one endpoint."""
 
     endpoint: Endpoint
     in_flight: int = 0
     is_up: bool = True
+    #: The number of the choice that took it last, over all endpoints of the upstream: as the first endpoint of a
+    #: request, and as a further one.
+    first_turn: int = 0
+    further_turn: int = 0
 
-    def leave(self) -> None:
-        """Count off an exchange that has ended."""
-        self.in_flight -= 1
+
+_first_turn, _further_turn = attrgetter("first_turn"), attrgetter("further_turn")
+_load = attrgetter("in_flight", "first_turn")
 
 
 class Balancer:
-    """Orders the endpoints of one upstream for each request: one that cannot connect is followed by the next."""
+    """Chooses the endpoints of one upstream.
+
+    `round_robin` takes the healthy endpoint that was taken longest ago, `least_requests` the one with the fewest
+    exchanges in flight, in turn where several have as few. `random_two` draws two and takes the one with fewer exchanges
+    in flight. Requests that failed on an endpoint take turns of their own, so that its share goes to all others.
+    """
 
     def __init__(self, policy: Policy, states: Sequence[EndpointState]) -> None:
         self._policy = policy
         self._states = states
-        self._turn = 0
+        self._turn = max(max(state.first_turn, state.further_turn) for state in states)
 
-    def order(self) -> list[EndpointState]:
-        """Return the endpoints to try, those that are up first; those that are down come last.
+    def choose(self, tried: Collection[EndpointState] = ()) -> EndpointState:
+        """Return an endpoint for a request that failed on the endpoints `tried`, fewer than there are.
 
-        With every endpoint down, trying one is better than a certain refusal (Envoy's panic mode).
+        Endpoints that are down come last: with every other one tried, trying one is better than a certain refusal
+        (Envoy's panic mode).
         """
         states = self._states
         if len(states) == 1:
-            return list(states)
-        turn = self._turn
-        self._turn = (turn + 1) % len(states)
-        turned = [*states[turn:], *states[:turn]]
+            return states[0]
+        self._turn += 1
+        if tried:
+            states = [state for state in states if state not in tried]
+            chosen = min(_healthy(states), key=_further_turn)
+            chosen.further_turn = self._turn
+        else:
+            chosen = self._choose_first(_healthy(states))
+            chosen.first_turn = self._turn
+        return chosen
+
+    def _choose_first(self, states: Sequence[EndpointState]) -> EndpointState:
         if self._policy == "least_requests":
-            turned.sort(key=lambda state: state.in_flight)
-        elif self._policy == "random_two" and len(turned) > 1:
-            first, second = random.sample(turned, 2)
-            best = first if first.in_flight <= second.in_flight else second
-            turned.remove(best)
-            turned.insert(0, best)
-        return sorted(turned, key=lambda state: not state.is_up)
+            return min(states, key=_load)
+        if self._policy == "random_two" and len(states) > 1:
+            return min(random.sample(states, 2), key=_load)
+        return min(states, key=_first_turn)
+
+
+def _healthy(states: Sequence[EndpointState]) -> Sequence[EndpointState]:
+    return [state for state in states if state.is_up] or states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -64,15 +65,16 @@ class UpstreamPool:
 
         `on_endpoint` is called with every endpoint that is tried, `on_connected` once one is connected. Raises Fault.
         """
-        *others, last = self._balancer.order()
-        for state in others:
+        tried: list[EndpointState] = []
+        while True:
+            state = self._balancer.choose(tried)
             try:
                 return await self._send(state, head, body, on_endpoint, on_connected)
             except Fault as fault:
-                if fault.kind not in _UNSENT:
+                tried.append(state)
+                if fault.kind not in _UNSENT or len(tried) == len(self._states):
                     raise
                 self._stats.retries[fault.kind.code] += 1
-        return await self._send(last, head, body, on_endpoint, on_connected)
 
     async def _send(
         self,
@@ -91,10 +93,15 @@ class UpstreamPool:
             # Also when cancelled: without a response nothing else counts it off.
             state.in_flight -= 1
             raise
-        response.on_closed = state.leave
+        response.on_closed = functools.partial(_leave, state)
         return response
 
     async def watch_health(self) -> None:
         """Check the endpoints until cancelled, where the config has health checks."""
         if self._health is not None:
             await check_endpoints(self._states, self._health, self._stats)
+
+
+def _leave(state: EndpointState) -> None:
+    """Count off an exchange that has ended."""
+    state.in_flight -= 1

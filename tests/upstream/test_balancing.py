@@ -1,7 +1,12 @@
-"""The order in which endpoints are tried, by policy and health."""
+"""The choice of an endpoint, by policy, health and what was tried before."""
 
 from __future__ import annotations
 
+from collections import Counter
+
+import pytest
+
+from gateway.config import Policy
 from gateway.config.values import Endpoint
 from gateway.upstream.balancing import Balancer, EndpointState
 
@@ -10,38 +15,71 @@ def states(count: int) -> list[EndpointState]:
     return [EndpointState(Endpoint("http", f"h{number}", 80)) for number in range(count)]
 
 
-def hosts(balancer: Balancer) -> list[str]:
-    return [state.endpoint.host for state in balancer.order()]
+def chosen(balancer: Balancer, count: int) -> list[str]:
+    return [balancer.choose().endpoint.host for _ in range(count)]
 
 
-def test_round_robin_starts_with_the_next_endpoint_and_returns_all() -> None:
-    balancer = Balancer("round_robin", states(3))
-    assert [hosts(balancer) for _ in range(4)] == [
-        ["h0", "h1", "h2"],
-        ["h1", "h2", "h0"],
-        ["h2", "h0", "h1"],
-        ["h0", "h1", "h2"],
-    ]
+def test_round_robin_takes_turns() -> None:
+    assert chosen(Balancer("round_robin", states(3)), 7) == ["h0", "h1", "h2", "h0", "h1", "h2", "h0"]
 
 
-def test_least_requests_starts_with_the_fewest_requests_in_flight() -> None:
+@pytest.mark.parametrize("policy", ["round_robin", "least_requests"])
+def test_share_of_an_endpoint_that_is_down_goes_to_all_others(policy: Policy) -> None:
+    """Its neighbour in the list got it alone: half of all requests with one of four endpoints down."""
+    endpoints = states(4)
+    endpoints[1].is_up = False
+    assert Counter(chosen(Balancer(policy, endpoints), 300)) == {"h0": 100, "h2": 100, "h3": 100}
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "least_requests"])
+def test_share_of_an_endpoint_that_refuses_connections_goes_to_all_others(policy: Policy) -> None:
+    endpoints = states(4)
+    balancer = Balancer(policy, endpoints)
+    counts: Counter[str] = Counter()
+    for _ in range(300):
+        state = balancer.choose()
+        if state is endpoints[1]:
+            state = balancer.choose([state])
+        counts[state.endpoint.host] += 1
+    assert counts == {"h0": 100, "h2": 100, "h3": 100}
+
+
+def test_least_requests_takes_the_endpoint_with_the_fewest_requests_in_flight() -> None:
     endpoints = states(3)
     endpoints[0].in_flight, endpoints[1].in_flight = 2, 1
-    assert hosts(Balancer("least_requests", endpoints)) == ["h2", "h1", "h0"]
-    endpoints[0].leave()
-    endpoints[0].leave()
-    assert hosts(Balancer("least_requests", endpoints))[0] == "h0"
+    balancer = Balancer("least_requests", endpoints)
+    assert chosen(balancer, 2) == ["h2", "h2"]
+    endpoints[0].in_flight = 0
+    assert chosen(balancer, 4) == ["h0", "h2", "h0", "h2"]
 
 
-def test_random_two_never_starts_with_the_busiest_endpoint() -> None:
+def test_random_two_never_takes_the_busiest_endpoint() -> None:
     endpoints = states(3)
     endpoints[1].in_flight = 9
-    balancer = Balancer("random_two", endpoints)
-    assert all(hosts(balancer)[0] != "h1" for _ in range(200))
-    assert hosts(Balancer("random_two", states(1))) == ["h0"]
+    assert "h1" not in chosen(Balancer("random_two", endpoints), 200)
+    assert chosen(Balancer("random_two", states(1)), 1) == ["h0"]
 
 
-def test_endpoints_that_are_down_are_tried_last() -> None:
+def test_random_two_compares_two_endpoints_that_are_up() -> None:
+    """The loaded endpoint got a third of the requests, whenever it was drawn together with the one that is down."""
+    endpoints = states(3)
+    endpoints[0].is_up, endpoints[1].in_flight = False, 9
+    assert chosen(Balancer("random_two", endpoints), 200) == ["h2"] * 200
+
+
+def test_random_two_spreads_requests_over_endpoints_with_equal_load() -> None:
+    counts = Counter(chosen(Balancer("random_two", states(4)), 4000))
+    assert min(counts.values()) > 800
+
+
+def test_endpoints_that_are_down_are_chosen_only_after_all_others() -> None:
     endpoints = states(3)
     endpoints[0].is_up = False
-    assert hosts(Balancer("round_robin", endpoints)) == ["h1", "h2", "h0"]
+    balancer = Balancer("round_robin", endpoints)
+    first = balancer.choose()
+    second = balancer.choose([first])
+    assert {first.endpoint.host, second.endpoint.host} == {"h1", "h2"}
+    assert balancer.choose([first, second]) is endpoints[0]
+    for state in endpoints:
+        state.is_up = False
+    assert Counter(chosen(balancer, 300)) == {"h0": 100, "h1": 100, "h2": 100}
