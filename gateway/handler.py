@@ -33,7 +33,6 @@ class ExchangeHandler:
     def __init__(
         self, stats: Stats, timers: Timers, in_flight: InFlightCounter, record: RecordLine, *, scheme: bytes
     ) -> None:
-        self._stats = stats
         self._no_route = stats.routes[Stats.NO_ROUTE]
         self._timers = timers
         self._in_flight = in_flight
@@ -97,10 +96,10 @@ class ExchangeHandler:
         )
         if self._in_flight.is_draining:
             exchange.route = candidates[0].route
-            exchange.stats = self._stats.routes[exchange.route.name]
+            exchange.stats = runtime.stats[exchange.route.name]
             raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
         matched = await match_form_route(exchange, candidates)
-        stats = self._stats.routes[matched.route.name]
+        stats = runtime.stats[matched.route.name]
         exchange.route, exchange.stats = matched.route, stats
         stats.in_flight += 1
         try:

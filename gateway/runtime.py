@@ -1,8 +1,9 @@
 """What one config makes of the gateway: its route table, actions and upstreams. A reload replaces it whole.
 
 An exchange uses the runtime it began with until its end, however long that takes. An upstream whose part of the config
-is unchanged is passed on to the next runtime with its connections, its queue and the health of its endpoints. What the
-next runtime does not use is closed when its last exchange has ended.
+is unchanged is passed on to the next runtime with its connections; of a changed one, and of every route, the state and
+the counts are passed on (`Stats`, `UpstreamState`). What the next runtime does not use is closed and dropped when its
+last exchange has ended. Creating a runtime changes nothing that is in force; `activate` does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Collection
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from gateway.actions import Action, make_action
@@ -21,7 +22,7 @@ from gateway.http.routing import RouteTable
 from gateway.observe.stats import Stats
 from gateway.storage import DiskThreads
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import UpstreamPool
+from gateway.upstream import UpstreamPool, UpstreamState
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Resources:
     disk_threads: DiskThreads
     #: For the work of filters.
     threads: Executor
+    #: By the name of the upstream.
+    upstreams: dict[str, UpstreamState] = field(default_factory=dict)
 
 
 class InFlightCounter:
@@ -70,12 +73,20 @@ class Runtime:
     """One config in force. Close it after its last exchange."""
 
     def __init__(self, config: Config, resources: Resources, before: Runtime | None = None) -> None:
+        """Raise FilterProblem, or whatever a plug-in's filter raises, for a config that cannot be used."""
         self.config = config
         self.table = RouteTable(config.routes)
+        resources.stats.add(((route.name, route.upstream) for route in config.routes), config.upstreams)
+        self.stats = {route.name: resources.stats.routes[route.name] for route in config.routes}
         self.upstreams = _make_upstreams(config, resources, before)
         self.actions = self._make_actions(resources)
         #: Entered by every exchange that began with it.
         self.exchanges = InFlightCounter()
+
+    def activate(self) -> None:
+        """Put it in force: the limits of its upstreams apply, also to exchanges that began before."""
+        for upstream in self.upstreams.values():
+            upstream.activate()
 
     async def close(self, *, but: Collection[UpstreamPool] = ()) -> None:
         """Close its actions, and its upstreams except those in `but`, which another runtime uses."""
@@ -105,6 +116,13 @@ def _make_upstreams(config: Config, resources: Resources, before: Runtime | None
     return {
         name: before.upstreams[name]
         if before is not None and before.config.upstreams.get(name) == upstream
-        else UpstreamPool(name, upstream, resources.stats.upstreams[name], resources.timers)
+        else UpstreamPool(upstream, _state_of(name, resources), resources.timers)
         for name, upstream in config.upstreams.items()
     }
+
+
+def _state_of(name: str, resources: Resources) -> UpstreamState:
+    state = resources.upstreams.get(name)
+    if state is None:
+        state = resources.upstreams[name] = UpstreamState(resources.stats.upstreams[name])
+    return state

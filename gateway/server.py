@@ -26,6 +26,7 @@ from gateway.config.values import Address
 from gateway.downstream import TrafficServer
 from gateway.downstream.access_log import RecordLine
 from gateway.errors import Fault
+from gateway.filters import FilterProblem
 from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
 from gateway.observe.stats import Stats
@@ -47,8 +48,7 @@ class Gateway:
     def __init__(self, config: Config, record: RecordLine) -> None:
         check_names()
         self._config = config
-        routes = ((route.name, route.upstream) for route in config.routes)
-        self.stats = Stats(routes, config.upstreams)
+        self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self._timers = Timers()
         self._in_flight = InFlightCounter()
         scheme = b"https" if config.tls is not None else b"http"
@@ -78,6 +78,8 @@ class Gateway:
             stack.callback(threads.shutdown)
             self._resources = Resources(self.stats, self._timers, disk_threads, threads)
             self._runtime = self._handler.runtime = Runtime(config, self._resources)
+            self._runtime.activate()
+            self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
             ops = OpsApp(self.stats, self._reasons)
             stack.callback(ops.close)
@@ -147,13 +149,18 @@ class Gateway:
                 context = server_context(tls.certificate, tls.key) if tls is not None else None
                 self._replace(config)
                 self._tls = context
-            except (ConfigError, OSError) as exc:
-                self.stats.reloads["failure"] += 1
+            except (ConfigError, FilterProblem, OSError) as exc:
                 for problem in exc.problems if isinstance(exc, ConfigError) else (exc,):
                     _log.error("the config stays as it was: %s", problem)
+            except Exception as exc:
+                # A filter of a plug-in may raise anything.
+                _log.exception("the config stays as it was: applying it failed: %r", exc)
             else:
                 self.stats.reloads["success"] += 1
                 _log.info("the config was replaced")
+                return
+            self.stats.reloads["failure"] += 1
+            self._drop_unused()
 
     def _choose_context(self, connection: ssl.SSLObject) -> None:
         if self._tls is not None:
@@ -161,8 +168,9 @@ class Gateway:
 
     def _replace(self, config: Config) -> None:
         before = self._runtime
-        self.stats.adopt(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self._runtime = self._handler.runtime = Runtime(config, self._resources, before)
+        self._runtime.activate()
+        self.stats.record_config()
         self._retired.append(before)
         self._keep(self._retire(before), "retire")
         self._begin_work()
@@ -173,6 +181,15 @@ class Gateway:
         others = [self._runtime, *(other for other in self._retired if other is not runtime)]
         await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
         self._retired.remove(runtime)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """Drop state and counts of routes and upstreams that no runtime has any more."""
+        configs = [runtime.config for runtime in (self._runtime, *self._retired)]
+        upstreams = {name for config in configs for name in config.upstreams}
+        self.stats.keep({(route.name, route.upstream) for config in configs for route in config.routes}, upstreams)
+        for name in self._resources.upstreams.keys() - upstreams:
+            del self._resources.upstreams[name]
 
     async def _close_runtimes(self) -> None:
         for runtime in (*self._retired, self._runtime):

@@ -23,13 +23,17 @@ class ResponsePolicies:
 def upload_policy(route: Route, write_leg: Leg, write_limits: LegLimits) -> TransferPolicy:
     """Return the policy of request bodies that are written to `write_leg`."""
     total = route.timeouts.total
-    return TransferPolicy(Direction.UPLOAD, Leg.DOWNSTREAM_READ, write_leg, _client_limits(route), write_limits, total)
+    return TransferPolicy(
+        Direction.UPLOAD, Leg.DOWNSTREAM_READ, write_leg, _client_limits(route), write_limits, total, route.upstream
+    )
 
 
 def download_policy(route: Route, read_leg: Leg, read_limits: LegLimits) -> TransferPolicy:
     """Return the policy of response bodies that are read from `read_leg`."""
     total = route.timeouts.total
-    return TransferPolicy(Direction.DOWNLOAD, read_leg, Leg.DOWNSTREAM_WRITE, read_limits, _client_limits(route), total)
+    return TransferPolicy(
+        Direction.DOWNLOAD, read_leg, Leg.DOWNSTREAM_WRITE, read_limits, _client_limits(route), total, route.upstream
+    )
 
 
 def response_policies(route: Route, idle_seconds: float) -> ResponsePolicies:

@@ -130,7 +130,8 @@ def _transfers(routes: Iterable[RouteStats]) -> Iterator[Metric]:
             for lane, count in list(stats.lanes.items()):
                 lanes.add_metric((*labels, lane), count)
             in_flight.add_metric(labels, stats.in_flight)
-            moved.add_metric((route.route, route.upstream, direction.value), stats.bytes_moved)
+            for upstream, size in list(stats.moved.items()):
+                moved.add_metric((route.route, upstream, direction.value), size)
             _add(chunks, labels, stats.chunk_sizes)
             _add(chunk_rates, labels, stats.chunk_rates)
             _add(rates, labels, stats.rates)

@@ -11,7 +11,7 @@ import enum
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,10 +67,11 @@ SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 class TransferStats:
     """Totals of the transfers of one route in one direction."""
 
-    __slots__ = ("bytes_moved", "chunk_rates", "chunk_sizes", "in_flight", "lanes", "outcomes", "rates", "sizes")
+    __slots__ = ("chunk_rates", "chunk_sizes", "in_flight", "lanes", "moved", "outcomes", "rates", "sizes")
 
     def __init__(self) -> None:
-        self.bytes_moved = 0
+        #: Bytes by the name of the route's upstream, "" without one; more than one only around a reload.
+        self.moved: Counter[str] = Counter()
         self.in_flight = 0
         self.outcomes: Counter[Outcome] = Counter()
         #: Transfers by the lane that moved most of their bytes.
@@ -80,14 +81,17 @@ class TransferStats:
         self.rates = Histogram(RATE_BOUNDS)
         self.sizes = Histogram(SIZE_BOUNDS)
 
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes moved so far."""
+        return self.moved.total()
+
 
 @dataclass(slots=True)
 class RouteStats:
     """Totals of one route."""
 
     route: str
-    #: The name of the route's upstream, "" if it has none.
-    upstream: str = ""
     in_flight: int = 0
     #: By method and status.
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -136,17 +140,30 @@ class Stats:
         #: Reloads by result, and the Unix time at which the config in force was loaded.
         self.reloads = Counter({"success": 0, "failure": 0})
         self.configured_at = 0.0
-        self.adopt(routes, upstreams)
+        self.add([(self.NO_ROUTE, ""), *routes], upstreams)
 
-    def adopt(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
-        """Create the statistics of new routes and upstreams at a reload, and keep those that exist.
-
-        A route whose upstream changed counts from zero. Removed routes are kept, since exchanges may still use them.
-        """
+    def add(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
+        """Create the statistics of routes, given as (route, upstream), and upstreams; keep those that exist."""
         for name, upstream in routes:
-            if name not in self.routes or self.routes[name].upstream != upstream:
-                self.routes[name] = RouteStats(name, upstream)
-        self.upstreams = {name: self.upstreams.get(name) or UpstreamStats(name) for name in upstreams}
+            route = self.routes.setdefault(name, RouteStats(name))
+            for transfer in route.transfers.values():
+                transfer.moved[upstream] += 0
+        for name in upstreams:
+            self.upstreams.setdefault(name, UpstreamStats(name))
+
+    def keep(self, routes: Collection[tuple[str, str]], upstreams: Collection[str]) -> None:
+        """Drop all but these: their series end. A name that comes back later starts at 0, as after a restart."""
+        routes = {(self.NO_ROUTE, ""), *routes}
+        names = {name for name, _ in routes}
+        self.routes = {name: route for name, route in self.routes.items() if name in names}
+        self.upstreams = {name: stats for name, stats in self.upstreams.items() if name in upstreams}
+        for name, route in self.routes.items():
+            for transfer in route.transfers.values():
+                for upstream in [each for each in transfer.moved if (name, each) not in routes]:
+                    del transfer.moved[upstream]
+
+    def record_config(self) -> None:
+        """Record that a config was loaded."""
         self.configured_at = time.time()  # noqa: TID251 (the time of day)
 
 

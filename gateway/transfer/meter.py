@@ -87,7 +87,7 @@ class Meter:
         self.moved_bytes += size
         self._chunk_bytes = size
         stats = self._stats
-        stats.bytes_moved += size
+        stats.moved[self.policy.upstream] += size
         stats.chunk_sizes.observe(size)
 
     def end(self, outcome: Outcome) -> None:

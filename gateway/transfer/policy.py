@@ -34,6 +34,8 @@ class TransferPolicy:
     read_limits: LegLimits = LegLimits()
     write_limits: LegLimits = LegLimits()
     total_seconds: float = math.inf
+    #: The label `upstream` of the bytes.
+    upstream: str = ""
 
     @functools.cached_property
     def check_seconds(self) -> float:

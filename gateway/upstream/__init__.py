@@ -9,6 +9,7 @@ from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.pool import UpstreamPool
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamSink
 from gateway.upstream.response import UpstreamResponse
+from gateway.upstream.state import UpstreamState
 
 __all__ = [
     "AddressGuard",
@@ -19,4 +20,5 @@ __all__ = [
     "UpstreamPool",
     "UpstreamResponse",
     "UpstreamSink",
+    "UpstreamState",
 ]

@@ -37,8 +37,8 @@ class Balancer:
     """Chooses the endpoints of one upstream.
 
     `round_robin` takes the healthy endpoint that was taken longest ago, `least_requests` the one with the fewest
-    exchanges in flight, in turn where several have as few. `random_two` draws two and takes the one with fewer exchanges
-    in flight. Requests that failed on an endpoint take turns of their own, so that its share goes to all others.
+    exchanges in flight, in turn where several have as few. `random_two` draws two and takes the one with fewer
+    exchanges. Requests that failed on an endpoint take turns of their own, so that its share goes to all others.
     """
 
     def __init__(self, policy: Policy, states: Sequence[EndpointState]) -> None:

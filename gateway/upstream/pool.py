@@ -1,4 +1,4 @@
-"""A configured upstream: its capacity, its endpoints, their health, and which is tried next."""
+"""An upstream as one config has it: its connections, its timeouts, and which endpoint is tried next."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Final
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.observe.stats import UpstreamStats
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
-from gateway.upstream.capacity import CapacityLimiter
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
 from gateway.upstream.response import UpstreamResponse
+from gateway.upstream.state import UpstreamState
 
 #: Faults before a byte was sent: the next endpoint may be tried.
 _UNSENT: Final = frozenset(
@@ -25,24 +24,27 @@ _UNSENT: Final = frozenset(
 
 
 class UpstreamPool:
-    """One upstream and its connections. Close it after its last exchange."""
+    """One upstream and its connections. Close it after its last exchange.
 
-    def __init__(self, name: str, config: Upstream, stats: UpstreamStats, timers: Timers) -> None:
-        self.name = name
+    Creating it changes nothing of `state`, which a pool of the config before may use: a config that cannot be used
+    leaves no trace. `activate` puts it in force.
+    """
+
+    def __init__(self, config: Upstream, state: UpstreamState, timers: Timers) -> None:
+        self.name = state.stats.upstream
         self.framing = config.framing
         self.idle_seconds = config.timeouts.idle
-        self.capacity = CapacityLimiter(
-            slots=config.max_in_flight,
-            max_queued=config.max_queued,
-            queue_seconds=config.queue_timeout,
-            stats=stats,
-        )
+        self.capacity = state.capacity
+        self._config = config
+        self._state = state
+        self._stats = state.stats
         self._client = UpstreamClient(config.timeouts, timers)
-        self._states = [EndpointState(endpoint) for endpoint in config.endpoints]
+        self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
-        self._health = config.health
-        self._stats = stats
-        stats.endpoints_up = {str(state.endpoint): True for state in self._states}
+
+    def activate(self) -> None:
+        """Apply the limits and endpoints of the config; exchanges that began with another keep their slots."""
+        self._state.configure(self._config, self._states)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -98,8 +100,8 @@ class UpstreamPool:
 
     async def watch_health(self) -> None:
         """Check the endpoints until cancelled, where the config has health checks."""
-        if self._health is not None:
-            await check_endpoints(self._states, self._health, self._stats)
+        if self._config.health is not None:
+            await check_endpoints(self._states, self._config.health, self._stats)
 
 
 def _leave(state: EndpointState) -> None:

@@ -1,0 +1,40 @@
+"""What of an upstream outlives a reload: its slots and queue, the state of its endpoints, its counts.
+
+There is one state per name of an upstream, used by every runtime whose config has that name, until the last exchange of
+the last of them has ended. So a reload that changes one key makes no second set of slots beside the one in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.config import Upstream
+from gateway.config.values import Endpoint
+from gateway.observe.stats import UpstreamStats
+from gateway.upstream.balancing import EndpointState
+from gateway.upstream.capacity import CapacityLimiter
+
+
+class UpstreamState:
+    """The state of one upstream."""
+
+    def __init__(self, stats: UpstreamStats) -> None:
+        self.stats = stats
+        self.capacity = CapacityLimiter(stats)
+        self._endpoints: dict[Endpoint, EndpointState] = {}
+
+    def endpoints(self, endpoints: Iterable[Endpoint]) -> list[EndpointState]:
+        """Return the states of endpoints, new ones for those that are not in use; one that is repeated counts once."""
+        return [self._endpoints.get(endpoint) or EndpointState(endpoint) for endpoint in dict.fromkeys(endpoints)]
+
+    def configure(self, config: Upstream, states: Iterable[EndpointState]) -> None:
+        """Apply a config that is in force from now on; `states` are those of its endpoints."""
+        self.capacity.configure(
+            slots=config.max_in_flight, max_queued=config.max_queued, queue_seconds=config.queue_timeout
+        )
+        self._endpoints = {state.endpoint: state for state in states}
+        if config.health is None:
+            # Nothing would bring it up again.
+            for state in self._endpoints.values():
+                state.is_up = True
+        self.stats.endpoints_up = {str(endpoint): state.is_up for endpoint, state in self._endpoints.items()}
