@@ -24,8 +24,9 @@ Private names, by purpose:
 Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
 
   RequestHandler (constructor, data_received, handle_error, force_close), StreamReader.set_read_chunk_size,
-  ResponseHandler (set_response_params, read, should_close, closed, set_exception), ClientRequest (constructor,
-  connection_key), BaseConnector.connect, StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain).
+  ResponseHandler (set_response_params, read, feed_data, should_close, closed, set_exception),
+  ClientRequest (constructor, connection_key), BaseConnector.connect,
+  StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain).
 
 Rejected: to vendor the few classes (security fixes of aiohttp would not arrive), and to write a server and client of
 our own (the parser, the pool and MultipartReader are what aiohttp is used for).

@@ -2,6 +2,7 @@
 
 - `ClientConnection` reads a response that arrived before a reset, and sets a reset or a broken chunk as the error of
   the body being read. Delete when aiohttp does so.
+- `ClientConnection` refuses response heads that the parser accepts in its lenient mode. Delete when that can be set.
 - `LiveConnector` does not return a kept connection that the upstream has closed. Delete when aiohttp checks that.
 - `PoolRequest` is what the pool needs to know of an endpoint. Delete when `connect` takes a ConnectionKey.
 - `detach_parser` ends a response whose body was read below its transport.
@@ -19,8 +20,17 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from yarl import URL
+
+from gateway.errors import Fault
+from gateway.http.response_head import (
+    MAX_RESPONSE_HEAD_BYTES,
+    check_response_head,
+    explain_bad_head,
+    is_interim,
+)
 
 _READ_BYTES: Final = 2**18
 
@@ -34,13 +44,50 @@ class ClientConnection(ResponseHandler):
         self.was_used = False
         #: A reset that was met below the transport, where sending consumed the socket's error.
         self._reset: ConnectionResetError | None = None
+        #: What was received while a response's head is awaited, None after the final head.
+        self._head: bytearray | None = None
+        #: Where in it the next head begins, after those of interim responses.
+        self._head_start = 0
+
+    def set_response_params(self, **params: Any) -> None:
+        """Expect a response."""
+        self._head = bytearray()
+        self._head_start = 0
+        super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; if it gave up within the body being read, set the error on that body."""
         body = self._payload
+        if (head := self._head) is not None:
+            del head[: self._head_start]
+            self._head_start = 0
+            head += data[: MAX_RESPONSE_HEAD_BYTES + 1]
         super().data_received(data)
+        if self._head is not None and len(self._head) - self._head_start > MAX_RESPONSE_HEAD_BYTES:
+            self.set_exception(explain_bad_head(self._head, self._head_start))
         if self._exception is not None and body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(aiohttp.ClientPayloadError("malformed chunk"))
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Judge a head that the parser has read; it calls this within `data_received`."""
+        if self._head is not None:
+            if self._exception is not None:
+                # The head before was refused.
+                return
+            try:
+                self._head_start = check_response_head(self._head, self._head_start)
+            except Fault as fault:
+                self.set_exception(fault)
+                return
+            if not is_interim(data[0].code):
+                self._head = None
+        super().feed_data(data, size)
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Fail the read of a head, this one or the next. Where the parser refused a head, say what is wrong with it."""
+        if self._head is not None and isinstance(exc, HttpProcessingError):
+            exc = explain_bad_head(self._head, self._head_start)
+        super().set_exception(exc, *cause)
 
     def record_reset(self, exc: ConnectionResetError) -> None:
         """Record a reset met while sending below the transport: the transport will read a clean end after it."""

@@ -45,7 +45,17 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (RequestHandler, ("_current_request", "_messages", "data_received", "force_close", "handle_error")),
     (
         ResponseHandler,
-        ("_exception", "_parser", "_payload", "closed", "read", "set_exception", "set_response_params", "should_close"),
+        (
+            "_exception",
+            "_parser",
+            "_payload",
+            "closed",
+            "feed_data",
+            "read",
+            "set_exception",
+            "set_response_params",
+            "should_close",
+        ),
     ),
     (ClientRequest, ("connection_key",)),
     (aiohttp.TCPConnector, ("connect",)),

@@ -21,6 +21,13 @@ from gateway.aiohttp_seam import LiveConnector, PoolRequest
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
+from gateway.http.headers import ReceivedHeaders
+from gateway.http.response_head import (
+    MAX_RESPONSE_HEADERS,
+    MAX_RESPONSE_LINE_BYTES,
+    check_response_framing,
+    is_interim,
+)
 from gateway.transfer import Timers
 from gateway.upstream.guard import AddressGuard
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
@@ -28,8 +35,6 @@ from gateway.upstream.response import UpstreamResponse
 
 #: Below the shortest idle timeout of servers that gateways are used with (uvicorn and Node: 5 s).
 _KEEPALIVE_SECONDS: Final = 4.0
-_MAX_HEADERS: Final = 200
-_MAX_LINE_BYTES: Final = 16384
 
 
 class UpstreamClient:
@@ -84,7 +89,7 @@ class UpstreamClient:
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             raise request.fault or self._blame_upstream(exc) from exc
         try:
-            _check_response(response)
+            check_response_framing(response.version, response.status, response.headers)
         except Fault:
             await response.close()
             raise
@@ -105,9 +110,9 @@ class UpstreamClient:
             skip_payload=method == "HEAD",
             read_until_eof=True,
             auto_decompress=False,
-            max_line_size=_MAX_LINE_BYTES,
-            max_field_size=_MAX_LINE_BYTES,
-            max_headers=_MAX_HEADERS,
+            max_line_size=MAX_RESPONSE_LINE_BYTES,
+            max_field_size=MAX_RESPONSE_LINE_BYTES,
+            max_headers=MAX_RESPONSE_HEADERS,
         )
         deadlines = self._deadlines
         if deadlines is not None:
@@ -116,8 +121,9 @@ class UpstreamClient:
             request.start(connection)
             while True:
                 message, content = await protocol.read()
-                if not _is_interim(message.code):
+                if not is_interim(message.code):
                     return UpstreamResponse(message, content, protocol, request, method)
+                check_response_framing(message.version, message.code, ReceivedHeaders(message.raw_headers))
         finally:
             request.on_sent = None
             if deadlines is not None:
@@ -177,17 +183,3 @@ _FAULTS: Final[tuple[tuple[Any, FaultKind, str], ...]] = (
 
 def _time_out(protocol: ResponseHandler) -> None:
     protocol.set_exception(aiohttp.SocketTimeoutError("no response in time"))
-
-
-def _is_interim(status: int) -> bool:
-    """Whether the final response is still to come; 101 is final (RFC 9110 section 15.2)."""
-    return 100 <= status < 200 and status != 101  # noqa: PLR2004 (statuses say more than names for them)
-
-
-def _check_response(response: UpstreamResponse) -> None:
-    """Refuse responses that a client could read differently. Raises Fault BAD_RESPONSE."""
-    if response.status == 101:  # noqa: PLR2004 (Switching Protocols)
-        raise Fault(FaultKind.BAD_RESPONSE, "The upstream switched protocols without being asked (RFC 9110 7.8).")
-    codings = response.headers.all(b"transfer-encoding")
-    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
-        raise Fault(FaultKind.BAD_RESPONSE, "The upstream used a Transfer-Encoding other than chunked, once.")

@@ -42,6 +42,7 @@ class UpstreamResponse:
         #: Set while the transport receives nothing.
         self._paused: PausableStream | None = None
         self._raw_body: SizedRawBody | None = None
+        self.version: tuple[int, int] = message.version
         self.status = message.code
         self.reason = (message.reason or "").encode("utf-8", "surrogateescape")
         self.headers = ReceivedHeaders(message.raw_headers)

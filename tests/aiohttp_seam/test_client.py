@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from gateway.aiohttp_seam import ClientConnection, PausableStream, detach_parser, is_reading_paused
+from gateway.errors import Fault
 from tests.aiohttp_seam.peers import PATIENCE_SECONDS, Upstream, listen, protocol_of, reset, settle
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -110,6 +111,20 @@ async def test_response_read_below_its_transport_ends_and_its_connection_is_kept
             peer.sendall(OK)
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert await body.readany() == b"ok"
+            connection.close()
+
+
+async def test_head_that_only_the_lenient_parser_accepts_is_refused() -> None:
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.sendall(b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok")
+            message, _ = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert message.code == 103
+            with pytest.raises(Fault, match="Line 2"):
+                await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert protocol.should_close
             connection.close()
 
 
