@@ -39,6 +39,8 @@ from gateway.upstream import UpstreamPool
 _BACKLOG: Final = 1024
 #: Reads the config anew. Raises ConfigError.
 Load = Callable[[], Config]
+#: How long health checks that failed with a bug pause before they start again.
+_RESTART_SECONDS: Final = 1.0
 _log = logging.getLogger("gateway")
 
 
@@ -201,7 +203,7 @@ class Gateway:
         for upstream in self._health_tasks.keys() - upstreams:
             self._health_tasks.pop(upstream).cancel()
         for upstream in upstreams - self._health_tasks.keys():
-            self._health_tasks[upstream] = self._keep(upstream.watch_health(), f"health of {upstream.name}")
+            self._health_tasks[upstream] = self._keep(_watch_health(upstream), f"health of {upstream.name}")
         self._keep(self._sweep(), "sweep")
 
     async def _sweep(self) -> None:
@@ -229,6 +231,18 @@ class Gateway:
             if not upstream.is_available
         ]
         return reasons
+
+
+async def _watch_health(upstream: UpstreamPool) -> None:
+    """Check the health of an upstream until cancelled; start again after a bug, which would end the checks for good."""
+    while True:
+        try:
+            await upstream.watch_health()
+        except Exception:
+            _log.exception("health checks of upstream %s failed: they start again", upstream.name)
+        else:
+            return
+        await asyncio.sleep(_RESTART_SECONDS)
 
 
 def _check_fixed(before: Config, after: Config) -> None:

@@ -18,7 +18,11 @@ _LAST_SECONDS: Final = 2.0
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats log records as one JSON object per line; access log lines are formatted in `downstream.access_log`."""
+    """Formats log records as one JSON object per line; access log lines are formatted in `downstream.access_log`.
+
+    A record made with `extra={"keys": {...}}` has these keys as well; they may replace `event`, which is `message`
+    otherwise.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the JSON object of a record; exceptions are in its key `traceback`."""
@@ -29,6 +33,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line.update(getattr(record, "keys", {}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)

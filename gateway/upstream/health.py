@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import aiohttp
 
 from gateway.config.model import Health
 from gateway.config.values import Endpoint
-from gateway.observe.stats import UpstreamStats
 from gateway.upstream.balancing import EndpointState
+from gateway.upstream.state import UpstreamState
 
 
-async def check_endpoints(states: Sequence[EndpointState], health: Health, stats: UpstreamStats) -> None:
+@dataclass(slots=True)
+class CheckHistory:
+    """Decides from the results of checks whether an endpoint is up."""
+
+    passes: int
+    fails: int
+    is_up: bool
+    _contrary_count: int = 0
+
+    def record(self, *, has_passed: bool) -> bool:
+        """Record a result; return whether `is_up` has changed by it."""
+        if has_passed is self.is_up:
+            self._contrary_count = 0
+            return False
+        self._contrary_count += 1
+        if self._contrary_count < (self.passes if has_passed else self.fails):
+            return False
+        self.is_up, self._contrary_count = has_passed, 0
+        return True
+
+
+async def check_endpoints(upstream: UpstreamState, states: Sequence[EndpointState], health: Health) -> None:
     """Check the endpoints until cancelled, and record in their states whether they are up."""
     timeout = aiohttp.ClientTimeout(total=None if math.isinf(health.timeout) else health.timeout)
     async with (
@@ -24,25 +48,44 @@ async def check_endpoints(states: Sequence[EndpointState], health: Health, stats
         asyncio.TaskGroup() as group,
     ):
         for state in states:
-            group.create_task(_check_endpoint(session, state, health, stats), name=f"health {state.endpoint}")
+            group.create_task(_check_endpoint(session, upstream, state, health), name=f"health {state.endpoint}")
 
 
 async def _check_endpoint(
-    session: aiohttp.ClientSession, state: EndpointState, health: Health, stats: UpstreamStats
+    session: aiohttp.ClientSession, upstream: UpstreamState, state: EndpointState, health: Health
 ) -> None:
-    contrary_count = 0
+    history = CheckHistory(health.passes, health.fails, state.is_up)
     while True:
-        has_passed = await _passes(session, state.endpoint, health)
-        contrary_count = contrary_count + 1 if has_passed is not state.is_up else 0
-        if contrary_count >= (health.passes if has_passed else health.fails):
-            state.is_up, contrary_count = has_passed, 0
-            stats.endpoints_up[str(state.endpoint)] = has_passed
+        failure = await _check(session, state.endpoint, health)
+        if history.record(has_passed=failure is None):
+            if failure is None:
+                upstream.mark_up(state, f"{_count(health.passes)} passed")
+            else:
+                upstream.mark_down(state, f"{_count(health.fails)} failed: {failure}")
         await asyncio.sleep(health.interval)
 
 
-async def _passes(session: aiohttp.ClientSession, endpoint: Endpoint, health: Health) -> bool:
+async def _check(session: aiohttp.ClientSession, endpoint: Endpoint, health: Health) -> str | None:
+    """Return why an endpoint fails the check, None if it passes."""
     try:
         async with session.get(f"{endpoint}{health.path}", allow_redirects=False) as response:
-            return response.status < 400  # noqa: PLR2004 (2xx and 3xx pass)
-    except (aiohttp.ClientError, OSError):
-        return False
+            return None if response.status < 400 else f"status {response.status}"  # noqa: PLR2004 (2xx and 3xx pass)
+    except TimeoutError:
+        return f"no response within {health.timeout:g} s"
+    except aiohttp.ClientConnectorDNSError:
+        return "the name does not resolve"
+    except aiohttp.ServerDisconnectedError:
+        return "the connection was closed without a response"
+    except (aiohttp.ClientError, OSError, ValueError) as exc:
+        # asyncio and the idna codec raise ValueError for names that cannot be looked up.
+        return _describe(exc)
+
+
+def _describe(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno is not None and exc.errno in errno.errorcode:
+        return os.strerror(exc.errno).lower()
+    return str(exc) or type(exc).__name__
+
+
+def _count(checks: int) -> str:
+    return "1 check" if checks == 1 else f"{checks} checks"

@@ -101,7 +101,7 @@ class UpstreamPool:
     async def watch_health(self) -> None:
         """Check the endpoints until cancelled, where the config has health checks."""
         if self._config.health is not None:
-            await check_endpoints(self._states, self._config.health, self._stats)
+            await check_endpoints(self._state, self._states, self._config.health)
 
 
 def _leave(state: EndpointState) -> None:

@@ -6,6 +6,7 @@ the last of them has ended. So a reload that changes one key makes no second set
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from gateway.config import Upstream
@@ -13,6 +14,8 @@ from gateway.config.values import Endpoint
 from gateway.observe.stats import UpstreamStats
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.capacity import CapacityLimiter
+
+_log = logging.getLogger("gateway.upstream")
 
 
 class UpstreamState:
@@ -38,3 +41,22 @@ class UpstreamState:
             for state in self._endpoints.values():
                 state.is_up = True
         self.stats.endpoints_up = {str(endpoint): state.is_up for endpoint, state in self._endpoints.items()}
+
+    def mark_up(self, state: EndpointState, reason: str) -> None:
+        """Record that the health checks of an endpoint pass again, and log it."""
+        self._set_up(state, is_up=True)
+        self._log(logging.INFO, state, "endpoint_up", "is up again", reason)
+
+    def mark_down(self, state: EndpointState, reason: str) -> None:
+        """Record that the health checks of an endpoint fail, and log it."""
+        self._set_up(state, is_up=False)
+        self._log(logging.WARNING, state, "endpoint_down", "is down", reason)
+
+    def _set_up(self, state: EndpointState, *, is_up: bool) -> None:
+        state.is_up = is_up
+        self.stats.endpoints_up[str(state.endpoint)] = is_up
+
+    def _log(self, level: int, state: EndpointState, event: str, change: str, reason: str) -> None:
+        upstream, endpoint = self.stats.upstream, str(state.endpoint)
+        keys = {"event": event, "upstream": upstream, "endpoint": endpoint, "reason": reason}
+        _log.log(level, "endpoint %s of upstream %s %s: %s", endpoint, upstream, change, reason, extra={"keys": keys})

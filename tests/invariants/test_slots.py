@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.peers import (
     OK,
     RawUpstream,
@@ -135,6 +137,7 @@ async def test_kept_connection_closed_by_the_upstream_is_not_used_again() -> Non
             assert len(upstream.wires) == count
 
 
+@pytest.mark.expected_log("gateway.upstream", "is down", reason="the endpoint fails its checks")
 async def test_endpoint_that_fails_its_health_checks_gets_no_requests() -> None:
     async def respond_503(wire: Wire) -> None:
         await wire.read_head()

@@ -124,6 +124,7 @@ async def test_draining_gateway_is_healthy_but_not_ready() -> None:
         assert (status, text) == (503, "draining\n")
 
 
+@pytest.mark.expected_log("gateway.upstream", "is down", reason="the endpoint fails its checks")
 async def test_gateway_without_a_healthy_endpoint_is_not_ready() -> None:
     health = {"health": {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}}
     async with run_gateway(forward_config("http://127.0.0.1:9", upstream_keys=health)) as gateway:
