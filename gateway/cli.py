@@ -20,6 +20,7 @@ from typing import Final
 from gateway import __version__, memory
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.values import Endpoint
+from gateway.downstream.acceptor import raise_descriptor_limit
 from gateway.downstream.access_log import RecordLine
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
@@ -99,6 +100,7 @@ def _print_routes(config: Config) -> None:
 
 def _run(path: Path, *, is_demo: bool) -> int:
     config = _load(path)
+    raise_descriptor_limit()
     writer = start_logging()
     try:
         with _demo_upstream(config) if is_demo else contextlib.nullcontext():

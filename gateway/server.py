@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
@@ -24,6 +24,7 @@ from gateway.config import Config, ConfigError, Problem
 from gateway.config.check import server_context
 from gateway.config.values import Address
 from gateway.downstream import TrafficServer
+from gateway.downstream.acceptor import Acceptor, half_of_descriptors
 from gateway.downstream.access_log import RecordLine
 from gateway.errors import Fault
 from gateway.filters import FilterProblem
@@ -36,7 +37,10 @@ from gateway.storage import DiskThreads, sweep
 from gateway.transfer import Timers
 from gateway.upstream import UpstreamPool
 
-_BACKLOG: Final = 1024
+#: Descriptors held for clients of the ops port.
+_OPS_SPARES: Final = 4
+#: For what is left of a cut exchange to end.
+_SHUTDOWN_SECONDS: Final = 1.0
 #: Reads the config anew. Raises ConfigError.
 Load = Callable[[], Config]
 #: How long health checks that failed with a bug pause before they start again.
@@ -88,17 +92,17 @@ class Gateway:
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
             self.ops_address = await _open(stack, self._ops_runner, config.ops.listen)
             self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread)
-            runner = web.ServerRunner(self._traffic, handle_signals=False, shutdown_timeout=1.0)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
+            stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
             sock = open_listener(config.listen)
+            stack.callback(sock.close)
             tls = config.tls
             self._tls = server_context(tls.certificate, tls.key) if tls is not None else None
             if self._tls is not None:
                 # Called for every handshake, with a name or without: the context in force takes over.
                 self._tls.sni_callback = lambda connection, _name, _context: self._choose_context(connection)
-            self._site = web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=self._tls)
-            await self._site.start()
+            self._acceptor = Acceptor(sock, self._traffic, context=self._tls, first_kept=half_of_descriptors())
+            self._traffic.on_connection_lost = self._acceptor.connection_closed
+            stack.push_async_callback(self._acceptor.close)
             self.address = Address(config.listen.host, sock.getsockname()[1])
             self._stack = stack.pop_all()
         self._begin_work()
@@ -107,7 +111,7 @@ class Gateway:
     async def stop(self) -> None:
         """Drain and close: accept nothing, wait up to drain_timeout for exchanges, cut the rest, close all."""
         self._in_flight.begin()
-        await self._site.stop()
+        self._acceptor.stop()
         # Idle kept connections close now, the others after their response.
         self._traffic.close_idle_connections()
         seconds = self._runtime.config.drain_timeout
@@ -265,5 +269,7 @@ async def _open(stack: contextlib.AsyncExitStack, runner: web.AppRunner, address
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     sock = open_listener(address)
-    await web.SockSite(runner, sock).start()
+    stack.callback(sock.close)
+    acceptor = Acceptor(sock, cast(web.Server, runner.server), spares=_OPS_SPARES)
+    stack.push_async_callback(acceptor.close)
     return Address(address.host, sock.getsockname()[1])

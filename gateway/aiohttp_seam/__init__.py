@@ -8,7 +8,7 @@ Private names, by purpose:
 
   purpose                                     names                                               used in
   ------------------------------------------  --------------------------------------------------  --------------
-  recognise plain TCP                         asyncio _SelectorSocketTransport                    transports.py
+  recognise plain TCP; serve a connection     asyncio _SelectorSocketTransport                    transports.py
   bytes received per call                     asyncio _SelectorSocketTransport.max_size           transports.py
   is data buffered                            StreamReader._buffer                                streams.py
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
@@ -37,7 +37,7 @@ from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
 from gateway.aiohttp_seam.server import ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
-from gateway.aiohttp_seam.transports import drain_write_buffer, is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam.transports import connect_accepted, drain_write_buffer, is_plain_tcp, set_receive_size
 
 __all__ = [
     "ClientConnection",
@@ -47,6 +47,7 @@ __all__ = [
     "ServerConnection",
     "check_behaviour",
     "check_names",
+    "connect_accepted",
     "detach_parser",
     "drain_write_buffer",
     "has_buffered",

@@ -29,7 +29,7 @@ from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolReq
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.server import ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
-from gateway.aiohttp_seam.transports import is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam.transports import connect_accepted, is_plain_tcp, set_receive_size
 
 #: As in pyproject.toml.
 SUPPORTED: Final = ">=3.14.4,<3.15"
@@ -128,8 +128,9 @@ async def _check_receive_size() -> None:
             received.put_nowait(data)
 
     with _tcp_pair() as (ours, peer):
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(Recorder, ours)
+        transport = connect_accepted(ours, peer.getsockname(), Recorder())
         with contextlib.closing(transport):
+            _require(transport.get_extra_info("peername") == peer.getsockname(), "a transport knows its peer's address")
             _require(is_plain_tcp(transport), "a loopback connection is plain TCP")
             set_receive_size(transport, 3)
             peer.sendall(b"abcdef")
@@ -300,7 +301,7 @@ async def _request_under_way(
     )
     with _tcp_pair() as (ours, peer):
         peer.sendall(b"POST /a%2Fb? HTTP/1.1\r\nX-Y: \xff\r\nHost: a\r\n" + rest_of_head)
-        transport, _ = await loop.connect_accepted_socket(lambda: connection, ours)
+        transport = connect_accepted(ours, peer.getsockname(), connection)
         try:
             yield await handled, connection, peer
         finally:
@@ -323,5 +324,4 @@ def _tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """Yield both ends of a TCP connection: one to give to a transport (which closes it), one to use as the peer."""
     with _listening() as listener, socket.create_connection(listener.getsockname()[:2]) as peer:
         ours, _ = listener.accept()
-        ours.setblocking(False)
         yield ours, peer

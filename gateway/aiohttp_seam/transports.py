@@ -20,6 +20,19 @@ def is_plain_tcp(transport: asyncio.BaseTransport | None) -> bool:
     )
 
 
+def connect_accepted(sock: socket.socket, peer: object, protocol: asyncio.Protocol) -> asyncio.Transport:
+    """Return the plain transport of an accepted TCP socket, which it owns; `peer` is the address of the other end.
+
+    `loop.connect_accepted_socket` does the same with a task, which costs 30 us more per connection (Python 3.11-3.13).
+    Needs a running loop.
+    """
+    sock.setblocking(False)
+    transport: asyncio.Transport = selector_events._SelectorSocketTransport(  # type: ignore[attr-defined]  # see above
+        asyncio.get_running_loop(), sock, protocol, extra={"peername": peer}
+    )
+    return transport
+
+
 def set_receive_size(transport: asyncio.BaseTransport, size_bytes: int) -> None:
     """Set how many bytes a transport receives per call; asyncio's default is 256 KiB.
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler
 
 from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream.response import ClientResponse
@@ -88,13 +89,24 @@ class TrafficServer(web.Server):
         # handler_cancellation: a client that leaves while nothing is sent is noticed at once, not at the next event.
         super().__init__(handle, handler_cancellation=True)
         self._refuse_unread = refuse_unread
+        #: Called when a connection was lost.
+        self.on_connection_lost: Callable[[], None] = _ignore
 
     def __call__(self) -> TrafficConnection:
         """Make the protocol of a new connection."""
         return TrafficConnection(self, loop=asyncio.get_running_loop(), refuse_unread=self._refuse_unread)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget a connection and tell about it."""
+        super().connection_lost(handler, exc)
+        self.on_connection_lost()
 
     def close_idle_connections(self) -> None:
         """Close every connection that handles no request."""
         for connection in self.connections:
             if isinstance(connection, ServerConnection) and connection.is_idle:
                 connection.force_close()
+
+
+def _ignore() -> None:
+    pass

@@ -36,14 +36,17 @@ def memory(pid: int, key: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(config: dict[str, Any], directory: Path) -> AsyncIterator[tuple[int, int]]:
-    """Run a gateway process; yield its pid and port."""
+async def gateway_process(
+    config: dict[str, Any], directory: Path, *, ulimit: str = ""
+) -> AsyncIterator[tuple[int, int]]:
+    """Run a gateway process, perhaps with a limit of the shell; yield its pid and port."""
     config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, **config}
     path = directory / "gateway.json"
     path.write_text(json.dumps(config))
     errors = directory / "stderr"
     with errors.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
+            *(("sh", "-c", f'ulimit {ulimit}; exec "$@"', "sh") if ulimit else ()),
             sys.executable,
             "-m",
             "gateway",
@@ -60,6 +63,7 @@ async def gateway_process(config: dict[str, Any], directory: Path) -> AsyncItera
     finally:
         process.send_signal(signal.SIGTERM)
         output, _ = await process.communicate()
+        (directory / "log").write_bytes(output)
     assert not list(stray_lines(output.decode() + errors.read_text()))
 
 

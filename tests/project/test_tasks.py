@@ -18,6 +18,7 @@ from tests.project.test_project import PACKAGE, SOURCES
 #: Module -> the owner of the tasks it makes, and when they end. A module that makes none any more is removed here.
 MAKERS = {
     "server.py": "Gateway keeps the tasks of reloads and background jobs; `stop` cancels them",
+    "downstream/acceptor.py": "Acceptor keeps the tasks of TLS handshakes; `close` cancels them",
     "upstream/request.py": "UpstreamRequest keeps the task that sends the body, and `stop` cancels it",
     "actions/mirror.py": "Mirror keeps the tasks of its copies; they outlive the exchange, and `close` ends them",
     "actions/split.py": "`_wait_first` makes one task per wait and cancels those that are left before it returns",

@@ -1,0 +1,219 @@
+"""Accepts connections, and pauses where descriptors run out.
+
+asyncio's server calls accept as often per wake-up as its backlog is long, and goes on at EMFILE: each failed call is a
+log record and a timer, tens of thousands of them in a storm of connections. Here:
+
+- Few calls per wake-up (nginx: `multi_accept off`). Between processes that share the socket, the one that waits takes
+  the next connection, so a busy one takes fewer. The others stay in the kernel's queue, which is as long as the kernel
+  allows.
+- The kernel hands out the lowest free descriptor, so its number tells how many are in use. Clients get numbers below
+  `first_kept`; those above are kept for upstreams, files and the ops port. HAProxy derives its `maxconn` from the limit
+  in the same way.
+- Without a free descriptor accepting pauses. It goes on as soon as a connection closes, and otherwise tries again ten
+  times a second. Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
+- `spares` are descriptors held open that are given up, one by one, to accept where no other is free: the ops port
+  answers while everything else is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from gateway.aiohttp_seam import connect_accepted
+
+#: Calls of accept per wake-up. One alone would let a loop with long turns fall behind.
+_ACCEPTS: Final = 8
+#: net.core.somaxconn of Linux. Clients that go on connecting do not keep `accept_queued` from its end.
+_MAX_QUEUED: Final = 4096
+_RETRY_SECONDS: Final = 0.1
+#: Between two log lines.
+_QUIET_SECONDS: Final = 10.0
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_log = logging.getLogger("gateway")
+
+
+def raise_descriptor_limit() -> None:
+    """Raise this process's limit of descriptors to the highest it may have (`ulimit -Hn`), as Go's runtime does.
+
+    The lower limit that shells and service managers set protects programs that use select.
+    """
+    _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS reports no limit and refuses to set that.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+
+
+def half_of_descriptors() -> int:
+    """Return half of this process's limit of descriptors: one for each client, and one for its upstream."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2
+
+
+class Acceptor:
+    """Accepts the connections of one listening socket, which it owns; `make_protocol` makes the protocol of each.
+
+    Close it after use. Needs a running loop.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        make_protocol: Callable[[], asyncio.Protocol],
+        *,
+        context: ssl.SSLContext | None = None,
+        first_kept: int = sys.maxsize,
+        spares: int = 0,
+    ) -> None:
+        self._sock = sock
+        self._make_protocol = make_protocol
+        self._context = context
+        self._first_kept = first_kept
+        self._loop = asyncio.get_running_loop()
+        #: Of connections whose handshake runs.
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._is_paused = False
+        self._is_exhausted = False
+        self._is_reading = False
+        self._retry: asyncio.Handle | None = None
+        self._last_line = -_QUIET_SECONDS
+        sock.setblocking(False)
+        self._spares = [os.dup(sock.fileno()) for _ in range(spares)]
+        self._spare_count = spares
+        self._update()
+
+    def pause(self) -> None:
+        """Accept nothing until `resume`: clients wait in the kernel's queue."""
+        self._is_paused = True
+        self._update()
+
+    def resume(self) -> None:
+        """Accept again."""
+        self._is_paused = False
+        self._update()
+
+    def connection_closed(self) -> None:
+        """Tell that a connection was lost: accepting goes on if it paused for want of a descriptor."""
+        if self._is_exhausted:
+            # Its descriptor is closed when this turn of the loop is over.
+            self._retry_by(self._loop.call_soon(self._try_again))
+
+    def accept_queued(self) -> None:
+        """Accept what the kernel's queue holds now, before `stop`: with the last descriptor of it, its queue is reset.
+
+        Not for a socket that another process goes on to accept from.
+        """
+        for _ in range(_MAX_QUEUED):
+            if not self._is_reading or not self._accept_one():
+                return
+
+    def stop(self) -> None:
+        """Stop accepting and close the socket. Connections whose handshake runs go on."""
+        if self._sock.fileno() < 0:
+            return
+        self.pause()
+        if self._retry is not None:
+            self._retry.cancel()
+        while self._spares:
+            os.close(self._spares.pop())
+        self._sock.close()
+
+    async def close(self) -> None:
+        """Stop, and cut connections whose handshake runs."""
+        self.stop()
+        for task in self._handshakes:
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+
+    def _update(self) -> None:
+        is_wanted = not self._is_paused and not self._is_exhausted
+        if is_wanted and not self._is_reading:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+        elif self._is_reading and not is_wanted:
+            self._loop.remove_reader(self._sock.fileno())
+        self._is_reading = is_wanted
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Accept a connection; return whether there may be more to accept now."""
+        try:
+            if not self._is_one_free():
+                self._exhaust("the other descriptors are kept for upstreams and files")
+                return False
+            sock, peer = self._sock.accept()
+        except OSError as exc:
+            # Others, such as ECONNABORTED, are failures of the connection that was to be accepted: accept(2).
+            if exc.errno not in _EXHAUSTED:
+                return False
+            if self._spares:
+                os.close(self._spares.pop())
+                self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
+                return True
+            self._exhaust(os.strerror(exc.errno))
+            return False
+        if self._context is None:
+            connect_accepted(sock, peer, self._make_protocol())
+        else:
+            task = self._loop.create_task(self._start_tls(sock, self._context), name="handshake")
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+        return True
+
+    def _is_one_free(self) -> bool:
+        """Return whether a descriptor for a client is free. Raises OSError if none at all is."""
+        lowest_free = os.dup(self._sock.fileno())
+        os.close(lowest_free)
+        return lowest_free < self._first_kept
+
+    async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        # A handshake that fails ends only its connection.
+        with contextlib.suppress(OSError):
+            await self._loop.connect_accepted_socket(self._make_protocol, sock, ssl=context)
+
+    def _exhaust(self, reason: str) -> None:
+        self._is_exhausted = True
+        self._update()
+        self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
+        now = time.monotonic()
+        if now >= self._last_line + _QUIET_SECONDS:
+            self._last_line = now
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            _log.warning(
+                "accepting on port %d pauses until a connection closes: %s; raise the limit of %d (ulimit -n)",
+                self._sock.getsockname()[1],
+                reason,
+                limit,
+            )
+
+    def _retry_by(self, handle: asyncio.Handle) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = handle
+
+    def _try_again(self) -> None:
+        """Take back the spares, then go on accepting if a descriptor for a client is free."""
+        try:
+            while len(self._spares) < self._spare_count:
+                self._spares.append(os.dup(self._sock.fileno()))
+            is_free = self._is_one_free()
+        except OSError:
+            is_free = bool(self._spares)
+        if is_free:
+            self._is_exhausted = False
+            self._update()
+        if self._is_exhausted or len(self._spares) < self._spare_count:
+            self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))

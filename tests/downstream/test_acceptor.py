@@ -1,0 +1,171 @@
+"""The acceptor: a few connections per wake-up, a pause where descriptors run out, and none lost meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from gateway.downstream.acceptor import Acceptor, half_of_descriptors, raise_descriptor_limit
+from tests.aiohttp_seam.peers import settle
+from tests.peers import wait_until
+
+expected_pause = pytest.mark.expected_log("gateway", "accepting on port", reason="what the test is about")
+
+
+class Connections:
+    """Makes the protocols of an acceptor and keeps those that are connected."""
+
+    def __init__(self) -> None:
+        self.open: list[asyncio.Transport] = []
+        self.accepted = 0
+        self.acceptor: Acceptor
+
+    def __call__(self) -> asyncio.Protocol:
+        connections = self
+
+        class Connection(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
+                self.transport = transport
+                connections.open.append(transport)
+                connections.accepted += 1
+
+            def connection_lost(self, exc: BaseException | None) -> None:
+                connections.open.remove(self.transport)
+                connections.acceptor.connection_closed()
+
+        return Connection()
+
+    async def wait_accepted(self, count: int) -> None:
+        await wait_until(lambda: self.accepted == count)
+
+
+def lowest_free() -> int:
+    """Return the number that the next descriptor gets."""
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
+
+
+@contextlib.contextmanager
+def descriptor_limit(limit: int) -> Iterator[None]:
+    """Let this process open no descriptor with this number or a higher one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.asynccontextmanager
+async def queued_clients(count: int) -> AsyncIterator[tuple[socket.socket, list[socket.socket]]]:
+    """Yield a listener and clients that wait in its queue, then close them all."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
+        yield listener, [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
+
+
+@contextlib.asynccontextmanager
+async def accepting(listener: socket.socket, **options: Any) -> AsyncIterator[Connections]:
+    connections = Connections()
+    connections.acceptor = Acceptor(listener, connections, **options)
+    try:
+        yield connections
+    finally:
+        await connections.acceptor.close()
+        for transport in connections.open:
+            transport.abort()
+        await settle()
+
+
+async def test_few_connections_are_accepted_per_turn_of_the_loop() -> None:
+    """asyncio's server accepts as many as its backlog is long."""
+    async with queued_clients(20) as (listener, _), accepting(listener) as connections:
+        counts = set()
+        while len(connections.open) < 20:
+            before = len(connections.open)
+            await asyncio.sleep(0)
+            counts.add(len(connections.open) - before)
+        assert max(counts) <= 8
+
+
+async def test_paused_acceptor_leaves_clients_in_the_queue_until_it_is_resumed() -> None:
+    async with queued_clients(2) as (listener, _), accepting(listener) as connections:
+        connections.acceptor.pause()
+        await settle()
+        assert not connections.open
+        connections.acceptor.resume()
+        await wait_until(lambda: len(connections.open) == 2)
+
+
+@expected_pause
+async def test_clients_get_no_kept_descriptor_and_the_next_one_is_accepted_when_one_closes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        queued_clients(6) as (listener, _),
+        accepting(listener, first_kept=lowest_free() + 2) as connections,
+    ):
+        for accepted in range(2, 7):
+            await connections.wait_accepted(accepted)
+            await settle()
+            assert (connections.accepted, len(connections.open)) == (accepted, 2)
+            connections.open[0].abort()
+    assert len(caplog.records) == 1
+
+
+@expected_pause
+async def test_acceptor_without_a_descriptor_pauses_with_one_log_line_and_recovers_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio's server wrote one record per failed call, 138,000 in five seconds."""
+    async with queued_clients(6) as (listener, _), accepting(listener) as connections:
+        with descriptor_limit(lowest_free() + 2):
+            await wait_until(lambda: len(connections.open) == 2)
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert len(connections.open) == 2
+            assert len(caplog.records) == 1
+        # No connection closed: the acceptor tries again.
+        await wait_until(lambda: len(connections.open) == 6)
+        assert len(caplog.records) == 1
+
+
+@expected_pause
+async def test_spare_descriptors_let_clients_in_where_no_other_is_free_and_are_taken_back() -> None:
+    async with queued_clients(4) as (listener, _), accepting(listener, spares=2) as connections:
+        with descriptor_limit(lowest_free()):
+            await connections.wait_accepted(2)
+            await settle()
+            assert connections.accepted == 2
+            for transport in connections.open:
+                transport.abort()
+            await connections.wait_accepted(4)
+
+
+async def test_clients_in_the_queue_can_be_accepted_before_the_socket_is_closed() -> None:
+    async with queued_clients(30) as (listener, clients), accepting(listener) as connections:
+        connections.acceptor.accept_queued()
+        connections.acceptor.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(clients[0].getpeername())
+        await settle()
+        assert len(connections.open) == 30
+
+
+def test_limit_of_descriptors_is_raised_to_the_highest_and_half_of_it_is_for_clients() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with descriptor_limit(min(soft, 512)):
+        assert half_of_descriptors() == min(soft, 512) // 2
+        raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
