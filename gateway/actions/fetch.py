@@ -48,8 +48,9 @@ class FetchAction:
         self._lanes = lanes
         self._allow = AllowList(config.allow)
         guard = AddressGuard(allows_private=config.private_networks == "allow")
-        self._client = UpstreamClient(config.timeouts, timers, guard)
-        self._policies = response_policies(route, config.timeouts.idle)
+        key = f"routes.{route.name}.fetch.timeouts"
+        self._client = UpstreamClient(config.timeouts, timers, key, guard)
+        self._policies = response_policies(route, config.timeouts.idle, f"{key}.idle")
 
     async def close(self) -> None:
         """Close every connection."""

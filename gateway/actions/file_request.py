@@ -21,7 +21,7 @@ from gateway.http.headers import Headers, end_to_end
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormField, Part
 from gateway.transfer import Transfer
-from gateway.upstream import RequestHead, UpstreamResponse, UpstreamSink
+from gateway.upstream import RequestHead, UpstreamPool, UpstreamResponse, UpstreamSink
 
 _FIRST_FAILURE: Final = 400
 
@@ -129,9 +129,9 @@ class FileRequest:
             path = path.replace("{filename}", name)
         return make_request_head(self._exchange, path, host=self._config.host, framing=framing, shape=self._shape)
 
-    def pending(self) -> int:
-        """Return how many bytes were written but have not left this process."""
-        return self._sink.pending() if self._sink is not None else 0
+    def acknowledged(self) -> int:
+        """Return the progress of the upstream, see `gateway.transfer.progress`."""
+        return self._sink.acknowledged() if self._sink is not None else 0
 
     async def send_to(self, sink: UpstreamSink) -> None:
         """Send the file's bytes with what surrounds them. Raises Fault for the source, OSError for the sink."""
@@ -144,12 +144,12 @@ class FileRequest:
                 await sink.write(piece)
         await self.end()
 
-    async def receive(self, response: UpstreamResponse, budget: ResponseBudget, idle_seconds: float) -> None:
+    async def receive(self, response: UpstreamResponse, budget: ResponseBudget, upstream: UpstreamPool) -> None:
         """Take a response into the result, as far as the budget allows. Raises Fault."""
         self.result.headers = end_to_end(response.headers)
         body = bytearray()
         try:
-            while chunk := await _read_in_time(response, idle_seconds):
+            while chunk := await _read_in_time(response, upstream):
                 budget.reserve(len(chunk))
                 body += chunk
         except BaseException:
@@ -186,13 +186,14 @@ class FileRequest:
         return fault
 
 
-async def _read_in_time(response: UpstreamResponse, idle_seconds: float) -> bytes:
+async def _read_in_time(response: UpstreamResponse, upstream: UpstreamPool) -> bytes:
+    seconds = upstream.idle_seconds
     try:
-        async with asyncio.timeout(idle_seconds):
+        async with asyncio.timeout(seconds):
             return await response.read()
     except TimeoutError:
         raise Fault(
             FaultKind.UPSTREAM_IDLE,
-            f"The upstream sent nothing for {idle_seconds:g} s within its response: see its log, or raise "
-            "timeouts.idle.",
+            f"The upstream sent nothing of its response for {seconds:g} s: see why the upstream is slow, or raise "
+            f"{upstream.timeouts_key}.idle ({seconds:g} s).",
         ) from None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import mimetypes
 
-from gateway.actions.policies import download_policy
+from gateway.actions.policies import file_policy
 from gateway.config import Route
 from gateway.downstream import Exchange
 from gateway.http.headers import default_headers
 from gateway.http.ranges import Representation, is_unchanged, select_range
 from gateway.http.routing import RouteMatch
 from gateway.storage import Storage, StoredFileReader
-from gateway.transfer import Lanes, LegLimits
+from gateway.transfer import Lanes
 
 
 class FilesAction:
@@ -20,7 +20,7 @@ class FilesAction:
     def __init__(self, route: Route, storage: Storage, lanes: Lanes) -> None:
         self._storage = storage
         self._lanes = lanes
-        self._policy = download_policy(route, storage.read_leg, LegLimits(route.timeouts.idle))
+        self._policy = file_policy(route, storage.read_leg)
 
     async def close(self) -> None:
         """Close nothing: files are closed with their exchange."""

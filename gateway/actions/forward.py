@@ -51,8 +51,9 @@ class ForwardAction:
         self._must_reencode_forms = (
             config.body == "raw" or config.multipart == "strict" or config.form_fields != FormFields()
         )
-        self._upload_policy = upload_policy(route, Leg.UPSTREAM_WRITE, upstream_limits(route, upstream.idle_seconds))
-        self._response_policies = response_policies(route, upstream.idle_seconds)
+        idle = (upstream.idle_seconds, f"{upstream.timeouts_key}.idle")
+        self._upload_policy = upload_policy(route, Leg.UPSTREAM_WRITE, upstream_limits(route, *idle))
+        self._response_policies = response_policies(route, *idle)
 
     async def close(self) -> None:
         """Cut what is still being mirrored."""

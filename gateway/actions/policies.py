@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.config import Route
 from gateway.observe.stats import Direction, Leg
@@ -22,31 +21,45 @@ class ResponsePolicies:
 
 def upload_policy(route: Route, write_leg: Leg, write_limits: LegLimits) -> TransferPolicy:
     """Return the policy of request bodies that are written to `write_leg`."""
-    total = route.timeouts.total
-    return TransferPolicy(
-        Direction.UPLOAD, Leg.DOWNSTREAM_READ, write_leg, _client_limits(route), write_limits, total, route.upstream
-    )
+    client = (Leg.DOWNSTREAM_READ, _client_limits(route))
+    return _policy(route, Direction.UPLOAD, client, (write_leg, write_limits))
 
 
-def download_policy(route: Route, read_leg: Leg, read_limits: LegLimits) -> TransferPolicy:
-    """Return the policy of response bodies that are read from `read_leg`."""
-    total = route.timeouts.total
-    return TransferPolicy(
-        Direction.DOWNLOAD, read_leg, Leg.DOWNSTREAM_WRITE, read_limits, _client_limits(route), total, route.upstream
-    )
+def file_policy(route: Route, read_leg: Leg) -> TransferPolicy:
+    """Return the policy of files that are read from `read_leg`; a disk is held to no rate."""
+    disk = (read_leg, LegLimits(route.timeouts.idle, f"{_key(route)}.idle"))
+    return _policy(route, Direction.DOWNLOAD, disk, (Leg.DOWNSTREAM_WRITE, _client_limits(route)))
 
 
-def response_policies(route: Route, idle_seconds: float) -> ResponsePolicies:
+def response_policies(route: Route, idle_seconds: float, idle_key: str) -> ResponsePolicies:
     """Return the policies of an upstream's responses; it may be silent for `idle_seconds`."""
-    sized = download_policy(route, Leg.UPSTREAM_READ, upstream_limits(route, idle_seconds))
-    return ResponsePolicies(sized, download_policy(route, Leg.UPSTREAM_READ, LegLimits(idle_seconds)))
+    upstream, client = upstream_limits(route, idle_seconds, idle_key), _client_limits(route)
+    sized = _policy(route, Direction.DOWNLOAD, (Leg.UPSTREAM_READ, upstream), (Leg.DOWNSTREAM_WRITE, client))
+    return ResponsePolicies(sized, replace(sized, read_limits=_unrated(upstream), write_limits=_unrated(client)))
 
 
-def upstream_limits(route: Route, idle_seconds: float) -> LegLimits:
-    """Return how slowly an upstream may read a request body; it may stop for `idle_seconds`."""
-    return LegLimits(idle_seconds, route.timeouts.min_rate, route.timeouts.grace)
+def upstream_limits(route: Route, idle_seconds: float, idle_key: str) -> LegLimits:
+    """Return how slow an upstream may be; it may be silent for `idle_seconds`."""
+    return LegLimits(idle_seconds, idle_key, route.timeouts.min_rate, route.timeouts.grace)
 
 
 def _client_limits(route: Route) -> LegLimits:
+    """Return how slow a client may be."""
     timeouts = route.timeouts
-    return LegLimits(timeouts.idle, timeouts.min_rate, timeouts.grace if timeouts.min_rate else math.inf)
+    return LegLimits(timeouts.idle, f"{_key(route)}.idle", timeouts.min_rate, timeouts.grace)
+
+
+def _unrated(limits: LegLimits) -> LegLimits:
+    return LegLimits(limits.idle_seconds, limits.idle_key)
+
+
+def _policy(
+    route: Route, direction: Direction, source: tuple[Leg, LegLimits], sink: tuple[Leg, LegLimits]
+) -> TransferPolicy:
+    return TransferPolicy(
+        direction, source[0], sink[0], source[1], sink[1], route.timeouts.total, _key(route), route.upstream
+    )
+
+
+def _key(route: Route) -> str:
+    return f"routes.{route.name}.timeouts"

@@ -92,7 +92,7 @@ class ReencodedBody:
 
     async def send_to(self, sink: UpstreamSink) -> None:
         """Send the body. Raises Fault for the source, recorded on the transfer too; OSError for the sink."""
-        with self._transfer.watched(sink.pending):
+        with self._transfer.watched(sink.acknowledged):
             try:
                 async with aclosing(self._encoding.pieces()) as pieces:
                     async for piece in pieces:

@@ -43,7 +43,8 @@ class SplitAction:
         self.route = route
         self.config = config
         self.upstream = upstream
-        self._policy = upload_policy(route, Leg.UPSTREAM_WRITE, upstream_limits(route, upstream.idle_seconds))
+        limits = upstream_limits(route, upstream.idle_seconds, f"{upstream.timeouts_key}.idle")
+        self._policy = upload_policy(route, Leg.UPSTREAM_WRITE, limits)
 
     async def close(self) -> None:
         """Close nothing: every request ends with its exchange."""
@@ -167,7 +168,7 @@ class _Splitter:
         task.add_done_callback(self._tasks.discard)
         with self._transfer.unwatched():
             await request.connected.wait()
-        with self._transfer.watched(request.pending):
+        with self._transfer.watched(request.acknowledged):
             await self._wait_released(request, part, task)
 
     async def _prepare(self, request: FileRequest, part: Part) -> bool:
@@ -195,7 +196,7 @@ class _Splitter:
                     on_connected=request.connected.set,
                 )
                 async with response:
-                    await request.receive(response, self._budget, self._upstream.idle_seconds)
+                    await request.receive(response, self._budget, self._upstream)
         except Fault as fault:
             request.result.fault = fault
         finally:

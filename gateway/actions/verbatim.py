@@ -50,7 +50,7 @@ class VerbatimBody:
     async def send_to(self, sink: UpstreamSink) -> None:
         """Send what is held, then the rest. Raises Fault for the source, OSError for the sink."""
         if self._first:
-            with self._transfer.watched(sink.pending):
+            with self._transfer.watched(sink.acknowledged):
                 while self._first:
                     await sink.write(self._first.pop(0))
         await self._lanes.pump(self._transfer, self._source, sink)

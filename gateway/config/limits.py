@@ -37,14 +37,21 @@ class RouteTimeouts(Section):
     """Time limits for a client. They limit pauses and low rates, not the size of a transfer."""
 
     idle: Seconds = Field(
-        60.0, description="Limit for a pause in which the client moves no byte while the gateway waits for it."
+        60.0,
+        description="Limit for a pause in which the client moves no byte while the gateway waits for it: it sends "
+        "none, or its kernel acknowledges none.",
     )
     min_rate: Rate = Field(
         1024.0,
-        description="Lowest rate, in bytes per second of the time in which the gateway waits for a peer. It does not "
-        "apply to responses of unknown length.",
+        description="Lowest rate of a client or an upstream, in bytes per second of the time in which the gateway "
+        "waits for it. It is about trickling: pauses do not count, see `idle`. It does not apply to responses of "
+        "unknown length.",
     )
-    grace: Seconds = Field(10.0, description="Time for which a transfer may be slower than min_rate.")
+    grace: Seconds = Field(
+        20.0,
+        description="Time over which min_rate is measured, from a byte on. A pause of half of it or more ends the "
+        "measurement; `off` disables min_rate.",
+    )
     total: Seconds = Field(
         math.inf, description="Limit for the duration of a transfer at any rate. Default: none, since files are large."
     )

@@ -56,7 +56,9 @@ class UpstreamTimeouts(Section):
         "a model computes.",
     )
     idle: Seconds = Field(
-        60.0, description="Limit for a pause in which the upstream moves no byte while the gateway waits for it."
+        60.0,
+        description="Limit for a pause in which the upstream moves no byte while the gateway waits for it: it sends "
+        "none, or its kernel acknowledges none, as while a worker is busy and does not read.",
     )
 
 

@@ -21,7 +21,7 @@ from aiohttp.http_writer import StreamWriter
 from gateway.aiohttp_seam import drain_write_buffer
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Header, Headers, encode_head
-from gateway.transfer import RawSocket, open_raw_socket
+from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
 
 #: Linger on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -139,9 +139,9 @@ class ClientResponse(web.StreamResponse):
             except ConnectionError as exc:
                 raise _left() from exc
 
-    def pending(self) -> int:
-        """Return how many bytes wait to leave this process."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+    def acknowledged(self) -> int:
+        """Return the progress of the client, see `gateway.transfer.progress`."""
+        return acknowledged_bytes(self._transport.get_extra_info("socket")) if self._transport is not None else 0
 
     async def flush(self) -> None:
         """Wait until every byte has left this process, so that a client that stopped reading is still watched."""

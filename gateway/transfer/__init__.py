@@ -5,6 +5,7 @@
 
 from gateway.transfer.lanes import BodyReader, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
+from gateway.transfer.progress import Progress, acknowledged_bytes, no_progress
 from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
 from gateway.transfer.raw_socket import RawSocket, open_raw_socket
@@ -17,6 +18,7 @@ __all__ = [
     "Filter",
     "Lanes",
     "LegLimits",
+    "Progress",
     "RawBody",
     "RawSocket",
     "SizedRawBody",
@@ -24,5 +26,7 @@ __all__ = [
     "Timers",
     "Transfer",
     "TransferPolicy",
+    "acknowledged_bytes",
+    "no_progress",
     "open_raw_socket",
 ]

@@ -23,6 +23,7 @@ from typing import Final, Protocol, Self
 
 from gateway.errors import Fault
 from gateway.transfer.meter import Meter
+from gateway.transfer.progress import Progress
 from gateway.transfer.pump import Source, Transfer, pump
 from gateway.transfer.raw_body import RawBody, SizedRawBody
 from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
@@ -75,8 +76,9 @@ class Sink(Protocol):
         """Send a chunk. Raises OSError or Fault if the peer is gone."""
         ...
 
-    def pending(self) -> int:
-        """Return how many bytes were written but have not left this process."""
+    @property
+    def acknowledged(self) -> Progress:
+        """Return the progress of the peer, see `gateway.transfer.progress`."""
         ...
 
     async def open_raw_socket(self) -> RawSocket | None:
@@ -116,7 +118,7 @@ class CopyLane:
     def __init__(self, source: Source, sink: Sink) -> None:
         self.read = source.read
         self.write = sink.write
-        self.pending = sink.pending
+        self.acknowledged = sink.acknowledged
 
 
 class DirectLane:
@@ -130,6 +132,7 @@ class DirectLane:
         self._sink = sink
         self._sizer = ChunkSizer(memory, self._meter)
         self.read = body.read
+        self.acknowledged = socket.acknowledged
 
     async def write(self, chunk: bytes) -> None:
         """Send a chunk, and choose the size of the next."""
@@ -138,10 +141,6 @@ class DirectLane:
         except OSError as exc:
             raise self._sink.translate_error(exc) from exc
         self._sizer.choose(self._body, was_taken=was_taken)
-
-    def pending(self) -> int:
-        """Return the bytes of the chunk that the kernel has not taken."""
-        return self._socket.unsent_bytes
 
 
 class SpliceLane:
@@ -153,6 +152,7 @@ class SpliceLane:
         self._socket = socket
         self._sink = sink
         self._pipe = pipe
+        self.acknowledged = socket.acknowledged
 
     async def read(self) -> int:
         """Fill the pipe."""
@@ -173,10 +173,6 @@ class SpliceLane:
         except OSError as exc:
             raise self._sink.translate_error(exc) from exc
 
-    def pending(self) -> int:
-        """Return the bytes in the pipe."""
-        return self._pipe.held_bytes
-
 
 class SendfileLane:
     """From a file to a socket in the kernel. Reading and writing are one call."""
@@ -187,6 +183,7 @@ class SendfileLane:
         self._file = file
         self._socket = socket
         self._sink = sink
+        self.acknowledged = socket.acknowledged
 
     async def read(self) -> int:
         """Send what the socket takes; return 0 if it takes nothing now."""
@@ -204,10 +201,6 @@ class SendfileLane:
         """Wait for the socket if it was full."""
         if not size:
             await self._socket.wait_writable()
-
-    def pending(self) -> int:
-        """Return 0: nothing is held."""
-        return 0
 
 
 class ChunkMemory:
@@ -290,7 +283,7 @@ class Lanes:
         """Move a file to a client, then await `send_end`. Raises as `pump`."""
         source = file.sendfile_source
         if source is not None and self._is_raw_allowed and (transfer.remaining_bytes or 0) >= MIN_RAW_BYTES:
-            with transfer.watched(sink.pending):
+            with transfer.watched(sink.acknowledged):
                 socket = await sink.open_raw_socket()
             if socket is not None:
                 with contextlib.closing(socket):
@@ -382,7 +375,7 @@ class BodyReader:
 
 async def _pass_on_buffered(transfer: Transfer, source: PausableSource, sink: Sink) -> RawSocket | None:
     """Pass on what was received before the pause, and wait until it was sent: bytes must not overtake each other."""
-    with transfer.watched(sink.pending):
+    with transfer.watched(sink.acknowledged):
         while source.fetch_buffered():
             await sink.write(await transfer.pull_source())
         return await sink.open_raw_socket()

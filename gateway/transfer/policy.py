@@ -9,8 +9,9 @@ from typing import Final
 
 from gateway.observe.stats import Direction, Leg
 
-#: Checks for a stall per shortest limit.
+#: Checks for a stall per shortest limit, and per window in which a rate is measured.
 _CHECKS_PER_LIMIT: Final = 4
+_CHECKS_PER_WINDOW: Final = 8
 _MIN_CHECK_SECONDS: Final = 0.02
 
 
@@ -19,8 +20,15 @@ class LegLimits:
     """How slow one leg may be: seconds without a byte, and bytes per second over `grace_seconds`."""
 
     idle_seconds: float = math.inf
+    #: The config key of `idle_seconds`.
+    idle_key: str = ""
     min_rate: float = 0.0
     grace_seconds: float = math.inf
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether there is a lowest rate."""
+        return self.min_rate > 0 and self.grace_seconds < math.inf
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class TransferPolicy:
     read_limits: LegLimits = LegLimits()
     write_limits: LegLimits = LegLimits()
     total_seconds: float = math.inf
+    #: The config key of the section with `min_rate`, `grace` and `total`.
+    timeouts_key: str = ""
     #: The label `upstream` of the bytes.
     upstream: str = ""
 
@@ -41,12 +51,7 @@ class TransferPolicy:
     def check_seconds(self) -> float:
         """Seconds between two checks for a stall; infinite where nothing is limited."""
         limits = (self.read_limits, self.write_limits)
-        shortest = min(
-            self.total_seconds, *(each.idle_seconds for each in limits), *(each.grace_seconds for each in limits)
-        )
-        return max(shortest / _CHECKS_PER_LIMIT, _MIN_CHECK_SECONDS)
-
-    @functools.cached_property
-    def grace_seconds(self) -> float:
-        """Seconds of the window over which a rate is measured."""
-        return min(self.read_limits.grace_seconds, self.write_limits.grace_seconds)
+        shortest = min(self.total_seconds, *(each.idle_seconds for each in limits))
+        windows = (each.grace_seconds for each in limits if each.has_rate)
+        seconds = min(shortest / _CHECKS_PER_LIMIT, *(window / _CHECKS_PER_WINDOW for window in windows), math.inf)
+        return max(seconds, _MIN_CHECK_SECONDS)

@@ -30,6 +30,7 @@ from gateway.errors import Fault, FaultKind, Outcome
 from gateway.observe.stats import Direction, RouteStats
 from gateway.transfer.meter import Meter
 from gateway.transfer.policy import TransferPolicy
+from gateway.transfer.progress import Progress, no_progress
 from gateway.transfer.stall import StallDetector
 from gateway.transfer.timers import TimerQueue, Timers
 
@@ -99,14 +100,9 @@ class Lane(Protocol[_Chunk]):
         ...
 
     @property
-    def pending(self) -> Callable[[], int]:
-        """Return how many bytes were written but have not left this process."""
+    def acknowledged(self) -> Progress:
+        """Return the progress of the peer that is written to, see `gateway.transfer.progress`."""
         ...
-
-
-def no_bytes() -> int:
-    """Return 0: for sinks that hold no written bytes."""
-    return 0
 
 
 class Transfer:
@@ -114,7 +110,7 @@ class Transfer:
 
         call                valid                effect
         with transfer       once                 starts; leaving it ends the transfer and closes its filters
-        watched(pending)    within `with`        a leg that stalls in the block cancels it and raises its Fault
+        watched(progress)   within `with`        a leg that stalls in the block cancels it and raises its Fault
         unwatched()         within `with`        the block is charged to the write leg and may take any time
         pull(read)          within `watched`     the next chunk, judged and counted; b"" at the end
         fail(fault)         any time             records what broke the body, if nothing did before
@@ -186,9 +182,9 @@ class Transfer:
         """Pull from the source itself, see `pull`."""
         return b"" if self.is_exhausted and self.fault is None else await self.pull(self._source.read)
 
-    def watched(self, pending: Callable[[], int] = no_bytes) -> Watched:
-        """Watch for stalls while the block runs; `pending` returns the bytes written but not sent yet."""
-        return Watched(self, pending)
+    def watched(self, acknowledged: Progress = no_progress) -> Watched:
+        """Watch for stalls while the block runs; `acknowledged` is the progress of the peer that is written to."""
+        return Watched(self, acknowledged)
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -293,7 +289,7 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
 
     Raises Fault for the source, a filter or a leg that stalls, and what `lane.write` and `send_end` raise.
     """
-    with transfer.watched(lane.pending):
+    with transfer.watched(lane.acknowledged):
         # A body of known length is not read any further after its last byte.
         while not transfer.is_whole:
             chunk = await transfer.pull(lane.read)
@@ -307,11 +303,11 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
 class Watched:
     """A block of a transfer that is watched for stalls. A class and not a generator, which would cost 2 us more."""
 
-    __slots__ = ("_checks", "_detector", "_fault", "_pending", "_task", "_transfer")
+    __slots__ = ("_acknowledged", "_checks", "_detector", "_fault", "_task", "_transfer")
 
-    def __init__(self, transfer: Transfer, pending: Callable[[], int]) -> None:
+    def __init__(self, transfer: Transfer, acknowledged: Progress) -> None:
         self._transfer = transfer
-        self._pending = pending
+        self._acknowledged = acknowledged
         self._checks = transfer.checks
         #: The stall for which this watch cancelled the task; recorded on the transfer if nothing else did, too.
         self._fault: Fault | None = None
@@ -321,7 +317,7 @@ class Watched:
         meter = self._transfer.meter
         meter.skip_time()
         if self._checks is not None:
-            self._detector = StallDetector(meter, self._pending)
+            self._detector = StallDetector(meter, self._acknowledged)
             self._task = asyncio.current_task()
             self._checks.start(self, self._check)
 

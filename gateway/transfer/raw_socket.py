@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.aiohttp_seam import is_plain_tcp
+from gateway.transfer.progress import acknowledged_bytes
 
 #: Fewer, larger chunks cost less while the sink keeps up; a sink that does not gets smaller ones, so that many slow
 #: transfers hold little memory. Measured: docs/benchmarks.md.
@@ -48,8 +49,6 @@ class RawSocket:
         self._sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._sock.setblocking(False)
         self._steps = 0
-        #: Bytes of the chunk being sent that the kernel has not taken yet.
-        self.unsent_bytes = 0
 
     @property
     def descriptor(self) -> int:
@@ -59,6 +58,10 @@ class RawSocket:
     def close(self) -> None:
         """Close the descriptor; the connection stays."""
         self._sock.close()
+
+    def acknowledged(self) -> int:
+        """Return the progress of the peer, see `gateway.transfer.progress`."""
+        return acknowledged_bytes(self._sock)
 
     async def receive(self, size: int) -> bytes:
         """Return what was received, at most `size` bytes, b"" after the peer's end. Raises OSError."""
@@ -94,16 +97,12 @@ class RawSocket:
 
     async def _send_rest(self, pieces: list[memoryview], sent: int) -> None:
         """Send the rest of pieces of which `sent` bytes are sent."""
-        try:
-            while pieces := _skip(pieces, sent):
-                self.unsent_bytes = sum(map(len, pieces))
-                await self.wait_writable()
-                try:
-                    sent = self._sock.sendmsg(pieces)
-                except BlockingIOError:
-                    sent = 0
-        finally:
-            self.unsent_bytes = 0
+        while pieces := _skip(pieces, sent):
+            await self.wait_writable()
+            try:
+                sent = self._sock.sendmsg(pieces)
+            except BlockingIOError:
+                sent = 0
 
     async def take_turn(self) -> None:
         """Let other tasks run after every few calls."""

@@ -44,7 +44,9 @@ class UpstreamClient:
     and it is a sixth of what a small request costs.
     """
 
-    def __init__(self, timeouts: UpstreamTimeouts, timers: Timers, guard: AddressGuard | None = None) -> None:
+    def __init__(
+        self, timeouts: UpstreamTimeouts, timers: Timers, timeouts_key: str, guard: AddressGuard | None = None
+    ) -> None:
         self._connector = LiveConnector(
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
@@ -54,7 +56,8 @@ class UpstreamClient:
         connect = None if math.isinf(timeouts.connect) else timeouts.connect
         # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf)
-        self._response_seconds = timeouts.response
+        self._timeouts = timeouts
+        self._timeouts_key = timeouts_key
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
         #: One per endpoint of the config.
         self._pool_requests: dict[Endpoint, PoolRequest] = {}
@@ -133,8 +136,14 @@ class UpstreamClient:
         if isinstance(exc, aiohttp.SocketTimeoutError):
             return Fault(
                 FaultKind.RESPONSE_TIMEOUT,
-                f"No response within {self._response_seconds:g} s of the end of the request: "
-                "see why the upstream is slow, or raise its timeouts.response.",
+                f"No response within {self._timeouts.response:g} s of the end of the request: see why the upstream is "
+                f"slow, or raise {self._timeouts_key}.response ({self._timeouts.response:g} s).",
+            )
+        if isinstance(exc, TimeoutError):
+            return Fault(
+                FaultKind.CONNECT_TIMEOUT,
+                f"The upstream did not accept the connection within {self._timeouts.connect:g} s: see whether it is "
+                f"up, or raise {self._timeouts_key}.connect ({self._timeouts.connect:g} s).",
             )
         for types, kind, detail in _FAULTS:
             if isinstance(exc, types):
@@ -148,11 +157,6 @@ class UpstreamClient:
 
 #: First match wins: subclasses come before their base classes.
 _FAULTS: Final[tuple[tuple[Any, FaultKind, str], ...]] = (
-    (
-        TimeoutError,
-        FaultKind.CONNECT_TIMEOUT,
-        "The upstream did not accept the connection in time: is it up, and timeouts.connect long enough?",
-    ),
     (
         aiohttp.ClientConnectorDNSError,
         FaultKind.DNS_ERROR,

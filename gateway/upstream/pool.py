@@ -34,11 +34,13 @@ class UpstreamPool:
         self.name = state.stats.upstream
         self.framing = config.framing
         self.idle_seconds = config.timeouts.idle
+        #: The config key of the timeouts.
+        self.timeouts_key = f"upstreams.{self.name}.timeouts"
         self.capacity = state.capacity
         self._config = config
         self._state = state
         self._stats = state.stats
-        self._client = UpstreamClient(config.timeouts, timers)
+        self._client = UpstreamClient(config.timeouts, timers, self.timeouts_key)
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
 

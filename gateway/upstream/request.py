@@ -31,7 +31,7 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.framing import Framing
 from gateway.http.headers import Header, encode_head
-from gateway.transfer import RawSocket, open_raw_socket
+from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
 
 #: How long to wait for the transport to read what an upstream sent before it broke the connection: the bytes are in the
 #: kernel already.
@@ -190,12 +190,15 @@ class UpstreamSink:
     def __init__(
         self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes, *, is_chunked: bool
     ) -> None:
-        self.pending = transport.get_write_buffer_size
         self._writer = StreamWriter(protocol, asyncio.get_running_loop())
         if is_chunked:
             self._writer.enable_chunking()
         self._transport = transport
         self._held_head = head
+
+    def acknowledged(self) -> int:
+        """Return the progress of the upstream, see `gateway.transfer.progress`."""
+        return acknowledged_bytes(self._transport.get_extra_info("socket"))
 
     def send_head(self) -> None:
         """Send the head, if it was not sent with a chunk."""

@@ -29,7 +29,7 @@ class StuckSink:
     async def write(self, chunk: bytes) -> None:
         await asyncio.Event().wait()
 
-    def pending(self) -> int:
+    def acknowledged(self) -> int:
         return 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.peers import (
     Wire,
     forward_config,
     problem_of,
+    read_request,
     responding,
     run_gateway,
     split_response,
@@ -170,6 +172,66 @@ async def test_transfer_below_the_minimum_rate_is_cut(leg: str) -> None:
         await client.close()
         expected = ("client_too_slow", "client") if leg == "upload" else ("upstream_idle", "upstream")
         assert (line["code"], line["blame"]) == expected
+
+
+async def test_client_that_pauses_longer_than_grace_is_not_cut() -> None:
+    """`grace` cut every pause of its length, so that `idle` had no effect."""
+    timeouts = {"idle": "5s", "min_rate": "1MiB/s", "grace": "200ms"}
+    keys = {"upstream_timeouts": {"idle": "5s", "response": "5s"}}
+    async with (
+        RawUpstream(responding(OK)) as upstream,
+        run_gateway(config(upstream.url, timeouts=timeouts, **keys)) as gateway,
+    ):
+        client = await gateway.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % (2 * len(BLOCK)), BLOCK)
+        await asyncio.sleep(0.6)
+        await client.send(BLOCK)
+        assert split_response(await client.read_head())[0] == 200
+        await client.close()
+
+
+async def test_upstream_that_stops_reading_longer_than_grace_is_not_cut() -> None:
+    """A second upload to a worker that was busy with the first was cut after `grace` as `upstream_stuck`."""
+    size = 16 * 2**20
+
+    async def busy(wire: Wire) -> None:
+        transport = wire.writer.transport
+        transport.pause_reading()  # type: ignore[attr-defined]  # a worker that is busy with something else
+        await asyncio.sleep(0.6)
+        transport.resume_reading()  # type: ignore[attr-defined]  # see above
+        await read_request(wire)
+        await wire.send(OK)
+
+    timeouts = {"idle": "5s", "min_rate": "1MiB/s", "grace": "200ms"}
+    keys = {"upstream_timeouts": {"idle": "5s", "response": "5s"}}
+    async with RawUpstream(busy) as upstream, run_gateway(config(upstream.url, timeouts=timeouts, **keys)) as gateway:
+        response = await gateway.request(
+            b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size
+        )
+        assert split_response(response)[0] == 200
+
+
+async def test_client_that_reads_slowly_through_large_kernel_buffers_is_not_cut() -> None:
+    """curl --limit-rate was cut: the kernel wakes a writer only after a third of megabytes has left, and only what a
+    socket call took counted as progress. Here each wake-up takes longer than `idle` and `grace`."""
+    size = 8 * 2**20
+
+    async def endless(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send_all([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, *[b"x" * 2**20] * 8])
+
+    timeouts = {"idle": "300ms", "min_rate": "1KiB/s", "grace": "300ms"}
+    async with RawUpstream(endless) as upstream, run_gateway(config(upstream.url, timeouts=timeouts)) as gateway:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", gateway.port))
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+            for _ in range(40):
+                assert await loop.sock_recv(client, 2**14)
+                await asyncio.sleep(0.04)
+            assert not gateway.log
 
 
 async def test_slow_transfer_that_never_stalls_is_not_cut() -> None:

@@ -70,7 +70,7 @@ routes:
     match: {{host: asr.example, path: /v1/transcribe, methods: [POST]}}
     forward: {{upstream: asr, rewrite: /transcribe, multipart: inspect}}
     limits: {{max_body: 10GiB, max_parts: 64, max_part: 10GiB, max_field: 1MiB, max_part_headers: 16KiB}}
-    timeouts: {{idle: 60s, min_rate: 1KiB/s, grace: 10s, total: off}}
+    timeouts: {{idle: 60s, min_rate: 1KiB/s, grace: 20s, total: off}}
   - name: upload
     match: {{path: /upload, methods: [POST, PUT]}}
     store: {{directory: {tmp_path}, name: original, if_exists: rename}}
