@@ -19,25 +19,27 @@ from typing import Final
 
 from gateway import __version__, memory
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
-from gateway.config.values import Endpoint
+from gateway.config.values import Address
 from gateway.downstream.acceptor import raise_descriptor_limit
 from gateway.downstream.access_log import RecordLine
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
+from gateway.listener import open_listener
 from gateway.observe.log import start_logging
 from gateway.server import Gateway, Load
+from gateway.signals import Signals
 
 _BAD_CONFIG: Final = 2
 _FAILED: Final = 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, signals: Signals | None = None) -> int:
     """Run the command and return its exit code. `arguments` replaces sys.argv."""
     options = _parser().parse_args(arguments)
     try:
         match options.command:
             case "run":
-                return _run(options.config, is_demo=options.demo)
+                return _run(options.config, signals or Signals(), is_demo=options.demo)
             case "check":
                 _load(options.config)
                 print(f"{options.config}: no problems found")  # noqa: T201 (a command's output)
@@ -98,13 +100,15 @@ def _print_routes(config: Config) -> None:
         print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (output)
 
 
-def _run(path: Path, *, is_demo: bool) -> int:
+def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     config = _load(path)
     raise_descriptor_limit()
     writer = start_logging()
     try:
-        with _demo_upstream(config) if is_demo else contextlib.nullcontext():
-            asyncio.run(_serve(config, writer.add_line, lambda: _load(path), is_demo=is_demo))
+        asyncio.run(_serve(config, writer.add_line, lambda: _load(path), signals, is_demo=is_demo))
+    except asyncio.CancelledError:
+        # A signal during the start: everything that was opened is closed.
+        return 0
     except (OSError, RuntimeError) as exc:
         # For example a port in use, or an aiohttp without its C parser.
         print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (standard output is the log)
@@ -114,14 +118,22 @@ def _run(path: Path, *, is_demo: bool) -> int:
     return 0
 
 
-async def _serve(config: Config, record: RecordLine, load: Load, *, is_demo: bool) -> None:
+async def _serve(config: Config, record: RecordLine, load: Load, signals: Signals, *, is_demo: bool) -> None:
     gateway = Gateway(config, record)
-    await gateway.start()
-    logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
+
+    def announce() -> None:
+        logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
+        if is_demo:
+            print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the terminal)
+        memory.tune_memory()
+
+    task = asyncio.current_task()
+    if task is not None:
+        signals.deliver_stop(asyncio.get_running_loop(), task.cancel)
     if is_demo:
-        print("\n".join(_banner(config, gateway)), file=sys.stderr, flush=True)  # noqa: T201 (for the terminal)
-    memory.tune_memory()
-    await gateway.run(None if is_demo else load)
+        signals.follow_terminal()
+    with _demo_upstream(config) if is_demo else contextlib.nullcontext():
+        await gateway.run(load, signals, announce)
 
 
 def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
@@ -157,13 +169,17 @@ def _curl_lines(route: Route, base: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _demo_upstream(config: Config) -> Iterator[None]:
-    """Run the demo upstream as a child process, on the first endpoint of the first upstream; stop it at the end."""
-    endpoint: Endpoint | None = next((upstream.endpoints[0] for upstream in config.upstreams.values()), None)
+    """Run the demo upstream as a child process, on the first endpoint of the first upstream; stop it at the end.
+
+    Its socket is opened here: a taken port ends the start, and requests that come before the child serves wait.
+    """
+    name, endpoint = next(((name, upstream.endpoints[0]) for name, upstream in config.upstreams.items()), ("", None))
     if endpoint is None:
         yield
         return
-    command = [sys.executable, "-m", "gateway.demo", str(endpoint.port), "--host", endpoint.host]
-    process = subprocess.Popen(command, start_new_session=True)
+    with open_listener(Address(endpoint.host, endpoint.port), f"upstreams.{name}.endpoints[0]") as sock:
+        command = [sys.executable, "-m", "gateway.demo", str(endpoint.port), "--socket", str(sock.fileno())]
+        process = subprocess.Popen(command, start_new_session=True, pass_fds=[sock.fileno()])
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import socket
 import sys
 from typing import Any, Final
 
@@ -118,10 +119,14 @@ def main() -> int:
     )
     parser.add_argument("port", type=int)
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--socket", type=int, help="descriptor of a listening socket, in place of a host and port")
     arguments = parser.parse_args()
     # Without this, aiohttp logs an error for every client that closes its connection early.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    web.run_app(make_app(), host=arguments.host, port=arguments.port, print=None, access_log=None)
+    where: dict[str, Any] = {"host": arguments.host, "port": arguments.port}
+    if arguments.socket is not None:
+        where = {"sock": socket.socket(fileno=arguments.socket)}
+    web.run_app(make_app(), **where, print=None, access_log=None)
     return 0
 
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 import os
-import signal
 import ssl
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from gateway.listener import open_listener
 from gateway.observe.stats import Stats
 from gateway.ops.app import OpsApp
 from gateway.runtime import InFlightCounter, Resources, Runtime
+from gateway.signals import Signals
 from gateway.storage import DiskThreads, sweep
 from gateway.transfer import Timers
 from gateway.upstream import UpstreamPool
@@ -70,7 +70,7 @@ class Gateway:
         self.ops_address: Address
 
     async def start(self) -> None:
-        """Open both ports. Raises OSError if one is taken, RuntimeError if aiohttp does not behave as verified.
+        """Open both ports. Raises ListenError if one is taken, RuntimeError if aiohttp does not behave as verified.
 
         Then nothing is left open.
         """
@@ -90,10 +90,10 @@ class Gateway:
             ops = OpsApp(self.stats, self._reasons)
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
-            self.ops_address = await _open(stack, self._ops_runner, config.ops.listen)
+            self.ops_address = await _open_ops(stack, self._ops_runner, config.ops.listen)
             self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread)
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
-            sock = open_listener(config.listen)
+            sock = open_listener(config.listen, "listen")
             stack.callback(sock.close)
             tls = config.tls
             self._tls = server_context(tls.certificate, tls.key) if tls is not None else None
@@ -124,22 +124,22 @@ class Gateway:
         await asyncio.gather(*exchanges, *self._tasks, return_exceptions=True)
         await self._stack.aclose()
 
-    async def run(self, load: Load | None) -> None:
-        """Serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP reloads the config.
+    async def run(self, load: Load, signals: Signals, on_started: Callable[[], None]) -> None:
+        """Start, call `on_started`, and serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP reloads.
 
-        Without `load`, SIGHUP stops as well: the demo was started in a terminal that was closed.
+        Raises what `start` raises. Cancelling it stops the gateway, too: during the start at once, then with a drain.
         """
-        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, stopping.set)
-        if load is not None:
-            loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(self.reload(load), "reload"))
-        await stopping.wait()
-        stop = asyncio.create_task(self.stop(), name="stop")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._handler.cancel_exchanges)
-        await stop
+        stopping = asyncio.Event()
+        await self.start()
+        try:
+            signals.deliver_stop(loop, stopping.set)
+            on_started()
+            signals.deliver_hangup(loop, lambda: self._keep(self.reload(load), "reload"))
+            await stopping.wait()
+        finally:
+            signals.deliver_stop(loop, self._handler.cancel_exchanges)
+            await self.stop()
 
     async def reload(self, load: Load) -> None:
         """Replace the config; exchanges under way end with the one they began with.
@@ -265,10 +265,10 @@ def _check_fixed(before: Config, after: Config) -> None:
         raise ConfigError(problems)
 
 
-async def _open(stack: contextlib.AsyncExitStack, runner: web.AppRunner, address: Address) -> Address:
+async def _open_ops(stack: contextlib.AsyncExitStack, runner: web.AppRunner, address: Address) -> Address:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    sock = open_listener(address)
+    sock = open_listener(address, "ops.listen")
     stack.callback(sock.close)
     acceptor = Acceptor(sock, cast(web.Server, runner.server), spares=_OPS_SPARES)
     stack.push_async_callback(acceptor.close)
