@@ -148,23 +148,26 @@ def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
 
 
 def _curl_lines(route: Route, base: str) -> Iterator[str]:
-    """Yield a curl command for the route; none for a regex, for which no path can be given."""
+    """Yield a curl command for the route; none for a regex, for which no path can be given.
+
+    They need no file and write none, so that they work in any directory.
+    """
     path = route.match.path or route.match.prefix
     if path is None:
         return
     url = base + path
     match route.action_name:
-        case "forward":
-            yield f"curl -F file=@README.md {url}"
+        case "forward" | "store":
+            yield f"curl -F 'file=hello;filename=hello.txt' {url}"
         case "split":
-            yield f"curl -F file=@README.md -F file=@LICENSE {url}"
-        case "store":
-            yield f"curl -F file=@README.md {url}"
+            yield f"curl -F 'file=hello;filename=hello.txt' -F 'file=world;filename=world.txt' {url}"
         case "files":
-            yield f"curl -O {url.rstrip('/')}/README.md"
+            yield f"curl {url.rstrip('/')}/hello.txt"
         case _:
             prefix = route.fetch.allow[0] if route.fetch else ""
-            yield f"curl -O {url.rstrip('/')}/{prefix}..."
+            # The demo upstream responds to /bytes/N with N bytes.
+            rest = "1000 | wc -c" if prefix.endswith("/bytes/") else "..."
+            yield f"curl {url.rstrip('/')}/{prefix}{rest}"
 
 
 @contextlib.contextmanager

@@ -104,8 +104,9 @@ async def test_demo_prints_example_commands_and_stops_with_the_gateway(tmp_path:
         while "/fetch/http://x/..." not in banner:
             banner += (await asyncio.wait_for(running.stderr.readline(), 10)).decode()
         base = banner.split(" at ")[1].split(",")[0]
-        for curl in ("-F file=@README.md {}/proxy", "-F file=@README.md {}/up", "-O {}/files/README.md"):
-            assert "curl " + curl.format(base) in banner
+        form = "-F 'file=hello;filename=hello.txt'"
+        for curl in (f"{form} {base}/proxy", f"{form} {base}/up", f"{base}/files/hello.txt"):
+            assert f"curl {curl}\n" in banner
         port = int(base.rpartition(":")[2])
         body = b"--B\r\nContent-Disposition: form-data; name=f; filename=x\r\n\r\nhello\r\n--B--\r\n"
         request = (
