@@ -6,14 +6,13 @@ The client's credentials are not sent to the origin, and the origin's cookies ar
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urljoin, urlsplit
 
 from gateway import PSEUDONYM, __version__
 from gateway.actions.policies import response_policies
 from gateway.actions.relay import relay
 from gateway.config import Route
 from gateway.config.model import Fetch
-from gateway.config.values import Endpoint, parse_endpoint
+from gateway.config.url import Url, parse_url, resolve_reference
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
@@ -47,9 +46,9 @@ class FetchAction:
     def __init__(self, route: Route, config: Fetch, lanes: Lanes, timers: Timers) -> None:
         self._lanes = lanes
         self._allow = AllowList(config.allow)
-        guard = AddressGuard(allows_private=config.private_networks == "allow")
+        self._guard = AddressGuard(allows_private=config.private_networks == "allow")
         key = f"routes.{route.name}.fetch.timeouts"
-        self._client = UpstreamClient(config.timeouts, timers, key, guard)
+        self._client = UpstreamClient(config.timeouts, timers, key, self._guard)
         self._policies = response_policies(route, config.timeouts.idle, f"{key}.idle")
 
     async def close(self) -> None:
@@ -59,12 +58,10 @@ class FetchAction:
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault."""
         exchange.check_expectation()
-        url = f"{matched.rest}{exchange.target.query}"
+        url = self._check_requested(f"{matched.rest}{exchange.target.query}")
         for _ in range(_MAX_REDIRECTS + 1):
-            self._allow.check(url)
-            endpoint = _endpoint(url)
-            exchange.record_endpoint(endpoint)
-            async with await self._client.send(endpoint, _make_head(exchange, url)) as response:
+            exchange.record_endpoint(url.endpoint)
+            async with await self._client.send(url.endpoint, _make_head(exchange, url)) as response:
                 location = _redirect(response)
                 if location is None:
                     response.headers = ReceivedHeaders(
@@ -75,9 +72,26 @@ class FetchAction:
                 url = self._follow(url, location)
         raise Fault(FaultKind.BAD_REDIRECT, f"The URL redirects more than {_MAX_REDIRECTS} times.")
 
-    def _follow(self, url: str, location: bytes) -> str:
-        """Return the URL a redirect leads to; it has to be on the allow-list too. Raises Fault BAD_REDIRECT."""
-        target = urljoin(url, location.decode("latin-1")).partition("#")[0]
+    def _check_requested(self, text: str) -> Url:
+        """Return the URL the client asks for. Raises Fault URL_FORBIDDEN or ADDRESS_FORBIDDEN."""
+        try:
+            url = parse_url(text)
+        except ValueError:
+            raise Fault(
+                FaultKind.URL_FORBIDDEN,
+                "What follows the route's prefix is not an http(s) URL: write https://host/path.",
+            ) from None
+        self._guard.check_url(url)
+        self._allow.check(url)
+        return url
+
+    def _follow(self, url: Url, location: bytes) -> Url:
+        """Return the URL a redirect leads to. Raises Fault BAD_REDIRECT or ADDRESS_FORBIDDEN."""
+        try:
+            target = resolve_reference(url, location.decode("latin-1"))
+        except ValueError:
+            raise Fault(FaultKind.BAD_REDIRECT, "The URL redirects to what is not an http(s) URL.") from None
+        self._guard.check_url(target)
         try:
             self._allow.check(target)
         except Fault as fault:
@@ -91,22 +105,9 @@ def _redirect(response: UpstreamResponse) -> bytes | None:
     return response.headers.first(b"location") if response.status in _REDIRECTS else None
 
 
-def _endpoint(url: str) -> Endpoint:
-    parts = urlsplit(url)
-    return parse_endpoint(f"{parts.scheme}://{parts.netloc}")
-
-
-def _make_head(exchange: Exchange, url: str) -> RequestHead:
-    """Return the head of the request. Raises Fault BAD_REDIRECT for a redirect that is no request target."""
-    # The path as the client sent it; a path that cannot be a request target was refused with the client's own head.
-    _, _, rest = url.partition("://")
-    target = rest[len(urlsplit(url).netloc) :] or "/"
-    if not target.startswith("/"):
-        target = "/" + target
-    if not target.isascii() or any(character <= " " for character in target):
-        raise Fault(FaultKind.BAD_REDIRECT, "The URL holds characters that must be percent-encoded.")
+def _make_head(exchange: Exchange, url: Url) -> RequestHead:
     headers = [
         (b"User-Agent", f"{PSEUDONYM}/{__version__}".encode()),
         *((name, value) for name, value in exchange.headers if name.lower() in _PASSED_ON),
     ]
-    return RequestHead(exchange.method, target, host=None, headers=headers, framing=None)
+    return RequestHead(exchange.method, url.target, host=None, headers=headers, framing=None)

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from gateway.config.document import KeyPath
 from gateway.config.model import ACTIONS, Match
+from gateway.config.url import parse_url
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -170,11 +170,10 @@ def _check_allow(path: KeyPath, fetch: dict[str, Any]) -> Iterator[Finding]:
         if not isinstance(prefix, str):
             continue
         try:
-            url = urlsplit(prefix)
-            is_valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+            is_valid = not parse_url(prefix).query
         except ValueError:
             is_valid = False
-        if not is_valid or url.username is not None or url.query or url.fragment:
+        if not is_valid:
             yield (*path, index), f"{prefix!r} is not a URL prefix: write https://host[:port]/path/"
 
 

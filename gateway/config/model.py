@@ -301,8 +301,8 @@ class Fetch(Section):
     )
     private_networks: Literal["deny", "allow"] = Field(
         "deny",
-        description="Whether connections to addresses that are not public are allowed. The address itself is checked, "
-        "when the connection is opened, so that a DNS name cannot bypass it.",
+        description="Whether connections to addresses that are not public are allowed. Each address of a name is "
+        "checked, again when the connection is opened, so that a DNS name cannot bypass it.",
     )
     timeouts: UpstreamTimeouts = Field(
         UpstreamTimeouts(), description="Time limits for each step of a request to the URL."

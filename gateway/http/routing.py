@@ -4,6 +4,7 @@ Precedence follows HTTPRoute of the Kubernetes Gateway API: host (exact, wildcar
 prefix by segments, regex; then a route with methods before one without, then more header matches, then more form
 fields, then the order in the file. The path is matched as sent, except that percent-encoded unreserved characters
 are decoded (RFC 3986 section 6.2.2.2): dots and empty segments are not resolved, the upstream receives them as sent.
+A path that would match another route if they were is refused: the upstream may resolve them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 
 from gateway.config import Route
 from gateway.errors import Fault, FaultKind
+from gateway.http.paths import climbs, has_readings, readings
 
 _UNRESERVED: Final = re.compile(r"%(4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|3[0-9]|2[DdEe]|5[Ff]|7[Ee])")
 
@@ -30,6 +32,10 @@ class RouteMatch:
     path: str
 
 
+#: Routes, and methods of those that have all but the method.
+_Matched = tuple[list[RouteMatch], set[str]]
+
+
 class RouteTable:
     """The routes of a config, in the order of precedence."""
 
@@ -43,23 +49,13 @@ class RouteTable:
         More than one route is returned if form fields decide between them: in order of precedence, all but perhaps
         the last with `match.form_fields`.
 
-        Raises Fault NO_ROUTE, or METHOD_NOT_ALLOWED with Allow if only the method does not match (RFC 9110 15.5.6).
+        Raises Fault NO_ROUTE, METHOD_NOT_ALLOWED with Allow if only the method does not match (RFC 9110 15.5.6), or
+        BAD_TARGET for a path whose readings match different routes.
         """
         plain = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path) if "%" in path else path
-        allowed: set[str] = set()
-        candidates: list[RouteMatch] = []
-        for row in self._rows:
-            route = row.route
-            if not _host_matches(route.match.host, host) or (rest := _path_rest(row, plain)) is None:
-                continue
-            if row.headers and any(header(key) != value for key, value in row.headers):
-                continue
-            if row.methods is None or method in row.methods:
-                candidates.append(RouteMatch(route, rest, _rewrite(row, path, plain)))
-                if not route.match.form_fields:
-                    return candidates
-            else:
-                allowed.update(row.methods)
+        candidates, allowed = self._match(host, path, plain, method, header)
+        if has_readings(plain):
+            self._check_readings(plain, candidates, lambda reading: self._match(host, reading, reading, method, header))
         if candidates:
             return candidates
         if allowed:
@@ -74,6 +70,44 @@ class RouteTable:
             FaultKind.NO_ROUTE,
             "No route matches this host, path and headers: check the URL, or the routing table of `gateway routes`.",
         )
+
+    def _match(
+        self, host: str, path: str, plain: str, method: str, header: Callable[[bytes], bytes | None]
+    ) -> _Matched:
+        """Return the matching routes, and the methods of those that only do not have this one."""
+        allowed: set[str] = set()
+        candidates: list[RouteMatch] = []
+        for row in self._rows:
+            route = row.route
+            if not _host_matches(route.match.host, host) or (rest := _path_rest(row, plain)) is None:
+                continue
+            if row.headers and any(header(key) != value for key, value in row.headers):
+                continue
+            if row.methods is None or method in row.methods:
+                candidates.append(RouteMatch(route, rest, _rewrite(row, path, plain)))
+                if not route.match.form_fields:
+                    break
+            else:
+                allowed.update(row.methods)
+        return candidates, allowed
+
+    def _check_readings(self, plain: str, candidates: Sequence[RouteMatch], match: Callable[[str], _Matched]) -> None:
+        """Refuse a path that leads to another route if its reader resolves it. Raises Fault BAD_TARGET.
+
+        One that leads to no route then is refused where dot segments are what climbs out of the route's prefix.
+        """
+        routes = [candidate.route for candidate in candidates]
+        if not routes or routes[0].match.path == plain:
+            return
+        for reading in readings(plain):
+            others, allowed = match(reading)
+            is_other = [other.route for other in others] != routes if others else bool(allowed) or climbs(plain)
+            if is_other:
+                raise Fault(
+                    FaultKind.BAD_TARGET,
+                    "The path leads to another route once its dot segments, slashes and parameters are resolved: "
+                    "send the path that is meant.",
+                )
 
 
 @dataclass(frozen=True, slots=True)

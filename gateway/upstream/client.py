@@ -6,7 +6,6 @@ the request is asked for its own failure first.
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Callable
 from typing import Any, Final
@@ -29,7 +28,7 @@ from gateway.http.response_head import (
     is_interim,
 )
 from gateway.transfer import Timers
-from gateway.upstream.guard import AddressGuard
+from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
 from gateway.upstream.response import UpstreamResponse
 
@@ -51,7 +50,7 @@ class UpstreamClient:
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
             ttl_dns_cache=10,
-            **({"socket_factory": guard} if guard else {}),
+            **({"socket_factory": guard.make_socket, "resolver": guard.make_resolver()} if guard else {}),
         )
         connect = None if math.isinf(timeouts.connect) else timeouts.connect
         # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.
@@ -147,10 +146,8 @@ class UpstreamClient:
             )
         for types, kind, detail in _FAULTS:
             if isinstance(exc, types):
-                if isinstance(exc, aiohttp.ClientConnectorError) and exc.os_error.errno == errno.EACCES:
-                    return Fault(
-                        FaultKind.ADDRESS_FORBIDDEN, "The name resolves to an address that may not be reached."
-                    )
+                if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressForbiddenError):
+                    return address_forbidden()
                 return Fault(kind, detail)
         return Fault(FaultKind.BAD_RESPONSE, "The upstream's response could not be understood: see its log.")
 

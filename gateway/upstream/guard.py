@@ -1,90 +1,110 @@
-"""What `fetch` may connect to: URLs on an allow-list, and public addresses, checked when the socket is made."""
+"""What `fetch` may connect to: URLs on an allow-list, and public addresses, checked again when the socket is made."""
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import re
 import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from gateway.config.url import Url, parse_url
 from gateway.errors import Fault, FaultKind
+from gateway.http.paths import climbs, has_readings, is_below, readings
+from gateway.upstream.addresses import is_public
 
-_PORTS = {"http": 80, "https": 443}
+
+class AddressForbiddenError(OSError):
+    """An address that is not public. Shows as the reason why a connection could not be made."""
+
+    def __init__(self) -> None:
+        super().__init__("address is not public")
 
 
 class AddressGuard:
-    """aiohttp's socket factory: called with the address that is about to be connected to.
+    """Refuses addresses that are not public: in URLs, in answers of the DNS, and where a socket is made.
 
-    So the check applies to the address in use, also of a name that resolves to a public address first and to a private
-    one later (DNS rebinding).
+    The last is what counts: it sees the address that is connected to, also of a name that is public when it is looked
+    at and private when it is used (DNS rebinding).
     """
 
     def __init__(self, *, allows_private: bool) -> None:
         self._allows_private = allows_private
 
-    def __call__(self, address: tuple[Any, ...]) -> socket.socket:
-        """Return a socket for getaddrinfo's 5-tuple. Raises OSError EACCES; the next address is checked as well."""
+    def make_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        """Return a socket for getaddrinfo's 5-tuple: aiohttp's socket factory. Raises AddressForbiddenError."""
         family, kind, protocol, _, sockaddr = address
-        if not self._allows_private and not is_public(sockaddr[0]):
-            raise OSError(errno.EACCES, "address is not public")
+        self.check_address(sockaddr[0])
         sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         return sock
 
+    def make_resolver(self) -> AbstractResolver:
+        """Return a resolver that refuses a name with any address that may not be connected to. Needs a loop."""
+        return _GuardedResolver(self, ThreadedResolver())
 
-def is_public(address: str) -> bool:
-    """Return whether an address is a public unicast address.
+    def check_address(self, address: str) -> None:
+        """Raise AddressForbiddenError for an address that may not be connected to."""
+        if not self._allows_private and not is_public(address):
+            raise AddressForbiddenError
 
-    Not private, loopback, link-local (where cloud metadata lives), shared, multicast or reserved, also not as IPv4
-    within IPv6 (RFC 6890, RFC 4291, RFC 6052, RFC 3056).
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is None and (ip in _NAT64 or ip in _COMPATIBLE):
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        if ip.teredo is not None or ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    def check_url(self, url: Url) -> None:
+        """Check a URL whose host is an address. Raises Fault ADDRESS_FORBIDDEN."""
+        try:
+            self.check_address(url.endpoint.host)
+        except AddressForbiddenError as exc:
+            raise address_forbidden() from exc
+        except ValueError:
+            # A name: its addresses are checked when it is resolved.
+            return
 
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_COMPATIBLE = ipaddress.IPv6Network("::/96")
+class _GuardedResolver(AbstractResolver):
+    def __init__(self, guard: AddressGuard, resolver: AbstractResolver) -> None:
+        self._guard = guard
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Resolve a name. One private address among public ones is refused, too: only an attack mixes them."""
+        results = await self._resolver.resolve(host, port, family)
+        for result in results:
+            self._guard.check_address(result["host"])
+        return results
+
+    async def close(self) -> None:
+        """Close the resolver within."""
+        await self._resolver.close()
 
 
 class AllowList:
     """URL prefixes: scheme, host and port must be equal, the path must lie below by whole segments."""
 
     def __init__(self, prefixes: Sequence[str]) -> None:
-        self._allowed = [_key(prefix) for prefix in prefixes]
+        self._allowed = [parse_url(prefix) for prefix in prefixes]
 
-    def check(self, url: str) -> None:
-        """Check a URL. Raises Fault URL_FORBIDDEN if it is malformed or not below a prefix."""
-        try:
-            scheme, host, port, path = _key(url)
-        except ValueError:
-            raise Fault(
-                FaultKind.URL_FORBIDDEN,
-                "What follows the route's prefix is not an http(s) URL: write https://host/path.",
-            ) from None
-        # A path with dot segments could leave the prefix once the origin resolves it.
-        has_dots = any(segment in (".", "..") for segment in re.split(r"[/\\]", unquote(path)))
-        for allowed in self._allowed:
-            below = path == allowed[3] or path.startswith(allowed[3].rstrip("/") + "/")
-            if (scheme, host, port) == allowed[:3] and below and not has_dots:
-                return
+    def check(self, url: Url) -> None:
+        """Check a URL. Raises Fault URL_FORBIDDEN if it is not below a prefix, however its path is read."""
+        if any(_is_allowed(url, prefix) for prefix in self._allowed):
+            return
         raise Fault(
             FaultKind.URL_FORBIDDEN, "This URL may not be fetched: the route's fetch.allow names the prefixes that may."
         )
 
 
-def _key(url: str) -> tuple[str, str, int, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None or parts.password is not None:
-        raise ValueError("not a URL")
-    return parts.scheme, parts.hostname.lower().rstrip("."), parts.port or _PORTS[parts.scheme], parts.path or "/"
+def address_forbidden() -> Fault:
+    """Return the fault of an address that is not public."""
+    return Fault(
+        FaultKind.ADDRESS_FORBIDDEN,
+        "The URL's address, or one of its name's, is not public: set the route's fetch.private_networks to allow it.",
+    )
+
+
+def _is_allowed(url: Url, prefix: Url) -> bool:
+    if url.endpoint != prefix.endpoint or not is_below(url.path, prefix.path):
+        return False
+    return not has_readings(url.path) or (
+        not climbs(url.path) and all(is_below(reading, prefix.path) for reading in readings(url.path))
+    )

@@ -54,7 +54,7 @@ async def test_files_are_stored_and_served_with_ranges(s3_server: S3Server) -> N
         assert split_response(unchanged)[0] == 304
         assert split_response(await gateway.request(get("e")))[2] == b""
         assert problem_of(await gateway.request(get("none")))["code"] == "file_not_found"
-        assert problem_of(await gateway.request(get("../here/s.txt")))["code"] == "file_not_found"
+        assert problem_of(await gateway.request(get("../here/s.txt")))["code"] == "bad_target"
 
 
 @pytest.mark.parametrize(

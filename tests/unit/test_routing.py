@@ -72,6 +72,52 @@ def test_rest_is_the_path_after_the_prefix() -> None:
     assert found.path == "/files//a/../b%2F"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pub/../admin",
+        "/pub/%2e%2e/admin",
+        "/pub/%252e%252e/admin",
+        "/pub/..;/admin",
+        "/pub\\..\\admin",
+        "/pub/..%5cadmin",
+        "/pub/..%2fadmin",
+        "/x/../admin",
+        "//admin",
+        "/admin%2fx",
+        "/admin;v=1/x",
+        "/x/..%00/admin",
+        "/pub/../elsewhere",
+    ],
+)
+def test_path_that_leads_to_another_route_once_it_is_resolved_is_refused(path: str) -> None:
+    routes = table({"prefix": "/"}, {"prefix": "/pub"}, {"prefix": "/admin", "methods": ["POST"]})
+    with pytest.raises(Fault) as caught:
+        find(routes, path, method="POST")
+    assert caught.value.kind is FaultKind.BAD_TARGET
+
+
+def test_path_that_climbs_out_of_the_only_route_is_refused() -> None:
+    routes = table({"prefix": "/pub/"})
+    for path in ("/pub/../x", "/pub/a/..%2f../x", "/pub/..;/x"):
+        with pytest.raises(Fault) as caught:
+            find(routes, path)
+        assert caught.value.kind is FaultKind.BAD_TARGET
+
+
+def test_path_that_stays_on_its_route_is_passed_as_sent() -> None:
+    routes = table({"prefix": "/"}, {"prefix": "/pub/"}, {"path": "/exact//../x"}, {"regex": "/v1/[^/]+"})
+    for path, name in {
+        "/pub/a/../b": "r1",
+        "/pub//a;v=1": "r1",
+        "/pub/https://h/%2e": "r1",
+        "/a/../b//c": "r0",
+        "/exact//../x": "r2",
+    }.items():
+        assert find(routes, path) == name
+    assert find(table({"regex": "/v1/[^/]+"}), "/v1/a%2Fb") == "r0"
+
+
 def test_wrong_method_is_405_with_all_allowed_methods() -> None:
     routes = table({"path": "/a", "methods": ["PUT"]}, {"path": "/a", "methods": ["POST"]})
     with pytest.raises(Fault) as caught:
