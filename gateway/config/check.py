@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gateway.config.addresses import check_addresses
 from gateway.config.document import KeyPath
 from gateway.config.model import ACTIONS, Match
 from gateway.config.url import parse_url
@@ -44,6 +45,7 @@ def cross_check(tree: Any) -> Iterator[Finding]:
     """Yield the problems between keys. Values of the wrong type are skipped: the model reports them."""
     upstreams = _mapping(_mapping(tree).get("upstreams"))
     routes = [(index, _mapping(route)) for index, route in enumerate(_sequence(_mapping(tree).get("routes")))]
+    yield from check_addresses(_mapping(tree))
     yield from _check_tls(_mapping(_mapping(tree).get("tls")))
     yield from _check_names(routes)
     for index, route in routes:

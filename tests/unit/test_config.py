@@ -448,3 +448,67 @@ def test_invalid_store_targets_are_reported(store: str, message: str) -> None:
 def test_missing_package_for_object_stores_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install obstore" in problems(STORE.format(store="{url: s3://my-bucket}"))[0]
+
+
+@pytest.mark.parametrize(
+    ("listen", "ops", "endpoint"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:81", "http://127.0.0.1:81"),
+        ("127.0.0.1:80", "127.0.0.2:80", "http://10.0.0.1:80"),
+        # Another machine may have the address or the name.
+        ("0.0.0.0:80", "127.0.0.1:81", "http://10.0.0.1:80"),
+        ("0.0.0.0:80", "[::1]:80", "http://other:80"),
+        ("gateway:80", "other:80", "http://localhost:80"),
+        ("127.0.0.1:0", "127.0.0.1:0", "http://x"),
+    ],
+)
+def test_addresses_that_differ_are_accepted(listen: str, ops: str, endpoint: str) -> None:
+    keys = f"listen: '{listen}'\nops: {{listen: '{ops}'}}\nupstreams: {{u: {{endpoints: ['{endpoint}']}}}}\n"
+    parse_config(keys + ROUTE)
+
+
+@pytest.mark.parametrize(
+    ("listen", "ops"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("0.0.0.0:80", "10.0.0.1:80"),
+        ("127.0.0.1:80", "':80'"),
+        ("'[::]:80'", "10.0.0.1:80"),
+        ("localhost:80", "'[::1]:80'"),
+        ("gateway:80", "gateway:80"),
+        ("127.0.0.1:9090", None),
+    ],
+)
+def test_ops_port_that_is_the_traffic_port_is_reported(listen: str, ops: str | None) -> None:
+    text = f"listen: {listen}\n" + (f"ops: {{listen: {ops}}}\n" if ops else "") + ROUTE
+    (found,) = problems(text)
+    assert "ops.listen: " in found
+    assert "overlaps listen" in found
+
+
+@pytest.mark.parametrize(
+    ("listen", "endpoint"),
+    [
+        ("127.0.0.1:80", "http://127.0.0.1"),
+        ("0.0.0.0:8080", "http://localhost:8080"),
+        (":8080", "http://127.9.9.9:8080"),
+        ("'[::]:8080'", "http://[::1]:8080"),
+        ("0.0.0.0:8080", "http://0.0.0.0:8080"),
+        ("gateway:8080", "http://gateway:8080"),
+        ("", "https://localhost:8080"),
+    ],
+)
+def test_endpoint_that_is_the_gateway_itself_is_reported(listen: str, endpoint: str) -> None:
+    text = (f"listen: {listen}\n" if listen else "") + f"upstreams: {{u: {{endpoints: [http://x, '{endpoint}']}}}}\n"
+    (found,) = problems(text + ROUTE)
+    assert f"upstreams.u.endpoints[1]: '{endpoint}' is the gateway itself" in found
+
+
+def test_addresses_that_cannot_be_read_are_reported_once() -> None:
+    text = "listen: nowhere\nops: 5\nupstreams: {v: {endpoints: 5}, w: 5}\n"
+    keys = ["listen", "ops", "upstreams.v.endpoints", "upstreams.w"]
+    assert [problem.split(": ")[1] for problem in problems(text + ROUTE)] == keys
+    text = "upstreams: 5\nops: {listen: x}\n"
+    assert [problem.split(": ")[1] for problem in problems(text + ROUTE)] == ["upstreams", "ops.listen"]
+    text = "upstreams: {u: {endpoints: [http://x, x]}, v: 5}\n"
+    assert [problem.split(": ")[1] for problem in problems(text + ROUTE)] == ["upstreams.u.endpoints[1]", "upstreams.v"]
