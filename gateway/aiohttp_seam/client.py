@@ -42,12 +42,36 @@ class ClientConnection(ResponseHandler):
         super().__init__(loop)
         #: Whether LiveConnector returned it before.
         self.was_used = False
+        #: Whether it was kept from a request before the one it was returned for.
+        self.is_kept = False
+        self._poll: select.poll | None = None
         #: A reset that was met below the transport, where sending consumed the socket's error.
         self._reset: ConnectionResetError | None = None
         #: What was received while a response's head is awaited, None after the final head.
         self._head: bytearray | None = None
         #: Where in it the next head begins, after those of interim responses.
         self._head_start = 0
+
+    @property
+    def has_received(self) -> bool:
+        """Whether anything was received since a response is expected."""
+        return self._head is None or bool(self._head)
+
+    def is_untouched(self) -> bool:
+        """Whether nothing arrived on a kept connection after its last response: no bytes, and no close.
+
+        The transport may not have seen it yet.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing() or self.should_close:
+            return False
+        if self._poll is None:
+            sock = transport.get_extra_info("socket")
+            if sock is None:
+                return False
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+        return not self._poll.poll(0)
 
     def set_response_params(self, **params: Any) -> None:
         """Expect a response."""
@@ -151,23 +175,21 @@ class LiveConnector(aiohttp.TCPConnector):
         # aiohttp 3.14 has no public parameter for it.
         self._factory = functools.partial(ClientConnection, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # typed for its own class
 
-    async def connect(self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout) -> Connection:
-        """Return a kept connection that is still open, or a new one."""
+    async def connect(
+        self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout, *, must_be_new: bool = False
+    ) -> Connection:
+        """Return a kept connection that is still open, or a new one.
+
+        With `must_be_new`, after a kept connection that failed: those kept with it are closed, as they may be as old.
+        """
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol: Any = connection.protocol
             if not protocol.was_used:
                 protocol.was_used = True
                 return connection
-            transport = protocol.transport
-            sock = transport.get_extra_info("socket") if transport is not None else None
-            if sock is not None and not protocol.should_close and not _has_input(sock.fileno()):
+            if not must_be_new and protocol.is_untouched():
+                protocol.is_kept = True
                 return connection
             # Closed by the upstream, or it sent bytes without a request: do not reuse it.
             connection.close()
-
-
-def _has_input(descriptor: int) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
-    return bool(poll.poll(0))

@@ -13,7 +13,7 @@ from pydantic import Field
 from gateway.config.filters import FilterChoice
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
-from gateway.config.values import Address, EndpointUrl, ListenAddress, Seconds, Size
+from gateway.config.values import Address, EndpointUrl, ListenAddress, Percent, Seconds, Size
 
 Policy = Literal["round_robin", "least_requests", "random_two"]
 FramingMode = Literal["auto", "length_required", "chunked"]
@@ -72,6 +72,28 @@ class Health(Section):
     fails: int = Field(2, ge=1, description="Checks that must fail in a row before an endpoint counts as down.")
 
 
+class Retries(Section):
+    """Requests sent a second time because their connection ended without a byte of a response.
+
+    Only requests with an idempotent method (GET, HEAD, OPTIONS, TRACE, PUT, DELETE, QUERY) whose body, if there is one,
+    is at most 64 KiB and was sent whole; never a POST. They go to another endpoint. Responses with an error status and
+    timeouts are passed to the client. These keys do not limit what comes first: an endpoint that cannot be connected is
+    passed over for the next, each once, since nothing was sent; and a request on a kept connection that the upstream
+    has closed meanwhile is sent again once, on a new connection.
+    """
+
+    attempts: int = Field(
+        2,
+        ge=0,
+        description="How often a request may be sent again; 0 for never. Each goes to an endpoint not tried yet.",
+    )
+    budget: Percent = Field(
+        0.2,
+        description="Requests that may be sent again in proportion to all requests of the upstream, so that retries do "
+        "not overload one that fails; 10 per second are allowed in any case. 0% for none.",
+    )
+
+
 class Upstream(Section):
     """A named service and its endpoints."""
 
@@ -90,6 +112,9 @@ class Upstream(Section):
     )
     health: Health | None = Field(
         None, description="Active health checks. Without this section every endpoint counts as up."
+    )
+    retries: Retries = Field(
+        Retries(), description="Which requests are sent a second time when an endpoint fails without a response."
     )
     max_in_flight: Size = Field(
         math.inf,

@@ -27,6 +27,8 @@ _UNIT_BYTES: Final = {
     "TiB": 2**40,
 }
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PERCENT: Final = 100
+_PERCENTAGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 
 
@@ -68,6 +70,14 @@ def parse_rate(value: object) -> float:
     if math.isinf(rate):
         raise ValueError(f"{_quoted(value)} is not a rate: write a size per second (1KiB/s, 5MB/s) or off")
     return rate
+
+
+def parse_percent(value: object) -> float:
+    """Return a percentage as a share of 1; numbers without a sign are percent as well. Raises ValueError."""
+    found = _PERCENTAGE.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
+    if found and float(found[1]) <= _PERCENT:
+        return float(found[1]) / _PERCENT
+    raise ValueError(f"{_quoted(value)} is not a percentage: write a number from 0 to 100, for example 20%")
 
 
 class Address(NamedTuple):
@@ -177,6 +187,12 @@ Rate = Annotated[
     float,
     BeforeValidator(parse_rate),
     _text_schema("A rate: a size per second, or off.", "1KiB/s", "off"),
+]
+Percent = Annotated[
+    float,
+    BeforeValidator(parse_percent),
+    PlainSerializer(lambda value: f"{value * _PERCENT:g}%"),
+    _text_schema("A percentage.", "20%", 20),
 ]
 ListenAddress = Annotated[
     Address,

@@ -37,7 +37,7 @@ HELP: Final = {
     "gateway_mirror_bytes": "Bytes of mirrored bodies, by result (sent, dropped).",
     "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
     "gateway_upstream_queue_length": "Exchanges that wait for a slot of the upstream.",
-    "gateway_upstream_retries": "Requests sent to another endpoint, by the reason why the one before failed.",
+    "gateway_upstream_retries": "Requests sent again or to another endpoint, by the reason why the attempt failed.",
     "gateway_config_reloads": "Config reloads, by result (failure: the previous config stays in force).",
     "gateway_config_last_reload_success_timestamp_seconds": "Unix time at which the config in force was loaded.",
     "gateway_build": "Always 1; the labels are the versions of the gateway, aiohttp and Python.",

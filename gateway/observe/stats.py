@@ -116,6 +116,18 @@ class RouteStats:
         self.part_sizes.observe(size_bytes)
 
 
+#: Faults before a byte was sent, then those of requests that are sent a second time (`stale_connection`: the upstream
+#: had closed a kept connection).
+RETRY_REASONS: Final = (
+    "connect_refused",
+    "connect_timeout",
+    "dns_error",
+    "tls_error",
+    "upstream_closed",
+    "stale_connection",
+)
+
+
 @dataclass(slots=True)
 class UpstreamStats:
     """Totals of one upstream over all routes."""
@@ -124,8 +136,8 @@ class UpstreamStats:
     queue_length: int = 0
     #: By endpoint.
     endpoints_up: dict[str, bool] = field(default_factory=dict)
-    #: By reason, for example the code of the fault.
-    retries: Counter[str] = field(default_factory=Counter)
+    #: By reason, one of RETRY_REASONS.
+    retries: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(RETRY_REASONS, 0)))
 
 
 class Stats:

@@ -7,6 +7,7 @@ the request is asked for its own failure first.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from gateway.aiohttp_seam import LiveConnector, PoolRequest
+from gateway.aiohttp_seam import ClientConnection, LiveConnector, PoolRequest
 from gateway.config.model import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
@@ -34,6 +35,20 @@ from gateway.upstream.response import UpstreamResponse
 
 #: Below the shortest idle timeout of servers that gateways are used with (uvicorn and Node: 5 s).
 _KEEPALIVE_SECONDS: Final = 4.0
+#: The reason of a retry after a kept connection that the upstream had closed.
+_STALE_CONNECTION: Final = "stale_connection"
+
+
+class Unanswered(Fault):
+    """UPSTREAM_CLOSED: the connection ended before a byte of the response came."""
+
+    def __init__(self, detail: str, request: UpstreamRequest, *, was_kept: bool) -> None:
+        super().__init__(FaultKind.UPSTREAM_CLOSED, detail)
+        #: Whether the connection had been kept after a request before.
+        self.was_kept = was_kept
+        #: Whether the request may be sent a second time, and the body to send then.
+        self.is_repeatable = request.is_repeatable
+        self.body = request.held_body
 
 
 class UpstreamClient:
@@ -44,8 +59,15 @@ class UpstreamClient:
     """
 
     def __init__(
-        self, timeouts: UpstreamTimeouts, timers: Timers, timeouts_key: str, guard: AddressGuard | None = None
+        self,
+        timeouts: UpstreamTimeouts,
+        timers: Timers,
+        timeouts_key: str,
+        guard: AddressGuard | None = None,
+        *,
+        retries: Counter[str] | None = None,
     ) -> None:
+        """`retries` counts requests that were sent a second time, by reason."""
         self._connector = LiveConnector(
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
@@ -58,6 +80,7 @@ class UpstreamClient:
         self._timeouts = timeouts
         self._timeouts_key = timeouts_key
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
+        self._retries = retries if retries is not None else Counter[str]()
         #: One per endpoint of the config.
         self._pool_requests: dict[Endpoint, PoolRequest] = {}
 
@@ -75,11 +98,34 @@ class UpstreamClient:
     ) -> UpstreamResponse:
         """Send a request and return the response as soon as its head is here, perhaps before the body is sent.
 
-        Raises Fault. Cancelling closes the connection, so that the upstream sees no complete request.
+        If a kept connection ends without a byte of a response, a repeatable request is sent once more on a new one: the
+        upstream has most likely closed it while the request was on its way (RFC 9112 section 9.3.1). Raises Fault.
+        Cancelling closes the connection, so that the upstream sees no complete request.
         """
-        request = UpstreamRequest(head.encode(endpoint), body, is_chunked=head.is_chunked, on_connected=on_connected)
         try:
-            connection = await self._connector.connect(self._pool_request(endpoint), [], self._timeout)
+            return await self._send(endpoint, head, body, on_connected)
+        except Unanswered as fault:
+            if not fault.was_kept or not fault.is_repeatable:
+                raise
+            body = fault.body
+        self._retries[_STALE_CONNECTION] += 1
+        return await self._send(endpoint, head, body, on_connected, must_be_new=True)
+
+    async def _send(
+        self,
+        endpoint: Endpoint,
+        head: RequestHead,
+        body: OutgoingBody | None,
+        on_connected: Callable[[], None] | None,
+        *,
+        must_be_new: bool = False,
+    ) -> UpstreamResponse:
+        request = UpstreamRequest(head, endpoint, body, on_connected)
+        protocol: ResponseHandler | None = None
+        try:
+            address = self._pool_request(endpoint)
+            connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
+            protocol = connection.protocol
             try:
                 response = await self._exchange(connection, head.method, request)
             except BaseException:
@@ -89,7 +135,7 @@ class UpstreamClient:
                 await request.stop()
                 raise
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
-            raise request.fault or self._blame_upstream(exc) from exc
+            raise request.fault or self._blame_upstream(exc, request, protocol) from exc
         try:
             check_response_framing(response.version, response.status, response.headers)
         except Fault:
@@ -131,7 +177,7 @@ class UpstreamClient:
             if deadlines is not None:
                 deadlines.stop(request)
 
-    def _blame_upstream(self, exc: Exception) -> Fault:
+    def _blame_upstream(self, exc: Exception, request: UpstreamRequest, protocol: ResponseHandler | None) -> Fault:
         if isinstance(exc, aiohttp.SocketTimeoutError):
             return Fault(
                 FaultKind.RESPONSE_TIMEOUT,
@@ -148,6 +194,8 @@ class UpstreamClient:
             if isinstance(exc, types):
                 if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressForbiddenError):
                     return address_forbidden()
+                if kind is FaultKind.UPSTREAM_CLOSED and isinstance(protocol, ClientConnection):
+                    return _explain_close(request, protocol, detail)
                 return Fault(kind, detail)
         return Fault(FaultKind.BAD_RESPONSE, "The upstream's response could not be understood: see its log.")
 
@@ -180,6 +228,12 @@ _FAULTS: Final[tuple[tuple[Any, FaultKind, str], ...]] = (
         "The upstream closed the connection without a response: see its log.",
     ),
 )
+
+
+def _explain_close(request: UpstreamRequest, protocol: ClientConnection, detail: str) -> Fault:
+    if protocol.has_received:
+        return Fault(FaultKind.UPSTREAM_CLOSED, detail)
+    return Unanswered(detail, request, was_kept=protocol.is_kept)
 
 
 def _time_out(protocol: ResponseHandler) -> None:

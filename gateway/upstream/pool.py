@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeGuard
 
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
-from gateway.upstream.client import UpstreamClient
+from gateway.upstream.client import Unanswered, UpstreamClient
 from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
 from gateway.upstream.response import UpstreamResponse
@@ -40,7 +40,7 @@ class UpstreamPool:
         self._config = config
         self._state = state
         self._stats = state.stats
-        self._client = UpstreamClient(config.timeouts, timers, self.timeouts_key)
+        self._client = UpstreamClient(config.timeouts, timers, self.timeouts_key, retries=state.stats.retries)
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
 
@@ -65,19 +65,29 @@ class UpstreamPool:
         on_endpoint: Callable[[Endpoint], None] | None = None,
         on_connected: Callable[[], None] | None = None,
     ) -> UpstreamResponse:
-        """Send a request to the first endpoint that accepts the connection; return its response, to be closed.
+        """Send a request to the first endpoint that responds; return its response, to be closed.
+
+        Each endpoint is tried once at most: the next if one cannot be connected, since nothing was sent then; or if the
+        connection ended without a response and the request may be sent a second time, within `retries`.
 
         `on_endpoint` is called with every endpoint that is tried, `on_connected` once one is connected. Raises Fault.
         """
+        self._state.budget.deposit()
         tried: list[EndpointState] = []
+        attempts_left = self._config.retries.attempts
         while True:
             state = self._balancer.choose(tried)
             try:
                 return await self._send(state, head, body, on_endpoint, on_connected)
             except Fault as fault:
                 tried.append(state)
-                if fault.kind not in _UNSENT or len(tried) == len(self._states):
+                if len(tried) == len(self._states):
                     raise
+                if fault.kind not in _UNSENT:
+                    if not (attempts_left and _is_repeatable(fault) and self._state.budget.withdraw()):
+                        raise
+                    attempts_left -= 1
+                    body = fault.body
                 self._stats.retries[fault.kind.code] += 1
 
     async def _send(
@@ -104,6 +114,10 @@ class UpstreamPool:
         """Check the endpoints until cancelled, where the config has health checks."""
         if self._config.health is not None:
             await check_endpoints(self._state, self._states, self._config.health)
+
+
+def _is_repeatable(fault: Fault) -> TypeGuard[Unanswered]:
+    return isinstance(fault, Unanswered) and fault.is_repeatable
 
 
 def _leave(state: EndpointState) -> None:

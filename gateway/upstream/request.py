@@ -38,6 +38,10 @@ from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
 _CLOSE_WAIT_SECONDS: Final = 1.0
 #: Chunks shorter than this are sent in one segment with the head.
 _JOINED_BYTES: Final = 16 * 1024
+#: A request body is held for a second attempt up to this size.
+_MAX_HELD_BYTES: Final = 64 * 1024
+#: RFC 9110 section 9.2.2, and QUERY, which is safe (draft-ietf-httpbis-safe-method-w-body).
+_IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ class RequestHead:
         """Whether the body is sent in the chunked coding."""
         return self.framing is not None and self.framing.is_chunked
 
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether the request may be sent twice: its method says so."""
+        return self.method in _IDEMPOTENT_METHODS
+
 
 class OutgoingBody(Protocol):
     """The body of an upstream request."""
@@ -77,17 +86,48 @@ class OutgoingBody(Protocol):
         ...
 
 
+class HeldBody:
+    """A body that was sent and may be sent a second time; held up to 64 KiB."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._held_bytes = 0
+        #: Whether every chunk so far is held.
+        self.is_whole = True
+
+    def add(self, chunk: bytes) -> None:
+        """Hold a chunk, or drop all if that is too much."""
+        self._held_bytes += len(chunk)
+        if self._held_bytes > _MAX_HELD_BYTES:
+            self.drop()
+        elif self.is_whole:
+            self._chunks.append(chunk)
+
+    def drop(self) -> None:
+        """Hold nothing any more: chunks pass that are not seen here."""
+        self._chunks.clear()
+        self.is_whole = False
+
+    async def send_to(self, sink: UpstreamSink) -> None:
+        """Send what is held. Raises OSError."""
+        for chunk in self._chunks:
+            await sink.write(chunk)
+
+
 class UpstreamRequest:
     """A request on one connection. See the table above for its lifecycle."""
 
     def __init__(
-        self, head: bytes, body: OutgoingBody | None, *, is_chunked: bool, on_connected: Callable[[], None] | None
+        self, head: RequestHead, endpoint: Endpoint, body: OutgoingBody | None, on_connected: Callable[[], None] | None
     ) -> None:
-        self._head = head
+        self._head = head.encode(endpoint)
+        self._is_idempotent = head.is_idempotent
         # Dropped once started, like `on_connected`: they belong to an exchange, which holds the response to this.
         self._body = body
         self._on_connected = on_connected
-        self._is_chunked = is_chunked
+        self._is_chunked = head.is_chunked
+        self._held = HeldBody() if body is not None and self._is_idempotent else None
+        self._has_body = body is not None
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +141,7 @@ class UpstreamRequest:
         `on_connected` is called first: from here on the client may be asked for the body.
         """
         protocol, loop = connection.protocol, asyncio.get_running_loop()
-        if protocol is None or protocol.transport is None:
+        if not isinstance(protocol, ClientConnection) or protocol.transport is None:
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
         self._connection, self._transport = connection, protocol.transport
         if self._on_connected is not None:
@@ -112,11 +152,23 @@ class UpstreamRequest:
             protocol.transport.write(self._head)
             self._mark_sent()
             return
-        sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked)
+        sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked, held=self._held)
         # The task runs before `send_head`, so the head leaves together with a chunk that is there at once.
         self._task = loop.create_task(self._send_body(body, sink, protocol), name="gateway upload")
         self._task.add_done_callback(self._check_task)
         loop.call_soon(sink.send_head)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent a second time: it is idempotent, and without a body or with one that is held whole."""
+        if not self._has_body:
+            return self._is_idempotent
+        return self._is_sent and self._held is not None and self._held.is_whole
+
+    @property
+    def held_body(self) -> HeldBody | None:
+        """The body of a repeatable request, None without one."""
+        return self._held
 
     @property
     def fault(self) -> Fault | None:
@@ -147,7 +199,7 @@ class UpstreamRequest:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _send_body(self, body: OutgoingBody, sink: UpstreamSink, protocol: ResponseHandler) -> None:
+    async def _send_body(self, body: OutgoingBody, sink: UpstreamSink, protocol: ClientConnection) -> None:
         """Send the body and its end.
 
         A failure of the source breaks the connection off at once: the upstream would wait for the rest, and the reader
@@ -161,7 +213,7 @@ class UpstreamRequest:
                 self._transport.abort()
             raise
         except OSError as exc:
-            if isinstance(exc, ConnectionResetError) and isinstance(protocol, ClientConnection):
+            if isinstance(exc, ConnectionResetError):
                 protocol.record_reset(exc)
             await _wait_for_close(protocol)
             if protocol.exception() is None:
@@ -188,13 +240,21 @@ class UpstreamSink:
     """The sink of a request's body; the head is sent with the first chunk if that is here at once."""
 
     def __init__(
-        self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes, *, is_chunked: bool
+        self,
+        protocol: ClientConnection,
+        transport: asyncio.Transport,
+        head: bytes,
+        *,
+        is_chunked: bool,
+        held: HeldBody | None = None,
     ) -> None:
         self._writer = StreamWriter(protocol, asyncio.get_running_loop())
         if is_chunked:
             self._writer.enable_chunking()
+        self._protocol = protocol
         self._transport = transport
-        self._held_head = head
+        self._unsent_head = head
+        self._held = held
 
     def acknowledged(self) -> int:
         """Return the progress of the upstream, see `gateway.transfer.progress`."""
@@ -202,18 +262,30 @@ class UpstreamSink:
 
     def send_head(self) -> None:
         """Send the head, if it was not sent with a chunk."""
-        head, self._held_head = self._held_head, b""
-        if head:
-            self._transport.write(head)
+        if self._unsent_head:
+            self._transport.write(self._take_head())
 
     async def write(self, chunk: bytes, /) -> None:
         """Send a chunk; returns when the upstream keeps up. Raises OSError if it is gone."""
-        if self._held_head:
+        if self._held is not None:
+            self._held.add(chunk)
+        if self._unsent_head:
             if len(chunk) < _JOINED_BYTES and not self._writer.chunked:
-                chunk, self._held_head = self._held_head + chunk, b""
+                chunk = self._take_head() + chunk
             else:
                 self.send_head()
         await self._writer.write(chunk)
+
+    def _take_head(self) -> bytes:
+        """Return the head, which is sent now.
+
+        If something arrived on a kept connection since it was chosen, it is aborted and nothing is sent: the upstream
+        has closed it, or sent bytes that would be read as the response to this request.
+        """
+        if self._protocol.is_kept and (self._protocol.has_received or not self._protocol.is_untouched()):
+            self._transport.abort()
+        head, self._unsent_head = self._unsent_head, b""
+        return head
 
     async def end(self) -> None:
         """Send the end of the body, where its framing has one."""
@@ -224,6 +296,8 @@ class UpstreamSink:
         """Flush, and return a socket to send the rest of the body on; None if the connection is not plain TCP."""
         if not is_plain_tcp(self._transport):
             return None
+        if self._held is not None:
+            self._held.drop()
         self.send_head()
         await drain_write_buffer(self._transport, self._writer.drain)
         return open_raw_socket(self._transport, is_chunked=self._writer.chunked)

@@ -14,6 +14,7 @@ from gateway.config.values import Endpoint
 from gateway.observe.stats import UpstreamStats
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.capacity import CapacityLimiter
+from gateway.upstream.retries import RetryBudget
 
 _log = logging.getLogger("gateway.upstream")
 
@@ -24,6 +25,7 @@ class UpstreamState:
     def __init__(self, stats: UpstreamStats) -> None:
         self.stats = stats
         self.capacity = CapacityLimiter(stats)
+        self.budget = RetryBudget()
         self._endpoints: dict[Endpoint, EndpointState] = {}
 
     def endpoints(self, endpoints: Iterable[Endpoint]) -> list[EndpointState]:
@@ -35,6 +37,7 @@ class UpstreamState:
         self.capacity.configure(
             slots=config.max_in_flight, max_queued=config.max_queued, queue_seconds=config.queue_timeout
         )
+        self.budget.share = config.retries.budget
         self._endpoints = {state.endpoint: state for state in states}
         if config.health is None:
             # Nothing would bring it up again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from gateway.config.model import (
     Match,
     Mirror,
     Ops,
+    Retries,
     Route,
     Split,
     Store,
@@ -31,7 +33,7 @@ from gateway.config.model import (
     UpstreamTimeouts,
 )
 from gateway.config.section import Section
-from gateway.config.values import parse_rate, parse_seconds, parse_size
+from gateway.config.values import parse_percent, parse_rate, parse_seconds, parse_size
 from gateway.errors import FaultKind, Outcome
 from gateway.observe.prometheus import HELP, StatsCollector
 from gateway.observe.stats import Stats
@@ -44,6 +46,7 @@ SECTIONS: dict[str, type[Section]] = {
     "upstreams.NAME": Upstream,
     "upstreams.NAME.timeouts": UpstreamTimeouts,
     "upstreams.NAME.health": Health,
+    "upstreams.NAME.retries": Retries,
     "routes[]": Route,
     "routes[].match": Match,
     "routes[].forward": Forward,
@@ -74,7 +77,7 @@ def render_config() -> str:
 def _config_lines() -> Iterator[str]:
     for path, section in SECTIONS.items():
         yield f"### {'Top level' if not path else f'`{path}`'}\n"
-        yield f"{(section.__doc__ or '').strip()}\n"
+        yield f"{inspect.cleandoc(section.__doc__ or '')}\n"
         yield "| key | default | meaning |"
         yield "|---|---|---|"
         for name, field in section.model_fields.items():
@@ -108,6 +111,8 @@ def _number(field: FieldInfo, value: float) -> str:
         return "off" if value == float("inf") else f"{value:g}s"
     if parser is parse_size:
         return "unlimited" if value == float("inf") else _size(value)
+    if parser is parse_percent:
+        return f"{value:.0%}"
     if parser is parse_rate:
         return f"{_size(value)}/s" if value else "off"
     return f"{value:g}"

@@ -14,6 +14,7 @@ from gateway.config.model import Match
 from gateway.config.values import (
     parse_address,
     parse_endpoint,
+    parse_percent,
     parse_rate,
     parse_seconds,
     parse_size,
@@ -62,6 +63,7 @@ upstreams:
     policy: round_robin
     timeouts: {{connect: 2s, response: 60s, idle: 60s}}
     health: {{path: /healthz, interval: 5s, timeout: 2s, passes: 1, fails: 2}}
+    retries: {{attempts: 2, budget: 20%}}
     max_in_flight: unlimited
     max_queued: 100
     queue_timeout: 10s
@@ -257,6 +259,17 @@ def test_times_are_parsed_to_seconds(text: object, seconds: float) -> None:
 def test_rates_are_parsed_to_bytes_per_second() -> None:
     assert parse_rate("1KiB/s") == 1024
     assert parse_rate("off") == 0
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("12.5 %", 0.125), (50, 0.5), ("0", 0), ("100%", 1)])
+def test_percentages_are_parsed_to_shares(text: object, share: float) -> None:
+    assert parse_percent(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "%", "101%", -1, "1e1", "nan", True, None])
+def test_invalid_percentage_is_reported(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a percentage"):
+        parse_percent(text)
 
 
 @pytest.mark.parametrize("text", ["", "10 GiBs", -1, "-1", True, None, [], "1e3"])

@@ -1,0 +1,309 @@
+"""Requests that are sent a second time: which ones, when, and never a POST."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.config.model import UpstreamTimeouts
+from gateway.config.values import Endpoint
+from gateway.http.framing import Framing
+from gateway.observe.stats import Direction
+from gateway.transfer import Timers
+from gateway.upstream import RequestHead, UpstreamClient, UpstreamSink
+from gateway.upstream.client import Unanswered
+from gateway.upstream.retries import RetryBudget
+from tests.ops.test_ops import fetch
+from tests.peers import (
+    OK,
+    RawUpstream,
+    RunningGateway,
+    Script,
+    Wire,
+    forward_config,
+    problem_of,
+    read_request,
+    responding,
+    run_gateway,
+    split_response,
+)
+
+GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+NO_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def request_of(method: str, body: bytes = b"") -> bytes:
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    return f"{method} / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n{length}\r\n".encode() + body
+
+
+def chunked_request(method: str, body: bytes) -> bytes:
+    head = f"{method} / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head.encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+
+
+def retries_of(gateway: RunningGateway) -> dict[str, int]:
+    return {reason: count for reason, count in gateway.stats.upstreams["up"].retries.items() if count}
+
+
+class ClosingUpstream(RawUpstream):
+    """Responds to the first request of each connection, and ends the connection at the second."""
+
+    def __init__(self, end: Callable[[Wire], object]) -> None:
+        super().__init__(self._respond_once)
+        self._end = end
+        #: Every request received whole.
+        self.requests: list[tuple[bytes, bytes]] = []
+
+    async def _respond_once(self, wire: Wire) -> None:
+        self.requests.append(await read_request(wire))
+        await wire.send(NO_BODY)
+        self.requests.append(await read_request(wire))
+        if (ending := self._end(wire)) is not None:
+            assert asyncio.iscoroutine(ending)
+            await ending
+
+
+def test_budget_adds_a_share_for_each_request_and_some_in_any_case() -> None:
+    now = 100.0
+    budget = RetryBudget(clock=lambda: now)
+    assert not budget.withdraw()
+    budget.share = 0.2
+    assert [budget.withdraw() for _ in range(11)] == [True] * 10 + [False]
+    for _ in range(16):
+        budget.deposit()
+    assert [budget.withdraw() for _ in range(4)] == [True] * 3 + [False]
+    now += 0.5
+    assert [budget.withdraw() for _ in range(6)] == [True] * 5 + [False]
+    now += 1000
+    for _ in range(1000):
+        budget.deposit()
+    assert [budget.withdraw() for _ in range(101)] == [True] * 100 + [False]
+
+
+@pytest.mark.parametrize("end", [Wire.close, Wire.reset], ids=["close", "reset"])
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        request_of("GET"),
+        request_of("HEAD"),
+        request_of("OPTIONS"),
+        request_of("DELETE"),
+        request_of("PUT"),
+        request_of("PUT", b"small"),
+        chunked_request("PUT", b"small"),
+        request_of("QUERY", b"select"),
+        request_of("PUT", b"x" * 65536),
+    ],
+    ids=["GET", "HEAD", "OPTIONS", "DELETE", "PUT", "PUT-body", "PUT-chunked", "QUERY", "PUT-64KiB"],
+)
+async def test_repeatable_request_on_a_stale_connection_is_sent_again(
+    end: Callable[[Wire], object], request_bytes: bytes
+) -> None:
+    """It was a 502 although the only endpoint was healthy."""
+    async with ClosingUpstream(end) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        await gateway.request(GET)
+        assert split_response(await gateway.request(request_bytes))[0] == 200
+        assert len(upstream.wires) == 2
+        _, stale, again = upstream.requests
+        assert stale == again
+        assert retries_of(gateway) == {"stale_connection": 1}
+        await gateway.wait_log_line(2)
+        # Its body was counted once.
+        moved = gateway.stats.routes["r"].transfers[Direction.UPLOAD].bytes_moved
+        assert moved == len(stale[1])
+        assert gateway.log[1]["upload"] == ("complete" if stale[1] else None)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        request_of("POST"),
+        request_of("POST", b"small"),
+        chunked_request("POST", b"small"),
+        request_of("PATCH", b"small"),
+        request_of("PUT", b"x" * 65537),
+        chunked_request("PUT", b"x" * 100_000),
+    ],
+    ids=["POST", "POST-body", "POST-chunked", "PATCH", "PUT-large", "PUT-large-chunked"],
+)
+async def test_request_that_must_not_be_sent_twice_is_502_on_a_stale_connection(request_bytes: bytes) -> None:
+    async with ClosingUpstream(Wire.close) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        await gateway.request(GET)
+        assert problem_of(await gateway.request(request_bytes))["code"] == "upstream_closed"
+        assert len(upstream.requests) == 2
+        assert not retries_of(gateway)
+
+
+@pytest.mark.parametrize("beginning", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_request_is_not_sent_again_after_a_byte_of_a_response(beginning: bytes) -> None:
+    async def respond_partly(wire: Wire) -> None:
+        await wire.send(beginning)
+        await wire.close()
+
+    async with ClosingUpstream(respond_partly) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        await gateway.request(GET)
+        assert split_response(await gateway.request(GET))[0] == 502
+        assert len(upstream.requests) == 2
+        assert not retries_of(gateway)
+
+
+async def close_without_response(wire: Wire) -> None:
+    await read_request(wire)
+    await wire.close()
+
+
+async def test_request_goes_to_another_endpoint_when_one_closes_without_a_response() -> None:
+    async with RawUpstream(close_without_response) as bad, RawUpstream(responding(OK)) as good:
+        async with run_gateway(forward_config([bad.url, good.url])) as gateway:
+            assert (await gateway.request(request_of("PUT", b"small"))).endswith(b"ok")
+            assert bad.received.endswith(b"small")
+            assert good.received.endswith(b"small")
+            assert retries_of(gateway) == {"upstream_closed": 1}
+            line = await gateway.wait_log_line()
+            assert line["endpoint"] == good.url
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "retries"),
+    [(request_of("POST", b"small"), {}), (GET, {"attempts": 0}), (GET, {"budget": "0%"})],
+    ids=["POST", "attempts", "budget"],
+)
+async def test_request_stays_with_an_endpoint_that_closes_without_a_response(
+    request_bytes: bytes, retries: dict[str, Any]
+) -> None:
+    async with RawUpstream(close_without_response) as bad, RawUpstream(responding(OK)) as good:
+        config = forward_config([bad.url, good.url], upstream_keys={"retries": retries})
+        async with run_gateway(config) as gateway:
+            assert problem_of(await gateway.request(request_bytes))["code"] == "upstream_closed"
+            assert not good.wires
+
+
+async def test_attempts_and_budget_limit_how_often_a_request_is_sent() -> None:
+    async with (
+        RawUpstream(close_without_response) as one,
+        RawUpstream(close_without_response) as two,
+        RawUpstream(close_without_response) as three,
+    ):
+        endpoints = [one.url, two.url, three.url]
+        config = forward_config(endpoints, upstream_keys={"retries": {"attempts": 1}})
+        async with run_gateway(config) as gateway:
+            gateway.gateway._resources.upstreams["up"].budget = budget = RetryBudget(clock=lambda: 0)
+            budget.share = 0.2
+            await gateway.request(GET)
+            assert sum(len(upstream.wires) for upstream in (one, two, three)) == 2
+            for _ in range(40):
+                await gateway.request(GET)
+            # 41 requests add 8.2 tokens to the ten at the start.
+            assert retries_of(gateway) == {"upstream_closed": 18}
+
+
+async def test_reasons_have_series_from_the_start() -> None:
+    async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
+        text = (await fetch(f"{gateway.ops_url}/metrics"))[2]
+    for reason in ("connect_refused", "upstream_closed", "stale_connection"):
+        assert f'gateway_upstream_retries_total{{reason="{reason}",upstream="up"}} 0.0' in text
+
+
+class LateBody:
+    """A body that is not here yet when the request starts."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+
+    async def send_to(self, sink: UpstreamSink) -> None:
+        await self.ready.wait()
+        await sink.write(b"body")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+async def test_response_sent_before_the_request_is_never_taken_for_its_response(method: str) -> None:
+    """An upstream that sends an unrequested response after the kept connection was chosen, before the head was sent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        timers = Timers()
+        client = UpstreamClient(UpstreamTimeouts(), timers, "upstreams.up.timeouts")
+        endpoint = Endpoint("http", "127.0.0.1", listener.getsockname()[1])
+        get = RequestHead("GET", "/", None, [], None)
+        sending = asyncio.create_task(client.send(endpoint, get))
+        peer, _ = await loop.sock_accept(listener)
+        with peer:
+            await loop.sock_sendall(peer, NO_BODY)
+            await (await sending).close()
+            body = LateBody()
+
+            def send_unrequested() -> None:
+                peer.send(b"HTTP/1.1 201 Smuggled\r\nContent-Length: 0\r\n\r\n")
+
+            with pytest.raises(Unanswered) as caught:
+                await client.send(
+                    endpoint,
+                    RequestHead(method, "/", None, [], Framing(4)),
+                    body,
+                    on_connected=send_unrequested,
+                )
+            assert caught.value.was_kept
+            assert not caught.value.is_repeatable
+            assert (await loop.sock_recv(peer, 1000)).count(b"HTTP/1.1") == 1
+        await client.close()
+        timers.close()
+
+
+def racing(requests: Counter[bytes]) -> Script:
+    """Return a script that counts requests by target, and ends connections while the next request may be on its way."""
+
+    async def script(wire: Wire) -> None:
+        while True:
+            head, _ = await read_request(wire)
+            requests[head.split()[1]] += 1
+            choice = random.random()
+            if choice < 0.05 and len(wire.received) > len(head):
+                wire.reset()
+                return
+            await wire.send(NO_BODY)
+            if choice < 0.3:
+                for _ in range(random.randrange(4)):
+                    await asyncio.sleep(0)
+                await wire.close()
+                return
+
+    return script
+
+
+@pytest.mark.slow
+async def test_no_post_is_sent_twice_and_no_get_fails_while_connections_close() -> None:
+    requests: Counter[bytes] = Counter()
+    statuses: dict[str, Counter[int]] = {"GET": Counter(), "POST": Counter()}
+
+    async def send(gateway: RunningGateway, worker: int, method: str) -> None:
+        client = await gateway.connect()
+        for number in range(500):
+            target = f"/{method}/{worker}/{number}"
+            body = b"small" if method == "POST" else b""
+            head = f"{method} {target} HTTP/1.1\r\nHost: gw\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            await client.send(head + body)
+            status, headers, _ = split_response(await client.read_head())
+            await client.read_exactly(int(headers["content-length"]))
+            statuses[method][status] += 1
+            if headers.get("connection") == "close":
+                await client.close()
+                client = await gateway.connect()
+        await client.close()
+
+    async with RawUpstream(racing(requests)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        async with asyncio.TaskGroup() as group:
+            for worker in range(4):
+                group.create_task(send(gateway, worker, "GET"))
+                group.create_task(send(gateway, worker, "POST"))
+        assert set(statuses["GET"]) == {200}
+        assert statuses["POST"][200] + statuses["POST"][502] == 2000
+        posts = {target: count for target, count in requests.items() if target.startswith(b"/POST/")}
+        assert set(posts.values()) == {1}
+        assert retries_of(gateway)["stale_connection"] > 10
