@@ -21,11 +21,10 @@ from gateway import __version__, memory
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.values import Address
 from gateway.downstream.acceptor import raise_descriptor_limit
-from gateway.downstream.access_log import RecordLine
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
 from gateway.listener import open_listener
-from gateway.observe.log import start_logging
+from gateway.observe.log import LineWriter, start_logging
 from gateway.server import Gateway, Load
 from gateway.signals import Signals
 
@@ -105,7 +104,7 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     raise_descriptor_limit()
     writer = start_logging()
     try:
-        asyncio.run(_serve(config, writer.add_line, lambda: _load(path), signals, is_demo=is_demo))
+        asyncio.run(_serve(config, writer, lambda: _load(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:
         # A signal during the start: everything that was opened is closed.
         return 0
@@ -118,8 +117,9 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     return 0
 
 
-async def _serve(config: Config, record: RecordLine, load: Load, signals: Signals, *, is_demo: bool) -> None:
-    gateway = Gateway(config, record)
+async def _serve(config: Config, writer: LineWriter, load: Load, signals: Signals, *, is_demo: bool) -> None:
+    gateway = Gateway(config, writer.add_line)
+    gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
 
     def announce() -> None:
         logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)

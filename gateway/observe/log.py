@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import io
 import json
 import logging
+import os
 import sys
 import threading
 from collections import deque
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
-_MAX_LINES: Final = 100_000
+#: Some 20,000 lines, a few seconds of a busy gateway.
+_MAX_BYTES: Final = 8 * 2**20
+#: What a line takes beside its characters.
+_LINE_BYTES: Final = 64
+#: Written per call.
+_BATCH_BYTES: Final = 64 * 1024
 _INTERVAL_SECONDS: Final = 0.1
+#: After a failed write.
+_RETRY_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 2.0
 
 
@@ -41,7 +49,10 @@ class JsonFormatter(logging.Formatter):
 
 def start_logging() -> LineWriter:
     """Send all log lines to standard output. The caller must call `stop` of the returned writer at the end."""
-    writer = LineWriter(sys.stdout)
+    # Python has no sys.stdout if the process was started without one; its descriptor is another file's by now.
+    is_open = sys.stdout is not None
+    stream = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if is_open else io.FileIO(os.devnull, "w")
+    writer = LineWriter(stream)
     writer.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[writer], force=True)
     # aiohttp's messages repeat what the access log has in more detail.
@@ -52,42 +63,84 @@ def start_logging() -> LineWriter:
 class LineWriter(logging.Handler):
     """Collects lines in memory; a thread writes them to the stream every 0.1 s.
 
-    So a blocked standard output does not block the event loop: the oldest lines are dropped then, beyond 100,000. A
-    thread that is woken for every line (logging's QueueListener) took a quarter of the CPU time of small requests.
+    So a blocked standard output blocks neither the event loop nor the end of the process. While it is blocked, full or
+    closed, up to 8 MiB of lines are held and the oldest are dropped; a write that failed is tried again every second.
+    The stream has no buffer of its own: a part of a line that was written is not written twice, and no lock of a
+    buffer is held at the end of the process.
+
+    A thread that is woken for every line (logging's QueueListener) took a quarter of the CPU time of small requests.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: io.RawIOBase) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
+        self._lines: deque[str] = deque()
+        self._held_bytes = 0
+        #: Log records come from any thread.
+        self._mutex = threading.Lock()
+        #: Lines that were never written.
+        self.dropped_lines = 0
+        self._reported_lines = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add the line of a log record."""
-        self._lines.append(self.format(record) + "\n")
+        self.add_line(self.format(record))
 
     def add_line(self, line: str) -> None:
         """Add an access log line. It bypasses the logging module: a LogRecord costs more than the line."""
-        self._lines.append(line + "\n")
+        with self._mutex:
+            self._lines.append(line)
+            self._held_bytes += len(line) + _LINE_BYTES
+            while self._held_bytes > _MAX_BYTES:
+                self._held_bytes -= len(self._lines.popleft()) + _LINE_BYTES
+                self.dropped_lines += 1
 
     def stop(self) -> None:
-        """Write the remaining lines; give up after 2 s if the stream is blocked."""
+        """Write the remaining lines; give up after 2 s if the stream is blocked, at once if writing fails."""
         self._stopping.set()
         self._thread.join(_LAST_SECONDS)
 
     def _write(self) -> None:
+        rest = b""
         is_last = False
+        seconds = _INTERVAL_SECONDS
         while not is_last:
-            is_last = self._stopping.wait(_INTERVAL_SECONDS)
-            lines = []
-            with contextlib.suppress(IndexError):
-                while True:
-                    lines.append(self._lines.popleft())
-            if lines:
-                self._stream.write("".join(lines))
-                self._stream.flush()
+            is_last = self._stopping.wait(seconds)
+            seconds = _INTERVAL_SECONDS
+            while rest := rest or self._take():
+                try:
+                    written = self._stream.write(rest)
+                except OSError:
+                    seconds = _RETRY_SECONDS
+                    break
+                if written is None:
+                    # Full; whoever shares the stream made it non-blocking.
+                    break
+                rest = rest[written:]
+
+    def _take(self) -> bytes:
+        """Return the next lines, b"" if there are none; after a gap a line that says so comes first."""
+        lines = []
+        size = 0
+        with self._mutex:
+            missing = self.dropped_lines - self._reported_lines
+            self._reported_lines = self.dropped_lines
+            while self._lines and size < _BATCH_BYTES:
+                line = self._lines.popleft()
+                size += len(line) + _LINE_BYTES
+                lines.append(line)
+            self._held_bytes -= size
+        if missing:
+            lines.insert(0, self.format(_gap_record(missing)))
+        return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+
+
+def _gap_record(missing: int) -> logging.LogRecord:
+    message = "%d log lines before this one were dropped: standard output was blocked, full or closed"
+    return logging.LogRecord("gateway", logging.WARNING, "", 0, message, (missing,), None)
 
 
 def show_time(seconds: float) -> str:

@@ -40,6 +40,7 @@ HELP: Final = {
     "gateway_upstream_retries": "Requests sent again or to another endpoint, by the reason why the attempt failed.",
     "gateway_config_reloads": "Config reloads, by result (failure: the previous config stays in force).",
     "gateway_config_last_reload_success_timestamp_seconds": "Unix time at which the config in force was loaded.",
+    "gateway_log_lines_dropped": "Log lines that were never written: standard output was blocked, full or closed.",
     "gateway_build": "Always 1; the labels are the versions of the gateway, aiohttp and Python.",
 }
 
@@ -69,7 +70,9 @@ class StatsCollector:
             reloads.add_metric((result,), count)
         loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
         loaded.add_metric((), self._stats.configured_at)
-        yield from (reloads, loaded)
+        dropped = _counter("gateway_log_lines_dropped")
+        dropped.add_metric((), self._stats.dropped_log_lines())
+        yield from (reloads, loaded, dropped)
 
     def _upstreams(self) -> Iterator[Metric]:
         up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")

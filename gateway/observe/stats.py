@@ -11,7 +11,7 @@ import enum
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -152,6 +152,8 @@ class Stats:
         #: Reloads by result, and the Unix time at which the config in force was loaded.
         self.reloads = Counter({"success": 0, "failure": 0})
         self.configured_at = 0.0
+        #: Returns the number of log lines that were never written.
+        self.dropped_log_lines: Callable[[], int] = int
         self.add([(self.NO_ROUTE, ""), *routes], upstreams)
 
     def add(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:

@@ -1,0 +1,124 @@
+"""The log's writer: a standard output that is blocked, full or closed costs lines, which are counted, nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.observe.log import JsonFormatter, LineWriter
+
+TIMEOUT_SECONDS = 10.0
+
+
+class Pipe:
+    """A pipe with the writer of the log at one end."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        self.stream = io.BufferedReader(io.FileIO(self.reading))
+        self.writer = LineWriter(io.FileIO(self.writing, "w", closefd=False))
+        self.writer.setFormatter(JsonFormatter())
+
+    def read_lines(self, count: int) -> list[str]:
+        return [self.stream.readline().decode().removesuffix("\n") for _ in range(count)]
+
+    def fill(self, line: str) -> None:
+        """Add lines until some were dropped."""
+        while not self.writer.dropped_lines:
+            self.writer.add_line(line)
+
+    def wait_until_failing(self) -> None:
+        """Wait until the writer has tried to write what it was given."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while self.writer._lines and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert not self.writer._lines
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    monkeypatch.setattr("gateway.observe.log._INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr("gateway.observe.log._RETRY_SECONDS", 0.001)
+    pipe = Pipe()
+    yield pipe
+    # Nobody reads: a write that blocks fails now.
+    pipe.stream.close()
+    pipe.writer.stop()
+    os.close(pipe.writing)
+
+
+def test_lines_are_written_in_order_and_the_rest_at_the_end(pipe: Pipe) -> None:
+    for number in range(1000):
+        pipe.writer.add_line(str(number))
+    pipe.writer.stop()
+    assert pipe.read_lines(1000) == [str(number) for number in range(1000)]
+    assert not pipe.writer.dropped_lines
+
+
+def test_blocked_output_holds_8_mib_of_lines_and_the_gap_is_reported(pipe: Pipe) -> None:
+    """100,000 lines of any length were held: 120 MiB, and more with long ones."""
+    line = "x" * 10_000
+    for _ in range(2000):
+        pipe.writer.add_line(line)
+    assert pipe.writer._held_bytes <= 8 * 2**20
+    dropped = pipe.writer.dropped_lines
+    assert dropped > 2000 - 9 * 2**20 // len(line)
+    seen = pipe.read_lines(1)
+    while seen[-1] == line:
+        seen += pipe.read_lines(1)
+    gap = json.loads(seen[-1])
+    assert (gap["level"], gap["logger"]) == ("warning", "gateway")
+    assert gap["message"].startswith(f"{dropped} log lines before this one were dropped")
+    assert pipe.read_lines(1) == [line]
+
+
+def test_line_that_was_written_in_part_is_continued(pipe: Pipe) -> None:
+    lines = [f"{number} " + "x" * 100_000 for number in range(20)]
+    for line in lines:
+        pipe.writer.add_line(line)
+    assert pipe.read_lines(20) == lines
+
+
+def test_writing_goes_on_after_the_output_was_full(pipe: Pipe) -> None:
+    """The thread ended for ever with the first ENOSPC."""
+    kept = os.dup(pipe.writing)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, pipe.writing)
+    pipe.writer.add_line("held")
+    pipe.wait_until_failing()
+    os.dup2(kept, pipe.writing)
+    assert pipe.read_lines(1) == ["held"]
+    os.close(kept)
+    os.close(full)
+
+
+def test_writing_goes_on_after_a_reader_left_and_another_came(pipe: Pipe) -> None:
+    """The thread ended for ever with the first EPIPE."""
+    reading, writing = os.pipe()
+    pipe.stream.close()
+    pipe.fill("x" * 1000)
+    pipe.stream = io.BufferedReader(io.FileIO(reading))
+    os.dup2(writing, pipe.writing)
+    os.close(writing)
+    lines = pipe.read_lines(100)
+    assert any("dropped" in line for line in lines)
+
+
+def test_output_that_does_not_block_when_it_is_full_loses_nothing(pipe: Pipe) -> None:
+    os.set_blocking(pipe.writing, False)
+    lines = [f"{number} " + "x" * 100_000 for number in range(20)]
+    for line in lines:
+        pipe.writer.add_line(line)
+    assert pipe.read_lines(20) == lines
+
+
+def test_blocked_output_does_not_hold_up_the_end(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.observe.log._LAST_SECONDS", 0.01)
+    pipe.fill("x" * 100_000)
+    pipe.writer.stop()
+    assert pipe.writer._lines
