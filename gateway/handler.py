@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +17,7 @@ from gateway.downstream import ClientResponse, Exchange
 from gateway.downstream.access_log import RecordLine, describe_exchange
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
+from gateway.observe.waits import LiveWaits
 from gateway.runtime import InFlightCounter, Runtime
 from gateway.transfer import Timers
 
@@ -31,8 +31,16 @@ class ExchangeHandler:
     runtime: Runtime
 
     def __init__(
-        self, stats: Stats, timers: Timers, in_flight: InFlightCounter, record: RecordLine, *, scheme: bytes
+        self,
+        stats: Stats,
+        live_waits: LiveWaits,
+        timers: Timers,
+        in_flight: InFlightCounter,
+        record: RecordLine,
+        *,
+        scheme: bytes,
     ) -> None:
+        self._live_waits = live_waits
         self._no_route = stats.routes[Stats.NO_ROUTE]
         self._timers = timers
         self._in_flight = in_flight
@@ -68,6 +76,7 @@ class ExchangeHandler:
         return Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
 
     async def _run_exchange(self, exchange: Exchange, runtime: Runtime) -> None:
+        self._live_waits.add(exchange.waits)
         try:
             try:
                 await self._find_and_act(exchange, runtime)
@@ -95,12 +104,12 @@ class ExchangeHandler:
             host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
         )
         if self._in_flight.is_draining:
-            exchange.route = candidates[0].route
-            exchange.stats = runtime.stats[exchange.route.name]
+            route = candidates[0].route
+            exchange.enter_route(route, runtime.stats[route.name])
             raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
         matched = await match_form_route(exchange, candidates)
         stats = runtime.stats[matched.route.name]
-        exchange.route, exchange.stats = matched.route, stats
+        exchange.enter_route(matched.route, stats)
         stats.in_flight += 1
         try:
             await runtime.actions[matched.route.name](exchange, matched)
@@ -108,8 +117,11 @@ class ExchangeHandler:
             stats.in_flight -= 1
 
     def _record(self, exchange: Exchange) -> None:
-        stats = exchange.stats
-        seconds = time.monotonic() - exchange.started
+        stats, waits = exchange.stats, exchange.waits
+        now = waits.clock()
+        seconds = now - exchange.started
+        waits.charge(now)
+        self._live_waits.remove(waits)
         self._record_line(describe_exchange(exchange, seconds))
         stats.requests[method_label(exchange.method), exchange.status] += 1
         stats.durations.observe(seconds)

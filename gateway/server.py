@@ -30,6 +30,7 @@ from gateway.filters import FilterProblem
 from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
 from gateway.observe.stats import Stats
+from gateway.observe.waits import LiveWaits
 from gateway.ops.app import OpsApp
 from gateway.runtime import InFlightCounter, Resources, Runtime
 from gateway.signals import Signals
@@ -55,10 +56,13 @@ class Gateway:
         check_names()
         self._config = config
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
+        self.live_waits = LiveWaits()
         self._timers = Timers()
         self._in_flight = InFlightCounter()
         scheme = b"https" if config.tls is not None else b"http"
-        self._handler = ExchangeHandler(self.stats, self._timers, self._in_flight, record, scheme=scheme)
+        self._handler = ExchangeHandler(
+            self.stats, self.live_waits, self._timers, self._in_flight, record, scheme=scheme
+        )
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         #: The task that checks the health of each upstream.
@@ -87,7 +91,7 @@ class Gateway:
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
-            ops = OpsApp(self.stats, self._reasons)
+            ops = OpsApp(self.stats, self.live_waits, self._reasons)
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
             self.ops_address = await _open_ops(stack, self._ops_runner, config.ops.listen)

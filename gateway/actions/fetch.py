@@ -61,7 +61,8 @@ class FetchAction:
         url = self._check_requested(f"{matched.rest}{exchange.target.query}")
         for _ in range(_MAX_REDIRECTS + 1):
             exchange.record_endpoint(url.endpoint)
-            async with await self._client.send(url.endpoint, _make_head(exchange, url)) as response:
+            head = _make_head(exchange, url)
+            async with await self._client.send(url.endpoint, head, on_connected=exchange.record_connected) as response:
                 location = _redirect(response)
                 if location is None:
                     response.headers = ReceivedHeaders(

@@ -13,13 +13,15 @@ from gateway.actions.body_shape import file_pieces, shape_file
 from gateway.actions.request_head import make_request_head
 from gateway.config import FramingMode
 from gateway.config.model import Split
-from gateway.config.values import show_size
+from gateway.config.values import Endpoint, show_size
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFactory, head_of
 from gateway.http.headers import Headers, end_to_end
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormField, Part
+from gateway.observe.stats import Leg
+from gateway.observe.waits import Wait
 from gateway.transfer import Transfer
 from gateway.upstream import RequestHead, UpstreamPool, UpstreamResponse, UpstreamSink
 
@@ -106,6 +108,8 @@ class FileRequest:
         self.connected = asyncio.Event()
         #: Set once the file's bytes are sent, or its request has ended.
         self.released = asyncio.Event()
+        #: What this file waits for beside the transfer of the form.
+        self.wait = Wait(exchange.waits)
         self._config = config
         self._exchange = exchange
         self._matched = matched
@@ -129,6 +133,16 @@ class FileRequest:
             path = path.replace("{filename}", name)
         return make_request_head(self._exchange, path, host=self._config.host, framing=framing, shape=self._shape)
 
+    def record_endpoint(self, endpoint: Endpoint) -> None:
+        """Record the endpoint that the request is sent to: its connection is waited for."""
+        self._exchange.endpoint = str(endpoint)
+        self.wait.wait_on(Leg.CONNECT)
+
+    def record_connected(self) -> None:
+        """Record that an endpoint is connected: the transfer of the form is charged while the file's bytes are sent."""
+        self.wait.stop()
+        self.connected.set()
+
     def acknowledged(self) -> int:
         """Return the progress of the upstream, see `gateway.transfer.progress`."""
         return self._sink.acknowledged() if self._sink is not None else 0
@@ -142,10 +156,14 @@ class FileRequest:
         ) as pieces:
             async for piece in pieces:
                 await sink.write(piece)
+        if self.wait.waiting_on is not Leg.UPSTREAM_READ:
+            # No early response.
+            self.wait.wait_on(Leg.UPSTREAM_RESPONSE)
         await self.end()
 
     async def receive(self, response: UpstreamResponse, budget: ResponseBudget, upstream: UpstreamPool) -> None:
         """Take a response into the result, as far as the budget allows. Raises Fault."""
+        self.wait.wait_on(Leg.UPSTREAM_READ)
         self.result.headers = end_to_end(response.headers)
         body = bytearray()
         try:

@@ -28,6 +28,7 @@ class FilesAction:
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault."""
         exchange.check_expectation()
+        exchange.waits.wait_on(self._storage.read_leg)
         file = await self._storage.open_file(matched.rest)
         try:
             await self._send(exchange, file, matched.rest)

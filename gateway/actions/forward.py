@@ -69,6 +69,7 @@ class ForwardAction:
         exchange.check_expectation()
         if self._config.multipart != "opaque":
             refuse_empty_form(exchange)
+        self._wait_for_slot(exchange)
         async with self._upstream.capacity:
             self._tee(exchange, matched)
             await self._send(exchange, matched, None)
@@ -84,6 +85,7 @@ class ForwardAction:
         if not is_reencoded:
             inspectors, observer = inspect_body(exchange, self._route, boundary, self._observers)
             filters += inspectors
+        self._wait_for_slot(exchange)
         async with self._upstream.capacity:
             tee = self._tee(exchange, matched)
             # After the others: a chunk they refuse is not mirrored.
@@ -121,13 +123,18 @@ class ForwardAction:
             shape=body.shape if body is not None else None,
         )
         response = await self._upstream.send(
-            head, body, on_endpoint=exchange.record_endpoint, on_connected=exchange.send_continue
+            head, body, on_endpoint=exchange.record_endpoint, on_connected=exchange.record_connected
         )
         async with response:
             headers = body.response_headers() if body is not None else ()
             await relay(
                 exchange, response, self._response_policies, self._lanes, upload=exchange.upload, headers=headers
             )
+
+    def _wait_for_slot(self, exchange: Exchange) -> None:
+        """Charge what follows to the queue, if there is no free slot."""
+        if self._upstream.capacity.is_full:
+            exchange.waits.wait_on(Leg.QUEUE)
 
     def _tee(self, exchange: Exchange, matched: RouteMatch) -> Tee | None:
         return self._mirror.tee(exchange, matched) if self._mirror is not None else None

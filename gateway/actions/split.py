@@ -61,6 +61,8 @@ class SplitAction:
             )
         async with contextlib.AsyncExitStack() as first_slot:
             # The slot of the first file is taken before the client is asked for its body.
+            if self.upstream.capacity.is_full:
+                exchange.waits.wait_on(Leg.QUEUE)
             await first_slot.enter_async_context(self.upstream.capacity)
             exchange.send_continue()
             digests = form_digest(exchange, self.factories)
@@ -123,18 +125,17 @@ class _Splitter:
     async def _read_form(
         self, form: AsyncIterator[Part], group: asyncio.TaskGroup, first_slot: contextlib.AsyncExitStack
     ) -> None:
-        transfer = self._transfer
         while (part := await self._next_part(form)) is not None:
             if part.kind is PartKind.FIELD:
                 continue
-            with transfer.unwatched():
-                await self._wait_for_task_slot()
+            # The files under way are charged meanwhile.
+            await self._wait_for_task_slot()
             if self._is_stopped:
                 self._results.append(FileResult(head_of(part, self._exchange.client), fault=_not_sent()))
             else:
                 await self._send_file(part, group, first_slot)
             if self._is_stopped:
-                transfer.end(Outcome.EARLY_RESPONSE)
+                self._transfer.end(Outcome.EARLY_RESPONSE)
                 return
 
     async def _next_part(self, form: AsyncIterator[Part]) -> Part | None:
@@ -166,8 +167,7 @@ class _Splitter:
         task = group.create_task(self._request(request, slot), name=f"file {part.number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with self._transfer.unwatched():
-            await request.connected.wait()
+        await request.connected.wait()
         with self._transfer.watched(request.acknowledged):
             await self._wait_released(request, part, task)
 
@@ -187,19 +187,21 @@ class _Splitter:
 
     async def _request(self, request: FileRequest, slot: contextlib.AbstractAsyncContextManager[object]) -> None:
         """Send one file's request and take its response."""
+        request.wait.wait_on(Leg.QUEUE if slot is self._upstream.capacity and slot.is_full else Leg.CONNECT)
         try:
             async with slot:
                 response = await self._upstream.send(
                     request.make_head(self._upstream.framing),
                     request,
-                    on_endpoint=self._exchange.record_endpoint,
-                    on_connected=request.connected.set,
+                    on_endpoint=request.record_endpoint,
+                    on_connected=request.record_connected,
                 )
                 async with response:
                     await request.receive(response, self._budget, self._upstream)
         except Fault as fault:
             request.result.fault = fault
         finally:
+            request.wait.stop()
             await request.end()
         if not request.result.has_succeeded:
             self._has_failure.set()

@@ -50,6 +50,7 @@ class StoreAction:
         boundary = form_boundary(exchange)
         if exchange.body is None and exchange.headers.first(b"content-length") is None:
             raise Fault(FaultKind.LENGTH_REQUIRED, "An upload needs a body: send Content-Length or chunked (curl -T).")
+        exchange.waits.wait_on(self._storage.write_leg)
         async with self._storage.open_upload(self._rules) as upload:
             await upload.check_room(exchange.length)
             if exchange.body is None:
@@ -60,6 +61,8 @@ class StoreAction:
                 whole = form_digest(exchange, self._factories) if boundary is not None else []
                 transfer = exchange.begin_upload(self._policy, [limit, *whole], whole)
                 with transfer, transfer.watched():
+                    # The storage makes room for a raw body before it is read.
+                    transfer.meter.wait_on(self._storage.write_leg)
                     with self._lanes.read_body(transfer, exchange.body) as body:
                         if boundary is None:
                             described = [await self._store_raw(exchange, matched, upload, transfer, body)]

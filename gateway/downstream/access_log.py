@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
 from typing import Final
 
 from gateway.downstream.exchange import Exchange
 from gateway.observe.log import show_time
-from gateway.observe.stats import Leg
-from gateway.transfer import Transfer
 
 #: Called with the line of each exchange.
 RecordLine = Callable[[str], None]
@@ -28,7 +26,7 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
     fault, trace = exchange.fault, exchange.trace
     route, first = exchange.route, exchange.first_byte_seconds
     upload, download = exchange.upload, exchange.download
-    waits = ", ".join(wait for transfer in (upload, download) if transfer is not None for wait in _waits(transfer))
+    waits = ", ".join(f'"{leg}": {spent:.6f}' for leg, spent in exchange.waits.leg_seconds.items() if spent)
     return (
         f'{{"time": "{show_time(time.time())}", "level": "info", "event": "exchange", '  # noqa: TID251 (the time of day)
         f'"route": {_quote(route.name if route else None)}, "action": {_quote(route.action_name if route else None)}, '
@@ -51,9 +49,3 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
 
 def _quote(text: str | None) -> str:
     return "null" if text is None else encode_basestring_ascii(text)
-
-
-def _waits(transfer: Transfer) -> Iterator[str]:
-    for leg, seconds in transfer.meter.leg_seconds.items():
-        if seconds or leg is not Leg.FILTER:
-            yield f'"{leg}": {seconds:.6f}'

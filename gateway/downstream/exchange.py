@@ -14,7 +14,6 @@ the response and not a reset.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -37,7 +36,8 @@ from gateway.http.headers import (
     is_trusted,
     trace_context,
 )
-from gateway.observe.stats import RouteStats
+from gateway.observe.stats import Leg, RouteStats
+from gateway.observe.waits import Waits
 from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
 
 #: Bounds of what is read and dropped after an early response: nginx's lingering_timeout, and what a LAN sends in it.
@@ -64,6 +64,9 @@ class Exchange:
         trusted: Sequence[Network],
         scheme: bytes,
     ) -> None:
+        #: What it waits for, and its seconds by leg.
+        self.waits = Waits(stats)
+        self.started = self.waits.waiting_since
         self._request = request
         self._timers = timers
         self._scheme = scheme
@@ -76,7 +79,7 @@ class Exchange:
         self.client: str = peer[0] if peer else ""
         self._is_trusted = is_trusted(self.client, trusted)
         self.trace = trace_context(headers, is_trusted=self._is_trusted)
-        #: Set by routing: the route, and where its requests are counted.
+        #: Set by `enter_route`: the route, and where its requests are counted.
         self.route: Route | None = None
         self.stats = stats
         #: Set by the action: the upstream's name, and the endpoint the request was sent to last.
@@ -91,7 +94,6 @@ class Exchange:
         self.fault: Fault | None = None
         #: What the access log says about the parts of a form, the first of them.
         self.parts: list[dict[str, Any]] = []
-        self.started = time.monotonic()
         self.first_byte_seconds: float | None = None
         self._is_chunked = headers.first(b"transfer-encoding") is not None
         length = None if self._is_chunked else int(headers.first(b"content-length") or 0)
@@ -99,6 +101,11 @@ class Exchange:
         self.length = length
         self.body = RequestBody(request, is_chunked=self._is_chunked) if length != 0 else None
         self._expects_continue = False
+
+    def enter_route(self, route: Route, stats: RouteStats) -> None:
+        """Record the route; what is not charged yet is charged to it."""
+        self.route, self.stats = route, stats
+        self.waits.route = stats
 
     def check_head(self) -> Target:
         """Check the request head and return its target. Raises Fault if it is malformed."""
@@ -171,7 +178,7 @@ class Exchange:
         self.upload = Transfer(
             policy,
             self.body,
-            self.stats,
+            self.waits,
             self._timers,
             owner=self,
             length=self.length,
@@ -182,12 +189,18 @@ class Exchange:
 
     def begin_download(self, policy: TransferPolicy, source: Source, length: int | None) -> Transfer:
         """Return the transfer of the response body."""
-        self.download = Transfer(policy, source, self.stats, self._timers, owner=self, length=length)
+        self.download = Transfer(policy, source, self.waits, self._timers, owner=self, length=length)
         return self.download
 
     def record_endpoint(self, endpoint: Endpoint) -> None:
-        """Record the endpoint that the request is sent to."""
+        """Record the endpoint that the request is sent to: its connection is waited for."""
         self.endpoint = str(endpoint)
+        self.waits.wait_on(Leg.CONNECT)
+
+    def record_connected(self) -> None:
+        """Record that an endpoint is connected: the client may send its body, and the response is waited for."""
+        self.waits.wait_on(Leg.UPSTREAM_RESPONSE)
+        self.send_continue()
 
     def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None
@@ -289,7 +302,8 @@ class Exchange:
             await response.prepare(self._request)
         except ConnectionError as exc:
             raise Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response.") from exc
-        self.first_byte_seconds = time.monotonic() - self.started
+        # Outside of transfers, whatever is waited for from here on is the client.
+        self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
 
     def _drop_connection(self) -> None:
         """Close the connection: the client is gone."""

@@ -29,7 +29,7 @@ HELP: Final = {
     "gateway_chunk_throughput_bytes_per_second": "Size of each chunk over the time for it, waits included.",
     "gateway_transfer_throughput_bytes_per_second": "Mean rate of each transfer from its start to its end.",
     "gateway_transfer_size_bytes": "Size of each body in bytes.",
-    "gateway_wait_seconds": "Seconds in which transfers waited, by the leg they waited for.",
+    "gateway_wait_seconds": "Seconds in which exchanges waited, by the leg they waited for; rises while they wait.",
     "gateway_parts": "Parts of multipart forms, by kind (file, field).",
     "gateway_part_size_bytes": "Size of each part in bytes.",
     "gateway_part_outcomes": "Parts of multipart forms, by outcome (for split: of the upstream request).",

@@ -26,7 +26,7 @@ class Direction(enum.StrEnum):
 
 
 class Leg(enum.StrEnum):
-    """One side of a transfer that can be slow: what a transfer waits for."""
+    """What an exchange waits for: one side of a transfer, or a step of the request."""
 
     DOWNSTREAM_READ = "downstream_read"
     UPSTREAM_WRITE = "upstream_write"
@@ -36,6 +36,12 @@ class Leg(enum.StrEnum):
     DISK_READ = "disk_read"
     #: A filter that hashes, scans or limits the rate.
     FILTER = "filter"
+    #: A free slot of the upstream.
+    QUEUE = "queue"
+    #: A connection to an endpoint: name lookup, TCP, TLS.
+    CONNECT = "connect"
+    #: The response head, once the request is sent: the service's own time.
+    UPSTREAM_RESPONSE = "upstream_response"
 
 
 class Histogram:

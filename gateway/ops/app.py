@@ -15,6 +15,7 @@ from aiohttp import web
 
 from gateway.observe.prometheus import make_registry, render
 from gateway.observe.stats import Stats
+from gateway.observe.waits import LiveWaits
 
 #: Returns the reasons why the gateway is not ready, one line each; empty if it is ready.
 Reasons = Callable[[], list[str]]
@@ -23,8 +24,9 @@ Reasons = Callable[[], list[str]]
 class OpsApp:
     """The application of the ops port."""
 
-    def __init__(self, stats: Stats, reasons: Reasons) -> None:
+    def __init__(self, stats: Stats, live_waits: LiveWaits, reasons: Reasons) -> None:
         self._registry = make_registry(stats)
+        self._live_waits = live_waits
         self._reasons = reasons
         # Rendering many series takes tens of milliseconds: a thread keeps the event loop free for transfers.
         self._renderer = ThreadPoolExecutor(1, "metrics")
@@ -44,6 +46,7 @@ class OpsApp:
     async def _metrics(self, request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
         loop = asyncio.get_running_loop()
+        self._live_waits.charge()
         body, content_type = await loop.run_in_executor(self._renderer, render, self._registry, accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 

@@ -1,10 +1,11 @@
-"""Counts the bytes of one transfer and charges its seconds to its legs. Synchronous; the clock is a parameter.
+"""Counts the bytes of one transfer and charges its seconds to its legs. Synchronous; the clock is the exchange's.
 
     call            valid           effect
-    start           once            the transfer counts as in flight; its seconds are charged to the read leg
-    wait_on(leg)    after start     seconds since the last call are charged to the leg waited on; `leg` is waited on now
-    skip_time       after start     seconds since the last call are charged to no leg
-    count(size)     after start     a chunk of `size` bytes (at least 1) is on its way to the sink
+    start           once            the transfer counts as in flight
+    resume          after start     its seconds are charged to its legs from now on, and no more to the exchange's
+    wait_on(leg)    after resume    seconds since the last call are charged to the leg waited on; `leg` is waited on now
+    pause           after resume    its seconds are charged until now; the exchange charges its own again
+    count(size)     after resume    a chunk of `size` bytes (at least 1) is on its way to the sink
     end(outcome)    any time        the transfer has ended; further calls change nothing
 
 A chunk's throughput is its size over the seconds from the end of the chunk before it to its own end; a chunk has ended
@@ -13,36 +14,35 @@ when the read leg is waited on again.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gateway.errors import Outcome
-from gateway.observe.stats import Leg, RouteStats
+from gateway.observe.stats import Leg
+from gateway.observe.waits import Waits
 from gateway.transfer.policy import TransferPolicy
-
-#: Returns seconds; only differences mean something.
-Clock = Callable[[], float]
 
 
 class Meter:
     """Bytes, seconds and outcome of one transfer, also added to the statistics of its route as they happen."""
 
-    def __init__(self, policy: TransferPolicy, stats: RouteStats, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, policy: TransferPolicy, waits: Waits) -> None:
         self.policy = policy
-        self.clock = clock
-        self._stats = stats.transfers[policy.direction]
-        self._route_seconds = stats.waits
+        self.clock = waits.clock
+        self._waits = waits
+        self._stats = waits.route.transfers[policy.direction]
+        self._route_seconds = waits.route.waits
         self.outcome: Outcome | None = None
         #: How most of the bytes are moved; "copy" unless another lane takes over.
         self.lane = "copy"
         #: Bytes handed to the sink.
         self.moved_bytes = 0
-        #: Seconds charged to each leg so far; the wait under way is not among them.
-        self.leg_seconds = {policy.read_leg: 0.0, policy.write_leg: 0.0, Leg.FILTER: 0.0}
+        #: Seconds of the exchange charged to each leg so far; the wait under way may not be among them. The transfers
+        #: of an exchange have no leg in common, except that of filters, which only uploads have.
+        self.leg_seconds = waits.leg_seconds
         #: The leg waited on now, and since when.
         self.waiting_on = policy.read_leg
-        self.started = self.waiting_since = self._chunk_started = clock()
+        self.started = self.waiting_since = self._charged_until = self._chunk_started = self.clock()
         #: Bytes of the chunk that is on its way to the sink; 0 between chunks.
         self._chunk_bytes = 0
 
@@ -54,23 +54,40 @@ class Meter:
     def start(self) -> None:
         """Count the transfer as in flight."""
         self._stats.in_flight += 1
-        self.started = self.waiting_since = self._chunk_started = self.clock()
+        self.started = self.clock()
+
+    def resume(self) -> None:
+        """Charge the seconds from now on, in place of the exchange."""
+        now = self.waiting_since = self._charged_until = self._chunk_started = self.clock()
+        self._waits.begin(self, now)
+
+    def pause(self) -> None:
+        """Charge the seconds until now; what follows is the exchange's."""
+        self.wait_on(self.waiting_on)
+        self._waits.end(self, self.waiting_since)
 
     def wait_on(self, leg: Leg) -> None:
         """Charge the seconds since the last call to the leg waited on, and wait on `leg` from now on."""
         now = self.clock()
-        seconds = now - self.waiting_since
+        seconds = now - self._charged_until
         previous = self.waiting_on
         self.leg_seconds[previous] += seconds
         self._route_seconds[previous] += seconds
-        self.waiting_since = now
+        self.waiting_since = self._charged_until = now
         self.waiting_on = leg
         if self._chunk_bytes and leg is self.policy.read_leg:
             self._end_chunk(now)
 
-    def skip_time(self) -> None:
-        """Charge the seconds since the last call to no leg: the transfer was not under way."""
-        self.waiting_since = self._chunk_started = self.clock()
+    def seconds_on(self, leg: Leg, now: float) -> float:
+        """Return the seconds that a leg was waited on until now, a wait under way included."""
+        return self.leg_seconds[leg] + (now - self._charged_until if self.waiting_on is leg else 0.0)
+
+    def charge(self, now: float) -> None:
+        """Charge the seconds until now to the leg waited on; the wait goes on."""
+        seconds = now - self._charged_until
+        self._charged_until = now
+        self.leg_seconds[self.waiting_on] += seconds
+        self._route_seconds[self.waiting_on] += seconds
 
     @contextmanager
     def filtering(self) -> Iterator[None]:

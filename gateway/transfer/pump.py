@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.observe.stats import Direction, RouteStats
+from gateway.observe.stats import Direction
+from gateway.observe.waits import Waits
 from gateway.transfer.meter import Meter
 from gateway.transfer.policy import TransferPolicy
 from gateway.transfer.progress import Progress, no_progress
@@ -110,8 +110,8 @@ class Transfer:
 
         call                valid                effect
         with transfer       once                 starts; leaving it ends the transfer and closes its filters
-        watched(progress)   within `with`        a leg that stalls in the block cancels it and raises its Fault
-        unwatched()         within `with`        the block is charged to the write leg and may take any time
+        watched(progress)   within `with`        the block is charged to the legs; one that stalls cancels it and raises
+                                                 its Fault
         pull(read)          within `watched`     the next chunk, judged and counted; b"" at the end
         fail(fault)         any time             records what broke the body, if nothing did before
         end(outcome)        any time             ends it; only the first call counts
@@ -123,7 +123,7 @@ class Transfer:
         self,
         policy: TransferPolicy,
         source: Source,
-        stats: RouteStats,
+        waits: Waits,
         timers: Timers,
         *,
         owner: Owner,
@@ -132,7 +132,7 @@ class Transfer:
         async_filters: Sequence[AsyncFilter] = (),
     ) -> None:
         self.policy = policy
-        self.meter = Meter(policy, stats)
+        self.meter = Meter(policy, waits)
         self._source = source
         #: Bytes of the whole body; None where they are not known.
         self._length = length
@@ -185,17 +185,6 @@ class Transfer:
     def watched(self, acknowledged: Progress = no_progress) -> Watched:
         """Watch for stalls while the block runs; `acknowledged` is the progress of the peer that is written to."""
         return Watched(self, acknowledged)
-
-    @contextmanager
-    def unwatched(self) -> Iterator[None]:
-        """Charge the block to the write leg without watching it: the sink has its own limits for what it waits for."""
-        meter = self.meter
-        meter.skip_time()
-        meter.wait_on(self.policy.write_leg)
-        try:
-            yield
-        finally:
-            meter.wait_on(self.policy.write_leg)
 
     def fail(self, fault: Fault) -> None:
         """Record what broke the body, if nothing did before."""
@@ -315,7 +304,7 @@ class Watched:
     def __enter__(self) -> None:
         """Watch the current task."""
         meter = self._transfer.meter
-        meter.skip_time()
+        meter.resume()
         if self._checks is not None:
             self._detector = StallDetector(meter, self._acknowledged)
             self._task = asyncio.current_task()
@@ -325,8 +314,7 @@ class Watched:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop watching. Raises the Fault of a stall that cancelled the block."""
-        meter = self._transfer.meter
-        meter.wait_on(meter.waiting_on)
+        self._transfer.meter.pause()
         if self._checks is not None:
             self._checks.stop(self)
         if self._fault is None or not isinstance(exc, asyncio.CancelledError) or self._task is None:

@@ -92,9 +92,7 @@ class StallDetector:
         )
 
     def _check_rate(self, leg: Leg, window: _RateWindow, progress: int, now: float) -> Fault | None:
-        meter = self._meter
-        waited = meter.leg_seconds[leg] + (now - meter.waiting_since if meter.waiting_on is leg else 0.0)
-        if not window.is_slow(now, progress, waited):
+        if not window.is_slow(now, progress, self._meter.seconds_on(leg, now)):
             return None
         limits, key, direction = window.limits, self._policy.timeouts_key, self._policy.direction
         _, kind, subject, cure = _FAULTS[leg]

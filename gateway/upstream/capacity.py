@@ -55,12 +55,17 @@ class CapacityLimiter:
             if not waiter.slot.done():
                 waiter.timeout.reschedule(self._deadline(waiter))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether taking a slot has to wait."""
+        return self._taken >= self._slots or bool(self._waiters)
+
     async def __aenter__(self) -> None:
         """Take a slot. Raises Fault QUEUE_FULL or QUEUE_TIMEOUT (503); cancelling leaves the queue."""
-        if self._taken < self._slots and not self._waiters:
-            self._taken += 1
-        else:
+        if self.is_full:
             await self._queue()
+        else:
+            self._taken += 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

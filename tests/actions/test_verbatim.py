@@ -10,6 +10,7 @@ import pytest
 from gateway.actions.verbatim import VerbatimBody
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Direction, Leg, RouteStats
+from gateway.observe.waits import Waits
 from gateway.transfer import Lanes, LegLimits, Timers, Transfer, TransferPolicy
 
 
@@ -40,7 +41,7 @@ async def test_upstream_that_does_not_read_the_held_beginning_is_a_fault() -> No
     )
     timers, source = Timers(), HeldSource()
     unused: Any = None
-    with Transfer(policy, source, RouteStats("r"), timers, owner=unused, length=10) as transfer:
+    with Transfer(policy, source, Waits(RouteStats("r")), timers, owner=unused, length=10) as transfer:
         body = VerbatimBody(unused, transfer, cast(Any, source), Lanes(is_raw_allowed=False), None)
         body._first.append(await transfer.pull_source())
         with pytest.raises(Fault) as caught:

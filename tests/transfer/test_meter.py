@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import Outcome
 from gateway.observe.stats import Direction, Leg, RouteStats
+from gateway.observe.waits import Waits
 from gateway.transfer import TransferPolicy
 from gateway.transfer.meter import Meter
 
@@ -38,12 +39,13 @@ def stats() -> RouteStats:
 
 
 def make_meter(stats: RouteStats, clock: FakeClock) -> Meter:
-    return Meter(POLICY, stats, clock=clock)
+    return Meter(POLICY, Waits(stats, clock))
 
 
 def test_seconds_are_charged_to_the_leg_that_was_waited_on(stats: RouteStats, clock: FakeClock) -> None:
     meter = make_meter(stats, clock)
     meter.start()
+    meter.resume()
     clock.now += 1
     meter.wait_on(Leg.UPSTREAM_WRITE)
     clock.now += 2
@@ -52,7 +54,7 @@ def test_seconds_are_charged_to_the_leg_that_was_waited_on(stats: RouteStats, cl
     clock.now += 8
     meter.wait_on(Leg.DOWNSTREAM_READ)
     expected = {Leg.DOWNSTREAM_READ: 1.0, Leg.UPSTREAM_WRITE: 10.0, Leg.FILTER: 4.0}
-    assert meter.leg_seconds == expected
+    assert {leg: meter.leg_seconds[leg] for leg in expected} == expected
     assert {leg: stats.waits[leg] for leg in expected} == expected
     assert meter.filter_seconds == 4.0
 
@@ -62,6 +64,7 @@ def test_filters_that_raise_are_charged_and_the_leg_before_is_waited_on_again(
 ) -> None:
     meter = make_meter(stats, clock)
     meter.start()
+    meter.resume()
     meter.wait_on(Leg.UPSTREAM_WRITE)
 
     def fail() -> None:
@@ -74,14 +77,23 @@ def test_filters_that_raise_are_charged_and_the_leg_before_is_waited_on_again(
     assert (meter.filter_seconds, meter.waiting_on) == (3.0, Leg.UPSTREAM_WRITE)
 
 
-def test_skipped_time_is_charged_to_no_leg(stats: RouteStats, clock: FakeClock) -> None:
-    meter = make_meter(stats, clock)
+def test_seconds_of_a_paused_transfer_are_charged_to_the_leg_of_its_exchange(
+    stats: RouteStats, clock: FakeClock
+) -> None:
+    waits = Waits(stats, clock)
+    meter = Meter(POLICY, waits)
     meter.start()
+    waits.wait_on(Leg.CONNECT)
     clock.now += 5
-    meter.skip_time()
+    meter.resume()
     clock.now += 1
-    meter.wait_on(Leg.UPSTREAM_WRITE)
-    assert sum(meter.leg_seconds.values()) == 1.0
+    meter.pause()
+    clock.now += 2
+    waits.charge(clock.now)
+    assert {leg: seconds for leg, seconds in waits.leg_seconds.items() if seconds} == {
+        Leg.CONNECT: 7.0,
+        Leg.DOWNSTREAM_READ: 1.0,
+    }
 
 
 def test_chunks_are_counted_as_they_are_handed_on_and_their_rate_when_they_have_ended(
@@ -89,6 +101,7 @@ def test_chunks_are_counted_as_they_are_handed_on_and_their_rate_when_they_have_
 ) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     meter.start()
+    meter.resume()
     clock.now += 1
     meter.wait_on(Leg.UPSTREAM_WRITE)
     meter.count(1000)
@@ -106,6 +119,7 @@ def test_chunks_are_counted_as_they_are_handed_on_and_their_rate_when_they_have_
 def test_chunk_under_way_at_the_end_has_its_rate_counted(stats: RouteStats, clock: FakeClock) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     meter.start()
+    meter.resume()
     meter.count(10)
     clock.now += 2
     meter.end(Outcome.COMPLETE)
@@ -115,6 +129,7 @@ def test_chunk_under_way_at_the_end_has_its_rate_counted(stats: RouteStats, cloc
 def test_chunk_that_took_no_time_has_a_rate(stats: RouteStats, clock: FakeClock) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     meter.start()
+    meter.resume()
     meter.count(10)
     meter.wait_on(Leg.DOWNSTREAM_READ)
     meter.end(Outcome.COMPLETE)
@@ -127,6 +142,7 @@ def test_transfer_is_in_flight_from_its_start_to_its_first_end(stats: RouteStats
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     assert upload.in_flight == 0
     meter.start()
+    meter.resume()
     meter.lane = "direct"
     assert (upload.in_flight, meter.outcome) == (1, None)
     meter.end(Outcome.CLIENT_LEFT)
@@ -150,6 +166,7 @@ def test_legs_add_up_to_the_time_and_chunks_to_the_bytes(steps: list[tuple[str, 
     clock, stats = FakeClock(), RouteStats("r")
     meter = make_meter(stats, clock)
     meter.start()
+    meter.resume()
     for name, value in steps:
         if name == "sleep":
             clock.now += value

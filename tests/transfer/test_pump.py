@@ -9,6 +9,7 @@ import pytest
 
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.observe.stats import Direction, Leg, RouteStats
+from gateway.observe.waits import Waits
 from gateway.transfer import LegLimits, Timers, Transfer, TransferPolicy
 
 POLICY = TransferPolicy(Direction.UPLOAD, Leg.DOWNSTREAM_READ, Leg.UPSTREAM_WRITE, LegLimits(idle_seconds=0.04))
@@ -25,7 +26,7 @@ class LeavingClient:
 
 def make_transfer(timers: Timers) -> Transfer:
     unused: Any = None
-    return Transfer(POLICY, unused, RouteStats("r"), timers, owner=LeavingClient(), length=10)
+    return Transfer(POLICY, unused, Waits(RouteStats("r")), timers, owner=LeavingClient(), length=10)
 
 
 async def test_stall_cancels_the_block_and_is_raised_as_its_fault() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import FaultKind
 from gateway.observe.stats import Direction, Leg, RouteStats
+from gateway.observe.waits import Waits
 from gateway.transfer import LegLimits, TransferPolicy
 from gateway.transfer.meter import Meter
 from gateway.transfer.stall import StallDetector
@@ -45,8 +46,10 @@ class Scene:
         policy = TransferPolicy(Direction.UPLOAD, *legs, read, write, total_seconds, "routes.r.timeouts")
         self.policy = policy
         self.clock = FakeClock()
-        self.meter = Meter(policy, RouteStats("r"), clock=self.clock)
+        self.waits = Waits(RouteStats("r"), self.clock)
+        self.meter = Meter(policy, self.waits)
         self.meter.start()
+        self.meter.resume()
         self.peer = Acknowledged()
         self.detector = StallDetector(self.meter, self.peer)
         self.started = self.clock.now
@@ -71,6 +74,8 @@ class Scene:
         while self._next_check <= end:
             self.clock.now = self._next_check
             self._next_check += self.policy.check_seconds
+            # A scrape changes no verdict.
+            self.waits.charge(self.clock.now)
             if (fault := self.detector.check(self.clock.now)) is not None:
                 return fault.detail
         self.clock.now = end
