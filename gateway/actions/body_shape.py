@@ -89,7 +89,7 @@ def shape_file(
     """Return how a file goes upstream. Raises Fault BAD_MULTIPART for a form field that cannot be a header."""
     chosen = select_fields(config, held)
     send = config.send or ("form" if body == "multipart" else "query")
-    query = "&".join(f"{quote(field.name, safe='')}={quote_from_bytes(field.value, safe='')}" for field in chosen)
+    query = "&".join(map(_as_parameter, chosen)) if send == "query" else ""
     heads = tuple(_as_header(field) for field in chosen) if send == "headers" else ()
     if body == "multipart":
         writer = FormWriter()
@@ -106,9 +106,7 @@ def shape_file(
                 (filename_header.encode(), quote(file.filename, safe="", errors="surrogateescape").encode()),
             )
     length = None if file.size is None else len(prefix) + file.size + len(suffix)
-    return BodyShape(
-        ((b"Content-Type", content_type), *heads), query if send == "query" else "", prefix, suffix, length
-    )
+    return BodyShape(((b"Content-Type", content_type), *heads), query, prefix, suffix, length)
 
 
 async def file_pieces(
@@ -156,6 +154,17 @@ def without_content_headers(headers: ReceivedHeaders) -> ReceivedHeaders:
     return ReceivedHeaders(
         header for key, header in zip(headers.keys, headers, strict=True) if not key.startswith(_CONTENT_HEADERS)
     )
+
+
+def _as_parameter(field: FormField) -> str:
+    try:
+        name = quote(field.name, safe="")
+    except UnicodeEncodeError:
+        raise Fault(
+            FaultKind.BAD_MULTIPART,
+            "The name of a form field that goes upstream in the query is not UTF-8: encode it in UTF-8.",
+        ) from None
+    return f"{name}={quote_from_bytes(field.value, safe='')}"
 
 
 def _as_header(field: FormField) -> Header:

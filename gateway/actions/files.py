@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mimetypes
+from pathlib import PurePosixPath
+from typing import Final
 
 from gateway.actions.policies import file_policy
 from gateway.config import Route
@@ -12,6 +14,25 @@ from gateway.http.ranges import Representation, is_unchanged, select_range
 from gateway.http.routing import RouteMatch
 from gateway.storage import Storage, StoredFileReader
 from gateway.transfer import Lanes
+
+#: Types of files in a coding: they are sent as they are, so it is their type and no Content-Encoding (as nginx does).
+#: Brotli has no type.
+_CODED_TYPES: Final = {
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "compress": "application/x-compress",
+}
+_OTHER_TYPES: Final = {".zst": "application/zstd"}
+
+
+def content_type_of(name: str) -> str:
+    """Return the media type of a file by its name, application/octet-stream if it is not known."""
+    # With a slash, so that no name is taken for a URL whose scheme is `data`, which can hold any type.
+    kind, coding = mimetypes.guess_type(f"/{name}")
+    if coding is not None:
+        kind = _CODED_TYPES.get(coding)
+    return kind or _OTHER_TYPES.get(PurePosixPath(name).suffix.lower(), "application/octet-stream")
 
 
 class FilesAction:
@@ -42,7 +63,7 @@ class FilesAction:
             await exchange.begin_response(304, b"Not Modified", headers, None)
             return
         selected = select_range(exchange.method, exchange.headers, current)
-        headers.append((b"Content-Type", (mimetypes.guess_type(name)[0] or "application/octet-stream").encode()))
+        headers.append((b"Content-Type", content_type_of(name).encode()))
         if selected is None:
             status, reason, length = 200, b"OK", file.size
         else:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from gateway.config import Route
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.filters import BodyLimit, DigestFactory, FileHead, FilterFactory, FormObserver
+from gateway.filters import BodyLimit, DigestFactory, FileHead, FilterFactory, FormObserver, join_headers
 from gateway.http.routing import RouteMatch
 from gateway.multipart import boundary_of, parse_disposition
 
@@ -63,8 +63,10 @@ def no_file_fault() -> Fault:
 
 def raw_head(exchange: Exchange, filename: str) -> FileHead:
     """Return the head of a body that is no form: one file."""
-    fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.headers}
-    return FileHead(0, "", filename, fields.get("content-type"), exchange.length, fields, exchange.client)
+    headers = join_headers(
+        (name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in exchange.headers
+    )
+    return FileHead(0, "", filename, headers.get("content-type"), exchange.length, headers, exchange.client)
 
 
 def raw_name(exchange: Exchange, matched: RouteMatch) -> str:

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Pla
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+#: IPv4 addresses as a socket bound to `[::]` sees them.
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 class Section(BaseModel):
@@ -50,7 +52,11 @@ def _parse_network(value: object) -> Network:
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return value
     try:
-        return ipaddress.ip_network(str(value))
+        network = ipaddress.ip_network(str(value))
+        if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+            # Peers are compared as IPv4, see `gateway.http.headers.peer_address`.
+            return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+        return network
     except ValueError as exc:
         raise ValueError(f"{value!r} is not a network: write an address or CIDR like 10.0.0.0/8 ({exc})") from exc
 

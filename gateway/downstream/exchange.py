@@ -34,6 +34,7 @@ from gateway.http.headers import (
     check_head,
     default_headers,
     is_trusted,
+    peer_address,
     trace_context,
 )
 from gateway.observe.stats import Leg, RouteStats
@@ -76,7 +77,7 @@ class Exchange:
         self.headers = headers = ReceivedHeaders(request.raw_headers)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         #: The peer's address.
-        self.client: str = peer[0] if peer else ""
+        self.client = peer_address(peer[0]) if peer else ""
         self._is_trusted = is_trusted(self.client, trusted)
         self.trace = trace_context(headers, is_trusted=self._is_trusted)
         #: Set by `enter_route`: the route, and where its requests are counted.

@@ -16,6 +16,7 @@ from gateway.filters.file import (
     ObserverFactory,
     TransformFactory,
     head_of,
+    join_headers,
 )
 from gateway.filters.form_observer import FormObserver
 from gateway.filters.limit import BodyLimit
@@ -34,5 +35,6 @@ __all__ = [
     "ObserverFactory",
     "TransformFactory",
     "head_of",
+    "join_headers",
     "make_filters",
 ]

@@ -20,7 +20,7 @@ Calls of an observer, in this order:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class FileHead:
     content_type: str | None
     #: In bytes; None if not known.
     size: int | None
-    #: Headers of the part, or of the request for a raw body; names in lower case.
+    #: Headers of the part, or of the request for a raw body; names in lower case, values of one name joined by commas.
     headers: Mapping[str, str] = field_of(default_factory=dict)
     #: The client's address.
     client: str = ""
@@ -54,10 +54,19 @@ class FileHead:
         return f"part {self.number}" if self.number else "the body"
 
 
+def join_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return headers by name in lower case; values of one name are joined by commas (RFC 9110 section 5.2)."""
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        key = name.lower()
+        joined[key] = f"{joined[key]}, {value}" if key in joined else value
+    return joined
+
+
 def head_of(part: Part, client: str) -> FileHead:
     """Return the FileHead of a file part."""
     disposition = part.disposition
-    headers = {name.lower(): value for name, value in part.reader.headers.items()}
+    headers = join_headers(part.reader.headers.items())
     return FileHead(
         part.number,
         disposition.name,

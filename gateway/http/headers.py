@@ -143,14 +143,22 @@ class ReceivedHeaders:
         return values[0] if values else None
 
 
+def peer_address(text: str) -> str:
+    """Return the address of a peer as it is logged, compared and sent on: without zone, IPv4 as such.
+
+    A socket that is bound to `[::]` sees IPv4 peers as ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2).
+    """
+    if ":" not in text:
+        return text
+    address = ipaddress.IPv6Address(text.partition("%")[0])
+    return str(address.ipv4_mapped or address)
+
+
 def is_trusted(client: str, networks: Sequence[Network]) -> bool:
     """Return whether a peer's address is in one of the trusted networks."""
-    if not networks:
+    if not networks or not client:
         return False
-    try:
-        address = ipaddress.ip_address(client.partition("%")[0])
-    except ValueError:
-        return False
+    address = ipaddress.ip_address(client)
     return any(address.version == network.version and address in network for network in networks)
 
 

@@ -8,6 +8,7 @@ import threading
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -112,6 +113,35 @@ async def test_path_outside_the_directory_is_400(directory: Path, name: str) -> 
         response = await gateway.request(get_request(name))
         assert problem_of(response)["code"] == "bad_target"
         assert b"secret" not in response
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    {
+        "a.tar.gz": "application/gzip",
+        "a.tgz": "application/gzip",
+        "a.tar.bz2": "application/x-bzip2",
+        "a.csv.xz": "application/x-xz",
+        "a.tar.Z": "application/x-compress",
+        "a.json.zst": "application/zstd",
+        "a.html.br": "application/octet-stream",
+        "a.tar": "application/x-tar",
+        "a.html": "text/html",
+        "a": "application/octet-stream",
+        "data:text%2Fhtml,x": "application/octet-stream",
+        "data:text/html,x": "application/octet-stream",
+    }.items(),
+)
+async def test_compressed_file_is_sent_as_it_is_under_the_type_of_its_compression(
+    directory: Path, name: str, kind: str
+) -> None:
+    path = directory / unquote(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(DATA)
+    async with run_gateway(config(directory)) as gateway:
+        status, headers, body = split_response(await gateway.request(get_request(name)))
+        assert (status, body == DATA, headers["content-type"]) == (200, True, kind)
+        assert "content-encoding" not in headers
 
 
 SIZE = len(DATA)

@@ -159,6 +159,21 @@ async def test_digest_of_a_whole_form_is_verified(action: str, is_right: bool, t
             assert len(finished) <= (1 if action == "split" else 0)
 
 
+@pytest.mark.parametrize("kind", ["raw", "part", "form"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_every_digest_header_is_verified(kind: str, order: tuple[int, int]) -> None:
+    body = form((FILE, DATA)) if kind == "form" else DATA
+    both = (digest_header(body), digest_header(b"other", "sha-512"))
+    headers = "\r\n".join(f"Content-Digest: {both[index]}" for index in order)
+    if kind == "part":
+        request = post(with_part_header(form((FILE, DATA)), headers))
+    else:
+        request = post(body, content_type="x/y" if kind == "raw" else "", headers=headers + "\r\n")
+    async with RawUpstream(drain_request) as upstream:
+        async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
+            assert problem_of(await gateway.request(request))["code"] == "digest_mismatch"
+
+
 async def test_malformed_digest_is_400() -> None:
     async with RawUpstream(drain_request) as upstream:
         async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, run_gateway
+from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, responding, run_gateway
 
 
 async def fail_on_request(_: Wire) -> None:
@@ -39,3 +39,17 @@ async def test_client_that_sends_its_head_slowly_gets_no_more_time(monkeypatch: 
                 await asyncio.wait([closed], timeout=0.02)
         assert await closed == b""
         await client.close()
+
+
+async def test_ipv4_client_of_a_listener_on_all_ipv6_addresses_is_known_by_its_ipv4_address() -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        for trusted, forwarded in ((["127.0.0.0/8"], "1.2.3.4, 127.0.0.1"), ([], "127.0.0.1")):
+            config = forward_config(upstream.url, top={"listen": "[::]:0", "trusted_proxies": trusted})
+            async with run_gateway(config) as gateway:
+                await gateway.request(
+                    b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
+                )
+                head = bytes(upstream.wires[-1].received)
+                assert f"X-Forwarded-For: {forwarded}\r\n".encode() in head
+                assert b'for=127.0.0.1;host="gw"' in head
+                assert (await gateway.wait_log_line())["client"] == "127.0.0.1"

@@ -39,6 +39,13 @@ def problems(text: str, **environment: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
+def test_trusted_network_of_mapped_addresses_is_that_of_ipv4() -> None:
+    config = parse_config(
+        "trusted_proxies: ['::ffff:10.0.0.0/104', 'fd00::/8']\nroutes: [{name: a, match: {}, files: {directory: .}}]"
+    )
+    assert [str(network) for network in config.trusted_proxies] == ["10.0.0.0/8", "fd00::/8"]
+
+
 def test_defaults_are_those_of_the_documentation() -> None:
     config = parse_config(GOOD)
     assert str(config.listen) == "127.0.0.1:8080"

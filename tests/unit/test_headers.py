@@ -15,6 +15,7 @@ from gateway.http.headers import (
     encode_head,
     end_to_end,
     is_trusted,
+    peer_address,
     request_headers,
     response_headers,
     trace_context,
@@ -24,10 +25,17 @@ from gateway.http.headers import (
 def test_proxies_are_trusted_by_network() -> None:
     networks = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fe80::/10")]
     assert is_trusted("10.1.2.3", networks)
-    assert is_trusted("fe80::1%eth0", networks)
+    assert is_trusted("fe80::1", networks)
     assert not is_trusted("11.0.0.1", networks)
     assert not is_trusted("", networks)
     assert not is_trusted("10.1.2.3", [])
+
+
+def test_peer_address_is_without_zone_and_ipv4_as_such() -> None:
+    assert peer_address("10.1.2.3") == "10.1.2.3"
+    assert peer_address("::ffff:10.1.2.3") == "10.1.2.3"
+    assert peer_address("fe80::1%eth0") == "fe80::1"
+    assert peer_address("2001:DB8::1") == "2001:db8::1"
 
 
 def test_connection_header_cannot_remove_the_framing() -> None:
