@@ -7,9 +7,8 @@ import socket
 from typing import Final
 
 from gateway.config.values import Address
+from gateway.transfer import set_keepalive
 
-#: A peer that acknowledges nothing for this long is gone (TCP_USER_TIMEOUT), where no other timeout ends it.
-_USER_TIMEOUT_MILLISECONDS: Final = 120_000
 #: The kernel cuts it to net.core.somaxconn.
 _BACKLOG: Final = 65_535
 _REASONS: Final = {
@@ -41,9 +40,7 @@ def _listen(address: Address) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Accepted sockets inherit it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MILLISECONDS)
+        set_keepalive(sock)
         sock.bind((address.host, address.port))
         sock.listen(_BACKLOG)
     except BaseException:

@@ -3,6 +3,7 @@
 `pump` is the loop, `lanes` where it reads and writes, `meter` counts and charges, `stall` finds what is too slow.
 """
 
+from gateway.transfer.keepalive import open_socket, set_keepalive
 from gateway.transfer.lanes import BodyReader, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
 from gateway.transfer.progress import Progress, acknowledged_bytes, no_progress
@@ -29,4 +30,6 @@ __all__ = [
     "acknowledged_bytes",
     "no_progress",
     "open_raw_socket",
+    "open_socket",
+    "set_keepalive",
 ]

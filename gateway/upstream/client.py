@@ -28,7 +28,7 @@ from gateway.http.response_head import (
     check_response_framing,
     is_interim,
 )
-from gateway.transfer import Timers
+from gateway.transfer import Timers, open_socket
 from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
 from gateway.upstream.response import UpstreamResponse
@@ -72,7 +72,8 @@ class UpstreamClient:
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
             ttl_dns_cache=10,
-            **({"socket_factory": guard.make_socket, "resolver": guard.make_resolver()} if guard else {}),
+            socket_factory=guard.make_socket if guard else open_socket,
+            **({"resolver": guard.make_resolver()} if guard else {}),
         )
         connect = None if math.isinf(timeouts.connect) else timeouts.connect
         # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.

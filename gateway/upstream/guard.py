@@ -12,6 +12,7 @@ from aiohttp.resolver import ThreadedResolver
 from gateway.config.url import Url, parse_url
 from gateway.errors import Fault, FaultKind
 from gateway.http.paths import climbs, has_readings, is_below, readings
+from gateway.transfer import open_socket
 from gateway.upstream.addresses import is_public
 
 
@@ -34,11 +35,8 @@ class AddressGuard:
 
     def make_socket(self, address: tuple[Any, ...]) -> socket.socket:
         """Return a socket for getaddrinfo's 5-tuple: aiohttp's socket factory. Raises AddressForbiddenError."""
-        family, kind, protocol, _, sockaddr = address
-        self.check_address(sockaddr[0])
-        sock = socket.socket(family, kind, protocol)
-        sock.setblocking(False)
-        return sock
+        self.check_address(address[4][0])
+        return open_socket(address)
 
     def make_resolver(self) -> AbstractResolver:
         """Return a resolver that refuses a name with any address that may not be connected to. Needs a loop."""

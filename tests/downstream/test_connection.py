@@ -1,12 +1,15 @@
-"""A client connection before its first request."""
+"""A client connection before its first request, and the options of its socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 
 import pytest
 
+from tests.leaks import open_descriptors
 from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, responding, run_gateway
 
 
@@ -53,3 +56,37 @@ async def test_ipv4_client_of_a_listener_on_all_ipv6_addresses_is_known_by_its_i
                 assert f"X-Forwarded-For: {forwarded}\r\n".encode() in head
                 assert b'for=127.0.0.1;host="gw"' in head
                 assert (await gateway.wait_log_line())["client"] == "127.0.0.1"
+
+
+def sockets_of(*ports: int) -> list[socket.socket]:
+    """Return the sockets of this process that are bound or connected to one of these ports, as new descriptors."""
+    found = []
+    for descriptor, target in open_descriptors():
+        if not target.startswith("socket:"):
+            continue
+        sock = socket.socket(fileno=os.dup(descriptor))
+        names = [sock.getsockname()]
+        with contextlib.suppress(OSError):
+            names.append(sock.getpeername())
+        if any(name[1] in ports for name in names if len(name) > 1):
+            found.append(sock)
+        else:
+            sock.close()
+    return found
+
+
+async def test_dead_peers_are_found_by_keepalive_and_a_zero_window_is_no_death() -> None:
+    """TCP_USER_TIMEOUT reset every client that paused reading for 120 s, whatever the config said."""
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        await client.read_until(b"ok")
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(sock) for sock in sockets_of(gateway.port, upstream.port)]
+            kept = [sock for sock in sockets if sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+            # The listener, the client's and the upstream's connection; the others are the test's own ends.
+            assert len(kept) == 3
+            for sock in kept:
+                names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+                assert [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [30, 10, 3, 0]
+        await client.close()
