@@ -14,6 +14,8 @@ Private names, by purpose:
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
                                               _resume_reading_for_buffer, _buffer_paused
   has aiohttp's flow control paused reading   BaseProtocol._reading_paused                        pausable.py
+  whether the transport is read from          BaseProtocol._pause_transport_reading,              server.py
+                                              _resume_transport_reading
   heads parsed, not yet handled               RequestHandler._messages                            server.py
   request being handled                       RequestHandler._current_request                     server.py
   body being received from an upstream        ResponseHandler._payload                            client.py
@@ -35,13 +37,14 @@ our own (the parser, the pool and MultipartReader are what aiohttp is used for).
 from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
-from gateway.aiohttp_seam.server import ServerConnection
+from gateway.aiohttp_seam.server import OnLeave, ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
 from gateway.aiohttp_seam.transports import connect_accepted, drain_write_buffer, is_plain_tcp, set_receive_size
 
 __all__ = [
     "ClientConnection",
     "LiveConnector",
+    "OnLeave",
     "PausableStream",
     "PoolRequest",
     "ServerConnection",

@@ -27,7 +27,7 @@ from yarl import URL
 
 from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
-from gateway.aiohttp_seam.server import ServerConnection
+from gateway.aiohttp_seam.server import OnLeave, ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
 from gateway.aiohttp_seam.transports import connect_accepted, is_plain_tcp, set_receive_size
 
@@ -40,7 +40,14 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (StreamReader, ("_buffer", "set_read_chunk_size")),
     (
         BaseProtocol,
-        ("_buffer_paused", "_pause_reading_for_buffer", "_reading_paused", "_resume_reading_for_buffer"),
+        (
+            "_buffer_paused",
+            "_pause_reading_for_buffer",
+            "_pause_transport_reading",
+            "_reading_paused",
+            "_resume_reading_for_buffer",
+            "_resume_transport_reading",
+        ),
     ),
     (RequestHandler, ("_current_request", "_messages", "data_received", "force_close", "handle_error")),
     (
@@ -76,6 +83,20 @@ _FAILURES: Final = (
 _RECEIVE_BYTES: Final = 4096
 #: Small, so that a few bytes reach the limits of aiohttp's flow control.
 _READ_BUFFER_BYTES: Final = 64
+
+
+class _Watched(set[int]):
+    """The descriptors that are watched."""
+
+    def start(self, descriptor: int, on_leave: OnLeave) -> None:
+        """Add a descriptor."""
+        del on_leave
+        self.add(descriptor)
+
+    def stop(self, descriptor: int, on_leave: OnLeave) -> None:
+        """Remove a descriptor."""
+        del on_leave
+        self.discard(descriptor)
 
 
 def check_names() -> None:
@@ -156,12 +177,14 @@ async def _check_request() -> None:
         peer.sendall(b"def")
         await _let_loop_poll()
         _require(body.total_bytes == len(b"abc"), "a paused connection receives nothing, also after a read")
+        _require(connection.watch, "_pause_transport_reading is called where a connection is paused")
         transport = stream.take_transport()
         _require(transport is not None, "the transport of a paused connection is returned")
         _require(_unreceived(transport) == b"def", "what was not received can be read from the socket")
         stream.resume()
         peer.sendall(b"ghi")
         _require(await body.readany() == b"ghi", "a resumed connection receives")
+        _require(not connection.watch, "_resume_transport_reading is called where it is resumed")
 
 
 def _unreceived(transport: asyncio.Transport | None) -> bytes:
@@ -289,11 +312,11 @@ async def _request_under_way(
         raise ConnectionResetError
 
     server = web.Server(handle, handler_cancellation=True)
-
     connection = ServerConnection(
         server,
         loop=loop,
         receive_bytes=_RECEIVE_BYTES,
+        watch=_Watched(),
         access_log=None,
         auto_decompress=False,
         read_bufsize=_READ_BUFFER_BYTES,

@@ -1,7 +1,9 @@
-"""aiohttp's server protocol, with two gaps closed. Verified against aiohttp 3.14.5.
+"""aiohttp's server protocol, with three gaps closed. Verified against aiohttp 3.14.5.
 
 - After a broken chunk, aiohttp leaves a read of the request body waiting for ever. Here the error is set on the body.
   Delete that when aiohttp does so.
+- A client that leaves while reading is paused is not noticed by aiohttp before it reads again. Here such a connection
+  is watched. Delete that when asyncio's transports report a peer's end while they are paused.
 - The rest of a chunked body can be received past the parser. For that, a decoder follows the body from its first byte.
   Delete that when the rest of a body is never read below its transport.
 """
@@ -9,7 +11,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiohttp.streams import StreamReader
@@ -23,15 +25,48 @@ from gateway.http.chunked import ChunkedDecoder
 _MAX_DECODED_BYTES: Final = 2**20
 
 
+class OnLeave(Protocol):
+    """Called when a client has left."""
+
+    def __call__(self, *, was_reset: bool) -> None:
+        """React to a reset connection, or to the end of what the client sends."""
+        ...
+
+
+class Watch(Protocol):
+    """Watches connections that are not being read."""
+
+    def start(self, descriptor: int, on_leave: OnLeave) -> None:
+        """Call `on_leave` once the peer has left. A call while it is watched changes nothing."""
+        ...
+
+    def stop(self, descriptor: int, on_leave: OnLeave) -> None:
+        """Stop watching. A call while it is not watched changes nothing."""
+        ...
+
+
 class ServerConnection(RequestHandler):
     """One connection of a client. `options` are those of aiohttp's RequestHandler."""
 
-    __slots__ = ("_bypassed", "_last_body", "_receive_bytes", "decoder", "was_broken")
+    __slots__ = (
+        "_bypassed",
+        "_descriptor",
+        "_is_cut",
+        "_last_body",
+        "_receive_bytes",
+        "decoder",
+        "was_broken",
+        "watch",
+    )
 
     def __init__(
-        self, server: web.Server, *, loop: asyncio.AbstractEventLoop, receive_bytes: int, **options: Any
+        self, server: web.Server, *, loop: asyncio.AbstractEventLoop, receive_bytes: int, watch: Watch, **options: Any
     ) -> None:
         super().__init__(server, loop=loop, **options)
+        self.watch = watch
+        self._descriptor = -1
+        #: Whether bytes that were written are dropped.
+        self._is_cut = False
         self._receive_bytes = receive_bytes
         #: Whether the connection ended with an error: bytes that were written may not have arrived.
         self.was_broken = False
@@ -51,10 +86,12 @@ class ServerConnection(RequestHandler):
         """Start; receive at most `receive_bytes` per call."""
         super().connection_made(transport)
         set_receive_size(transport, self._receive_bytes)
+        self._descriptor = transport.get_extra_info("socket").fileno()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Record how the connection ended: asyncio closes without an error only after every byte written was sent."""
-        self.was_broken = exc is not None
+        self.watch.stop(self._descriptor, self._leave)
+        self.was_broken = exc is not None or self._is_cut
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -79,6 +116,27 @@ class ServerConnection(RequestHandler):
         payload = self._current_request.content
         if error is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(RequestPayloadError("broken chunk"))
+
+    def _pause_transport_reading(self) -> None:
+        super()._pause_transport_reading()
+        if self.transport is not None and not self.transport.is_closing():
+            self.watch.start(self._descriptor, self._leave)
+
+    def _resume_transport_reading(self) -> None:
+        self.watch.stop(self._descriptor, self._leave)
+        super()._resume_transport_reading()
+
+    def _leave(self, *, was_reset: bool) -> None:
+        """Close the connection of a client that left while reading was paused, as reading its end would have."""
+        transport = self.transport
+        if transport is None or transport.is_reading():
+            return
+        if was_reset or not is_plain_tcp(transport):
+            # Over TLS, to close is to wait for what a paused transport does not read.
+            self._is_cut = True
+            transport.abort()
+        else:
+            transport.close()
 
     def bypass_parser(self) -> None:
         """From now on, pass what the transport receives to the decoder and the body, not to the parser."""

@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.aiohttp_seam import ServerConnection
+from gateway.downstream.leaving import LeaveWatch
 from gateway.downstream.response import ClientResponse
 from gateway.errors import Fault, FaultKind
 
@@ -39,10 +40,15 @@ class TrafficConnection(ServerConnection):
 
     __slots__ = ("_refuse_unread",)
 
-    def __init__(self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, refuse_unread: RefuseUnread) -> None:
+    def __init__(
+        self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, watch: LeaveWatch, refuse_unread: RefuseUnread
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
+            watch=watch,
+            # The listening socket has it, with times of its own.
+            tcp_keepalive=False,
             receive_bytes=RECEIVE_BYTES,
             access_log=None,
             auto_decompress=False,
@@ -89,12 +95,19 @@ class TrafficServer(web.Server):
         # handler_cancellation: a client that leaves while nothing is sent is noticed at once, not at the next event.
         super().__init__(handle, handler_cancellation=True)
         self._refuse_unread = refuse_unread
+        self._watch = LeaveWatch()
         #: Called when a connection was lost.
         self.on_connection_lost: Callable[[], None] = _ignore
 
     def __call__(self) -> TrafficConnection:
         """Make the protocol of a new connection."""
-        return TrafficConnection(self, loop=asyncio.get_running_loop(), refuse_unread=self._refuse_unread)
+        loop = asyncio.get_running_loop()
+        return TrafficConnection(self, loop=loop, watch=self._watch, refuse_unread=self._refuse_unread)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Close every connection."""
+        await super().shutdown(timeout)
+        self._watch.close()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection and tell about it."""

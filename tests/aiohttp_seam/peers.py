@@ -16,6 +16,7 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway.aiohttp_seam import LiveConnector, PoolRequest, ServerConnection
+from gateway.downstream.leaving import LeaveWatch
 
 PATIENCE_SECONDS = 10.0
 
@@ -72,10 +73,16 @@ async def serve() -> AsyncIterator[Serving]:
 
     def make() -> ServerConnection:
         return ServerConnection(
-            server, loop=loop, receive_bytes=2**16, access_log=None, auto_decompress=False, read_bufsize=2**15
+            server,
+            loop=loop,
+            receive_bytes=2**16,
+            watch=watch,
+            access_log=None,
+            auto_decompress=False,
+            read_bufsize=2**15,
         )
 
-    with tcp_pair() as (ours, peer):
+    with tcp_pair() as (ours, peer), contextlib.closing(LeaveWatch()) as watch:
         transport, connection = await loop.connect_accepted_socket(make, ours)
         serving = Serving(connection, peer)
         try:
