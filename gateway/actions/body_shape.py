@@ -43,7 +43,7 @@ class HeldFields:
     async def read(self, part: Part) -> None:
         """Read a field to its end and hold it. Raises Fault FIELD_TOO_LARGE."""
         value = bytearray()
-        self.count(len(part.disposition.name))
+        self.count(len(part.disposition.name) + len(part.content_type or ""))
         while data := await part.read():
             self.count(len(data))
             value += data
@@ -52,16 +52,15 @@ class HeldFields:
     def count(self, size: int) -> None:
         """Count bytes that are held. Raises Fault FIELD_TOO_LARGE."""
         self._bytes += size
-        limit = self._route.limits.max_held
-        if self._bytes > limit:
-            raise limit_fault(
-                FaultKind.FIELD_TOO_LARGE,
-                self._route.name,
-                "limits.max_held",
-                limit,
-                self._bytes,
-                what="The text of all form fields before a file",
-            )
+        check_held(self._route, self._bytes)
+
+
+def check_held(route: Route, size: int) -> None:
+    """Raise Fault FIELD_TOO_LARGE if `size` bytes of a form are more than may be held."""
+    limit = route.limits.max_held
+    if size > limit:
+        what = "What comes before the first file, or before the end of a form without one,"
+        raise limit_fault(FaultKind.FIELD_TOO_LARGE, route.name, "limits.max_held", limit, size, what=what)
 
 
 def passed_name(config: FormFields, name: str) -> str | None:

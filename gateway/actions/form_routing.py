@@ -10,11 +10,11 @@ import asyncio
 import fnmatch
 from collections.abc import Sequence
 
+from gateway.actions.body_shape import check_held
 from gateway.actions.upload import form_boundary
-from gateway.config import Limits
+from gateway.config import Route
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.http.limits import limit_fault
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormParts, PartKind
 
@@ -52,45 +52,35 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: RouteMatch) -
     if body is None:
         return {}
     route, idle = first.route, first.route.timeouts.idle
-    read: list[bytes] = []
+    read = bytearray()
 
     async def more() -> bytes:
         chunk = await body.read()
-        read.append(chunk)
+        read.extend(chunk)
         return chunk
 
     exchange.send_continue()
     try:
         async with asyncio.timeout(idle):
-            return await _fields_of(
-                FormContent(boundary, route.limits, route.name, more), boundary, route.limits, first
-            )
+            return await _fields_of(FormContent(boundary, route.limits, route.name, more), boundary, route)
     except TimeoutError:
         raise Fault(
             FaultKind.CLIENT_IDLE, f"The fields that choose the route did not come within {idle:g} s: send them first."
         ) from None
     finally:
-        body.unread([chunk for chunk in read if chunk])
+        if read:
+            body.unread([bytes(read)])
 
 
-async def _fields_of(content: FormContent, boundary: bytes, limits: Limits, first: RouteMatch) -> dict[str, list[str]]:
+async def _fields_of(content: FormContent, boundary: bytes, route: Route) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
-    held = 0
-    async for part in FormParts(content, boundary, limits, first.route.name):
+    async for part in FormParts(content, boundary, route.limits, route.name):
         if part.kind is PartKind.FILE:
             break
         value = bytearray()
+        check_held(route, content.position)
         while data := await part.read():
             value += data
-            held += len(data)
-            if held > limits.max_held:
-                raise limit_fault(
-                    FaultKind.FIELD_TOO_LARGE,
-                    first.route.name,
-                    "limits.max_held",
-                    limits.max_held,
-                    held,
-                    what="The text of all form fields before the first file",
-                )
+            check_held(route, content.position)
         fields.setdefault(part.disposition.name, []).append(value.decode("utf-8", "replace"))
     return fields

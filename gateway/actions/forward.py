@@ -99,7 +99,7 @@ class ForwardAction:
                     await self._send_reencoded(exchange, matched, source, boundary, upload)
                 else:
                     body = VerbatimBody(exchange, upload, source, self._lanes, observer)
-                    await body.prepare()
+                    await body.prepare(self._route)
                     await self._send(exchange, matched, body)
 
     async def _send_reencoded(

@@ -264,19 +264,20 @@ class _EditedForm:
         self._needs_first = any(
             not isinstance(factory, TransformFactory) and factory.first_bytes for factory in files.factories
         )
-        self._first: list[bytes] = []
+        self._first = bytearray()
         self._pieces = self._make_pieces()
 
     async def prepare(self) -> None:
         held = HeldFields(self._files.route)
         while self._needs_first and (piece := await anext(self._pieces, None)) is not None:
-            self._first.append(piece)
+            self._first += piece
             if self._needs_first:
                 held.count(len(piece))
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        for piece in self._first:
-            yield piece
+        first, self._first = bytes(self._first), bytearray()
+        if first:
+            yield first
         async for piece in self._pieces:
             yield piece
 

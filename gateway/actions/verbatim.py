@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.actions.body_shape import BodyShape
+from gateway.actions.body_shape import BodyShape, check_held
 from gateway.actions.upload import raw_head
 from gateway.config import Route
 from gateway.downstream import Exchange, RequestBody
@@ -35,24 +35,30 @@ class VerbatimBody:
         self._source = source
         self._lanes = lanes
         self._observer = observer
-        self._first: list[bytes] = []
+        #: Read before the request was sent; small chunks would take many times their bytes, one by one.
+        self._first = bytearray()
 
-    async def prepare(self) -> None:
-        """Read and hold what filters must see of the body before an upstream receives the request. Raises Fault."""
+    async def prepare(self, route: Route) -> None:
+        """Read and hold what filters must see of the body before an upstream receives the request. Raises Fault.
+
+        At most `max_held` bytes before the first file, and of the file what the filters ask for.
+        """
         observer = self._observer
         if observer is None or observer.has_enough:
             return
         self._exchange.send_continue()
         with self._transfer.watched():
             while not observer.has_enough and (chunk := await self._transfer.pull_source()):
-                self._first.append(chunk)
+                self._first += chunk
+                if not observer.has_enough:
+                    check_held(route, len(self._first) - observer.size)
 
     async def send_to(self, sink: UpstreamSink) -> None:
         """Send what is held, then the rest. Raises Fault for the source, OSError for the sink."""
         if self._first:
             with self._transfer.watched(sink.acknowledged):
-                while self._first:
-                    await sink.write(self._first.pop(0))
+                first, self._first = bytes(self._first), bytearray()
+                await sink.write(first)
         await self._lanes.pump(self._transfer, self._source, sink)
 
     def response_headers(self) -> Sequence[Header]:

@@ -25,8 +25,8 @@ class Limits(Section):
     max_field: Size = Field(_MIB, description="Bytes of one form field (a part without a file name).")
     max_held: Size = Field(
         64 * 2.0**10,
-        description="Bytes of form fields, all of a form together, that are held in memory to be sent with the file "
-        "after them or to choose the route.",
+        description="Bytes of a form before its first file that are held in memory: form fields that are sent with the "
+        "file after them or choose the route, and all that comes before a file that a filter checks first (sniff).",
     )
     max_part_headers: Size = Field(
         16 * 2.0**10, description="Bytes of the headers of one part, and of the preamble before the first part."

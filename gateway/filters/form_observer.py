@@ -31,7 +31,8 @@ class FormObserver:
         self._events: list[FileHead | bytes | None] = []
         self._file: FileHead | None = None
         self._observers: Observers | None = None
-        self._size = 0
+        #: Bytes of the current file that were passed to the observers.
+        self.size = 0
         self._is_raw = False
         self._response_headers: list[Header] = []
         #: Whether the observers checked enough of the first file to send a request upstream.
@@ -75,13 +76,13 @@ class FormObserver:
         events, self._events = self._events, []
         for event in events:
             if isinstance(event, FileHead):
-                self._file, self._size = event, 0
+                self._file, self.size = event, 0
                 self._observers = Observers(self._factories, event)
             elif self._observers is not None and self._file is not None:
                 if event is not None:
-                    self._size += len(event)
+                    self.size += len(event)
                     await self._observers.feed_data(event)
-                    self.has_enough = self.has_enough or self._size >= self._first_bytes
+                    self.has_enough = self.has_enough or self.size >= self._first_bytes
                 else:
                     await self._end_file(self._file, self._observers)
 
@@ -93,5 +94,5 @@ class FormObserver:
         await observers.finish()
         self.has_enough = True
         self._response_headers += observers.response_headers()
-        self._on_file(file, self._size, observers.facts())
+        self._on_file(file, self.size, observers.facts())
         self.close()

@@ -252,6 +252,44 @@ async def test_type_is_decided_within_64_kib_before_the_client_sends_the_rest() 
             assert not upstream.wires
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([('name="a"', b"x" * 60), ('name="b"', b"y" * 60)], id="several fields"),
+        pytest.param([('name="a"', b"x" * 200)], id="one field"),
+        pytest.param([(f'name="{name}{"x" * 40}"', b"") for name in "abcd"], id="heads"),
+    ],
+)
+@pytest.mark.parametrize("multipart", ["inspect", "strict"])
+async def test_form_held_for_the_type_of_its_file_is_bounded(parts: list[tuple[str, bytes]], multipart: str) -> None:
+    """Every field before the first file was held: 20 clients made it 1.2 GiB."""
+    async with RawUpstream(responding(OK)) as upstream:
+        keys: dict[str, Any] = {"filters": [{"sniff": {"allow": ["image/*"]}}], "limits": {"max_held": 100}}
+        keys["forward"] = {"multipart": multipart}
+        async with run_gateway(forward_config(upstream.url, **keys)) as gateway:
+            client = await gateway.connect()
+            # Without its end: the file may follow.
+            await client.send(
+                post(form(*parts, (FILE, PNG))).partition(b"Content-Disposition: form-data; " + FILE.encode())[0]
+            )
+            problem = problem_of(await client.read_to_end())
+            assert (problem["status"], problem["config_key"]) == (413, "routes.r.limits.max_held")
+            assert not upstream.wires
+            await client.close()
+
+
+async def test_file_longer_than_what_may_be_held_is_not_refused_for_it() -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        keys = {"filters": [{"sniff": {"allow": ["image/*"]}}], "limits": {"max_held": 150}}
+        async with run_gateway(forward_config(upstream.url, **keys)) as gateway:
+            client = await gateway.connect()
+            request = post(form((FILE, PNG + bytes(100_000))))
+            for at in range(0, len(request), 10_000):
+                await client.send(request[at : at + 10_000])
+            assert split_response(await client.read_to_end())[0] == 200
+            await client.close()
+
+
 async def test_later_file_of_another_type_cuts_the_upstream() -> None:
     async with RawUpstream(drain_request) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}]

@@ -147,6 +147,7 @@ async def test_body_that_is_not_a_form_goes_to_the_default_route() -> None:
     [
         ([MODEL, ('name="model"', b"tiny"), FILE], {}, "bad_multipart"),
         ([('name="a"', b"x" * 200), MODEL, FILE], {"max_held": 100}, "field_too_large"),
+        ([(f'name="{"a" * 200}"', b""), MODEL, FILE], {"max_held": 100}, "field_too_large"),
         ([('name="a"', b"x" * 200), MODEL, FILE], {"max_field": 100}, "field_too_large"),
     ],
 )

@@ -334,6 +334,17 @@ async def test_held_fields_share_one_limit() -> None:
             assert not upstream.wires
 
 
+async def test_types_of_held_fields_count_as_well() -> None:
+    async with RawUpstream(RecordingScript()) as upstream:
+        async with run_gateway(config(upstream.url, limits={"max_held": 100})) as gateway:
+            body = form(('name="a"', b"1"), file("f", b"data")).replace(
+                b"\r\n\r\n1", b"\r\nContent-Type: %b\r\n\r\n1" % (b"x" * 200)
+            )
+            problem = problem_of(await gateway.request(request(body)))
+            assert problem["config_key"] == "routes.s.limits.max_held"
+            assert not upstream.wires
+
+
 async def test_request_without_a_form_and_a_file_is_refused() -> None:
     async with RawUpstream(RecordingScript()) as upstream, run_gateway(config(upstream.url)) as gateway:
         assert problem_of(await gateway.request(request(b"x", content_type="text/plain")))["status"] == 415

@@ -43,7 +43,7 @@ async def test_upstream_that_does_not_read_the_held_beginning_is_a_fault() -> No
     unused: Any = None
     with Transfer(policy, source, Waits(RouteStats("r")), timers, owner=unused, length=10) as transfer:
         body = VerbatimBody(unused, transfer, cast(Any, source), Lanes(is_raw_allowed=False), None)
-        body._first.append(await transfer.pull_source())
+        body._first += await transfer.pull_source()
         with pytest.raises(Fault) as caught:
             await body.send_to(cast(Any, StuckSink()))
     assert caught.value.kind is FaultKind.UPSTREAM_STUCK
