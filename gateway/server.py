@@ -199,11 +199,13 @@ class Gateway:
         upstreams = {name for config in configs for name in config.upstreams}
         self.stats.keep({(route.name, route.upstream) for config in configs for route in config.routes}, upstreams)
         for name in self._resources.upstreams.keys() - upstreams:
-            del self._resources.upstreams[name]
+            self._resources.upstreams.pop(name).close()
 
     async def _close_runtimes(self) -> None:
         for runtime in (*self._retired, self._runtime):
             await runtime.close()
+        for upstream in self._resources.upstreams.values():
+            upstream.close()
 
     def _begin_work(self) -> None:
         """Check the health of the upstreams in use, and of no others; remove unfinished uploads of killed gateways."""

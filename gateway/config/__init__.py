@@ -1,8 +1,9 @@
 """Read a YAML file into a frozen, checked `Config`, and report every problem at once.
 
 Pure except for reading the config file and checking that the files it names exist. `document` parses YAML and keeps
-line numbers; `values` and `section` parse sizes, times, addresses and names; `model`, `limits` and `filters` declare
-the keys and their defaults; `check` checks keys against each other; `load` runs all of these in order.
+line numbers; `values` and `section` parse sizes, times, addresses and names; `model`, `upstream`, `limits` and
+`filters` declare the keys and their defaults; `check` checks keys against each other; `load` runs all of these in
+order.
 """
 
 from gateway.config.check import Problem
@@ -13,16 +14,14 @@ from gateway.config.model import (
     Config,
     FileBody,
     FormFields,
-    FramingMode,
     HostMode,
     IfExists,
     Lanes,
     Naming,
-    Policy,
     Route,
-    Upstream,
 )
 from gateway.config.schema import json_schema
+from gateway.config.upstream import FramingMode, Policy, Upstream
 
 __all__ = [
     "Config",

@@ -5,7 +5,6 @@ The descriptions are the reference text: the tables of docs/configuration.md are
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -13,10 +12,9 @@ from pydantic import Field
 from gateway.config.filters import FilterChoice
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
-from gateway.config.values import Address, EndpointUrl, ListenAddress, Percent, Seconds, Size
+from gateway.config.upstream import Upstream, UpstreamTimeouts
+from gateway.config.values import Address, ListenAddress, Seconds, Size
 
-Policy = Literal["round_robin", "least_requests", "random_two"]
-FramingMode = Literal["auto", "length_required", "chunked"]
 HostMode = Literal["preserve", "upstream"]
 IfExists = Literal["rename", "reject", "replace"]
 Naming = Literal["original", "uuid"]
@@ -42,90 +40,6 @@ class Tls(Section):
         description="PEM file with the server certificate, followed by its intermediate certificates."
     )
     key: str = Field(description="PEM file with the private key of the certificate, without a passphrase.")
-
-
-class UpstreamTimeouts(Section):
-    """Time limits for each step of an upstream request."""
-
-    connect: Seconds = Field(
-        2.0, description="Limit for name lookup, TCP and TLS handshake together, for each endpoint tried."
-    )
-    response: Seconds = Field(
-        60.0,
-        description="Limit from the end of the request body to the first byte of the response head: the time in which "
-        "a model computes.",
-    )
-    idle: Seconds = Field(
-        60.0,
-        description="Limit for a pause in which the upstream moves no byte while the gateway waits for it: it sends "
-        "none, or its kernel acknowledges none, as while a worker is busy and does not read.",
-    )
-
-
-class Health(Section):
-    """Active health checks: GET `path` on every endpoint; a response with a 2xx or 3xx status passes."""
-
-    path: UrlPath = Field(description="Request target of the health check.")
-    interval: Seconds = Field(5.0, description="Time between two checks of one endpoint.")
-    timeout: Seconds = Field(2.0, description="Limit for a whole check, from connecting to the end of the response.")
-    passes: int = Field(1, ge=1, description="Checks that must pass in a row before an endpoint counts as up again.")
-    fails: int = Field(2, ge=1, description="Checks that must fail in a row before an endpoint counts as down.")
-
-
-class Retries(Section):
-    """Requests sent a second time because their connection ended without a byte of a response.
-
-    Only requests with an idempotent method (GET, HEAD, OPTIONS, TRACE, PUT, DELETE, QUERY) whose body, if there is one,
-    is at most 64 KiB and was sent whole; never a POST. They go to another endpoint. Responses with an error status and
-    timeouts are passed to the client. These keys do not limit what comes first: an endpoint that cannot be connected is
-    passed over for the next, each once, since nothing was sent; and a request on a kept connection that the upstream
-    has closed meanwhile is sent again once, on a new connection.
-    """
-
-    attempts: int = Field(
-        2,
-        ge=0,
-        description="How often a request may be sent again; 0 for never. Each goes to an endpoint not tried yet.",
-    )
-    budget: Percent = Field(
-        0.2,
-        description="Requests that may be sent again in proportion to all requests of the upstream, so that retries do "
-        "not overload one that fails; 10 per second are allowed in any case. 0% for none.",
-    )
-
-
-class Upstream(Section):
-    """A named service and its endpoints."""
-
-    endpoints: Annotated[tuple[EndpointUrl, ...], Field(min_length=1)] = Field(
-        description="URLs of the service, http:// or https://, without a path (`rewrite` of the route sets the path)."
-    )
-    policy: Policy = Field("round_robin", description="How the endpoint of the next request is chosen.")
-    timeouts: UpstreamTimeouts = Field(
-        UpstreamTimeouts(), description="Time limits for each step of a request to this upstream."
-    )
-    framing: FramingMode = Field(
-        "auto",
-        description="How request bodies are framed. `auto`: Content-Length if the length is known, chunked otherwise. "
-        "`length_required`: Content-Length, or 411 for the client if the length is not known, for WSGI servers that do "
-        "not read chunked bodies. `chunked`: always chunked.",
-    )
-    health: Health | None = Field(
-        None, description="Active health checks. Without this section every endpoint counts as up."
-    )
-    retries: Retries = Field(
-        Retries(), description="Which requests are sent a second time when an endpoint fails without a response."
-    )
-    max_in_flight: Size = Field(
-        math.inf,
-        gt=0,
-        description="Exchanges with this upstream at the same time; further ones wait in a queue. Set it to the "
-        "concurrency of the model server.",
-    )
-    max_queued: int = Field(
-        100, ge=0, description="Exchanges that may wait in the queue; further ones get 503 immediately."
-    )
-    queue_timeout: Seconds = Field(10.0, description="Limit for the wait in the queue; after it the client gets 503.")
 
 
 class Match(Section):

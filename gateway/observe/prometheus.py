@@ -35,8 +35,9 @@ HELP: Final = {
     "gateway_part_outcomes": "Parts of multipart forms, by outcome (for split: of the upstream request).",
     "gateway_mirrored_requests": "Mirrored requests, by outcome (limit: the mirror was too slow and was cut).",
     "gateway_mirror_bytes": "Bytes of mirrored bodies, by result (sent, dropped).",
-    "gateway_upstream_endpoint_up": "1 if the endpoint counts as up, 0 if its health checks fail.",
+    "gateway_upstream_endpoint_up": "1 if the endpoint is healthy, 0 if its health checks fail or it is ejected.",
     "gateway_upstream_queue_length": "Exchanges that wait for a slot of the upstream.",
+    "gateway_upstream_ejections": "Times an endpoint got no requests for a while because its requests had failed.",
     "gateway_upstream_retries": "Requests sent again or to another endpoint, by the reason why the attempt failed.",
     "gateway_config_reloads": "Config reloads, by result (failure: the previous config stays in force).",
     "gateway_config_last_reload_success_timestamp_seconds": "Unix time at which the config in force was loaded.",
@@ -77,14 +78,17 @@ class StatsCollector:
     def _upstreams(self) -> Iterator[Metric]:
         up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
         queue = _gauge("gateway_upstream_queue_length", "upstream")
+        ejections = _counter("gateway_upstream_ejections", "upstream", "endpoint")
         retries = _counter("gateway_upstream_retries", "upstream", "reason")
         for upstream in list(self._stats.upstreams.values()):
             for endpoint, is_up in list(upstream.endpoints_up.items()):
                 up.add_metric((upstream.upstream, endpoint), float(is_up))
+            for endpoint, count in list(upstream.ejections.items()):
+                ejections.add_metric((upstream.upstream, endpoint), count)
             queue.add_metric((upstream.upstream,), upstream.queue_length)
             for reason, count in list(upstream.retries.items()):
                 retries.add_metric((upstream.upstream, reason), count)
-        yield from (up, queue, retries)
+        yield from (up, queue, ejections, retries)
 
 
 def make_registry(stats: Stats) -> CollectorRegistry:

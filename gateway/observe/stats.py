@@ -140,8 +140,10 @@ class UpstreamStats:
 
     upstream: str
     queue_length: int = 0
-    #: By endpoint.
+    #: By endpoint: whether it is healthy.
     endpoints_up: dict[str, bool] = field(default_factory=dict)
+    #: By endpoint.
+    ejections: dict[str, int] = field(default_factory=dict)
     #: By reason, one of RETRY_REASONS.
     retries: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(RETRY_REASONS, 0)))
 

@@ -22,11 +22,19 @@ class EndpointState:
 
     endpoint: Endpoint
     in_flight: int = 0
+    #: By its health checks.
     is_up: bool = True
+    #: By the failures of its requests.
+    is_ejected: bool = False
     #: The number of the choice that took it last, over all endpoints of the upstream: as the first endpoint of a
     #: request, and as a further one.
     first_turn: int = 0
     further_turn: int = 0
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it gets requests while others are healthy."""
+        return self.is_up and not self.is_ejected
 
 
 _first_turn, _further_turn = attrgetter("first_turn"), attrgetter("further_turn")
@@ -49,8 +57,8 @@ class Balancer:
     def choose(self, tried: Collection[EndpointState] = ()) -> EndpointState:
         """Return an endpoint for a request that failed on the endpoints `tried`, fewer than there are.
 
-        Endpoints that are down come last: with every other one tried, trying one is better than a certain refusal
-        (Envoy's panic mode).
+        Endpoints that are down or ejected come last: with every other one tried, trying one is better than a certain
+        refusal (Envoy's panic mode).
         """
         states = self._states
         if len(states) == 1:
@@ -74,4 +82,4 @@ class Balancer:
 
 
 def _healthy(states: Sequence[EndpointState]) -> Sequence[EndpointState]:
-    return [state for state in states if state.is_up] or states
+    return [state for state in states if state.is_healthy] or states

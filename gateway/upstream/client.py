@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from gateway.aiohttp_seam import ClientConnection, LiveConnector, PoolRequest
-from gateway.config.model import UpstreamTimeouts
+from gateway.config.upstream import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders

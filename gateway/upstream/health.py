@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from gateway.config.model import Health
+from gateway.config.upstream import Health
 from gateway.config.values import Endpoint
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.state import UpstreamState

@@ -12,6 +12,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.client import Unanswered, UpstreamClient
+from gateway.upstream.ejection import FAILURE_STATUSES, FAILURES
 from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
 from gateway.upstream.response import UpstreamResponse
@@ -54,8 +55,8 @@ class UpstreamPool:
 
     @property
     def is_available(self) -> bool:
-        """Whether at least one endpoint is up."""
-        return any(state.is_up for state in self._states)
+        """Whether at least one endpoint is healthy."""
+        return any(state.is_healthy for state in self._states)
 
     async def send(
         self,
@@ -103,12 +104,27 @@ class UpstreamPool:
         state.in_flight += 1
         try:
             response = await self._client.send(state.endpoint, head, body, on_connected=on_connected)
-        except BaseException:
+        except BaseException as exc:
             # Also when cancelled: without a response nothing else counts it off.
             state.in_flight -= 1
+            if isinstance(exc, Fault) and exc.kind in FAILURES and not _is_stale(exc):
+                self._state.record_failure(state, exc.kind.code)
             raise
-        response.on_closed = functools.partial(_leave, state)
+        response.on_closed = functools.partial(self._leave, state)
         return response
+
+    def _leave(self, state: EndpointState, response: UpstreamResponse) -> None:
+        """Count off an exchange that has ended, and record what that says of the endpoint.
+
+        An exchange that the client ended says nothing.
+        """
+        state.in_flight -= 1
+        if response.status in FAILURE_STATUSES:
+            self._state.record_failure(state, f"status {response.status}")
+        elif response.fault is not None and response.fault.kind in FAILURES:
+            self._state.record_failure(state, response.fault.kind.code)
+        elif response.is_whole:
+            self._state.record_success(state)
 
     async def watch_health(self) -> None:
         """Check the endpoints until cancelled, where the config has health checks."""
@@ -120,6 +136,6 @@ def _is_repeatable(fault: Fault) -> TypeGuard[Unanswered]:
     return isinstance(fault, Unanswered) and fault.is_repeatable
 
 
-def _leave(state: EndpointState) -> None:
-    """Count off an exchange that has ended."""
-    state.in_flight -= 1
+def _is_stale(fault: Fault) -> bool:
+    """Whether a request met a kept connection that the upstream had closed: it may close one any time."""
+    return isinstance(fault, Unanswered) and fault.was_kept

@@ -52,8 +52,10 @@ class UpstreamResponse:
         is_bodiless = method == "HEAD" or self.status in _BODILESS
         #: Bytes to be read; None until the body's end.
         self.body_length = 0 if is_bodiless else self.length
-        #: Called once, after the connection was given back.
-        self.on_closed: Callable[[], None] | None = None
+        #: Called once with the response, after the connection was given back.
+        self.on_closed: Callable[[UpstreamResponse], None] | None = None
+        #: What ended the block that owns the response.
+        self.fault: Fault | None = None
 
     async def __aenter__(self) -> Self:
         """Enter the block that owns the response."""
@@ -63,6 +65,8 @@ class UpstreamResponse:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the response."""
+        if isinstance(exc, Fault):
+            self.fault = exc
         await self.close()
 
     async def close(self) -> None:
@@ -70,7 +74,7 @@ class UpstreamResponse:
         # A connection whose reading is paused, since the body was not read, would never be resumed.
         self._request.close(is_whole=self._content.is_eof() and not is_reading_paused(self._protocol))
         if self.on_closed is not None:
-            self.on_closed()
+            self.on_closed(self)
             self.on_closed = None
         await self._request.stop()
 
@@ -80,6 +84,11 @@ class UpstreamResponse:
             return await self._content.readany()
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             raise self._lost() from exc
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was received to its end."""
+        return self._content.is_eof()
 
     @property
     def is_ready(self) -> bool:

@@ -6,14 +6,17 @@ the last of them has ended. So a reload that changes one key makes no second set
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 
 from gateway.config import Upstream
+from gateway.config.upstream import Ejection
 from gateway.config.values import Endpoint
 from gateway.observe.stats import UpstreamStats
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.capacity import CapacityLimiter
+from gateway.upstream.ejection import FailureRecord, may_eject
 from gateway.upstream.retries import RetryBudget
 
 _log = logging.getLogger("gateway.upstream")
@@ -26,7 +29,16 @@ class UpstreamState:
         self.stats = stats
         self.capacity = CapacityLimiter(stats)
         self.budget = RetryBudget()
+        self._ejection: Ejection | None = None
         self._endpoints: dict[Endpoint, EndpointState] = {}
+        self._failures: dict[Endpoint, FailureRecord] = {}
+        #: What ends the ejection of each endpoint that is ejected.
+        self._readmissions: dict[Endpoint, asyncio.TimerHandle] = {}
+
+    def close(self) -> None:
+        """End what is under way; nothing uses the upstream any more."""
+        for timer in self._readmissions.values():
+            timer.cancel()
 
     def endpoints(self, endpoints: Iterable[Endpoint]) -> list[EndpointState]:
         """Return the states of endpoints, new ones for those that are not in use; one that is repeated counts once."""
@@ -39,27 +51,66 @@ class UpstreamState:
         )
         self.budget.share = config.retries.budget
         self._endpoints = {state.endpoint: state for state in states}
-        if config.health is None:
-            # Nothing would bring it up again.
-            for state in self._endpoints.values():
+        self._failures = {endpoint: self._failures.get(endpoint) or FailureRecord() for endpoint in self._endpoints}
+        for endpoint in self._readmissions.keys() - self._endpoints.keys():
+            self._readmissions.pop(endpoint).cancel()
+        ejections = self.stats.ejections
+        self.stats.ejections = {str(endpoint): ejections.get(str(endpoint), 0) for endpoint in self._endpoints}
+        self._ejection = config.ejection
+        for state in self._endpoints.values():
+            if config.health is None:
+                # Nothing would bring it up again.
                 state.is_up = True
-        self.stats.endpoints_up = {str(endpoint): state.is_up for endpoint, state in self._endpoints.items()}
+            if config.ejection is None and state.is_ejected:
+                self._readmit(state, "ejection was switched off")
+        self.stats.endpoints_up = {str(endpoint): state.is_healthy for endpoint, state in self._endpoints.items()}
 
     def mark_up(self, state: EndpointState, reason: str) -> None:
-        """Record that the health checks of an endpoint pass again, and log it."""
-        self._set_up(state, is_up=True)
-        self._log(logging.INFO, state, "endpoint_up", "is up again", reason)
+        """Record that the health checks of an endpoint pass again, and log it; it is not ejected any more."""
+        state.is_up = True
+        self._report(logging.INFO, state, "endpoint_up", "is up again", reason)
+        if state.is_ejected:
+            self._readmit(state, "its health checks pass again")
 
     def mark_down(self, state: EndpointState, reason: str) -> None:
         """Record that the health checks of an endpoint fail, and log it."""
-        self._set_up(state, is_up=False)
-        self._log(logging.WARNING, state, "endpoint_down", "is down", reason)
+        state.is_up = False
+        self._report(logging.WARNING, state, "endpoint_down", "is down", reason)
 
-    def _set_up(self, state: EndpointState, *, is_up: bool) -> None:
-        state.is_up = is_up
-        self.stats.endpoints_up[str(state.endpoint)] = is_up
+    def record_success(self, state: EndpointState) -> None:
+        """Record a request that did not fail."""
+        if self._is_in_use(state):
+            self._failures[state.endpoint].failures = 0
 
-    def _log(self, level: int, state: EndpointState, event: str, change: str, reason: str) -> None:
+    def record_failure(self, state: EndpointState, reason: str) -> None:
+        """Record a request that failed on an endpoint, and eject it if that was one too many."""
+        config = self._ejection
+        if config is None or not self._is_in_use(state):
+            return
+        record = self._failures[state.endpoint]
+        record.failures += 1
+        if record.failures < config.failures or not may_eject(state, self._endpoints.values(), config):
+            return
+        loop = asyncio.get_running_loop()
+        seconds = record.start(config.duration, loop.time())
+        state.is_ejected = True
+        self._readmissions[state.endpoint] = loop.call_later(seconds, self._readmit, state, f"after {seconds:g} s")
+        self.stats.ejections[str(state.endpoint)] += 1
+        why = f"{record.failures} requests in a row failed, the last with {reason}"
+        self._report(logging.WARNING, state, "endpoint_ejected", f"is ejected for {seconds:g} s", why)
+
+    def _is_in_use(self, state: EndpointState) -> bool:
+        """Whether the config in force has the endpoint, and this is its state."""
+        return self._endpoints.get(state.endpoint) is state
+
+    def _readmit(self, state: EndpointState, reason: str) -> None:
+        self._readmissions.pop(state.endpoint).cancel()
+        self._failures[state.endpoint].end(asyncio.get_running_loop().time())
+        state.is_ejected = False
+        self._report(logging.INFO, state, "endpoint_readmitted", "is readmitted", reason)
+
+    def _report(self, level: int, state: EndpointState, event: str, change: str, reason: str) -> None:
         upstream, endpoint = self.stats.upstream, str(state.endpoint)
+        self.stats.endpoints_up[endpoint] = state.is_healthy
         keys = {"event": event, "upstream": upstream, "endpoint": endpoint, "reason": reason}
         _log.log(level, "endpoint %s of upstream %s %s: %s", endpoint, upstream, change, reason, extra={"keys": keys})

@@ -20,19 +20,16 @@ from gateway.config.model import (
     Files,
     FormFields,
     Forward,
-    Health,
     Match,
     Mirror,
     Ops,
-    Retries,
     Route,
     Split,
     Store,
     Tls,
-    Upstream,
-    UpstreamTimeouts,
 )
 from gateway.config.section import Section
+from gateway.config.upstream import Ejection, Health, Retries, Upstream, UpstreamTimeouts
 from gateway.config.values import parse_percent, parse_rate, parse_seconds, parse_size
 from gateway.errors import FaultKind, Outcome
 from gateway.observe.prometheus import HELP, StatsCollector
@@ -46,6 +43,7 @@ SECTIONS: dict[str, type[Section]] = {
     "upstreams.NAME": Upstream,
     "upstreams.NAME.timeouts": UpstreamTimeouts,
     "upstreams.NAME.health": Health,
+    "upstreams.NAME.ejection": Ejection,
     "upstreams.NAME.retries": Retries,
     "routes[]": Route,
     "routes[].match": Match,
@@ -142,6 +140,7 @@ def _labels(name: str) -> tuple[str, ...]:
     stats.routes["r"].mirrors[Outcome.COMPLETE] += 1
     stats.routes["r"].mirror_bytes["sent"] += 1
     stats.upstreams["u"].endpoints_up["e"] = True
+    stats.upstreams["u"].ejections["e"] = 1
     stats.upstreams["u"].retries["x"] = 1
     for transfer in stats.routes["r"].transfers.values():
         transfer.outcomes[FaultKind.BUG.info.outcome] = 1

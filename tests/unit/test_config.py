@@ -70,6 +70,7 @@ upstreams:
     policy: round_robin
     timeouts: {{connect: 2s, response: 60s, idle: 60s}}
     health: {{path: /healthz, interval: 5s, timeout: 2s, passes: 1, fails: 2}}
+    ejection: {{failures: 5, duration: 30s, max_percent: 50}}
     retries: {{attempts: 2, budget: 20%}}
     max_in_flight: unlimited
     max_queued: 100

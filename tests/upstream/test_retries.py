@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config.model import UpstreamTimeouts
+from gateway.config.upstream import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.http.framing import Framing
 from gateway.observe.stats import Direction
