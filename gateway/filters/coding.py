@@ -17,8 +17,11 @@ from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext
 from gateway.http.limits import limit_fault
 
-#: Limit for the output of one decompression step.
+#: Limits for one decompression step: its output, and how many gzip members it decodes.
 _STEP_BYTES: Final = 256 * 1024
+STEP_MEMBERS: Final = 512
+#: Input of a new member at first; four times as much after each call. zlib copies what follows a member's end.
+_FIRST_INPUT_BYTES: Final = 512
 _GZIP: Final = 16 + zlib.MAX_WBITS
 #: Detect gzip or zlib by the first bytes.
 _EITHER: Final = 32 + zlib.MAX_WBITS
@@ -82,7 +85,8 @@ class _Decompressor:
     def __init__(self, file: FileHead) -> None:
         self._file = file
         self._decompressor = zlib.decompressobj(wbits=_EITHER)
-        self._input = b""
+        self._input = memoryview(b"")
+        self._input_bytes = _FIRST_INPUT_BYTES
         self._has_output = False
 
     @property
@@ -92,19 +96,37 @@ class _Decompressor:
 
     def add(self, chunk: bytes) -> None:
         """Set the next input; all input before must be consumed."""
-        self._input = chunk
+        self._input = memoryview(chunk)
 
     def decompress_next(self) -> bytes:
-        """Return at most one step's output, may be b"". Raises Fault BAD_CODING."""
+        """Return at most one step's output, may be b"". Raises Fault BAD_CODING.
+
+        A step decodes many members if they are small: a flood of empty ones costs no change of threads each.
+        """
+        pieces: list[bytes] = []
+        room_bytes, member_count = _STEP_BYTES, 0
+        while self.has_more and room_bytes and member_count < STEP_MEMBERS:
+            data = self._decompress(room_bytes)
+            pieces.append(data)
+            room_bytes -= len(data)
+            member_count += self._decompressor.eof
+        return b"".join(pieces)
+
+    def _decompress(self, most: int) -> bytes:
         if self._decompressor.eof:
             # gzip members may follow each other (RFC 1952 section 2.2).
             self._decompressor = zlib.decompressobj(wbits=_EITHER)
+            self._input_bytes = _FIRST_INPUT_BYTES
+        given = self._input[: self._input_bytes]
         try:
-            data = self._decompressor.decompress(self._input, _STEP_BYTES)
+            data = self._decompressor.decompress(given, most)
         except zlib.error as exc:
             raise self._fault("is not gzip or zlib") from exc
-        self._input = self._decompressor.unused_data if self._decompressor.eof else self._decompressor.unconsumed_tail
-        self._has_output = len(data) == _STEP_BYTES and not self._decompressor.eof
+        is_ended = self._decompressor.eof
+        rest = self._decompressor.unused_data if is_ended else self._decompressor.unconsumed_tail
+        self._input = self._input[len(given) - len(rest) :]
+        self._input_bytes *= 4
+        self._has_output = len(data) == most and not is_ended
         return data
 
     def finish(self) -> None:

@@ -7,10 +7,12 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import os
 import random
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import pytest
 
 from gateway.errors import Fault, FaultKind
 from gateway.filters import FileHead, FilterContext, Observer
+from gateway.filters.coding import STEP_MEMBERS, DecompressFactory
+from gateway.filters.testing import run_filter
 from gateway.filters.throttle import Bucket, ThrottleFactory
 from gateway.http.headers import Header
 from gateway.observe.stats import Leg
@@ -388,6 +392,27 @@ async def test_decompression_bombs_and_malformed_data_leave_no_file(packed: byte
     async with run_gateway(store_config(tmp_path, [{"decompress": {"max_bytes": "1MB"}}])) as gateway:
         assert problem_of(await gateway.request(post(form((FILE, packed)))))["code"] == code
         assert not os.listdir(tmp_path)
+
+
+class CountingExecutor(ThreadPoolExecutor):
+    """Counts the calls it runs."""
+
+    count = 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return super().submit(*args, **kwargs)
+
+
+async def test_a_step_decompresses_many_empty_members() -> None:
+    """Each cost a change of threads and a copy of the rest of its chunk."""
+    member_count = 20 * STEP_MEMBERS
+    packed = gzip.compress(b"") * member_count + gzip.compress(DATA)
+    with CountingExecutor() as threads:
+        factory = DecompressFactory(math.inf, FilterContext("r", threads))
+        output = await run_filter(factory, [packed[at : at + 2**16] for at in range(0, len(packed), 2**16)])
+        assert output.data == DATA
+        assert member_count / STEP_MEMBERS < threads.count < 2 * member_count / STEP_MEMBERS
 
 
 class FailingFactory:
