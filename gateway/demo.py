@@ -20,6 +20,7 @@ import sys
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.streams import StreamReader
 
 from gateway.config import Limits
 from gateway.errors import Fault
@@ -46,9 +47,20 @@ async def _describe(request: web.Request) -> web.StreamResponse:
     return web.json_response(described, dumps=_pretty)
 
 
+class _DemoBody:
+    """A body as the source of a form."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self.pull = content.readany
+
+    async def take_turn(self) -> None:
+        """Let other requests run."""
+        await asyncio.sleep(0)
+
+
 async def _read_form(request: web.Request) -> dict[str, Any]:
     boundary = boundary_of(request.headers["Content-Type"])
-    content = FormContent(boundary, _LIMITS, "demo", request.content.readany)
+    content = FormContent(boundary, _LIMITS, "demo", _DemoBody(request.content))
     files: list[dict[str, Any]] = []
     fields: dict[str, str] = {}
     async for part in FormParts(content, boundary, _LIMITS, "demo"):

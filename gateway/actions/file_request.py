@@ -165,11 +165,13 @@ class FileRequest:
         """Take a response into the result, as far as the budget allows. Raises Fault."""
         self.wait.wait_on(Leg.UPSTREAM_READ)
         self.result.headers = end_to_end(response.headers)
-        body = bytearray()
+        body, turns = bytearray(), self._transfer.turns
         try:
             while chunk := await _read_in_time(response, upstream):
                 budget.reserve(len(chunk))
                 body += chunk
+                if not turns.has_time():
+                    await turns.wait()
         except BaseException:
             # Also when cancelled: the responses of other files share the budget.
             budget.release(len(body))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from gateway.actions.body_shape import check_held
 from gateway.actions.upload import form_boundary
 from gateway.config import Route
-from gateway.downstream import Exchange
+from gateway.downstream import Exchange, RequestBody
 from gateway.errors import Fault, FaultKind
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormParts, PartKind
@@ -52,24 +52,35 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: RouteMatch) -
     if body is None:
         return {}
     route, idle = first.route, first.route.timeouts.idle
-    read = bytearray()
-
-    async def more() -> bytes:
-        chunk = await body.read()
-        read.extend(chunk)
-        return chunk
-
+    held = _HeldBody(exchange, body)
     exchange.send_continue()
     try:
         async with asyncio.timeout(idle):
-            return await _fields_of(FormContent(boundary, route.limits, route.name, more), boundary, route)
+            return await _fields_of(FormContent(boundary, route.limits, route.name, held), boundary, route)
     except TimeoutError:
         raise Fault(
             FaultKind.CLIENT_IDLE, f"The fields that choose the route did not come within {idle:g} s: send them first."
         ) from None
     finally:
-        if read:
-            body.unread([bytes(read)])
+        if held.received:
+            body.unread([bytes(held.received)])
+
+
+class _HeldBody:
+    """Holds what is read of a body."""
+
+    def __init__(self, exchange: Exchange, body: RequestBody) -> None:
+        self._body = body
+        self.take_turn = exchange.take_turn
+        self.received = bytearray()
+
+    async def pull(self) -> bytes:
+        """Return the next chunk, b"" at the end."""
+        if self.received:
+            await self.take_turn()
+        chunk = await self._body.read()
+        self.received += chunk
+        return chunk
 
 
 async def _fields_of(content: FormContent, boundary: bytes, route: Route) -> dict[str, list[str]]:

@@ -139,7 +139,7 @@ class BodyFiles:
         """Return the client's form."""
         limits, name = self.route.limits, self.route.name
         is_strict = self.config.multipart == "strict"
-        content = FormContent(boundary, limits, name, self.reader.pull, is_strict=is_strict)
+        content = FormContent(boundary, limits, name, self.reader, is_strict=is_strict)
         return content, FormParts(content, boundary, limits, name, check=check_strict if is_strict else None)
 
     async def open(self, file: FileHead, part: Part | None) -> FilteredFile:

@@ -120,7 +120,7 @@ class _Splitter:
 
     def _parts_of(self, body: BodyReader, boundary: bytes) -> AsyncIterator[Part]:
         limits, name = self._route.limits, self._route.name
-        return FormParts(FormContent(boundary, limits, name, body.pull), boundary, limits, name)
+        return FormParts(FormContent(boundary, limits, name, body), boundary, limits, name)
 
     async def _read_form(
         self, form: AsyncIterator[Part], group: asyncio.TaskGroup, first_slot: contextlib.AsyncExitStack

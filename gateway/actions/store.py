@@ -86,7 +86,7 @@ class StoreAction:
         """Store every file part; read form fields and drop them. Return a description per file."""
         limits, route = self._route.limits, self._route.name
         described: list[_Description] = []
-        content = FormContent(boundary, limits, route, body.pull)
+        content = FormContent(boundary, limits, route, body)
         async for part in FormParts(content, boundary, limits, route):
             if part.kind is PartKind.FILE:
                 file = head_of(part, exchange.client)

@@ -133,6 +133,11 @@ class Exchange:
         if transport is not None and self.body is not None and not self.body.has_begun:
             transport.write(_CONTINUE)
 
+    async def take_turn(self) -> None:
+        """Let bodies of other exchanges work."""
+        if not self._timers.turns.has_time():
+            await self._timers.turns.wait()
+
     @property
     def is_client_gone(self) -> bool:
         """Whether the client's connection is lost."""
@@ -283,6 +288,7 @@ class Exchange:
             async with asyncio.timeout(DISCARD_SECONDS):
                 while drained < DISCARD_BYTES and (chunk := await self.body.read()):
                     drained += len(chunk)
+                    await self.take_turn()
         except (OSError, Fault):
             # A bound was reached or the client closed: the response was sent, nothing is left to do.
             return

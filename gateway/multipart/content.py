@@ -6,36 +6,49 @@ preambles of any size and anything after the closing delimiter; parsers of upstr
 are refused here (RFC 2046 section 5.1.1).
 
 The search is `bytes.find` of the whole boundary in the chunk as received. Chunks are joined only if a delimiter may
-be divided between them.
+be divided between them. A piece of data ends with its chunk or its part, however many bytes look like a boundary.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.config import Limits
 from gateway.errors import Fault, FaultKind
 from gateway.http.limits import limit_fault
 
-ReadMore = Callable[[], Awaitable[bytes]]
-
 #: Limit for a line outside of part data: aiohttp's limit for a header line.
 _MAX_LINE_BYTES: Final = 8190
+#: Lines and pieces of data between two turns: a part with two headers is about five.
+TURN_TOKENS: Final = 64
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
+class FormSource(Protocol):
+    """Where the bytes of a form come from."""
+
+    async def pull(self) -> bytes:
+        """Return the next chunk, b"" at the end."""
+        ...
+
+    async def take_turn(self) -> None:
+        """Let other bodies work: called after every few lines and pieces of data."""
+        ...
+
+
 class FormContent:
-    """The unread bytes of a multipart/form-data body. `read_more` returns the next chunk, b"" at the end.
+    """The unread bytes of a multipart/form-data body.
 
     Every read method raises Fault BAD_MULTIPART, or the fault of a limit; after a fault no method may be called.
     """
 
     def __init__(
-        self, boundary: bytes, limits: Limits, route: str, read_more: ReadMore, *, is_strict: bool = False
+        self, boundary: bytes, limits: Limits, route: str, source: FormSource, *, is_strict: bool = False
     ) -> None:
-        self._read_more = read_more
+        self._source = source
+        #: Lines and pieces of data returned since the last turn.
+        self._token_count = 0
         self._is_strict = is_strict
         self._pulled_bytes = 0
         self._dash_boundary = b"--" + boundary
@@ -55,6 +68,7 @@ class FormContent:
         del max_line_length  # The limits for heads and preambles are checked below, and are lower.
         if self._is_closed:
             return b""
+        await self._count_token()
         line = await self._read_line()
         stem = line.rstrip(b" \t\r\n")
         if stem == self._close:
@@ -94,19 +108,16 @@ class FormContent:
         After the last, the next line is the boundary line.
         """
         delimiter, boundary = self._delimiter, self._dash_boundary
+        await self._count_token()
         while True:
             chunk, at = self._chunk, self._offset
-            found = chunk.find(boundary, at)
-            if found >= 0:
-                if chunk.startswith(b"\r\n", found - 2) and found - 2 >= at:
-                    self._offset = found
-                    return chunk[at : found - 2], True
-                self._check_bare_line_break(chunk, found, at)
-                # The boundary in the middle of a line is data.
-                end = found + len(boundary)
-                self._offset = end
-                if data := chunk[at:end]:
-                    return data, False
+            # Nearly always there is none, and this search is the cheapest.
+            if chunk.find(boundary, at) >= 0:
+                found = chunk.find(delimiter, at)
+                self._check_bare_line_breaks(chunk, at, found if found >= 0 else len(chunk))
+                if found >= 0:
+                    self._offset = found + len(b"\r\n")
+                    return chunk[at:found], True
             keep = self._partial_delimiter(chunk, at, len(delimiter))
             if keep > at:
                 # Return these bytes before reading more: the caller checks limits before it passes them on.
@@ -162,7 +173,7 @@ class FormContent:
 
     async def _pull(self) -> bool:
         """Append the next chunk to the unread bytes. Return whether there was one."""
-        fresh = await self._read_more()
+        fresh = await self._source.pull()
         if not fresh:
             self._is_ended = True
             return False
@@ -218,10 +229,22 @@ class FormContent:
             )
         return Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: send the whole form.")
 
-    def _check_bare_line_break(self, chunk: bytes, found: int, at: int) -> None:
-        """Raise Fault if a boundary follows a bare CR or LF: Werkzeug and others parse it as a delimiter."""
-        if found > at and chunk[found - 1] in b"\r\n":
+    def _check_bare_line_breaks(self, chunk: bytes, at: int, end: int) -> None:
+        """Raise Fault if a boundary follows a bare CR or LF: Werkzeug and others parse it as a delimiter.
+
+        There is no delimiter in these bytes. A boundary in the middle of a line is data.
+        """
+        if (
+            chunk.find(b"\n" + self._dash_boundary, at, end) >= 0
+            or chunk.find(b"\r" + self._dash_boundary, at, end) >= 0
+        ):
             raise Fault(FaultKind.BAD_MULTIPART, "A boundary follows a bare CR or LF, parsers differ on it: use CRLF.")
+
+    async def _count_token(self) -> None:
+        self._token_count += 1
+        if self._token_count > TURN_TOKENS:
+            self._token_count = 0
+            await self._source.take_turn()
 
     def _partial_delimiter(self, chunk: bytes, at: int, longest: int) -> int:
         """Return the offset of a delimiter that may continue in the next chunk, or the chunk's length.

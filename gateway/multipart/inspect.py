@@ -38,9 +38,9 @@ class FileListener(Protocol):
 class PartInspector:
     """Parses a multipart body chunk by chunk.
 
-    Order of calls: `feed_data` for every chunk, then `finish` at the end of the body; `close` at any time. A Fault
-    means that the chunk must not be passed on; after it only `close` may be called. `on_part` is called at the end
-    of each part.
+    Order of calls: `feed_data` for every chunk, again with b"" while it returns True; then `finish` at the end of the
+    body; `close` at any time. A Fault means that the chunk must not be passed on; after it only `close` may be called.
+    `on_part` is called at the end of each part.
     """
 
     def __init__(
@@ -54,21 +54,29 @@ class PartInspector:
         self._chunk: bytes | None = None
         self._on_part = on_part
         self._listener = listener
-        content = FormContent(boundary, limits, route, self._next_chunk)
+        self._has_more = False
+        content = FormContent(boundary, limits, route, self)
         self._coroutine = self._read(content, boundary, limits, route)
         self._is_ended = False
         self._is_done = False
         self._resume()
 
-    def feed_data(self, chunk: bytes) -> None:
-        """Check one chunk. Raises Fault BAD_MULTIPART, or the fault of a limit."""
-        self._chunk = chunk
+    def feed_data(self, chunk: bytes) -> bool:
+        """Check one chunk, b"" for the rest of the one before. Return whether there is a rest.
+
+        Raises Fault BAD_MULTIPART, or the fault of a limit.
+        """
+        if chunk:
+            self._chunk = chunk
+        self._has_more = False
         self._resume()
+        return self._has_more
 
     def finish(self) -> None:
         """Check the end of the body. Raises Fault BAD_MULTIPART if the form is not complete."""
         self._is_ended = True
-        self._resume()
+        while self.feed_data(b""):
+            pass
         if not self._is_done:
             raise Fault(FaultKind.BAD_MULTIPART, "The body ends without its closing boundary: send the whole form.")
 
@@ -95,13 +103,19 @@ class PartInspector:
                 listener.end()
             self._on_part(part)
 
-    async def _next_chunk(self) -> bytes:
+    async def pull(self) -> bytes:
+        """Wait for the next chunk: FormContent's source."""
         while self._chunk is None:
             if self._is_ended:
                 return b""
             await _pause()
         chunk, self._chunk = self._chunk, None
         return chunk
+
+    async def take_turn(self) -> None:
+        """Have `feed_data` return in the middle of a chunk: FormContent's source."""
+        self._has_more = True
+        await _pause()
 
 
 @coroutine

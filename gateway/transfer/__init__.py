@@ -1,6 +1,7 @@
 """Bodies in flight: one `Transfer` per body and direction, and the lanes that move its bytes.
 
-`pump` is the loop, `lanes` where it reads and writes, `meter` counts and charges, `stall` finds what is too slow.
+`pump` is the loop, `lanes` where it reads and writes, `meter` counts and charges, `stall` finds what is
+too slow, `turns` shares the event loop between them.
 """
 
 from gateway.transfer.keepalive import open_socket, set_keepalive
@@ -11,6 +12,7 @@ from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
 from gateway.transfer.raw_socket import RawSocket, open_raw_socket
 from gateway.transfer.timers import Timers
+from gateway.transfer.turns import Turns
 
 __all__ = [
     "AsyncFilter",
@@ -27,6 +29,7 @@ __all__ = [
     "Timers",
     "Transfer",
     "TransferPolicy",
+    "Turns",
     "acknowledged_bytes",
     "no_progress",
     "open_raw_socket",

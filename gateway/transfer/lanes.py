@@ -187,7 +187,6 @@ class SendfileLane:
 
     async def read(self) -> int:
         """Send what the socket takes; return 0 if it takes nothing now."""
-        await self._socket.take_turn()
         try:
             return await self._file.send_to(self._socket.descriptor)
         except OSError as exc:
@@ -330,6 +329,7 @@ class BodyReader:
         self._raw_body: RawBody | None = None
         self._sharing = contextlib.ExitStack()
         self._is_paused = False
+        self._has_pulled = False
         self._sizer = ChunkSizer(memory, transfer.meter)
 
     def __enter__(self) -> Self:
@@ -343,8 +343,17 @@ class BodyReader:
         """Give the connection back to its transport."""
         self.give_back()
 
+    async def take_turn(self) -> None:
+        """Let other bodies work; called by those who split a chunk into many parts."""
+        turns = self._transfer.turns
+        if not turns.has_time():
+            await turns.wait()
+
     async def pull(self) -> bytes:
         """Return the next chunk, see `Transfer.pull`."""
+        if self._has_pulled:
+            await self.take_turn()
+        self._has_pulled = True
         if self._is_paused and self._raw_body is None and not self._source.fetch_buffered():
             self._open_raw_body()
         body = self._raw_body
@@ -375,7 +384,10 @@ class BodyReader:
 
 async def _pass_on_buffered(transfer: Transfer, source: PausableSource, sink: Sink) -> RawSocket | None:
     """Pass on what was received before the pause, and wait until it was sent: bytes must not overtake each other."""
+    turns = transfer.turns
     with transfer.watched(sink.acknowledged):
         while source.fetch_buffered():
             await sink.write(await transfer.pull_source())
+            if not turns.has_time():
+                await turns.wait()
         return await sink.open_raw_socket()

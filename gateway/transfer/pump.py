@@ -33,6 +33,7 @@ from gateway.transfer.policy import TransferPolicy
 from gateway.transfer.progress import Progress, no_progress
 from gateway.transfer.stall import StallDetector
 from gateway.transfer.timers import TimerQueue, Timers
+from gateway.transfer.turns import Turns
 
 #: What one read returns: bytes, or how many bytes stay in the kernel where no filter has to see them.
 _Chunk = TypeVar("_Chunk", bytes, int)
@@ -49,8 +50,8 @@ class Source(Protocol):
 class Filter(Protocol):
     """Sees every chunk before it is passed on."""
 
-    def feed_data(self, chunk: bytes) -> None:
-        """Judge a chunk. Raises Fault."""
+    def feed_data(self, chunk: bytes, /) -> bool | None:
+        """Judge a chunk. Return True if it has more to do with it: call again with b"". Raises Fault."""
         ...
 
     def finish(self) -> None:
@@ -164,13 +165,10 @@ class Transfer:
                     meter.count(chunk)
                 return chunk
             if chunk:
-                self._judge(chunk)
+                await self._judge(chunk)
             else:
                 self._end_source()
-            if self._async_filters:
-                with meter.filtering():
-                    for each in self._async_filters:
-                        await each.flush()
+            await self._flush_filters()
             if chunk:
                 meter.count(len(chunk))
         except Fault as fault:
@@ -220,6 +218,11 @@ class Transfer:
         return self._timers.of(seconds) if seconds < math.inf else None
 
     @property
+    def turns(self) -> Turns:
+        """The turns of all bodies."""
+        return self._timers.turns
+
+    @property
     def has_filters(self) -> bool:
         """Whether a filter must see the bytes."""
         return bool(self._filters)
@@ -239,11 +242,22 @@ class Transfer:
         for each in filters:
             each.close()
 
-    def _judge(self, chunk: bytes) -> None:
+    async def _judge(self, chunk: bytes) -> None:
         for each in self._filters:
-            each.feed_data(chunk)
+            has_more = each.feed_data(chunk)
+            while has_more:
+                await self._flush_filters()
+                if not self.turns.has_time():
+                    await self.turns.wait()
+                has_more = each.feed_data(b"")
         if self.meter.moved_bytes + len(chunk) == self._length:
             self._finish_filters()
+
+    async def _flush_filters(self) -> None:
+        if self._async_filters:
+            with self.meter.filtering():
+                for each in self._async_filters:
+                    await each.flush()
 
     def _end_source(self) -> None:
         moved = self.meter.moved_bytes
@@ -278,6 +292,7 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
 
     Raises Fault for the source, a filter or a leg that stalls, and what `lane.write` and `send_end` raise.
     """
+    turns = transfer.turns
     with transfer.watched(lane.acknowledged):
         # A body of known length is not read any further after its last byte.
         while not transfer.is_whole:
@@ -285,6 +300,8 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
             if transfer.is_exhausted:
                 break
             await lane.write(chunk)
+            if not (transfer.is_whole or turns.has_time()):
+                await turns.wait()
         if send_end is not None:
             await send_end()
 

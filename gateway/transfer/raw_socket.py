@@ -19,8 +19,6 @@ from gateway.transfer.progress import acknowledged_bytes
 #: transfers hold little memory. Measured: docs/benchmarks.md.
 MIN_CHUNK_BYTES: Final = 2**17
 MAX_CHUNK_BYTES: Final = 2**20
-#: Receives after which other tasks run, when neither peer ever makes this one wait.
-_TURN_STEPS: Final = 16
 
 
 def open_raw_socket(transport: asyncio.BaseTransport | None, *, is_chunked: bool = False) -> RawSocket | None:
@@ -48,7 +46,6 @@ class RawSocket:
         self._loop = asyncio.get_running_loop()
         self._sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._sock.setblocking(False)
-        self._steps = 0
 
     @property
     def descriptor(self) -> int:
@@ -65,7 +62,6 @@ class RawSocket:
 
     async def receive(self, size: int) -> bytes:
         """Return what was received, at most `size` bytes, b"" after the peer's end. Raises OSError."""
-        await self.take_turn()
         while True:
             try:
                 return self._sock.recv(size)
@@ -103,12 +99,6 @@ class RawSocket:
                 sent = self._sock.sendmsg(pieces)
             except BlockingIOError:
                 sent = 0
-
-    async def take_turn(self) -> None:
-        """Let other tasks run after every few calls."""
-        self._steps += 1
-        if not self._steps % _TURN_STEPS:
-            await asyncio.sleep(0)
 
     async def wait_readable(self) -> None:
         """Wait until bytes or the peer's end can be read."""

@@ -74,7 +74,6 @@ class Pipe:
 
         Raises OSError. Cancelling leaves the pipe empty.
         """
-        await socket.take_turn()
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
         while True:
             try:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
+from gateway.transfer.turns import Turns
+
 #: A timer of the loop may fire this much early.
 _RESOLUTION_SECONDS: Final = 0.001
 
@@ -22,6 +24,8 @@ class Timers:
 
     def __init__(self) -> None:
         self._queues: dict[float, TimerQueue] = {}
+        #: The other thing that all exchanges of one loop share.
+        self.turns = Turns()
 
     def of(self, seconds: float) -> TimerQueue:
         """Return the timers of one length. Each length is kept: there must be no more of them than a config has."""

@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from gateway.config import Limits
 from gateway.errors import Fault
 from gateway.multipart import FormContent, FormParts, Part, PartInspector, boundary_of, parse_disposition
+from gateway.multipart.content import TURN_TOKENS
 from tests.peers import form
 
 BOUNDARY = b"XBOUNDARYX"
@@ -31,7 +32,8 @@ def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: byt
     inspector = PartInspector(boundary, limits or Limits(), "r", record)
     try:
         for piece in pieces:
-            inspector.feed_data(piece)
+            while inspector.feed_data(piece):
+                piece = b""  # noqa: PLW2901
         inspector.finish()
     except Fault as fault:
         return fault.kind.code
@@ -40,14 +42,23 @@ def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: byt
     return seen
 
 
+class Chunks:
+    """Chunks as the source of a form; counts the turns it was asked for."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self.turn_count = 0
+
+    async def pull(self) -> bytes:
+        return next(self._chunks, b"")
+
+    async def take_turn(self) -> None:
+        self.turn_count += 1
+
+
 async def pull(pieces: Iterable[bytes], boundary: bytes = BOUNDARY) -> list[bytes] | str:
     """Pull the body through `FormParts`: return the data of each part, or the code of its fault."""
-    rest = iter(pieces)
-
-    async def read_more() -> bytes:
-        return next(rest, b"")
-
-    content = FormContent(boundary, Limits(), "r", read_more)
+    content = FormContent(boundary, Limits(), "r", Chunks(pieces))
     data = []
     try:
         async for part in FormParts(content, boundary, Limits(), "r"):
@@ -291,3 +302,58 @@ def test_invalid_boundary_is_refused(value: str) -> None:
 def test_invalid_disposition_is_refused(value: str | None) -> None:
     with pytest.raises(Fault):
         parse_disposition(value, 1)
+
+
+#: Everything looks like the one-letter boundary, and nothing is one.
+LOOK_ALIKES = b"y" + b"--x" * 20_000
+
+
+@pytest.mark.parametrize("size", [1000, 60_000])
+async def test_look_alikes_are_data_and_come_in_one_piece_per_chunk(size: int) -> None:
+    """Each look-alike was a piece of its own: a form full of them stopped the event loop."""
+    body = form(('name="f"; filename="a"', LOOK_ALIKES), boundary=b"x")
+    chunks = [body[at : at + size] for at in range(0, len(body), size)]
+    source = Chunks(chunks)
+    content = FormContent(b"x", Limits(), "r", source)
+    pieces = []
+    async for part in FormParts(content, b"x", Limits(), "r"):
+        while piece := await part.read():
+            pieces.append(piece)
+    assert b"".join(pieces) == LOOK_ALIKES
+    assert len(pieces) <= 2 * len(chunks)
+
+
+@pytest.mark.parametrize("line_break", [b"\r", b"\n"])
+@pytest.mark.parametrize("size", [1, 1000, 60_000])
+def test_boundary_after_a_bare_line_break_is_found_among_look_alikes(line_break: bytes, size: int) -> None:
+    body = form(('name="f"', LOOK_ALIKES[:3000] + line_break + b"--x " + LOOK_ALIKES[:3000]), boundary=b"x")
+    assert inspect((body[at : at + size] for at in range(0, len(body), size)), boundary=b"x") == "bad_multipart"
+
+
+MANY_PARTS = form(*(('name="a"', b"") for _ in range(1000)))
+
+
+async def test_turns_are_asked_for_within_a_chunk_of_many_parts() -> None:
+    limits = Limits.model_validate({"max_parts": 1000})
+    source = Chunks([MANY_PARTS])
+    content = FormContent(BOUNDARY, limits, "r", source)
+    count = 0
+    async for part in FormParts(content, BOUNDARY, limits, "r"):
+        count += 1
+        assert not await part.read()
+    assert count == 1000
+    assert source.turn_count >= 3 * count // TURN_TOKENS
+
+
+def test_inspector_stops_within_a_chunk_of_many_parts() -> None:
+    seen: list[int] = []
+    inspector = PartInspector(
+        BOUNDARY, Limits.model_validate({"max_parts": 1000}), "r", lambda part: seen.append(part.number)
+    )
+    steps, chunk, before = 0, MANY_PARTS, 0
+    while inspector.feed_data(chunk):
+        steps, chunk = steps + 1, b""
+        assert len(seen) - before <= TURN_TOKENS
+        before = len(seen)
+    inspector.finish()
+    assert (len(seen), steps > 1000 // TURN_TOKENS) == (1000, True)

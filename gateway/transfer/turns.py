@@ -1,0 +1,98 @@
+"""Shares the event loop between bodies: all of them together work for a few milliseconds per iteration of the loop.
+
+A body whose peers never make it wait would otherwise keep the loop to itself. Each loop over chunks or tokens asks
+between two steps, whose work is bounded; a body that has to wait is continued in the order in which the bodies asked.
+The first step of a body is not asked for, so a small exchange never waits here.
+
+    if not turns.has_time():
+        await turns.wait()
+
+Rejected: `asyncio.sleep(0)` after a number of steps, or a time for each body: fifty bodies of costly steps would hold
+the loop fifty times as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+#: Time for all bodies together per iteration of the loop. An exchange needs about five iterations.
+TURN_SECONDS: Final = 0.003
+
+
+class Turns:
+    """The turns of all bodies of one gateway, on one loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: When the first body was given time in this iteration; None before it.
+        self._started: float | None = None
+        #: Continue the bodies that wait, in order.
+        self._waiting: deque[Callable[[], None]] = deque()
+        #: Were continued, but found no time left: the next to be continued.
+        self._postponed: deque[Callable[[], None]] = deque()
+        #: How many to continue in one iteration.
+        self._count = 1
+        self._is_scheduled = False
+
+    def has_time(self) -> bool:
+        """Return whether a body may take another step now: there is time left, and no other body waits for it."""
+        return not self._waiting and self._is_time_left()
+
+    async def wait(self) -> None:
+        """Wait for a turn, and take it."""
+        loop = asyncio.get_running_loop()
+        queue = self._waiting
+        while True:
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._add(queue, functools.partial(_wake, waiter))
+            await waiter
+            if self._is_time_left():
+                return
+            queue = self._postponed
+
+    def call(self, step: Callable[[], None]) -> None:
+        """Call `step` when there is time: for protocols, which cannot wait."""
+        self._add(self._waiting, step)
+
+    def _is_time_left(self) -> bool:
+        if self._started is None:
+            self._started = self._clock()
+            self._schedule()
+            return True
+        return self._clock() - self._started < TURN_SECONDS
+
+    def _add(self, queue: deque[Callable[[], None]], continue_body: Callable[[], None]) -> None:
+        queue.append(continue_body)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_iteration)
+
+    def _begin_iteration(self) -> None:
+        """Continue as many bodies as there was time for last: more if all were served, fewer if some were not."""
+        self._started = None
+        self._is_scheduled = False
+        waiting, postponed = self._waiting, self._postponed
+        self._count = max(1, self._count // 2) if postponed else self._count * 2
+        while postponed:
+            waiting.appendleft(postponed.pop())
+        self._count = min(self._count, len(waiting) or 1)
+        for _ in range(min(self._count, len(waiting))):
+            # A body that waits in a task works in the next iteration, a protocol at once.
+            waiting.popleft()()
+            if self._started is not None and not self._is_time_left():
+                break
+        if waiting:
+            self._schedule()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
