@@ -95,7 +95,7 @@ class Gateway:
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
             self.ops_address = await _open_ops(stack, self._ops_runner, config.ops.listen)
-            self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread)
+            self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
             sock = open_listener(config.listen, "listen")
             stack.callback(sock.close)

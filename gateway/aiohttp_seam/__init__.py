@@ -14,18 +14,20 @@ Private names, by purpose:
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
                                               _resume_reading_for_buffer, _buffer_paused
   has aiohttp's flow control paused reading   BaseProtocol._reading_paused                        pausable.py
-  whether the transport is read from          BaseProtocol._pause_transport_reading,              server.py
-                                              _resume_transport_reading
-  heads parsed, not yet handled               RequestHandler._messages                            server.py
+  stop receiving, start again                 BaseProtocol._pause_transport_reading,              feed.py, server.py
+                                              _resume_transport_reading, _reading_paused,
+                                              _buffer_paused
+  heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size       server.py
   request being handled                       RequestHandler._current_request                     server.py
   body being received from an upstream        ResponseHandler._payload                            client.py
-  why the parser gave up                      ResponseHandler._exception                          client.py
+  has the connection failed                   ResponseHandler._exception                          client.py
   stop parsing a response                     ResponseHandler._parser                             client.py
   protocol class of new connections           TCPConnector._factory                               client.py
 
 Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
 
-  RequestHandler (constructor, data_received, handle_error, force_close), StreamReader.set_read_chunk_size,
+  RequestHandler (constructor, data_received, handle_error, force_close),
+  StreamReader (set_read_chunk_size, feed_data, feed_eof, begin_http_chunk_receiving),
   ResponseHandler (set_response_params, read, feed_data, should_close, closed, set_exception),
   ClientRequest (constructor, connection_key), BaseConnector.connect,
   StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain).
@@ -34,7 +36,12 @@ Rejected: to vendor the few classes (security fixes of aiohttp would not arrive)
 our own (the parser, the pool and MultipartReader are what aiohttp is used for).
 """
 
-from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
+from gateway.aiohttp_seam.client import (
+    ClientConnection,
+    LiveConnector,
+    PoolRequest,
+    detach_parser,
+)
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
 from gateway.aiohttp_seam.server import OnLeave, ServerConnection

@@ -1,7 +1,7 @@
 """aiohttp's client protocol and connection pool, with their gaps closed. Verified against aiohttp 3.14.5.
 
-- `ClientConnection` reads a response that arrived before a reset, and sets a reset or a broken chunk as the error of
-  the body being read. Delete when aiohttp does so.
+- `ClientConnection` reads a response that arrived before a reset, and sets a reset as the error of the body being read.
+  Delete when aiohttp does so. It is fed message by message, see `gateway.aiohttp_seam.feed`.
 - `ClientConnection` refuses response heads that the parser accepts in its lenient mode. Delete when that can be set.
 - `LiveConnector` does not return a kept connection that the upstream has closed. Delete when aiohttp checks that.
 - `PoolRequest` is what the pool needs to know of an endpoint. Delete when `connect` takes a ConnectionKey.
@@ -21,10 +21,11 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from yarl import URL
 
-from gateway.errors import Fault
+from gateway.aiohttp_seam.feed import UNTIL_CLOSE, BodyHead, MessageFeed, Turns
+from gateway.errors import Fault, FaultKind
 from gateway.http.response_head import (
     MAX_RESPONSE_HEAD_BYTES,
     check_response_head,
@@ -33,12 +34,14 @@ from gateway.http.response_head import (
 )
 
 _READ_BYTES: Final = 2**18
+#: Go accepted five at first. An upstream may report progress with 102 for hours, and the gateway drops them.
+MAX_INTERIM_RESPONSES: Final = 256
 
 
 class ClientConnection(ResponseHandler):
     """The protocol of one connection to an upstream."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         super().__init__(loop)
         #: Whether LiveConnector returned it before.
         self.was_used = False
@@ -47,6 +50,10 @@ class ClientConnection(ResponseHandler):
         self._poll: select.poll | None = None
         #: A reset that was met below the transport, where sending consumed the socket's error.
         self._reset: ConnectionResetError | None = None
+        self._feed = MessageFeed(self, self, turns, is_lenient=True)
+        #: The head that was parsed last, until `parse` has looked at it.
+        self._parsed: Any = None
+        self._interim_count = 0
         #: What was received while a response's head is awaited, None after the final head.
         self._head: bytearray | None = None
         #: Where in it the next head begins, after those of interim responses.
@@ -77,11 +84,18 @@ class ClientConnection(ResponseHandler):
         """Expect a response."""
         self._head = bytearray()
         self._head_start = 0
+        self._interim_count = 0
+        self._feed.start_message()
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; if it gave up within the body being read, set the error on that body."""
-        body = self._payload
+        """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
+        if not data and self._feed.decoder is None:
+            self.parse(b"")
+        self._feed.receive(data)
+
+    def parse(self, data: bytes) -> BodyHead | None:
+        """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
         if (head := self._head) is not None:
             del head[: self._head_start]
             self._head_start = 0
@@ -89,8 +103,30 @@ class ClientConnection(ResponseHandler):
         super().data_received(data)
         if self._head is not None and len(self._head) - self._head_start > MAX_RESPONSE_HEAD_BYTES:
             self.set_exception(explain_bad_head(self._head, self._head_start))
-        if self._exception is not None and body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError("malformed chunk"))
+        message, self._parsed, body = self._parsed, None, self._payload
+        if message is None or is_interim(message.code) or body is None or body is EMPTY_PAYLOAD:
+            return None
+        return BodyHead(body, None if message.chunked else UNTIL_CLOSE)
+
+    def may_parse_head(self) -> bool:
+        """Return whether the response is still readable."""
+        return self._exception is None
+
+    def break_body(self, stream: StreamReader, fault: Fault) -> None:
+        """Set the fault on a body that is malformed, and close the connection."""
+        stream.set_exception(aiohttp.ClientPayloadError(str(fault)))
+        self.force_close()
+        if self.transport is not None:
+            self.transport.close()
+
+    def pause_reading(self) -> None:
+        """Stop receiving: a body is not read as fast as it comes."""
+        if self._feed.decoder is None:
+            super().pause_reading()
+            return
+        # The parser is not parsing this body: paused, it would stop within the next one.
+        self._reading_paused = True
+        self._pause_transport_reading()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Judge a head that the parser has read; it calls this within `data_received`."""
@@ -105,6 +141,11 @@ class ClientConnection(ResponseHandler):
                 return
             if not is_interim(data[0].code):
                 self._head = None
+            elif self._interim_count == MAX_INTERIM_RESPONSES:
+                self.set_exception(_too_many_interim())
+                return
+            self._interim_count += 1
+        self._parsed = data[0]
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
@@ -124,12 +165,15 @@ class ClientConnection(ResponseHandler):
         the socket, which asyncio closes only after this call. A body that only the close ends would look complete.
         """
         exc = exc or self._reset
+        self._feed.is_ending = True
+        self._feed.continue_parsing()
         if exc is not None:
             self._read_remaining()
             body = self._payload
             if body is not None and not body.is_eof() and body.exception() is None:
                 body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
         super().connection_lost(exc)
+        self._feed.close()
 
     def _read_remaining(self) -> None:
         transport = self.transport
@@ -144,6 +188,13 @@ class ClientConnection(ResponseHandler):
         except OSError:
             # Nothing more to read: the reset itself, or an empty socket.
             return
+
+
+def _too_many_interim() -> Fault:
+    return Fault(
+        FaultKind.BAD_RESPONSE,
+        f"The upstream sent more than {MAX_INTERIM_RESPONSES} interim responses (1xx) to one request: see its log.",
+    )
 
 
 def detach_parser(protocol: ResponseHandler, body: StreamReader) -> None:
@@ -170,10 +221,10 @@ class PoolRequest(ClientRequest):
 class LiveConnector(aiohttp.TCPConnector):
     """A connector that checks a kept connection before it is used again."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, turns: Turns, **options: Any) -> None:
         super().__init__(**options)
         # aiohttp 3.14 has no public parameter for it.
-        self._factory = functools.partial(ClientConnection, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # typed for its own class
+        self._factory = functools.partial(ClientConnection, asyncio.get_running_loop(), turns)  # type: ignore[assignment]  # typed for its own class
 
     async def connect(
         self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout, *, must_be_new: bool = False

@@ -1,28 +1,24 @@
-"""aiohttp's server protocol, with three gaps closed. Verified against aiohttp 3.14.5.
+"""aiohttp's server protocol, with two gaps closed, and fed message by message. Verified against aiohttp 3.14.5.
 
-- After a broken chunk, aiohttp leaves a read of the request body waiting for ever. Here the error is set on the body.
-  Delete that when aiohttp does so.
 - A client that leaves while reading is paused is not noticed by aiohttp before it reads again. Here such a connection
   is watched. Delete that when asyncio's transports report a peer's end while they are paused.
-- The rest of a chunked body can be received past the parser. For that, a decoder follows the body from its first byte.
-  Delete that when the rest of a body is never read below its transport.
+- aiohttp leaves a read of the request body waiting for ever after a broken chunk, hands trailers to the next request,
+  and cannot continue a chunked body whose rest was read below the transport. Here our decoder decodes chunked bodies.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
+from gateway.aiohttp_seam.feed import BodyHead, MessageFeed, Turns
 from gateway.aiohttp_seam.transports import is_plain_tcp, set_receive_size
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
-
-#: The decoder follows a body up to this size; more comes in only where the parser reads the body to its end.
-_MAX_DECODED_BYTES: Final = 2**20
 
 
 class OnLeave(Protocol):
@@ -48,19 +44,17 @@ class Watch(Protocol):
 class ServerConnection(RequestHandler):
     """One connection of a client. `options` are those of aiohttp's RequestHandler."""
 
-    __slots__ = (
-        "_bypassed",
-        "_descriptor",
-        "_is_cut",
-        "_last_body",
-        "_receive_bytes",
-        "decoder",
-        "was_broken",
-        "watch",
-    )
+    __slots__ = ("_descriptor", "_feed", "_is_cut", "_last_message", "_receive_bytes", "was_broken", "watch")
 
     def __init__(
-        self, server: web.Server, *, loop: asyncio.AbstractEventLoop, receive_bytes: int, watch: Watch, **options: Any
+        self,
+        server: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        turns: Turns,
+        receive_bytes: int,
+        watch: Watch,
+        **options: Any,
     ) -> None:
         super().__init__(server, loop=loop, **options)
         self.watch = watch
@@ -70,12 +64,9 @@ class ServerConnection(RequestHandler):
         self._receive_bytes = receive_bytes
         #: Whether the connection ended with an error: bytes that were written may not have arrived.
         self.was_broken = False
-        #: The body of the last head parsed.
-        self._last_body: StreamReader | None = None
-        #: Follows a chunked body, in case its rest is read past the parser; None if it cannot be.
-        self.decoder: ChunkedDecoder | None = None
-        #: The body whose rest goes past the parser.
-        self._bypassed: StreamReader | None = None
+        self._feed = MessageFeed(self, self, turns, is_lenient=False)
+        #: The last head parsed, and its body.
+        self._last_message: object = None
 
     @property
     def is_idle(self) -> bool:
@@ -93,29 +84,28 @@ class ServerConnection(RequestHandler):
         self.watch.stop(self._descriptor, self._leave)
         self.was_broken = exc is not None or self._is_cut
         super().connection_lost(exc)
+        self._feed.close()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; if it gave up within the body being read, set the error on that body."""
-        if self._bypassed is not None:
-            self._receive_past_parser(data, self._bypassed)
-            return
-        is_between = self._last_body is None or self._last_body.is_eof()
+        """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
+        if not data and self._feed.decoder is None:
+            self.parse(b"")
+        self._feed.receive(data)
+
+    def parse(self, data: bytes) -> BodyHead | None:
+        """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
         super().data_received(data)
         messages = self._messages
-        if messages and messages[-1][1] is not self._last_body:
-            message, self._last_body = messages[-1]
-            self.decoder = None
-            # aiohttp's stand-in for an unreadable head has no `chunked`.
-            if is_between and len(messages) == 1 and getattr(message, "chunked", False):
-                self._follow_body(message, data)
-        elif self.decoder is not None:
-            self._feed_decoder(data)
-        if not messages or self._current_request is None:
-            return
-        error = getattr(messages[-1][0], "exc", None)
-        payload = self._current_request.content
-        if error is not None and not payload.is_eof() and payload.exception() is None:
-            payload.set_exception(RequestPayloadError("broken chunk"))
+        if not messages or messages[-1] is self._last_message:
+            return None
+        self._last_message = messages[-1]
+        message, body = messages[-1]
+        # aiohttp's stand-in for an unreadable head has no headers.
+        headers = getattr(message, "headers", {})
+        if getattr(message, "chunked", False):
+            return BodyHead(body, None)
+        length = headers.get("Content-Length")
+        return BodyHead(body, int(length)) if length is not None else None
 
     def _pause_transport_reading(self) -> None:
         super()._pause_transport_reading()
@@ -138,42 +128,27 @@ class ServerConnection(RequestHandler):
         else:
             transport.close()
 
-    def bypass_parser(self) -> None:
-        """From now on, pass what the transport receives to the decoder and the body, not to the parser."""
-        if self._current_request is not None:
-            self._bypassed = self._current_request.content
+    def may_parse_head(self) -> bool:
+        """Return whether aiohttp's queue of requests has room; it calls `data_received` when it has again."""
+        return len(self._messages) < self._max_msg_queue_size
 
-    def _follow_body(self, message: Any, data: bytes) -> None:
-        """Start a decoder where the chunked body begins, if `data` holds its whole head and nothing before."""
-        if not is_plain_tcp(self.transport):
-            return
-        line = f"{message.method} {message.path} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
-        end = data.find(b"\r\n\r\n")
-        if data.startswith(line) and end > 0:
-            self.decoder = ChunkedDecoder()
-            self._feed_decoder(data[end + 4 :])
+    def break_body(self, stream: StreamReader, fault: Fault) -> None:
+        """Set the fault on a body that is malformed. The connection closes after the response."""
+        stream.set_exception(RequestPayloadError(str(fault)))
 
-    def _feed_decoder(self, data: bytes) -> None:
-        decoder = self.decoder
-        if decoder is None:
+    def pause_reading(self) -> None:
+        """Stop receiving: a body is not read as fast as it comes."""
+        if self._feed.decoder is None:
+            super().pause_reading()
             return
-        try:
-            decoder.decode(data)
-        except Fault:
-            self.decoder = None
-        if decoder.decoded_bytes > _MAX_DECODED_BYTES:
-            self.decoder = None
+        # The parser is not parsing this body: paused, it would stop within the next one.
+        self._reading_paused = True
+        self._pause_transport_reading()
 
-    def _receive_past_parser(self, data: bytes, body: StreamReader) -> None:
-        decoder = self.decoder
-        if decoder is None or body.is_eof():
-            return
-        try:
-            if decoded := decoder.decode(data):
-                body.feed_data(decoded)
-        except Fault as fault:
-            self.decoder = None
-            body.set_exception(RequestPayloadError(str(fault)))
-            return
-        if decoder.is_ended:
-            body.feed_eof()
+    def take_decoder(self) -> ChunkedDecoder | None:
+        """Return the decoder of the chunked body being received, to read its rest below the transport."""
+        return self._feed.take_decoder()
+
+    def give_back_decoder(self) -> None:
+        """Continue where the decoder stopped, at the body's end or before it."""
+        self._feed.give_back()

@@ -13,7 +13,6 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.aiohttp_seam import PausableStream, ServerConnection, is_plain_tcp, set_receive_size
 from gateway.errors import Fault, FaultKind
-from gateway.http.chunked import ChunkedDecoder
 from gateway.transfer import ChunkedRawBody, RawBody, SizedRawBody, open_raw_socket
 
 #: Received per call of a body that is read through aiohttp's streams.
@@ -27,13 +26,12 @@ class RequestBody:
     and 8).
     """
 
-    def __init__(self, request: web.BaseRequest, *, is_chunked: bool) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         self._content: StreamReader = request.content
         self._protocol = request.protocol
         self._is_asked_for = False
         #: Read before, and given back.
         self._unread: deque[bytes] = deque()
-        self._is_chunked = is_chunked
         #: Set while the transport receives nothing.
         self._paused: PausableStream | None = None
         self._raw_body: RawBody | None = None
@@ -45,8 +43,11 @@ class RequestBody:
 
     @property
     def is_raw(self) -> bool:
-        """Whether bytes of it were not seen by aiohttp's parser, which then cannot find the next request."""
-        return self._raw_body is not None
+        """Whether bytes of it were not seen by aiohttp's parser, which then cannot find the next request.
+
+        The end of a chunked body is found by its decoder.
+        """
+        return isinstance(self._raw_body, SizedRawBody)
 
     @property
     def has_begun(self) -> bool:
@@ -86,7 +87,7 @@ class RequestBody:
 
     def pause(self) -> bool:
         """Stop receiving through the transport; return False if that cannot be done. Lifecycle: see PausableStream."""
-        if self._protocol is None or (self._is_chunked and self._decoder is None):
+        if self._protocol is None:
             return False
         stream = PausableStream(self._protocol, self._content)
         self._paused = stream if stream.pause() else None
@@ -99,9 +100,8 @@ class RequestBody:
     def open_raw_body(self, length: int | None) -> RawBody | None:
         """Return the rest of the body, `length` bytes (None: chunked), to be read below the transport.
 
-        None if nothing is left, if the decoder is not where the parser stopped, or without a free descriptor.
+        None if nothing is left, or without a free descriptor.
         """
-        protocol = self._protocol
         transport = self._paused.take_transport() if self._paused is not None else None
         if transport is None:
             raise _left()
@@ -109,19 +109,15 @@ class RequestBody:
             socket = open_raw_socket(transport) if length else None
             self._raw_body = SizedRawBody(socket, length, _left) if socket is not None else None
             return self._raw_body
-        decoder = self._decoder
-        if decoder is None or decoder.is_ended or decoder.decoded_bytes != self._content.total_bytes:
+        protocol = self._protocol
+        if not isinstance(protocol, ServerConnection) or (socket := open_raw_socket(transport)) is None:
             return None
-        if (socket := open_raw_socket(transport)) is None:
+        decoder = protocol.take_decoder()
+        if decoder is None:
+            socket.close()
             return None
         self._raw_body = ChunkedRawBody(socket, decoder, _left)
-        if isinstance(protocol, ServerConnection):
-            protocol.bypass_parser()
         return self._raw_body
-
-    @property
-    def _decoder(self) -> ChunkedDecoder | None:
-        return self._protocol.decoder if isinstance(self._protocol, ServerConnection) else None
 
     def resume(self, *, is_whole: bool) -> None:
         """Receive through the transport again. The connection closes after the response: the parser missed the rest."""
@@ -131,6 +127,8 @@ class RequestBody:
         if self._paused is not None:
             self._paused.resume()
             self._paused = None
+        if isinstance(self._raw_body, ChunkedRawBody) and isinstance(self._protocol, ServerConnection):
+            self._protocol.give_back_decoder()
 
 
 def _left() -> Fault:

@@ -20,6 +20,7 @@ from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream.leaving import LeaveWatch
 from gateway.downstream.response import ClientResponse
 from gateway.errors import Fault, FaultKind
+from gateway.transfer import Turns
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 #: Makes the response to a request whose head could not be read.
@@ -46,6 +47,7 @@ class TrafficConnection(ServerConnection):
         super().__init__(
             server,
             loop=loop,
+            turns=server.turns,
             watch=watch,
             # The listening socket has it, with times of its own.
             tcp_keepalive=False,
@@ -91,7 +93,9 @@ def _unread_fault(exc: BaseException | None) -> Fault:
 class TrafficServer(web.Server):
     """Makes a TrafficConnection for each client."""
 
-    def __init__(self, handle: Handle, refuse_unread: RefuseUnread) -> None:
+    def __init__(self, handle: Handle, refuse_unread: RefuseUnread, turns: Turns) -> None:
+        #: Of the bodies of all connections.
+        self.turns = turns
         # handler_cancellation: a client that leaves while nothing is sent is noticed at once, not at the next event.
         super().__init__(handle, handler_cancellation=True)
         self._refuse_unread = refuse_unread

@@ -96,11 +96,11 @@ class Exchange:
         #: What the access log says about the parts of a form, the first of them.
         self.parts: list[dict[str, Any]] = []
         self.first_byte_seconds: float | None = None
-        self._is_chunked = headers.first(b"transfer-encoding") is not None
-        length = None if self._is_chunked else int(headers.first(b"content-length") or 0)
+        is_chunked = headers.first(b"transfer-encoding") is not None
+        length = None if is_chunked else int(headers.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
-        self.body = RequestBody(request, is_chunked=self._is_chunked) if length != 0 else None
+        self.body = RequestBody(request) if length != 0 else None
         self._expects_continue = False
 
     def enter_route(self, route: Route, stats: RouteStats) -> None:
@@ -295,14 +295,10 @@ class Exchange:
 
     @property
     def _must_close(self) -> bool:
-        """Whether the connection cannot be kept: draining, a body still on its way, or a chunked one.
-
-        aiohttp's C parser hands the last trailer of a chunked request to the next request of its connection, so
-        none may follow (aiohttp 3.14.5; delete when its `cb_on_message_begin` resets the pending field).
-        """
+        """Whether the connection cannot be kept: draining, or the parser has not seen the whole body."""
         body = self.body
         is_open = body is not None and (body.is_raw or not body.is_received)
-        return self.is_draining or self._is_chunked or is_open
+        return self.is_draining or is_open
 
     async def _send_head(self, response: ClientResponse) -> None:
         try:

@@ -65,7 +65,7 @@ class SizedRawBody:
 
 
 class ChunkedRawBody:
-    """A chunked body from where the parser stopped; `decoder` has seen every byte up to there."""
+    """A chunked body from where its decoder stopped."""
 
     def __init__(self, socket: RawSocket, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
         self.socket = socket
@@ -82,15 +82,19 @@ class ChunkedRawBody:
         """Return the data of what was received, b"" at the end. Raises Fault, also BAD_FRAMING."""
         decoder = self._decoder
         while not decoder.is_ended:
-            try:
-                received = await self.socket.receive(self.chunk_bytes)
-            except OSError as exc:
-                raise self._lost() from exc
-            if not received:
-                raise self._lost()
+            received = b"" if decoder.has_more else await self._receive()
             if data := decoder.decode(received):
                 return data
         return b""
+
+    async def _receive(self) -> bytes:
+        try:
+            received = await self.socket.receive(self.chunk_bytes)
+        except OSError as exc:
+            raise self._lost() from exc
+        if not received:
+            raise self._lost()
+        return received
 
     def skip(self, size: int) -> None:
         """Count nothing: the decoder counts what it decodes, wherever that was read."""

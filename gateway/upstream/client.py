@@ -69,6 +69,7 @@ class UpstreamClient:
     ) -> None:
         """`retries` counts requests that were sent a second time, by reason."""
         self._connector = LiveConnector(
+            timers.turns,
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
             ttl_dns_cache=10,

@@ -318,7 +318,7 @@ async def test_limit_exceeded_by_a_later_file_refuses_the_request_and_cuts_the_u
     async with RawUpstream(recorded) as upstream:
         async with run_gateway(config(upstream.url, split={"body": "raw"}, limits=limits)) as gateway:
             body = form(file("a", b"one"), file("b", b"x" * 5000))
-            head = b"POST /split HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n"
+            head = b"POST /split HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
             head += b"Content-Type: multipart/form-data; boundary=XBOUNDARYX\r\n\r\n"
             problem = problem_of(await gateway.request(head + chunked(body[:200], body[200:])))
             assert (problem["status"], problem["code"]) == (413, code)

@@ -68,7 +68,7 @@ async def test_raw_put_is_stored_under_the_last_path_segment(tmp_path: Path, dat
 
 
 async def test_chunked_raw_upload_is_stored(tmp_path: Path) -> None:
-    head = b"POST /up/c HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /up/c HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with run_gateway(config(tmp_path)) as gateway:
         assert split_response(await gateway.request(head + chunked(b"abc", b"defg")))[0] == 201
         assert (tmp_path / "c").read_bytes() == b"abcdefg"

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -16,7 +17,9 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway.aiohttp_seam import LiveConnector, PoolRequest, ServerConnection
+from gateway.aiohttp_seam.feed import Turns
 from gateway.downstream.leaving import LeaveWatch
+from gateway.transfer import Turns as LoopTurns
 
 PATIENCE_SECONDS = 10.0
 
@@ -43,6 +46,19 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+class OneByOne:
+    """Turns that are taken by the test: each step by a call of the next of `steps`."""
+
+    def __init__(self) -> None:
+        self.steps: deque[Callable[[], None]] = deque()
+
+    def has_time(self) -> bool:
+        return False
+
+    def call(self, step: Callable[[], None], /) -> None:
+        self.steps.append(step)
+
+
 @dataclass
 class Serving:
     """A server connection, its peer, and the requests its handler got."""
@@ -60,8 +76,9 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def serve() -> AsyncIterator[Serving]:
+async def serve(turns: Turns | None = None) -> AsyncIterator[Serving]:
     """Serve one connection; its handler waits for `finish`, then responds 200."""
+    turns = turns or LoopTurns()
     loop = asyncio.get_running_loop()
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -75,6 +92,7 @@ async def serve() -> AsyncIterator[Serving]:
         return ServerConnection(
             server,
             loop=loop,
+            turns=turns,
             receive_bytes=2**16,
             watch=watch,
             access_log=None,
@@ -95,11 +113,11 @@ async def serve() -> AsyncIterator[Serving]:
 class Upstream:
     """A listener, and a connector for it."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, turns: Turns | None) -> None:
         self._listener = listener
         host, port = listener.getsockname()
         self.address = PoolRequest(URL.build(scheme="http", host=host, port=port))
-        self.connector = LiveConnector(limit=0)
+        self.connector = LiveConnector(turns or LoopTurns(), limit=0)
 
     async def connect(self) -> Connection:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -111,9 +129,9 @@ class Upstream:
 
 
 @contextlib.asynccontextmanager
-async def listen() -> AsyncIterator[Upstream]:
+async def listen(turns: Turns | None = None) -> AsyncIterator[Upstream]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        upstream = Upstream(listener)
+        upstream = Upstream(listener, turns)
         try:
             yield upstream
         finally:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import pairwise
 
 import aiohttp
 import pytest
 
 from gateway.aiohttp_seam import ClientConnection, PausableStream, detach_parser, is_reading_paused
+from gateway.aiohttp_seam.client import MAX_INTERIM_RESPONSES
 from gateway.errors import Fault
-from tests.aiohttp_seam.peers import PATIENCE_SECONDS, Upstream, listen, protocol_of, reset, settle
+from gateway.http.chunked import STEP_WORK
+from tests.aiohttp_seam.peers import PATIENCE_SECONDS, OneByOne, Upstream, listen, protocol_of, reset, settle
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -205,3 +208,62 @@ async def test_reset_met_below_the_transport_is_set_on_a_body_that_only_the_clos
         with pytest.raises(aiohttp.ClientPayloadError):
             await asyncio.wait_for(body.read(), PATIENCE_SECONDS)
         connection.close()
+
+
+async def test_chunked_response_is_decoded_in_steps_between_which_others_have_turns() -> None:
+    """aiohttp calls Python for every chunk: a receive full of one-byte chunks stopped the event loop."""
+    turns = OneByOne()
+    async with listen(turns) as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept():
+            protocol.data_received(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + b"1\r\nx\r\n2\r\nyz\r\n" * STEP_WORK
+                + b"0\r\nTrailer: x\r\n\r\n"
+            )
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            seen = [body.total_bytes]
+            while turns.steps:
+                turns.steps.popleft()()
+                seen.append(body.total_bytes)
+            assert max(after - before for before, after in pairwise([0, *seen])) <= STEP_WORK
+            assert len(await body.read()) == 3 * STEP_WORK
+            assert not protocol.should_close
+            connection.close()
+
+
+async def test_interim_responses_are_parsed_one_per_turn_and_bounded() -> None:
+    turns = OneByOne()
+    async with listen(turns) as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept():
+            protocol.data_received(b"HTTP/1.1 102 Processing\r\n\r\n" * 2 * MAX_INTERIM_RESPONSES)
+            assert len(protocol) == 1
+            count = 0
+            while turns.steps:
+                turns.steps.popleft()()
+                assert len(protocol) - count <= 1 + 1
+                count = len(protocol)
+            for _ in range(count):
+                message, _ = await protocol.read()
+                assert message.code == 102
+            assert count == MAX_INTERIM_RESPONSES
+            with pytest.raises(Fault, match="1xx"):
+                await protocol.read()
+            connection.close()
+
+
+async def test_what_waits_for_a_turn_is_read_when_the_connection_is_lost() -> None:
+    turns = OneByOne()
+    async with listen(turns) as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            protocol.data_received(b"HTTP/1.1 102 Processing\r\n\r\n" * 2)
+            peer.sendall(OK)
+            protocol.connection_lost(ConnectionResetError("send failed"))
+            codes = [(await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS))[0].code for _ in range(3)]
+            assert codes == [102, 102, 200]
+            connection.close()

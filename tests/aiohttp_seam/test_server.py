@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from aiohttp.http_writer import StreamWriter
 
 from gateway.aiohttp_seam import PausableStream
-from tests.aiohttp_seam.peers import PATIENCE_SECONDS, reset, serve, settle
+from gateway.http.chunked import STEP_WORK
+from tests.aiohttp_seam.peers import PATIENCE_SECONDS, OneByOne, reset, serve, settle
 from tests.peers import wait_until
 
 HEAD = b"POST /a%2Fb? HTTP/1.1\r\nHost: a\r\nX-y: \xff\r\nx-Y: 2\r\n"
@@ -46,44 +48,75 @@ async def test_broken_chunk_raises_in_the_read_that_waits() -> None:
             await asyncio.wait_for(reading, PATIENCE_SECONDS)
 
 
+@pytest.mark.parametrize("middle", [13, 19, 23])
 @pytest.mark.parametrize("cut", [0, 1, 3, 8, 9, 12])
-async def test_rest_of_a_chunked_body_is_received_past_the_parser_from_wherever_it_stopped(cut: int) -> None:
+async def test_rest_of_a_chunked_body_is_decoded_from_wherever_its_decoder_stopped(cut: int, middle: int) -> None:
     body = b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
     async with serve() as serving:
         await serving.send(HEAD + CHUNKED + body[:cut])
         request = await serving.request()
-        decoder = serving.connection.decoder
-        assert decoder is not None
-        assert decoder.decoded_bytes == request.content.total_bytes
         stream = PausableStream(serving.connection, request.content)
         assert stream.pause()
         taken = b""
         while stream.fetch_buffered():
             taken += await request.content.readany()
-        serving.connection.bypass_parser()
+        decoder = serving.connection.take_decoder()
+        assert decoder is not None
+        assert decoder.decoded_bytes == request.content.total_bytes
+        taken += decoder.decode(body[cut:middle])
         stream.resume()
-        await serving.send(body[cut:])
+        serving.connection.give_back_decoder()
+        await serving.send(body[max(cut, middle) :])
         while chunk := await asyncio.wait_for(request.content.readany(), PATIENCE_SECONDS):
             taken += chunk
         assert taken == b"abcdefg"
 
 
-async def test_broken_chunk_past_the_parser_is_set_on_the_body() -> None:
+NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
+async def test_messages_are_told_apart_however_they_are_received(size: int) -> None:
+    """Trailers do not reach the next request, as they do with aiohttp's own parser."""
+    chunked_body = b"3;a=b\r\nabc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    wire = HEAD + CHUNKED + chunked_body + HEAD + b"Content-Length: 6\r\n\r\n\r\n\r\n\r\n" + NEXT
     async with serve() as serving:
-        await serving.send(HEAD + CHUNKED + b"3\r\nabc\r\n")
-        request = await serving.request()
-        await request.content.readany()
-        serving.connection.bypass_parser()
-        await serving.send(b"zz\r\n")
-        with pytest.raises(Exception, match="chunk"):
-            await asyncio.wait_for(request.content.readany(), PATIENCE_SECONDS)
+        serving.finish.set()
+        for at in range(0, len(wire), size):
+            serving.connection.data_received(wire[at : at + size])
+        requests = [await serving.request() for _ in range(3)]
+        assert [request.method for request in requests] == ["POST", "POST", "GET"]
+        assert [request.content.total_bytes for request in requests] == [3, 6, 0]
+        assert requests[1].raw_headers[0] == (b"Host", b"a")
+
+
+async def test_chunked_body_is_decoded_in_steps_between_which_others_have_turns() -> None:
+    turns = OneByOne()
+    async with serve(turns) as serving:
+        serving.connection.data_received(HEAD + CHUNKED + b"1\r\nx\r\n2\r\nyz\r\n" * STEP_WORK)
+        content = serving.connection._messages[-1][1]
+        seen = [content.total_bytes]
+        while turns.steps:
+            turns.steps.popleft()()
+            seen.append(content.total_bytes)
+        assert seen[-1] == 3 * STEP_WORK
+        assert max(after - before for before, after in pairwise([0, *seen])) <= STEP_WORK
+
+
+async def test_pipelined_heads_are_parsed_one_per_turn() -> None:
+    turns = OneByOne()
+    async with serve(turns) as serving:
+        serving.connection.data_received(NEXT * 10)
+        assert len(serving.connection._messages) == 1
+        turns.steps.popleft()()
+        assert len(serving.connection._messages) == 2
 
 
 async def test_body_of_known_length_has_no_decoder() -> None:
     async with serve() as serving:
         await serving.send(HEAD + b"Content-Length: 3\r\n\r\na")
         await serving.request()
-        assert serving.connection.decoder is None
+        assert serving.connection.take_decoder() is None
 
 
 async def test_reset_is_recorded_and_an_orderly_close_is_not() -> None:

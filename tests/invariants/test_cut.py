@@ -295,7 +295,8 @@ async def test_complete_upload_arrives_complete(framing: str) -> None:
                 b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             )
         else:
-            request = CHUNKED_HEAD + chunked(body[:7], body[7:100_000], body[100_000:])
+            head = CHUNKED_HEAD.replace(b"gw\r\n", b"gw\r\nConnection: close\r\n")
+            request = head + chunked(body[:7], body[7:100_000], body[100_000:])
         response = await gateway.request(request)
         assert response.endswith(b"ok")
         assert seen == [body]

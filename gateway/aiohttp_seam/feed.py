@@ -1,0 +1,235 @@
+"""Feeds what a connection receives to aiohttp's parser, and chunked bodies to our decoder; in turns.
+
+aiohttp parses everything that was received at once: all pipelined heads, all interim responses, a call to Python for
+every chunk. Here each head is fed by itself, up to its blank line. A chunked body is decoded step by step, and
+aiohttp's parser sees an empty one in its place, after which it is ready for the next message. Between two steps other
+bodies get their turns. Verified against aiohttp 3.14.5; delete when its parser does a bounded amount of work per call.
+
+    received bytes    are fed to                                            asks for a turn
+    ----------------  ----------------------------------------------------  ---------------
+    a head            aiohttp's parser, up to the blank line                if another came before it
+    a body of known   aiohttp's parser, as received                         never
+    length
+    a chunked body    the decoder, whose data goes to the body's stream     after each step
+    its last chunk    the decoder; an empty body goes to aiohttp's parser   never
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.streams import StreamReader
+
+from gateway.errors import Fault
+from gateway.http.chunked import ChunkedDecoder
+
+#: A body until the end of the connection.
+UNTIL_CLOSE: Final = sys.maxsize
+#: What ends a head. aiohttp's parser accepts the second in responses only.
+_BLANK_LINES: Final = (b"\n\r\n", b"\n\n")
+_EMPTY_BODY: Final = b"0\r\n\r\n"
+
+
+class Turns(Protocol):
+    """When steps may be taken: see `gateway.transfer.turns`."""
+
+    def has_time(self) -> bool:
+        """Return whether another step may be taken now."""
+        ...
+
+    def call(self, step: Callable[[], None], /) -> None:
+        """Call `step` when there is time."""
+        ...
+
+
+class BodyHead(NamedTuple):
+    """A body that begins: its stream, and its length in bytes; None if it is chunked."""
+
+    stream: StreamReader
+    length: int | None
+
+
+class Parsing(Protocol):
+    """The connection that is fed: an aiohttp protocol."""
+
+    def parse(self, data: bytes, /) -> BodyHead | None:
+        """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
+        ...
+
+    def may_parse_head(self) -> bool:
+        """Return whether another head may be parsed. `continue_parsing` is called when it may again."""
+        ...
+
+    def break_body(self, stream: StreamReader, fault: Fault, /) -> None:
+        """Set the fault on a body that is malformed. Nothing that is received after it is parsed."""
+        ...
+
+
+class MessageFeed:
+    """What one connection has received and not parsed."""
+
+    def __init__(self, connection: Parsing, protocol: BaseProtocol, turns: Turns, *, is_lenient: bool) -> None:
+        self._connection = connection
+        #: The same connection: its flow control.
+        self._protocol = protocol
+        self._turns = turns
+        self._is_lenient = is_lenient
+        self._unparsed = b""
+        #: The end of what was parsed of a head: its blank line may be divided between two receives.
+        self._parsed_tail = b""
+        #: Bytes of a body that aiohttp's parser has yet to see.
+        self._sized_bytes = 0
+        self._body: StreamReader | None = None
+        #: Decodes the chunked body that is being received; None without one.
+        self.decoder: ChunkedDecoder | None = None
+        self._is_decoder_taken = False
+        self._is_waiting = False
+        self._is_broken = False
+        self._is_closed = False
+        #: Whether the connection is lost: what has arrived is parsed without further turns.
+        self.is_ending = False
+
+    def start_message(self) -> None:
+        """Expect a head next, whatever came before."""
+        self._parsed_tail, self._sized_bytes = b"", 0
+        self._body = self.decoder = None
+
+    def close(self) -> None:
+        """Parse nothing any more: the connection is lost. Also drops the reference cycle with it."""
+        self._unparsed = b""
+        self._body = self.decoder = None
+        if not self._is_closed:
+            self._is_broken = self._is_closed = True
+            del self._connection, self._protocol
+
+    def receive(self, data: bytes) -> None:
+        """Parse what was received, or keep it until its turn."""
+        if self._is_broken:
+            return
+        self._unparsed = self._unparsed + data if self._unparsed else data
+        if not self._is_waiting or self.is_ending:
+            self.continue_parsing()
+        else:
+            self._protocol._pause_transport_reading()
+
+    def continue_parsing(self) -> None:
+        """Parse what is kept, as far as there is time and aiohttp's limits allow."""
+        has_taken_step = False
+        while self._can_step():
+            if not self._sized_bytes:
+                if has_taken_step and not self.is_ending and not self._turns.has_time():
+                    self._wait()
+                    return
+                has_taken_step = True
+            if self.decoder is not None and self._body is not None:
+                self._decode(self.decoder, self._body)
+            else:
+                self._parse()
+
+    def take_decoder(self) -> ChunkedDecoder | None:
+        """Return the decoder of a chunked body whose rest is read below the transport, until `give_back`."""
+        self._is_decoder_taken = self.decoder is not None
+        return self.decoder
+
+    def give_back(self) -> None:
+        """Continue where the decoder stopped."""
+        self._is_decoder_taken = False
+        if self._is_broken:
+            return
+        if self.decoder is not None and self._body is not None and self.decoder.is_ended:
+            self._end_chunked(self.decoder)
+        self.continue_parsing()
+
+    def _can_step(self) -> bool:
+        """Return whether there is something to parse that may be parsed now."""
+        if self._is_broken:
+            return False
+        decoder = self.decoder
+        if decoder is None:
+            return bool(self._unparsed) and (bool(self._sized_bytes) or self._connection.may_parse_head())
+        if self._is_decoder_taken or (self._protocol._reading_paused and not self.is_ending):
+            return False
+        return bool(self._unparsed) or decoder.has_more
+
+    def _parse(self) -> None:
+        """Feed aiohttp's parser: the rest of a body, or a head up to its end."""
+        data = self._unparsed
+        if self._sized_bytes:
+            size = min(self._sized_bytes, len(data))
+            self._sized_bytes -= size
+        else:
+            size = self._find_head_end(data)
+        if size == len(data):
+            self._unparsed, step = b"", data
+        else:
+            self._unparsed, step = data[size:], data[:size]
+        body = self._connection.parse(step)
+        if body is None:
+            return
+        if body.length is not None:
+            self._sized_bytes = body.length
+            return
+        self._body = body.stream
+        self.decoder = ChunkedDecoder(is_lenient=self._is_lenient)
+        # As aiohttp's parser does at the first chunk; it would refuse to after data was fed.
+        body.stream.begin_http_chunk_receiving()
+
+    def _find_head_end(self, data: bytes) -> int:
+        """Return how many bytes to parse: up to a blank line, or all of them."""
+        if self._parsed_tail:
+            tail, self._parsed_tail = self._parsed_tail, b""
+            end = _find_blank_line(tail + data[:2])
+            if end >= 0:
+                return end - len(tail)
+        end = _find_blank_line(data)
+        if end >= 0:
+            return end
+        self._parsed_tail = data[-2:]
+        return len(data)
+
+    def _decode(self, decoder: ChunkedDecoder, body: StreamReader) -> None:
+        received, self._unparsed = self._unparsed, b""
+        try:
+            data = decoder.decode(received)
+        except Fault as fault:
+            self._is_broken = True
+            self.decoder = None
+            self._connection.break_body(body, fault)
+            return
+        body.feed_data(data)
+        if decoder.is_ended:
+            self._end_chunked(decoder)
+
+    def _end_chunked(self, decoder: ChunkedDecoder) -> None:
+        """End a chunked body; what came after it is yet to be parsed."""
+        self._unparsed = decoder.rest + self._unparsed
+        self._body = self.decoder = None
+        self._connection.parse(_EMPTY_BODY)
+
+    def _wait(self) -> None:
+        """Receive nothing until there is a turn."""
+        self._is_waiting = True
+        self._protocol._pause_transport_reading()
+        self._turns.call(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_waiting = False
+        if self._is_broken or self._protocol.transport is None:
+            return
+        protocol = self._protocol
+        self.continue_parsing()
+        if not (self._is_waiting or protocol._reading_paused or protocol._buffer_paused):
+            protocol._resume_transport_reading()
+
+
+def _find_blank_line(data: bytes) -> int:
+    """Return the position after the first blank line, -1 without one."""
+    crlf, lf = _BLANK_LINES
+    end = data.find(crlf)
+    other = data.find(lf, 0, end if end >= 0 else len(data))
+    if other >= 0:
+        return other + len(lf)
+    return end + len(crlf) if end >= 0 else -1
