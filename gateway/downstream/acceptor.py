@@ -11,6 +11,9 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
   in the same way.
 - Without a free descriptor accepting pauses. It goes on as soon as a connection closes, and otherwise tries again ten
   times a second. Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
+- TLS handshakes under way are bounded in number and time: each holds 335 KiB, and a client that stalls in its own must
+  hold none for long. Over the number, the oldest is cut if it takes longer than honest ones do, and accepting pauses
+  otherwise; so neither a flood of clients that stall nor one of honest clients keeps others out.
 - `spares` are descriptors held open that are given up, one by one, to accept where no other is free: the ops port
   answers while everything else is in use.
 """
@@ -37,6 +40,12 @@ _ACCEPTS: Final = 8
 #: net.core.somaxconn of Linux. Clients that go on connecting do not keep `accept_queued` from its end.
 _MAX_QUEUED: Final = 4096
 _RETRY_SECONDS: Final = 0.1
+#: A TLS handshake takes a few round trips; asyncio's default is 60 s.
+HANDSHAKE_SECONDS: Final = 10.0
+#: TLS handshakes under way at once: 42 MiB.
+MAX_HANDSHAKES: Final = 128
+#: A handshake that takes longer than this is cut if another client needs its place.
+STALLED_SECONDS: Final = 1.0
 #: Between two log lines.
 _QUIET_SECONDS: Final = 10.0
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -80,8 +89,10 @@ class Acceptor:
         self._context = context
         self._first_kept = first_kept
         self._loop = asyncio.get_running_loop()
-        #: Of connections whose handshake runs.
-        self._handshakes: set[asyncio.Task[None]] = set()
+        #: Of connections whose handshake runs: when it began, the oldest first.
+        self._handshakes: dict[asyncio.Task[None], float] = {}
+        #: Runs while there is no room for another handshake.
+        self._room_timer: asyncio.TimerHandle | None = None
         self._is_paused = False
         self._is_exhausted = False
         self._is_reading = False
@@ -136,7 +147,7 @@ class Acceptor:
         await asyncio.gather(*self._handshakes, return_exceptions=True)
 
     def _update(self) -> None:
-        is_wanted = not self._is_paused and not self._is_exhausted
+        is_wanted = not (self._is_paused or self._is_exhausted or self._room_timer is not None)
         if is_wanted and not self._is_reading:
             self._loop.add_reader(self._sock.fileno(), self._accept)
         elif self._is_reading and not is_wanted:
@@ -150,6 +161,8 @@ class Acceptor:
 
     def _accept_one(self) -> bool:
         """Accept a connection; return whether there may be more to accept now."""
+        if self._context is not None and not self._has_room_for_handshake():
+            return False
         try:
             if not self._is_one_free():
                 self._exhaust("the other descriptors are kept for upstreams and files")
@@ -169,9 +182,34 @@ class Acceptor:
             connect_accepted(sock, peer, self._make_protocol())
         else:
             task = self._loop.create_task(self._start_tls(sock, self._context), name="handshake")
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._handshakes[task] = self._loop.time()
+            task.add_done_callback(self._end_handshake)
         return True
+
+    def _has_room_for_handshake(self) -> bool:
+        """Return whether one more handshake may begin; cut the oldest for it if that stalls."""
+        if len(self._handshakes) < MAX_HANDSHAKES:
+            return True
+        oldest, began = next(iter(self._handshakes.items()))
+        wait_seconds = began + STALLED_SECONDS - self._loop.time()
+        if wait_seconds <= 0:
+            oldest.cancel()
+            del self._handshakes[oldest]
+            return True
+        self._room_timer = self._loop.call_later(wait_seconds, self._continue_handshakes)
+        self._update()
+        return False
+
+    def _end_handshake(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.pop(task, None)
+        self._continue_handshakes()
+
+    def _continue_handshakes(self) -> None:
+        if self._room_timer is not None:
+            self._room_timer.cancel()
+            self._room_timer = None
+            if self._sock.fileno() >= 0:
+                self._update()
 
     def _is_one_free(self) -> bool:
         """Return whether a descriptor for a client is free. Raises OSError if none at all is."""
@@ -182,7 +220,9 @@ class Acceptor:
     async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         # A handshake that fails ends only its connection.
         with contextlib.suppress(OSError):
-            await self._loop.connect_accepted_socket(self._make_protocol, sock, ssl=context)
+            await self._loop.connect_accepted_socket(
+                self._make_protocol, sock, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
 
     def _exhaust(self, reason: str) -> None:
         self._is_exhausted = True
