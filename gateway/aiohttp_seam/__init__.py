@@ -18,6 +18,7 @@ Private names, by purpose:
                                               _resume_transport_reading, _reading_paused,
                                               _buffer_paused
   heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size       server.py
+  refuse a head before it is complete         RequestHandler._parser                              server.py
   request being handled                       RequestHandler._current_request                     server.py
   body being received from an upstream        ResponseHandler._payload                            client.py
   has the connection failed                   ResponseHandler._exception                          client.py
@@ -44,12 +45,13 @@ from gateway.aiohttp_seam.client import (
 )
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
-from gateway.aiohttp_seam.server import OnLeave, ServerConnection
+from gateway.aiohttp_seam.server import HeadTooLarge, OnLeave, ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
 from gateway.aiohttp_seam.transports import connect_accepted, drain_write_buffer, is_plain_tcp, set_receive_size
 
 __all__ = [
     "ClientConnection",
+    "HeadTooLarge",
     "LiveConnector",
     "OnLeave",
     "PausableStream",

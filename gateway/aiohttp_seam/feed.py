@@ -78,6 +78,8 @@ class MessageFeed:
         self._turns = turns
         self._is_lenient = is_lenient
         self._unparsed = b""
+        #: Bytes parsed of the head that is being received.
+        self.head_bytes = 0
         #: The end of what was parsed of a head: its blank line may be divided between two receives.
         self._parsed_tail = b""
         #: Bytes of a body that aiohttp's parser has yet to see.
@@ -94,7 +96,7 @@ class MessageFeed:
 
     def start_message(self) -> None:
         """Expect a head next, whatever came before."""
-        self._parsed_tail, self._sized_bytes = b"", 0
+        self._parsed_tail, self._sized_bytes, self.head_bytes = b"", 0, 0
         self._body = self.decoder = None
 
     def close(self) -> None:
@@ -162,11 +164,14 @@ class MessageFeed:
             self._sized_bytes -= size
         else:
             size = self._find_head_end(data)
+            self.head_bytes += size
         if size == len(data):
             self._unparsed, step = b"", data
         else:
             self._unparsed, step = data[size:], data[:size]
         body = self._connection.parse(step)
+        if not self._parsed_tail:
+            self.head_bytes = 0
         if body is None:
             return
         if body.length is not None:

@@ -49,7 +49,10 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
             "_resume_transport_reading",
         ),
     ),
-    (RequestHandler, ("_current_request", "_max_msg_queue_size", "_messages", "force_close", "handle_error")),
+    (
+        RequestHandler,
+        ("_current_request", "_max_msg_queue_size", "_messages", "_parser", "force_close", "handle_error"),
+    ),
     (
         ResponseHandler,
         (

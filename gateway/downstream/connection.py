@@ -16,10 +16,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.aiohttp_seam import ServerConnection
+from gateway.aiohttp_seam import HeadTooLarge, ServerConnection
 from gateway.downstream.leaving import LeaveWatch
 from gateway.downstream.response import ClientResponse
 from gateway.errors import Fault, FaultKind
+from gateway.http.headers import MAX_HEAD_BYTES
 from gateway.transfer import Turns
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -77,6 +78,10 @@ class TrafficConnection(ServerConnection):
 
 
 def _unread_fault(exc: BaseException | None) -> Fault:
+    if isinstance(exc, HeadTooLarge):
+        return Fault(
+            FaultKind.HEAD_TOO_LARGE, f"The request head has more than {MAX_HEAD_BYTES} bytes: send a smaller one."
+        )
     if isinstance(exc, LineTooLong):
         # aiohttp 3.14.5 quotes the target as a bytearray and a header as bytes; any other wording becomes 431.
         if "bytearray(b'/" in str(exc) or "bytearray(b'http" in str(exc):

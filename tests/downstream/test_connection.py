@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from tests.leaks import open_descriptors
-from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, responding, run_gateway
+from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, problem_of, responding, run_gateway
 
 
 async def fail_on_request(_: Wire) -> None:
@@ -89,4 +89,20 @@ async def test_dead_peers_are_found_by_keepalive_and_a_zero_window_is_no_death()
             for sock in kept:
                 names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
                 assert [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [30, 10, 3, 0]
+        await client.close()
+
+
+@pytest.mark.parametrize("is_second", [False, True])
+async def test_head_is_refused_before_it_is_complete_where_it_is_too_large(is_second: bool) -> None:
+    """A hundred headers of 8 KiB each are within the parser's limits, and took 1.5 MiB of memory a connection."""
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        if is_second:
+            await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+            await client.read_until(b"ok")
+        await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n")
+        await client.send_all(b"X-%d: %s\r\n" % (number, b"x" * 8000) for number in range(9))
+        problem = problem_of(await client.read_to_end())
+        assert (problem["status"], problem["code"]) == (431, "head_too_large")
+        assert len(upstream.wires) == is_second
         await client.close()
