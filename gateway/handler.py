@@ -18,7 +18,7 @@ from gateway.downstream.access_log import RecordLine, describe_exchange
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
-from gateway.runtime import InFlightCounter, Runtime
+from gateway.runtime import Runtime
 from gateway.transfer import Timers
 
 _log = logging.getLogger("gateway")
@@ -31,49 +31,58 @@ class ExchangeHandler:
     runtime: Runtime
 
     def __init__(
-        self,
-        stats: Stats,
-        live_waits: LiveWaits,
-        timers: Timers,
-        in_flight: InFlightCounter,
-        record: RecordLine,
-        *,
-        scheme: bytes,
+        self, stats: Stats, live_waits: LiveWaits, timers: Timers, record: RecordLine, *, scheme: bytes
     ) -> None:
         self._live_waits = live_waits
         self._no_route = stats.routes[Stats.NO_ROUTE]
         self._timers = timers
-        self._in_flight = in_flight
         self._record_line = record
         self._scheme = scheme
-        #: The tasks of the exchanges in flight.
-        self._exchanges: set[asyncio.Task[Any]] = set()
+        #: The exchanges in flight, by their tasks.
+        self._exchanges: dict[asyncio.Task[Any] | None, Exchange] = {}
+        self.is_draining = False
+
+    @property
+    def exchange_count(self) -> int:
+        """Exchanges in flight."""
+        return len(self._exchanges)
+
+    def remaining_bytes(self) -> list[int | None]:
+        """Return the bytes still to come of each exchange in flight, None where that is not known."""
+        return [exchange.remaining_bytes for exchange in self._exchanges.values()]
+
+    def begin_drain(self) -> None:
+        """From now on, close connections after their response; also those of exchanges in flight."""
+        self.is_draining = True
+        for exchange in self._exchanges.values():
+            exchange.is_draining = True
 
     def cancel_exchanges(self) -> list[asyncio.Task[Any]]:
         """Cancel the exchanges in flight, and return their tasks."""
-        for task in self._exchanges:
+        tasks = [task for task in self._exchanges if task is not None]
+        for task in tasks:
             task.cancel()
-        return list(self._exchanges)
+        return tasks
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Run one exchange from its head to its end. Raises nothing but CancelledError."""
         exchange = self._make_exchange(request)
         task = asyncio.current_task()
-        if task is not None:
-            self._exchanges.add(task)
+        self._exchanges[task] = exchange
         runtime = self.runtime
-        with self._in_flight, runtime.exchanges:
+        with runtime.exchanges:
             try:
                 await self._run_exchange(exchange, runtime)
                 await exchange.discard_request_body()
             finally:
-                if task is not None:
-                    self._exchanges.discard(task)
+                del self._exchanges[task]
         return exchange.response or ClientResponse.small(500, (), b"", is_last=True)
 
     def _make_exchange(self, request: web.BaseRequest) -> Exchange:
         trusted = self.runtime.config.trusted_proxies
-        return Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
+        exchange = Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
+        exchange.is_draining = self.is_draining
+        return exchange
 
     async def _run_exchange(self, exchange: Exchange, runtime: Runtime) -> None:
         self._live_waits.add(exchange.waits)
@@ -94,7 +103,6 @@ class ExchangeHandler:
             self._record(exchange)
 
     async def _find_and_act(self, exchange: Exchange, runtime: Runtime) -> None:
-        exchange.is_draining = self._in_flight.is_draining
         target = exchange.check_head()
         if target.path == "*":
             # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
@@ -103,10 +111,6 @@ class ExchangeHandler:
         candidates = runtime.table.find(
             host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
         )
-        if self._in_flight.is_draining:
-            route = candidates[0].route
-            exchange.enter_route(route, runtime.stats[route.name])
-            raise Fault(FaultKind.DRAINING, "The gateway is stopping: try another.", retry_after_seconds=1)
         matched = await match_form_route(exchange, candidates)
         stats = runtime.stats[matched.route.name]
         exchange.enter_route(matched.route, stats)

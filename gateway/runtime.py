@@ -39,10 +39,9 @@ class Resources:
 
 
 class InFlightCounter:
-    """Counts the exchanges in flight, so that a drain can wait for the last one."""
+    """Counts the exchanges in flight, so that the last one can be waited for."""
 
     def __init__(self) -> None:
-        self.is_draining = False
         self.in_flight = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -59,10 +58,6 @@ class InFlightCounter:
         self.in_flight -= 1
         if not self.in_flight:
             self._empty.set()
-
-    def begin(self) -> None:
-        """Start to drain: further exchanges are refused, those in flight go on and close their connections."""
-        self.is_draining = True
 
     async def wait_empty(self) -> None:
         """Wait until no exchange is in flight."""
@@ -87,6 +82,15 @@ class Runtime:
         """Put it in force: the limits of its upstreams apply, also to exchanges that began before."""
         for upstream in self.upstreams.values():
             upstream.activate()
+
+    def unavailable_upstreams(self) -> list[str]:
+        """Return the names of upstreams without an endpoint that is up."""
+        return [name for name, upstream in self.upstreams.items() if not upstream.is_available]
+
+    def can_serve(self) -> bool:
+        """Return whether at least one route can be served: it has no upstream, or one with an endpoint that is up."""
+        unavailable = self.unavailable_upstreams()
+        return any(route.upstream not in unavailable for route in self.config.routes)
 
     async def close(self, *, but: Collection[UpstreamPool] = ()) -> None:
         """Close its actions, and its upstreams except those in `but`, which another runtime uses."""

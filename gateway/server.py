@@ -25,14 +25,15 @@ from gateway.config.values import Address
 from gateway.downstream import TrafficServer
 from gateway.downstream.acceptor import Acceptor, half_of_descriptors
 from gateway.downstream.access_log import RecordLine
+from gateway.drain import drain
 from gateway.errors import Fault
 from gateway.filters import FilterProblem
 from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
 from gateway.observe.stats import Stats
 from gateway.observe.waits import LiveWaits
-from gateway.ops.app import OpsApp
-from gateway.runtime import InFlightCounter, Resources, Runtime
+from gateway.ops import OpsApp, Readiness
+from gateway.runtime import Resources, Runtime
 from gateway.signals import Signals
 from gateway.storage import DiskThreads, sweep
 from gateway.transfer import Timers
@@ -58,17 +59,16 @@ class Gateway:
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self.live_waits = LiveWaits()
         self._timers = Timers()
-        self._in_flight = InFlightCounter()
         scheme = b"https" if config.tls is not None else b"http"
-        self._handler = ExchangeHandler(
-            self.stats, self.live_waits, self._timers, self._in_flight, record, scheme=scheme
-        )
+        self._handler = ExchangeHandler(self.stats, self.live_waits, self._timers, record, scheme=scheme)
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         #: The task that checks the health of each upstream.
         self._health_tasks: dict[UpstreamPool, asyncio.Task[Any]] = {}
         #: Replaced, but not without exchanges yet.
         self._retired: list[Runtime] = []
+        #: Set by the first that drains: a signal, or GET /drain.
+        self._draining: asyncio.Task[None] | None = None
         self._has_started = False
         self.address: Address
         self.ops_address: Address
@@ -91,7 +91,13 @@ class Gateway:
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
-            ops = OpsApp(self.stats, self.live_waits, self._reasons)
+            ops = OpsApp(
+                self.stats,
+                self.live_waits,
+                readiness=self._readiness,
+                settings=lambda: self._runtime.config.ops,
+                drain=self._drain_for_ops,
+            )
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
             self.ops_address = await _open_ops(stack, self._ops_runner, config.ops.listen)
@@ -112,21 +118,39 @@ class Gateway:
         self._begin_work()
         self._has_started = True
 
+    def drain(self) -> asyncio.Task[None]:
+        """Begin to drain, unless that was done before; return the task that does it."""
+        if self._draining is None:
+            config = self._runtime.config
+            work = drain(
+                self._handler,
+                self._traffic,
+                self._acceptor,
+                delay_seconds=config.drain_delay,
+                timeout_seconds=config.drain_timeout,
+            )
+            self._draining = self._keep(work, "drain")
+        return self._draining
+
     async def stop(self) -> None:
-        """Drain and close: accept nothing, wait up to drain_timeout for exchanges, cut the rest, close all."""
-        self._in_flight.begin()
+        """Drain, cut the exchanges that are left, and close everything."""
+        await asyncio.wait({self.drain()})
         self._acceptor.stop()
-        # Idle kept connections close now, the others after their response.
-        self._traffic.close_idle_connections()
-        seconds = self._runtime.config.drain_timeout
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._in_flight.wait_empty()
         exchanges = self._handler.cancel_exchanges()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*exchanges, *self._tasks, return_exceptions=True)
         await self._stack.aclose()
+
+    def _stop_now(self) -> None:
+        """End the drain: `stop` goes on with what comes after it."""
+        self.drain().cancel()
+
+    async def _drain_for_ops(self) -> int:
+        """Drain, and return how many exchanges are left."""
+        # A client that leaves must not cancel the drain.
+        await asyncio.wait({self.drain()})
+        return self._handler.exchange_count
 
     async def run(self, load: Load, signals: Signals, on_started: Callable[[], None]) -> None:
         """Start, call `on_started`, and serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP reloads.
@@ -142,7 +166,7 @@ class Gateway:
             signals.deliver_hangup(loop, lambda: self._keep(self.reload(load), "reload"))
             await stopping.wait()
         finally:
-            signals.deliver_stop(loop, self._handler.cancel_exchanges)
+            signals.deliver_stop(loop, self._stop_now)
             await self.stop()
 
     async def reload(self, load: Load) -> None:
@@ -229,18 +253,15 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _reasons(self) -> list[str]:
-        reasons = []
+    def _readiness(self) -> Readiness:
+        stopped = []
         if not self._has_started:
-            reasons.append("starting")
-        if self._in_flight.is_draining:
-            reasons.append("draining")
-        reasons += [
-            f"upstream {upstream.name}: no healthy endpoint"
-            for upstream in self._runtime.upstreams.values()
-            if not upstream.is_available
-        ]
-        return reasons
+            stopped.append("starting")
+        if self._handler.is_draining:
+            stopped.append("draining")
+        runtime = self._runtime
+        unavailable = [f"upstream {name}: no healthy endpoint" for name in runtime.unavailable_upstreams()]
+        return Readiness(is_ready=not stopped and runtime.can_serve(), reasons=(*stopped, *unavailable))
 
 
 async def _watch_health(upstream: UpstreamPool) -> None:

@@ -223,7 +223,7 @@ async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
         yield running
     finally:
         await gateway.stop()
-        assert gateway._in_flight.in_flight == 0
+        assert gateway._handler.exchange_count == 0
         for route in gateway.stats.routes.values():
             assert route.in_flight == 0, route.route
             for transfer in route.transfers.values():

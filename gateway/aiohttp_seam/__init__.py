@@ -19,6 +19,8 @@ Private names, by purpose:
                                               _buffer_paused
   heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size       server.py
   refuse a head before it is complete         RequestHandler._parser                              server.py
+  does a connection wait for a request        RequestHandler._waiter                              server.py
+  requests parsed so far                      RequestHandler._request_count                       server.py
   request being handled                       RequestHandler._current_request                     server.py
   body being received from an upstream        ResponseHandler._payload                            client.py
   has the connection failed                   ResponseHandler._exception                          client.py

@@ -94,6 +94,16 @@ class MessageFeed:
         #: Whether the connection is lost: what has arrived is parsed without further turns.
         self.is_ending = False
 
+    @property
+    def has_unparsed(self) -> bool:
+        """Whether something that was received waits to be parsed."""
+        return bool(self._unparsed)
+
+    @property
+    def is_within_head(self) -> bool:
+        """Whether the beginning of a head was parsed, and not its end."""
+        return bool(self._parsed_tail)
+
     def start_message(self) -> None:
         """Expect a head next, whatever came before."""
         self._parsed_tail, self._sized_bytes, self.head_bytes = b"", 0, 0

@@ -51,7 +51,16 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     ),
     (
         RequestHandler,
-        ("_current_request", "_max_msg_queue_size", "_messages", "_parser", "force_close", "handle_error"),
+        (
+            "_current_request",
+            "_max_msg_queue_size",
+            "_messages",
+            "_parser",
+            "_request_count",
+            "_waiter",
+            "force_close",
+            "handle_error",
+        ),
     ),
     (
         ResponseHandler,
@@ -179,7 +188,9 @@ async def _check_request() -> None:
         _require(request.raw_path == "/a%2Fb?", "request.raw_path is the target as received")
         _require(request.raw_headers[0] == (b"X-Y", b"\xff"), "request.raw_headers are the headers as received")
         _require(isinstance(request.writer, StreamWriter), "request.writer is the writer of the connection")
-        _require(not connection.is_idle, "_current_request is the request being handled")
+        _require(connection._current_request is request, "_current_request is the request being handled")
+        _require(not connection.is_waiting, "_waiter is set while a connection waits for a request, and then only")
+        _require(connection.is_kept, "_request_count counts the requests of a connection")
         body = request.content
         body.set_read_chunk_size(128)
         _require(body.get_read_buffer_limits() == (128, 256), "set_read_chunk_size sets both limits of the stream")

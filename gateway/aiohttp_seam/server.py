@@ -19,7 +19,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from gateway.aiohttp_seam.feed import BodyHead, MessageFeed, Turns
-from gateway.aiohttp_seam.transports import is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam.transports import has_input, is_plain_tcp, set_receive_size
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
 from gateway.http.headers import MAX_HEAD_BYTES
@@ -87,9 +87,23 @@ class ServerConnection(RequestHandler):
         self._last_message: object = None
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no request is being handled."""
-        return self._current_request is None
+    def is_waiting(self) -> bool:
+        """Whether it waits for a request head, and everything that the kernel received was read and parsed."""
+        waiter = self._waiter
+        transport = self.transport
+        if waiter is None or waiter.done() or transport is None or transport.is_closing():
+            return False
+        return not self._feed.has_unparsed and not has_input(transport)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it had a request before, and nothing of the next one was received."""
+        return self._request_count > 0 and not self._feed.is_within_head
+
+    @property
+    def has_next(self) -> bool:
+        """Whether something of a further request was received after the one being handled."""
+        return bool(self._messages) or self._feed.has_unparsed or self._feed.is_within_head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start; receive at most `receive_bytes` per call."""

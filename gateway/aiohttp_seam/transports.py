@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from asyncio import selector_events
 from collections.abc import Awaitable, Callable
@@ -31,6 +32,13 @@ def connect_accepted(sock: socket.socket, peer: object, protocol: asyncio.Protoc
         asyncio.get_running_loop(), sock, protocol, extra={"peername": peer}
     )
     return transport
+
+
+def has_input(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the kernel has received something that the transport has not read: bytes, or the end."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def set_receive_size(transport: asyncio.BaseTransport, size_bytes: int) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from gateway.config.filters import FilterChoice
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
 from gateway.config.upstream import Upstream, UpstreamTimeouts
-from gateway.config.values import Address, ListenAddress, Seconds, Size
+from gateway.config.values import Address, Delay, ListenAddress, Seconds, Size, Switch
 
 HostMode = Literal["preserve", "upstream"]
 IfExists = Literal["rename", "reject", "replace"]
@@ -29,7 +29,25 @@ class Ops(Section):
 
     listen: ListenAddress = Field(
         Address("127.0.0.1", 9090),
-        description="Address of /metrics, /healthz and /readyz. It has no access control: keep it off public networks.",
+        description="Address of /metrics, /healthz, /readyz and /drain. Keep it off public networks: health and "
+        "metrics have no access control.",
+    )
+    token: SecretStr | None = Field(
+        None,
+        description="Bearer token that /drain requires (`Authorization: Bearer TOKEN`); health and metrics never do. "
+        "Default: none is required.",
+    )
+    allow_hosts: tuple[Host, ...] = Field(
+        (),
+        description="Host names, besides IP addresses and `localhost`, that a request may have in its Host header; "
+        "others are 403, except on health and metrics, so that a web page cannot reach the port through a DNS name of "
+        "its own (DNS rebinding).",
+    )
+    drain: Switch = Field(
+        False,
+        description="Whether GET /drain starts a drain: readiness off, accept for `drain_delay`, then wait up to "
+        "`drain_timeout` for exchanges; the response comes when that is done. For `preStop` hooks; off by default, "
+        "because only a restart ends a drain.",
     )
 
 
@@ -314,8 +332,13 @@ class Config(Section):
     )
     drain_timeout: Seconds = Field(
         30.0,
-        description="Limit for exchanges in flight to finish after SIGTERM; after it they are cut. Set it below the "
-        "pod's termination grace period.",
+        description="Limit for exchanges in flight to finish after SIGTERM and `drain_delay`; after it they are cut. "
+        "Both together must be below the pod's termination grace period.",
+    )
+    drain_delay: Delay = Field(
+        0.0,
+        description="Time for which connections are still accepted after SIGTERM, while /readyz is 503: what balances "
+        "load over several gateways needs a while to notice. Default: none, for a gateway that stands alone.",
     )
     lanes: Lanes = Field(
         "auto",

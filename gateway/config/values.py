@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from typing import Annotated, Final, NamedTuple
@@ -56,6 +57,26 @@ def parse_seconds(value: object) -> float:
         if seconds > 0:
             return seconds
     raise ValueError(f"{_quoted(value)} is not a time: write seconds (30), a unit (250ms, 30s, 5m, 1h) or off")
+
+
+def parse_delay(value: object) -> float:
+    """Return a time in seconds that may be 0, but not `off`. Raises ValueError with the accepted forms."""
+    if value in (0, "0", "0s"):
+        return 0.0
+    with contextlib.suppress(ValueError):
+        seconds = parse_seconds(value)
+        if math.isfinite(seconds):
+            return seconds
+    raise ValueError(f"{_quoted(value)} is not a delay: write seconds (5), or a unit (250ms, 5s); 0s for none")
+
+
+def parse_switch(value: object) -> bool:
+    """Return whether a switch is on. Raises ValueError with the accepted forms."""
+    if value in ("on", "off"):
+        return value == "on"
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{_quoted(value)} is not a switch: write on or off")
 
 
 def parse_rate(value: object) -> float:
@@ -182,6 +203,17 @@ Seconds = Annotated[
     BeforeValidator(parse_seconds),
     PlainSerializer(lambda value: "off" if math.isinf(value) else value),
     _text_schema("A time: seconds, or with a unit, or off.", "250ms", "30s", "5m", "off"),
+]
+Delay = Annotated[
+    float,
+    BeforeValidator(parse_delay),
+    _text_schema("A time that may be 0: seconds, or with a unit.", "0s", "250ms", "5s"),
+]
+Switch = Annotated[
+    bool,
+    BeforeValidator(parse_switch),
+    PlainSerializer(lambda value: "on" if value else "off"),
+    WithJsonSchema({"enum": ["on", "off", True, False], "description": "on or off"}),
 ]
 Rate = Annotated[
     float,

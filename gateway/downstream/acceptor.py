@@ -103,6 +103,11 @@ class Acceptor:
         self._spare_count = spares
         self._update()
 
+    @property
+    def has_handshakes(self) -> bool:
+        """Whether the TLS handshake of a connection runs."""
+        return bool(self._handshakes)
+
     def pause(self) -> None:
         """Accept nothing until `resume`: clients wait in the kernel's queue."""
         self._is_paused = True

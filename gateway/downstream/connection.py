@@ -123,11 +123,16 @@ class TrafficServer(web.Server):
         super().connection_lost(handler, exc)
         self.on_connection_lost()
 
-    def close_idle_connections(self) -> None:
-        """Close every connection that handles no request."""
-        for connection in self.connections:
-            if isinstance(connection, ServerConnection) and connection.is_idle:
-                connection.force_close()
+    @staticmethod
+    def close_if_idle(connection: RequestHandler, *, is_head_due: bool) -> None:
+        """Close a kept connection on which nothing of a next request has arrived.
+
+        With `is_head_due`, also a connection that has yet to send its first request, or the rest of a request head.
+        """
+        if not isinstance(connection, ServerConnection) or not connection.is_waiting:
+            return
+        if connection.is_kept or is_head_due:
+            connection.force_close()
 
 
 def _ignore() -> None:

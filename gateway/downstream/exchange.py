@@ -88,6 +88,7 @@ class Exchange:
         self.endpoint = ""
         self.client_info: ClientInfo
         self.target: Target
+        #: Whether the gateway is draining: the response closes the connection.
         self.is_draining = False
         self.response: ClientResponse | None = None
         self.upload: Transfer | None = None
@@ -168,6 +169,13 @@ class Exchange:
         if self.response is not None and self.response.has_begun:
             return self.response.status
         return self.fault.status if self.fault else FaultKind.BUG.info.status
+
+    @property
+    def remaining_bytes(self) -> int | None:
+        """Bytes of its bodies still to come, as far as that is known; None if it is not."""
+        transfers = [transfer for transfer in (self.upload, self.download) if transfer and transfer.outcome is None]
+        known = [size for transfer in transfers if (size := transfer.remaining_bytes) is not None]
+        return sum(known) if known else None
 
     def why_cancelled(self) -> Fault:
         """Return why the task of this exchange was cancelled: the client left, or the gateway stops."""
@@ -298,7 +306,8 @@ class Exchange:
         """Whether the connection cannot be kept: draining, or the parser has not seen the whole body."""
         body = self.body
         is_open = body is not None and (body.is_raw or not body.is_received)
-        return self.is_draining or is_open
+        # While draining, a request that was received after this one is answered, too.
+        return is_open or (self.is_draining and not getattr(self._request.protocol, "has_next", False))
 
     async def _send_head(self, response: ClientResponse) -> None:
         try:

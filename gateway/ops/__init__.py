@@ -1,5 +1,5 @@
-"""The operations port: metrics and health checks."""
+"""The operations port: metrics, health checks, and the drain that a preStop hook asks for."""
 
-from gateway.ops.app import OpsApp
+from gateway.ops.app import OpsApp, Readiness
 
-__all__ = ["OpsApp"]
+__all__ = ["OpsApp", "Readiness"]

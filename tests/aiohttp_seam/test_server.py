@@ -26,14 +26,22 @@ async def test_public_names_give_the_head_as_received_and_the_writer() -> None:
         assert isinstance(request.writer, StreamWriter)
 
 
-async def test_connection_is_idle_but_while_a_request_is_handled() -> None:
+async def test_connection_waits_but_while_a_request_is_received_or_handled() -> None:
     async with serve() as serving:
-        assert serving.connection.is_idle
-        await serving.send(HEAD + b"\r\n")
+        await wait_until(lambda: serving.connection.is_waiting)
+        assert not serving.connection.is_kept
+        await serving.send(HEAD)
+        assert not serving.connection.is_waiting  # the kernel has it
+        await wait_until(lambda: serving.connection.is_waiting)
+        assert not serving.connection.is_kept
+        await serving.send(b"\r\n")
         await serving.request()
-        assert not serving.connection.is_idle
+        assert not serving.connection.is_waiting
         serving.finish.set()
-        await wait_until(lambda: serving.connection.is_idle)
+        await wait_until(lambda: serving.connection.is_waiting)
+        assert serving.connection.is_kept
+        await serving.send(HEAD[:3])
+        await wait_until(lambda: not serving.connection.is_kept)
 
 
 async def test_broken_chunk_raises_in_the_read_that_waits() -> None:

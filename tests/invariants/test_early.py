@@ -163,7 +163,7 @@ async def test_request_body_is_discarded_for_a_limited_time_after_an_early_respo
         await client.send(HEAD)
         # The client sends no more bytes and keeps its connection open: the gateway must not wait without a limit.
         assert split_response(await client.read_to_end())[0] == 401
-        await asyncio.wait_for(gateway.gateway._in_flight.wait_empty(), 5)
+        await wait_until(lambda: not gateway.gateway._handler.exchange_count)
         await client.close()
 
 
@@ -186,5 +186,5 @@ async def test_client_that_resets_after_an_early_response_creates_no_second_exch
         await loop.sock_connect(client, ("127.0.0.1", gateway.port))
         await loop.sock_sendall(client, HEAD + BLOCK)
         assert (await gateway.wait_log_line())["status"] == 401
-        await wait_until(lambda: not gateway.gateway._in_flight.in_flight)
+        await wait_until(lambda: not gateway.gateway._handler.exchange_count)
     assert len(gateway.log) == 1

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -23,7 +24,6 @@ from tests.peers import (
     OK,
     RawUpstream,
     RunningGateway,
-    Wire,
     form,
     forward_config,
     post,
@@ -119,18 +119,35 @@ async def test_draining_gateway_is_healthy_but_not_ready() -> None:
     async with run_gateway(forward_config("http://127.0.0.1:9")) as gateway:
         assert (await fetch(gateway.ops_url + "/healthz"))[0] == 200
         assert (await fetch(gateway.ops_url + "/readyz"))[0] == 200
-        gateway.gateway._in_flight.begin()
+        gateway.gateway._handler.begin_drain()
         status, _, text = await fetch(gateway.ops_url + "/readyz")
         assert (status, text) == (503, "draining\n")
 
 
 @pytest.mark.expected_log("gateway.upstream", "is down", reason="the endpoint fails its checks")
-async def test_gateway_without_a_healthy_endpoint_is_not_ready() -> None:
-    health = {"health": {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}}
-    async with run_gateway(forward_config("http://127.0.0.1:9", upstream_keys=health)) as gateway:
-        await wait_until(lambda: not any(gateway.stats.upstreams["up"].endpoints_up.values()))
-        status, _, text = await fetch(gateway.ops_url + "/readyz")
-        assert (status, text) == (503, "upstream up: no healthy endpoint\n")
+@pytest.mark.parametrize(
+    ("actions", "status"),
+    [
+        ([{"forward": {"upstream": "down"}}, {"split": {"upstream": "down"}}], 503),
+        ([{"forward": {"upstream": "down"}}, {"forward": {"upstream": "up"}}], 200),
+        ([{"forward": {"upstream": "down"}}, {"files": {"directory": "."}}], 200),
+        ([{"split": {"upstream": "down"}}, {"store": {"directory": "."}}], 200),
+        ([{"split": {"upstream": "down"}}, {"fetch": {"allow": ["http://x/"]}}], 200),
+    ],
+)
+async def test_gateway_is_ready_while_one_route_can_be_served(actions: list[dict[str, Any]], status: int) -> None:
+    health = {"path": "/healthz", "interval": "10ms", "fails": 1, "timeout": "1s"}
+    config = {
+        "upstreams": {
+            "down": {"endpoints": ["http://127.0.0.1:9"], "health": health},
+            "up": {"endpoints": ["http://127.0.0.1:9"]},
+        },
+        "routes": [{"name": f"r{index}", "match": {"path": f"/{index}"}, **each} for index, each in enumerate(actions)],
+    }
+    async with run_gateway(config) as gateway:
+        await wait_until(lambda: not all(gateway.stats.upstreams["down"].endpoints_up.values()))
+        text = "ok\n" * (status == 200) + "upstream down: no healthy endpoint\n"
+        assert (await fetch(gateway.ops_url + "/readyz"))[::2] == (status, text)
 
 
 async def test_ops_paths_are_not_on_the_traffic_port() -> None:
@@ -138,43 +155,6 @@ async def test_ops_paths_are_not_on_the_traffic_port() -> None:
         async with run_gateway(forward_config(upstream.url, match={"path": "/x"})) as gateway:
             response = await gateway.request(GET.replace(b"GET /", b"GET /metrics"))
             assert response.startswith(b"HTTP/1.1 404")
-
-
-async def test_stop_waits_for_an_upload_and_then_closes_its_connection() -> None:
-    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        client = await gateway.connect()
-        idle = await gateway.connect()
-        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 10\r\n\r\nhalf.")
-        await asyncio.wait_for(upstream.connected.wait(), 5)
-        stopping = asyncio.create_task(gateway.gateway.stop())
-        assert await idle.read_to_end() == b""
-        with pytest.raises(ConnectionRefusedError):
-            await gateway.connect()
-        await client.send(b"done.")
-        response = await client.read_to_end()
-        assert response.startswith(b"HTTP/1.1 200 OK")
-        await stopping
-        await client.close()
-        await idle.close()
-        gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
-
-
-async def test_drain_timeout_cancels_exchanges_and_is_logged() -> None:
-    async def send_no_response(wire: Wire) -> None:
-        await wire.read_to_end()
-
-    async with RawUpstream(send_no_response) as upstream:
-        async with run_gateway(forward_config(upstream.url, top={"drain_timeout": "100ms"})) as gateway:
-            client = await gateway.connect()
-            await client.send(GET)
-            await asyncio.wait_for(upstream.connected.wait(), 5)
-            await gateway.gateway.stop()
-            response = await client.read_to_end()
-            await client.close()
-            assert b'"code": "cancelled"' in response
-            line = await gateway.wait_log_line()
-            assert (line["outcome"], line["blame"]) == ("cancelled", "gateway")
-            gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
 
 
 @contextlib.asynccontextmanager
@@ -214,7 +194,8 @@ async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.
             out, err = await asyncio.wait_for(running.communicate(), 10)
             assert running.returncode == 0
             assert err == b""
-            assert json.loads(out.splitlines()[-1])["event"] == "exchange"
+            exchange, *_, last = [json.loads(line) for line in out.splitlines()[-2:]]
+            assert (exchange["event"], last["message"]) == ("exchange", "drain ended: no exchange is left")
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from gateway.config.model import (
 )
 from gateway.config.section import Section
 from gateway.config.upstream import Ejection, Health, Retries, Upstream, UpstreamTimeouts
-from gateway.config.values import parse_percent, parse_rate, parse_seconds, parse_size
+from gateway.config.values import parse_delay, parse_percent, parse_rate, parse_seconds, parse_size
 from gateway.errors import FaultKind, Outcome
 from gateway.observe.prometheus import HELP, StatsCollector
 from gateway.observe.stats import Stats
@@ -95,6 +95,8 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     if isinstance(value, Section) or value in ((), {}):
         return "-"
+    if isinstance(value, bool):
+        value = "on" if value else "off"
     if value is None:
         return "none"
     if isinstance(value, float):
@@ -105,7 +107,7 @@ def _default(field: FieldInfo) -> str:
 def _number(field: FieldInfo, value: float) -> str:
     """Write a number in the form of the config: the parser of its type decides the unit, a number without has none."""
     parser = next((each.func for each in field.metadata if isinstance(each, BeforeValidator)), None)
-    if parser is parse_seconds:
+    if parser in (parse_seconds, parse_delay):
         return "off" if value == float("inf") else f"{value:g}s"
     if parser is parse_size:
         return "unlimited" if value == float("inf") else _size(value)

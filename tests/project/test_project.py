@@ -38,6 +38,7 @@ ROWS = (
     ("actions",),
     ("runtime", "listener"),
     ("handler", "ops"),
+    ("drain",),
     ("server", "memory"),
     ("demo", "cli"),
     ("__main__",),

@@ -13,11 +13,13 @@ from gateway.config import Config, ConfigError, Route, json_schema, load_config,
 from gateway.config.model import Match
 from gateway.config.values import (
     parse_address,
+    parse_delay,
     parse_endpoint,
     parse_percent,
     parse_rate,
     parse_seconds,
     parse_size,
+    parse_switch,
     show_size,
 )
 from tests.bench.load import make_certificate
@@ -141,7 +143,7 @@ WRONG = {
     "listen: 127.0.0.1:1\nlisten: 127.0.0.1:2\n" + ROUTE: "2: listen: duplicate key, first on line 1",
     "? [a, b]\n: c\n" + ROUTE: "a key must be a string",
     "ops: 5\n" + ROUTE: "ops: 5 is not a mapping",
-    "ops: {listne: 127.0.0.1:1}\n" + ROUTE: "ops.listne: unknown key: use one of listen",
+    "ops: {listne: 127.0.0.1:1}\n" + ROUTE: "ops.listne: unknown key: use one of allow_hosts, drain, listen, token",
     "upstreams: {'a b': {endpoints: [http://x]}}\n" + ROUTE: "upstreams.a b: 'a b' is not a name",
     "upstreams: {a: {endpoints: []}}\n" + ROUTE: "upstreams.a.endpoints: the list is empty",
     "upstreams: {a: {endpoints: [http://x], policy: rr}}\n"
@@ -533,3 +535,32 @@ def test_addresses_that_cannot_be_read_are_reported_once() -> None:
     assert [problem.split(": ")[1] for problem in problems(text + ROUTE)] == ["upstreams", "ops.listen"]
     text = "upstreams: {u: {endpoints: [http://x, x]}, v: 5}\n"
     assert [problem.split(": ")[1] for problem in problems(text + ROUTE)] == ["upstreams.u.endpoints[1]", "upstreams.v"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(0, 0), ("0s", 0), ("0", 0), ("250ms", 0.25), (5, 5)])
+def test_delays_may_be_0(text: object, seconds: float) -> None:
+    assert parse_delay(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["off", -1, "soon", None])
+def test_invalid_delay_is_reported(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a delay: write seconds"):
+        parse_delay(text)
+
+
+def test_switches_are_on_or_off() -> None:
+    assert [parse_switch(value) for value in ("on", True, "off", False)] == [True, True, False, False]
+    with pytest.raises(ValueError, match="'yes' is not a switch: write on or off"):
+        parse_switch("yes")
+    config = parse_config("ops: {drain: on}\n" + ROUTE)
+    assert config.ops.drain
+    assert json.loads(config.model_dump_json())["ops"]["drain"] == "on"
+
+
+def test_token_may_be_left_empty_and_is_not_shown() -> None:
+    text = "ops:\n  token: ${OPS_TOKEN:-}\n" + ROUTE
+    assert parse_config(text, environment={}).ops.token is None
+    config = parse_config(text, environment={"OPS_TOKEN": "hidden"})
+    assert config.ops.token is not None
+    assert config.ops.token.get_secret_value() == "hidden"
+    assert "hidden" not in config.model_dump_json() + repr(config)

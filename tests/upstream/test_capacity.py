@@ -145,13 +145,11 @@ async def test_slot_of_a_request_cancelled_in_the_same_loop_iteration_goes_to_th
     await asyncio.gather(second, return_exceptions=True)
 
 
-async def test_drain_waits_for_the_last_exchange() -> None:
-    drain = InFlightCounter()
-    await drain.wait_empty()
-    with drain:
-        drain.begin()
-        waiting = asyncio.create_task(drain.wait_empty())
+async def test_in_flight_counter_waits_for_the_last_exchange() -> None:
+    exchanges = InFlightCounter()
+    await exchanges.wait_empty()
+    with exchanges:
+        waiting = asyncio.create_task(exchanges.wait_empty())
         await asyncio.sleep(0)
         assert not waiting.done()
     await waiting
-    assert drain.is_draining

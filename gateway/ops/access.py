@@ -1,0 +1,82 @@
+"""Who may ask the ops port for what. Pure.
+
+Health and metrics are open: probes and scrapers come with any Host. For everything else:
+
+- Host must be an IP address, `localhost` or in `ops.allow_hosts`. A web page may point a DNS name of its own at this
+  machine and then read the port as its own origin (DNS rebinding); the browser sends that name as Host.
+- What changes something is refused for requests that a browser made for a page of another origin (CSRF).
+- With `ops.token`, a bearer token (RFC 6750).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.config.model import Ops
+
+_OPEN: Final = frozenset({"/metrics", "/healthz", "/readyz"})
+_READING: Final = frozenset({"GET", "HEAD"})
+#: Changes something with GET: preStop hooks of Kubernetes know no other method.
+_CHANGING_PATHS: Final = frozenset({"/drain"})
+#: Fetch Metadata: the user, or a page of the same origin.
+_OWN_SITES: Final = frozenset({"none", "same-origin"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is refused: its status, and a text for the client."""
+
+    status: int
+    text: str
+
+
+def find_refusal(method: str, path: str, headers: Mapping[str, str], settings: Ops) -> Refusal | None:
+    """Return why a request must be refused, None if it may be served. `headers` ignores case."""
+    if path in _OPEN:
+        return None
+    host = headers.get("Host", "")
+    if not _is_known_host(host, settings.allow_hosts):
+        return Refusal(403, f"Host {host!r} is not known here: ask by IP address, or add the name to ops.allow_hosts\n")
+    if (method not in _READING or path in _CHANGING_PATHS) and _is_from_other_site(host, headers):
+        return Refusal(403, "A page of another site may not ask for this\n")
+    if not _has_token(headers.get("Authorization", ""), settings):
+        return Refusal(401, "This needs the token of ops.token: send Authorization: Bearer TOKEN\n")
+    return None
+
+
+def _is_known_host(host: str, allowed: tuple[str, ...]) -> bool:
+    name = _without_port(host).lower()
+    if name == "localhost" or name in allowed:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host
+
+
+def _is_from_other_site(host: str, headers: Mapping[str, str]) -> bool:
+    origin = headers.get("Origin")
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        return True
+    return headers.get("Sec-Fetch-Site", "none") not in _OWN_SITES
+
+
+def _has_token(authorization: str, settings: Ops) -> bool:
+    token = settings.token.get_secret_value() if settings.token is not None else ""
+    if not token:
+        return True
+    scheme, _, given = authorization.partition(" ")
+    # Compared as a whole: the time must not tell how much of it is right.
+    is_equal = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
+    return scheme.lower() == "bearer" and is_equal
