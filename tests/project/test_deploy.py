@@ -57,7 +57,11 @@ def test_gateway_is_a_native_sidecar_with_a_valid_config() -> None:
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= gateway.keys()
     text = next(m for m in MANIFESTS if m["metadata"]["name"] == "asr-gateway")["data"]["gateway.yaml"]
     config = parse_config(text)
-    assert config.drain_timeout < spec["terminationGracePeriodSeconds"]
+    assert config.drain_delay + config.drain_timeout < spec["terminationGracePeriodSeconds"]
+    # The kubelet stops the service before the gateway.
+    service = spec["containers"][0]
+    assert service["lifecycle"]["preStop"]["httpGet"] == {"path": "/drain", "port": config.ops.listen.port}
+    assert config.ops.drain
     ports = {port["containerPort"] for port in gateway["ports"]}
     assert {config.listen.port, config.ops.listen.port} == ports
 
