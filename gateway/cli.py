@@ -13,7 +13,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +26,7 @@ from gateway.listener import open_listener
 from gateway.observe.log import LineWriter, start_logging
 from gateway.server import Gateway, Load
 from gateway.signals import Signals
+from gateway.threads import Threads
 
 _BAD_CONFIG: Final = 2
 _FAILED: Final = 1
@@ -57,12 +57,12 @@ def _load(path: Path) -> Config:
     """Load a config and create its filters, to check the options of plug-ins. Raises ConfigError."""
     config = load_config(path)
     problems = []
-    with ThreadPoolExecutor(1) as threads:
-        for route in config.routes:
-            try:
-                make_filters(route, FilterContext(route.name, threads))
-            except FilterProblem as problem:
-                problems.append(Problem(str(path), 0, "", str(problem)))
+    threads = Threads("filter", 1)
+    for route in config.routes:
+        try:
+            make_filters(route, FilterContext(route.name, threads))
+        except FilterProblem as problem:
+            problems.append(Problem(str(path), 0, "", str(problem)))
     if problems:
         raise ConfigError(problems)
     return config

@@ -82,6 +82,7 @@ class FaultKind(enum.Enum):
     # The client's body.
     BAD_MULTIPART = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed multipart body")
     PART_HEADERS_TOO_LARGE = FaultInfo(400, _C, _OUT.LIMIT, _BAD, "Part headers too large")
+    BAD_FILE_NAME = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "File name cannot be used")
     BAD_DIGEST = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed digest")
     BAD_CODING = FaultInfo(400, _C, _OUT.CLIENT_BAD, _BAD, "Malformed compressed data")
     UNEXPECTED_PART = FaultInfo(422, _C, _OUT.REFUSED, _BAD, "Part cannot be forwarded")

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Collection
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from gateway.actions import Action, make_action
-from gateway.config import Config
+from gateway.config import Config, Route
 from gateway.filters import FilterContext, make_filters
 from gateway.http.routing import RouteTable
 from gateway.observe.stats import Stats
-from gateway.storage import DiskThreads
+from gateway.storage import Disks
+from gateway.threads import Threads
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import UpstreamPool, UpstreamState
 
@@ -31,9 +32,7 @@ class Resources:
 
     stats: Stats
     timers: Timers
-    disk_threads: DiskThreads
-    #: For the work of filters.
-    threads: Executor
+    disks: Disks
     #: By the name of the upstream.
     upstreams: dict[str, UpstreamState] = field(default_factory=dict)
 
@@ -107,10 +106,10 @@ class Runtime:
             route.name: make_action(
                 route,
                 self.upstreams,
-                resources.disk_threads,
+                resources.disks,
                 lanes,
                 resources.timers,
-                factories=make_filters(route, FilterContext(route.name, resources.threads)),
+                factories=make_filters(route, _filter_context(route)),
             )
             for route in self.config.routes
         }
@@ -130,3 +129,8 @@ def _state_of(name: str, resources: Resources) -> UpstreamState:
     if state is None:
         state = resources.upstreams[name] = UpstreamState(resources.stats.upstreams[name])
     return state
+
+
+def _filter_context(route: Route) -> FilterContext:
+    """Return what filters of a route use. Its threads are its own: a plug-in that blocks stops one route only."""
+    return FilterContext(route.name, Threads("filter", os.cpu_count() or 1))

@@ -9,10 +9,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import ssl
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -35,12 +33,14 @@ from gateway.observe.waits import LiveWaits
 from gateway.ops import OpsApp, Readiness
 from gateway.runtime import Resources, Runtime
 from gateway.signals import Signals
-from gateway.storage import DiskThreads, sweep
+from gateway.storage import Disks, sweep
 from gateway.transfer import Timers
 from gateway.upstream import UpstreamPool
 
 #: Descriptors held for clients of the ops port.
 _OPS_SPARES: Final = 4
+#: Limit for the removal of unfinished uploads from one directory.
+_SWEEP_SECONDS: Final = 60.0
 #: For what is left of a cut exchange to end.
 _SHUTDOWN_SECONDS: Final = 1.0
 #: Reads the config anew. Raises ConfigError.
@@ -82,11 +82,9 @@ class Gateway:
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._timers.close)
-            disk_threads = DiskThreads()
-            stack.callback(disk_threads.close)
-            threads = ThreadPoolExecutor(os.cpu_count() or 1, "filter")
-            stack.callback(threads.shutdown)
-            self._resources = Resources(self.stats, self._timers, disk_threads, threads)
+            disks = Disks()
+            stack.callback(disks.close)
+            self._resources = Resources(self.stats, self._timers, disks)
             self._runtime = self._handler.runtime = Runtime(config, self._resources)
             self._runtime.activate()
             self.stats.record_config()
@@ -242,9 +240,10 @@ class Gateway:
 
     async def _sweep(self) -> None:
         """Remove unfinished files of killed gateways. A directory that cannot be read is reported by its uploads."""
-        for directory in {Path(name) for route in self._runtime.config.routes if (name := route.written_directory)}:
+        for directory in {name for route in self._runtime.config.routes if (name := route.written_directory)}:
             with contextlib.suppress(Fault):
-                count = await self._resources.disk_threads.run(functools.partial(sweep, directory))
+                disk_threads = self._resources.disks.of(directory, _SWEEP_SECONDS)
+                count = await disk_threads.run(functools.partial(sweep, Path(directory)))
                 _log.debug("unfinished uploads removed: %d", count)
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

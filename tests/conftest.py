@@ -8,12 +8,14 @@ import inspect
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
 from tests.peers import DEFAULTS
 from tests.s3_server import S3Server, run_s3_server
+from tests.slow_disk import SlowDisk
 
 
 def pytest_collection_finish() -> None:
@@ -57,6 +59,20 @@ def every_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(DEFAULTS, "lanes", lane)
     monkeypatch.setattr("gateway.transfer.lanes.MIN_RAW_BYTES", 1)
     return lane
+
+
+@pytest.fixture
+async def slow_disk(tmp_path: Path) -> AsyncIterator[SlowDisk]:
+    """Give a test a file system whose calls it can hold back or make fail."""
+    directory = tmp_path / "slow"
+    directory.mkdir()
+    disk = SlowDisk(directory)
+    try:
+        await disk.mount()
+    except OSError as exc:
+        pytest.skip(str(exc))
+    yield disk
+    await disk.unmount()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, Final
 
 from gateway.actions.request_head import make_request_head
@@ -20,20 +19,21 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import RouteStats
-from gateway.storage import DirectoryStorage, DiskThreads, NameRules
+from gateway.storage import NameRules, Storage
 from gateway.transfer import Transfer
 from gateway.upstream import RequestHead, UpstreamPool, UpstreamSink
 
+#: Limit for the sync of a body that is written to a directory, see `store.sync_timeout`.
+MIRROR_SYNC_SECONDS: Final = 300.0
 _PERCENT: Final = 100.0
 
 
 class Mirror:
     """The mirror of one route. Close it after use."""
 
-    def __init__(self, config: MirrorConfig, upstream: UpstreamPool | None, disk_threads: DiskThreads) -> None:
+    def __init__(self, config: MirrorConfig, target: UpstreamPool | Storage) -> None:
         self._config = config
-        self._upstream = upstream
-        self._disk_threads = disk_threads
+        self._target = target
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tee(self, exchange: Exchange, matched: RouteMatch) -> Tee | None:
@@ -41,16 +41,16 @@ class Mirror:
         if random.random() * _PERCENT >= self._config.percent:
             return None
         tee = Tee(self._config.buffer, exchange.stats)
-        if self._upstream is not None:
+        if isinstance(self._target, UpstreamPool):
             try:
-                head = make_request_head(exchange, matched.path, host="upstream", framing=self._upstream.framing)
+                head = make_request_head(exchange, matched.path, host="upstream", framing=self._target.framing)
             except Fault as fault:
                 # A mirror that takes no chunked body, for example: the primary is not affected.
                 tee.end(fault.outcome)
                 return None
-            work = _send(self._upstream, head, tee, has_body=exchange.body is not None)
+            work = _send(self._target, head, tee, has_body=exchange.body is not None)
         else:
-            work = _write(self._disk_threads, Path(self._config.directory or ""), tee)
+            work = _write(self._target, tee)
         task = asyncio.get_running_loop().create_task(self._run(work, tee), name="mirror")
         tee.on_drop = task.cancel
         self._tasks.add(task)
@@ -180,8 +180,8 @@ async def _send(upstream: UpstreamPool, head: RequestHead, tee: Tee, *, has_body
                 pass
 
 
-async def _write(disk_threads: DiskThreads, directory: Path, tee: Tee) -> None:
-    async with DirectoryStorage(directory, disk_threads).open_upload(NameRules(naming="uuid")) as upload:
+async def _write(storage: Storage, tee: Tee) -> None:
+    async with storage.open_upload(NameRules(naming="uuid")) as upload:
         file = await upload.begin("mirrored.body")
         while chunk := await tee.read():
             await file.write(chunk)

@@ -227,7 +227,14 @@ class Store(Section):
     if_exists: IfExists = Field(
         "rename",
         description="If a file with this name exists: store under a numbered name (name-1), respond 409, or replace it "
-        "atomically.",
+        "atomically. With `replace`, two files of one name in one form are refused (409), and so is a name that a "
+        "directory has.",
+    )
+    sync_timeout: Seconds = Field(
+        300.0,
+        description="Limit for writing a whole file out to the disk at its end, and for giving the files of an upload "
+        "their names; every other call to the disk has `timeouts.idle`. Longer, since a slow disk may need minutes for "
+        "what it still holds in memory. After it the client gets 503 (`disk_slow`).",
     )
 
 

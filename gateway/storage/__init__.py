@@ -7,14 +7,17 @@ Actions use the protocols of `interface` and get their storage from `make_storag
     directory   a local directory            bucket   a bucket of an object store
     file        one file of it               object   one object of it
     staging     files until the commit       s3       the calls to the object store
-    threads     blocking calls               batches  chunks collected for a thread
+    threads     blocking calls, by directory batches  chunks collected for a thread
+    page_cache  what is in memory of a file
     names       file names from clients, and which of them are free (pure)
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from gateway.config import Route
 from gateway.config.model import Files, Store
 from gateway.storage.bucket import BucketStorage
 from gateway.storage.directory import DirectoryStorage
@@ -22,12 +25,13 @@ from gateway.storage.interface import IncomingFile, Storage, StoredFile, StoredF
 from gateway.storage.names import NameRules
 from gateway.storage.s3 import BucketClient
 from gateway.storage.staging import sweep
-from gateway.storage.threads import DiskThreads
+from gateway.storage.threads import Disks, DiskThreads
 
 __all__ = [
     "BucketStorage",
     "DirectoryStorage",
     "DiskThreads",
+    "Disks",
     "IncomingFile",
     "NameRules",
     "Storage",
@@ -39,8 +43,11 @@ __all__ = [
 ]
 
 
-def make_storage(config: Store | Files, disk_threads: DiskThreads) -> Storage:
+def make_storage(route: Route, config: Store | Files, disks: Disks) -> Storage:
     """Return the storage of a route: a bucket where the config has `url`, else its `directory`."""
+    idle = route.timeouts.idle
     if config.url is not None:
-        return BucketStorage(BucketClient(config.url, config.endpoint, config.region), disk_threads)
-    return DirectoryStorage(Path(config.directory or ""), disk_threads)
+        return BucketStorage(BucketClient(config.url, config.endpoint, config.region), disks.of("", math.inf))
+    sync = config.sync_timeout if isinstance(config, Store) else math.inf
+    directory = config.directory or ""
+    return DirectoryStorage(Path(directory), disks.of(directory, idle, sync))

@@ -18,7 +18,7 @@ BATCH_BYTES: Final = 512 * 1024
 class Batches:
     """The work on one file: one call at a time, in the order given.
 
-    `add`, `flush` and `run` are called from one task; `join` from a thread, when that task has ended.
+    `add`, `flush`, `run` and `sync` are called from one task.
     """
 
     def __init__(self, disk_threads: DiskThreads, work: Callable[[list[bytes]], None]) -> None:
@@ -26,7 +26,8 @@ class Batches:
         self._work = work
         self._batch: list[bytes] = []
         self._batch_bytes = 0
-        self._running: Future[None] | None = None
+        #: The call that runs, or failed. Kept while it runs: after a cancellation, the cleanup waits for it.
+        self.running: Future[None] | None = None
 
     async def add(self, chunk: bytes) -> None:
         """Add a chunk; returns when at most one batch before it is still being worked on.
@@ -46,22 +47,23 @@ class Batches:
     async def run(self, call: Callable[[], None]) -> None:
         """Run a call after every chunk added so far. Raises Fault."""
         await self.flush()
-        self._running = self._disk_threads.start(call)
+        self.running = self._disk_threads.start(call)
         await self._wait()
 
-    def join(self) -> None:
-        """Block until the thread is done, whether it failed or not."""
-        if self._running is not None:
-            self._running.exception()
+    async def sync(self, call: Callable[[], None]) -> None:
+        """Run a call that syncs the file, after every chunk added so far. Raises Fault."""
+        await self.flush()
+        self.running = self._disk_threads.start(call)
+        await self._disk_threads.wait_sync(self.running)
+        self.running = None
 
     async def _start_batch(self) -> None:
         await self._wait()
         if self._batch:
             batch, self._batch, self._batch_bytes = self._batch, [], 0
-            self._running = self._disk_threads.start(lambda: self._work(batch))
+            self.running = self._disk_threads.start(lambda: self._work(batch))
 
     async def _wait(self) -> None:
-        # Kept while it runs: after a cancellation, `join` must find it.
-        if self._running is not None:
-            await self._disk_threads.wait(self._running)
-            self._running = None
+        if self.running is not None:
+            await self._disk_threads.wait(self.running)
+            self.running = None

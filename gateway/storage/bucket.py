@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self
 
 from gateway.errors import Fault
 from gateway.observe.stats import Leg
 from gateway.storage.interface import StoredFile
-from gateway.storage.names import NameRules, file_missing, name_taken, path_segments
+from gateway.storage.names import NameRules, file_missing, name_repeated, name_taken, path_segments
 from gateway.storage.object import ObjectReader, ObjectWriter
 from gateway.storage.s3 import BucketClient
 from gateway.storage.threads import DiskThreads
@@ -83,22 +82,24 @@ class BucketUpload:
         name = self._rules.choose(filename)
         if self._rules.if_exists != "replace":
             name = await self._free_name(name)
+        elif any(name == each.key for each in self._objects):
+            raise name_repeated(name)
         made = ObjectWriter(self._client, name, self._disk_threads)
         self._objects.append(made)
         return made
 
     async def commit(self) -> list[StoredFile]:
-        """Complete every object. Raises Fault; then those that had taken a free name are deleted again."""
+        """Complete every object. Raises Fault; then those that had taken a free name are deleted again.
+
+        Not atomic: an object store completes one object after the other, and keeps no object that was replaced.
+        """
         self._committing = asyncio.get_running_loop().create_task(self._commit(), name="commit to a bucket")
         stored = await asyncio.shield(self._committing)
         self._is_committed = True
         return stored
 
     async def _commit(self) -> list[StoredFile]:
-        by_key: dict[str, list[ObjectWriter]] = {}
-        for each in self._objects:
-            by_key.setdefault(each.key, []).append(each)
-        results = await asyncio.gather(*map(_complete_in_order, by_key.values()), return_exceptions=True)
+        results = await asyncio.gather(*(each.complete() for each in self._objects), return_exceptions=True)
         failures = [result for result in results if result is not None]
         if failures:
             # An object that has replaced another stays: the other is lost.
@@ -123,9 +124,3 @@ class BucketUpload:
             if name not in taken and await self._client.head(name) is None:
                 return name
         raise name_taken(wanted)
-
-
-async def _complete_in_order(objects: Iterable[ObjectWriter]) -> None:
-    """Complete the objects of one key, so that the last of them stays."""
-    for each in objects:
-        await each.complete()

@@ -6,25 +6,27 @@ batch is being written while the next one is received.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
+import stat
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from gateway.errors import Fault
+from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Leg
-from gateway.storage.file import FileReader, FileWriter, open_for_reading
+from gateway.storage.file import FileReader, FileWriter, OpenedFile, open_for_reading
 from gateway.storage.interface import StoredFile
-from gateway.storage.names import NameRules, name_taken
+from gateway.storage.names import NameRules, name_blocked, name_refused, name_repeated, name_taken
 from gateway.storage.staging import Staging
 from gateway.storage.threads import DiskThreads
 
 _MAX_NUMBER: Final = 9999
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+#: What a file system says of a name it cannot store.
+_BAD_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 
 class DirectoryStorage:
@@ -45,12 +47,12 @@ class DirectoryStorage:
         """Open a file by its percent-encoded path. Raises Fault; see `open_for_reading` for what is FILE_NOT_FOUND."""
         opening = self._disk_threads.start(lambda: open_for_reading(self._directory, path))
         try:
-            descriptor, status = await self._disk_threads.wait(opening)
-        except asyncio.CancelledError:
-            # The thread goes on: what it opens has no reader any more.
+            file = await self._disk_threads.wait(opening)
+        except BaseException:
+            # Cancelled, or it took too long. The thread goes on: what it opens has no reader any more.
             opening.add_done_callback(_close_opened)
             raise
-        return FileReader(self._disk_threads, descriptor, status)
+        return FileReader(self._disk_threads, file)
 
 
 class DirectoryUpload:
@@ -61,7 +63,7 @@ class DirectoryUpload:
         self._directory = directory
         self._rules = rules
         self._files: list[FileWriter] = []
-        self._staging: Future[Staging] | None = None
+        self._staging: Staging | None = None
         self._committing: Future[list[StoredFile]] | None = None
         self._is_committed = False
 
@@ -73,10 +75,18 @@ class DirectoryUpload:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove what was not committed. A second cancellation ends the wait for the removal, not the removal."""
-        if not self._is_committed and self._staging is not None:
-            # The client gets the fault that ended the upload, not this one. `sweep` removes the rest at the next start.
-            with contextlib.suppress(Fault):
-                await self._disk_threads.run(self._remove)
+        if self._is_committed or not self._files:
+            return
+        running: list[Future[Any]] = [file.running for file in self._files if file.running is not None]
+        if self._committing is not None:
+            running.append(self._committing)
+        removal = self._disk_threads.clean_up(self._remove, running)
+        if isinstance(exc, Fault) and exc.kind is FaultKind.DISK_SLOW:
+            # The removal begins when the disk answers again; `sweep` removes the rest at the next start.
+            return
+        # The client gets the fault that ended the upload, not this one.
+        with contextlib.suppress(Fault):
+            await self._disk_threads.wait(removal)
 
     async def check_room(self, size: int | None) -> None:
         """Check that the directory is writable and its file system has `size` bytes free. Raises Fault."""
@@ -84,21 +94,22 @@ class DirectoryUpload:
 
     async def begin(self, filename: str) -> FileWriter:
         """Return a new file to write. Raises Fault, FILE_EXISTS where the name is taken and must not be."""
-        name = self._rules.choose(filename)
-        if self._rules.if_exists == "reject" and await self._disk_threads.run((self._directory / name).exists):
-            raise name_taken(name)
-        if self._staging is None:
-            self._staging = self._disk_threads.start(lambda: Staging.make(self._directory))
-        staging = await self._disk_threads.wait(self._staging)
-        file = FileWriter(self._disk_threads, staging.path / str(len(self._files)), name)
+        name, number = self._rules.choose(filename), len(self._files)
+        if self._rules.if_exists == "replace" and any(name == file.name for file in self._files):
+            raise name_repeated(name)
+        file = FileWriter(self._disk_threads, name)
         self._files.append(file)
-        await file.create()
+        await file.create(lambda: self._make_place(name, number))
         return file
 
     async def commit(self) -> list[StoredFile]:
-        """Rename every file to its name, one directly after the other. Raises Fault; then no free name is taken."""
+        """Rename every file to its name, one directly after the other. Raises Fault; then none has its name.
+
+        Not atomic for readers of the directory: they can see some of the files before the others. A file that was
+        replaced is put back, except on a file system without hard links, or by a gateway that is killed.
+        """
         self._committing = self._disk_threads.start(self._commit)
-        stored = await self._disk_threads.wait(self._committing)
+        stored = await self._disk_threads.wait_sync(self._committing)
         self._is_committed = True
         return stored
 
@@ -109,31 +120,59 @@ class DirectoryUpload:
         if size > room.f_bavail * room.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _commit(self) -> list[StoredFile]:
+    def _make_place(self, name: str, number: int) -> Path:
+        """Check the name of a file, and return its path until the commit."""
+        self._check_name(name)
+        if self._staging is None:
+            self._staging = Staging.make(self._directory)
+        return self._staging.path / str(number)
+
+    def _check_name(self, name: str) -> None:
+        """Raise Fault where a file cannot get this name, OSError where the directory cannot be used."""
         try:
-            for file in self._files:
-                self._name(file)
-            self._sync_directory()
-        except BaseException:
-            # Whatever broke the commit, a bug included: no file of it stays.
-            for file in self._files:
-                # A file that has replaced another stays: the other is lost. One that has taken a free name is removed.
-                if file.final is not None and self._rules.if_exists != "replace":
-                    file.final.unlink(missing_ok=True)
+            mode = (self._directory / name).lstat().st_mode
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            if exc.errno in _BAD_NAME:
+                raise name_refused(name) from exc
             raise
+        if self._rules.if_exists == "reject":
+            raise name_taken(name)
+        if self._rules.if_exists == "replace" and stat.S_ISDIR(mode):
+            raise name_blocked(name)
+
+    def _commit(self) -> list[StoredFile]:
+        # Every name before the first rename: a name that the client chose badly changes nothing.
+        for file in self._files:
+            self._check_name(file.name)
+        with contextlib.ExitStack() as undo:
+            for file in self._files:
+                self._name(file, undo)
+            self._sync_directory()
+            undo.pop_all()
+        if self._rules.if_exists == "replace":
+            for file in self._files:
+                with contextlib.suppress(OSError):
+                    _path_before(file).unlink(missing_ok=True)
         self._remove_staging()
         return [StoredFile(file.name, file.size, file.sha256) for file in self._files]
 
-    def _name(self, file: FileWriter) -> None:
+    def _name(self, file: FileWriter, undo: contextlib.ExitStack) -> None:
+        """Give a file its name, and note how to take it back."""
         if self._rules.if_exists == "replace":
-            final = self._directory / file.name
+            final, before = self._directory / file.name, _path_before(file)
+            is_kept = _keep(final, before)
+            undo.callback(before.unlink, missing_ok=True)
             file.path.replace(final)
-            file.final = final
+            if is_kept is not None:
+                undo.callback(_put_back, final, before if is_kept else None)
             return
         for name in self._rules.candidates(file.name, _MAX_NUMBER):
             final = self._directory / name
             if _take_name(file.path, final):
-                file.name, file.final = name, final
+                file.name = name
+                undo.callback(_put_back, final, None)
                 return
         raise name_taken(file.name)
 
@@ -145,7 +184,8 @@ class DirectoryUpload:
             os.close(descriptor)
 
     def _remove(self) -> None:
-        if self._committing is not None and self._committing.exception() is None:
+        committing = self._committing
+        if committing is not None and not committing.cancelled() and committing.exception() is None:
             # Cancelled during a commit that then succeeded: the files are complete and have their names.
             return
         with contextlib.ExitStack() as stack:
@@ -155,8 +195,35 @@ class DirectoryUpload:
                 stack.callback(file.remove)
 
     def _remove_staging(self) -> None:
-        if self._staging is not None and self._staging.exception() is None:
-            self._staging.result().remove()
+        if self._staging is not None:
+            self._staging.remove()
+
+
+def _path_before(file: FileWriter) -> Path:
+    """Return where the file that is replaced stays until the end of the commit."""
+    return file.path.with_suffix(".before")
+
+
+def _keep(final: Path, before: Path) -> bool | None:
+    """Keep a file that is about to be replaced under a second name; return whether there is one, None if impossible."""
+    try:
+        os.link(final, before, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        return None
+    return True
+
+
+def _put_back(final: Path, before: Path | None) -> None:
+    """Undo a rename: restore the file from before it, or remove the new one. The fault of the commit is the cause."""
+    with contextlib.suppress(OSError):
+        if before is None:
+            final.unlink(missing_ok=True)
+        else:
+            before.replace(final)
 
 
 def _take_name(path: Path, final: Path) -> bool:
@@ -179,6 +246,6 @@ def _take_name(path: Path, final: Path) -> bool:
     return True
 
 
-def _close_opened(opening: Future[tuple[int, os.stat_result]]) -> None:
+def _close_opened(opening: Future[OpenedFile]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result()[0])
+        os.close(opening.result().descriptor)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
 import stat
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from gateway.errors import Fault, FaultKind
 from gateway.storage.batches import Batches
 from gateway.storage.names import file_missing, path_segments
+from gateway.storage.page_cache import PageCache
 from gateway.storage.threads import DiskThreads
 
 #: Hashed, then written while still in the processor's cache: a third less CPU than with steps of 1 MiB.
@@ -22,30 +25,37 @@ _STEP_BYTES: Final = 128 * 1024
 _FLUSH_BYTES: Final = 8 * 1024 * 1024
 #: As much as asyncio reads from a socket at once: large enough for few steps, small enough for the cache.
 _CHUNK_BYTES: Final = 256 * 1024
-#: Largest sendfile call in a thread. A socket buffer is smaller, so the socket decides.
-_SEND_BYTES: Final = 8 * 1024 * 1024
-#: Largest sendfile call on the event loop, for bytes the kernel has in memory: short enough for the other connections.
-_CACHED_BYTES: Final = 4 * 1024 * 1024
-_HAS_NOWAIT: Final = hasattr(os, "RWF_NOWAIT")
-_PROBE: Final = bytearray(1)
+#: Largest sendfile call: short enough for the other connections.
+_MAX_SEND_BYTES: Final = 4 * 1024 * 1024
+#: Fewer bytes than this in memory are not worth a sendfile call: the rest needs a thread anyway.
+_MIN_SEND_BYTES: Final = 128 * 1024
+#: How long the answer holds that bytes are in memory: within it the kernel drops none that were just looked at, short
+#: of a shortage in which everything waits. Asking again for each call would cost a third more.
+_FRESH_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """A regular file, opened for reading."""
+
+    descriptor: int
+    status: os.stat_result
+    page_cache: PageCache
 
 
 class FileWriter:
     """A file of an upload in its staging directory: the IncomingFile of a DirectoryUpload."""
 
-    def __init__(self, disk_threads: DiskThreads, path: Path, name: str) -> None:
-        self.path = path
+    def __init__(self, disk_threads: DiskThreads, name: str) -> None:
         #: The name it shall get; the commit may number it.
         self.name = name
-        #: Its path after the commit.
-        self.final: Path | None = None
         self.size = 0
-        self._file = _HashedFile(path)
+        self._file = _HashedFile()
         self._batches = Batches(disk_threads, self._file.write)
 
-    async def create(self) -> None:
-        """Create the file. Raises Fault."""
-        await self._batches.run(self._file.create)
+    async def create(self, make_path: Callable[[], Path]) -> None:
+        """Create the file; a thread calls `make_path`. Raises Fault."""
+        await self._batches.run(lambda: self._file.create(make_path()))
 
     async def write(self, data: bytes) -> None:
         """Write a chunk; returns when at most one batch before it is still being written. Raises Fault."""
@@ -54,31 +64,40 @@ class FileWriter:
 
     async def finish(self) -> None:
         """Write what is left, sync and close the file. Raises Fault."""
-        await self._batches.run(self._file.sync)
+        await self._batches.sync(self._file.sync)
+
+    @property
+    def path(self) -> Path:
+        """Its path until the commit; valid after `create`."""
+        return self._file.path
 
     @property
     def sha256(self) -> str:
         """Digest of what was written, in hex."""
         return self._file.hash.hexdigest()
 
+    @property
+    def running(self) -> Future[None] | None:
+        """The call that uses the file now, if there is one."""
+        return self._batches.running
+
     def remove(self) -> None:
-        """Close and remove the file; blocks until its thread, which uses the descriptor, is done. Raises OSError."""
-        self._batches.join()
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        """Close and remove the file, in a thread, when no call uses it any more. Raises OSError."""
+        self._file.remove()
 
 
 class _HashedFile:
     """What the threads do for a FileWriter. Every method may block and raises OSError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
         self.hash = hashlib.sha256()
-        self._path = path
+        self.path = Path()
         self._descriptor = -1
         self._written = self._flushed = 0
 
-    def create(self) -> None:
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    def create(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.path = path
 
     def write(self, batch: list[bytes]) -> None:
         for data in batch:
@@ -105,26 +124,39 @@ class _HashedFile:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
+    def remove(self) -> None:
+        self.close()
+        if self.path.name:
+            self.path.unlink(missing_ok=True)
+
 
 class FileReader:
     """A regular file, open for reading: the StoredFileReader of a DirectoryStorage."""
 
-    def __init__(self, disk_threads: DiskThreads, descriptor: int, status: os.stat_result) -> None:
+    def __init__(self, disk_threads: DiskThreads, file: OpenedFile) -> None:
         self._disk_threads = disk_threads
-        self._descriptor = descriptor
+        self._descriptor = file.descriptor
+        self._page_cache = file.page_cache
+        status = file.status
         self.size = status.st_size
         self.modified_seconds = status.st_mtime
         #: Strong validator (RFC 9110 section 8.8.3): two writes within one nanosecond tick are not expected.
         self.etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"'.encode()
-        self.late_bytes = 0
         self._at = 0
         self._end = self.size
         self._ahead: Future[bytes] | None = None
+        #: Read by a thread, and not yet taken by the socket.
+        self._unsent = memoryview(b"")
+        #: The bytes up to here were in memory when they were looked at.
+        self._cached_end = 0
+        self._cached_at = 0.0
+        self._look_bytes = _MAX_SEND_BYTES
+        self._sent_bytes = 0
 
     @property
-    def sendfile_source(self) -> Self:
-        """This file: the kernel can send it."""
-        return self
+    def sendfile_source(self) -> Self | None:
+        """This file, if the kernel can send it: only where it can say what is in memory."""
+        return self if self._page_cache.can_tell else None
 
     def select(self, first: int, last: int) -> None:
         """Select the bytes from `first` to `last`, both included."""
@@ -144,68 +176,79 @@ class FileReader:
         return chunk
 
     async def send_to(self, descriptor: int) -> int:
-        """Send what a non-blocking socket takes, with sendfile; return the byte count, 0 if the socket is full.
+        """Send what a non-blocking socket takes; return the byte count, 0 if the socket is full.
 
-        Bytes the kernel has in memory are sent from the event loop, all others from a thread, because the disk may
-        block. Raises Fault where the file became shorter, OSError where the socket is broken.
+        Bytes that are in memory are sent by sendfile, only those that were found there less than _FRESH_SECONDS ago.
+        All others are read by a thread, because the disk may block. Raises Fault where the file became shorter, OSError
+        where the socket is broken.
         """
-        size = min(_CACHED_BYTES, self._end - self._at)
-        if self._is_cached(self._at, size):
-            sent = self._send(descriptor, self._at, size)
-        else:
-            sent = await self._send_in_thread(descriptor)
-        if sent is None:
-            raise _became_shorter()
-        self._at += sent
+        if not self._unsent:
+            cached = self._count_cached()
+            if cached:
+                return self._send_cached(descriptor, cached)
+            self._unsent = memoryview(await self._read_cold())
+        try:
+            sent = os.write(descriptor, self._unsent)
+        except BlockingIOError:
+            return 0
+        self._unsent = self._unsent[sent:]
         return sent
 
     async def close(self) -> None:
         """Close the file after a read that is still running. Does not wait for it."""
         ahead, self._ahead = self._ahead, None
-
-        def finish() -> None:
-            if ahead is not None:
-                ahead.exception()
-            os.close(self._descriptor)
-
-        self._disk_threads.start(finish)
+        self._disk_threads.clean_up(lambda: os.close(self._descriptor), [ahead] if ahead is not None else [])
 
     def _read_ahead(self) -> Future[bytes]:
         at, size = self._at, min(_CHUNK_BYTES, self._end - self._at)
         return self._disk_threads.start(lambda: os.pread(self._descriptor, size, at))
 
-    def _is_cached(self, at: int, size: int) -> bool:
-        """Return whether the first and last of these bytes are in the page cache: then sendfile waits for no disk."""
-        if not _HAS_NOWAIT:
-            return False
+    def _send_cached(self, descriptor: int, size: int) -> int:
         try:
-            for where in (at, at + size - 1):
-                if not os.preadv(self._descriptor, (_PROBE,), where, os.RWF_NOWAIT):
-                    return False
-        except OSError:
-            # Not in memory, or a file system without RWF_NOWAIT.
-            return False
-        return True
-
-    def _send(self, descriptor: int, at: int, size: int) -> int | None:
-        """Return how many bytes the socket took, None at the end of the file."""
-        try:
-            return os.sendfile(descriptor, self._descriptor, at, size) or None
+            sent = os.sendfile(descriptor, self._descriptor, self._at, size)
         except BlockingIOError:
             return 0
+        if not sent:
+            raise _became_shorter()
+        self._sent_bytes = sent
+        self._at += sent
+        return sent
 
-    async def _send_in_thread(self, descriptor: int) -> int | None:
-        at, size = self._at, min(_SEND_BYTES, self._end - self._at)
-        started = self._disk_threads.start(lambda: self._send(descriptor, at, size))
-        try:
-            return await self._disk_threads.wait_to_end(started)
-        except asyncio.CancelledError:
-            if not started.cancelled() and started.exception() is None:
-                self.late_bytes = started.result() or 0
-            raise
+    def _count_cached(self) -> int:
+        """Return how many of the next bytes are in memory, 0 if so few that a thread may as well read them."""
+        now = time.monotonic()
+        if self._at < self._cached_end and now - self._cached_at < _FRESH_SECONDS:
+            return self._cached_end - self._at
+        if self._at < self._cached_end:
+            # The client is slow: it takes about as much as the last time, and looking at more would be in vain.
+            self._look_bytes = max(2 * self._sent_bytes, _MIN_SEND_BYTES)
+        else:
+            self._look_bytes = min(2 * self._look_bytes, _MAX_SEND_BYTES)
+        size = min(self._look_bytes, self._end - self._at)
+        cached = self._page_cache.count_cached(self._at, size)
+        self._cached_end, self._cached_at = self._at + cached, now
+        return cached if cached == size or cached >= _MIN_SEND_BYTES else 0
+
+    async def _read_cold(self) -> bytes:
+        """Return the next chunk from the disk, and have the kernel read what follows meanwhile."""
+        at, size = self._at, min(_CHUNK_BYTES, self._end - self._at)
+        # Kept: the cleanup waits for it.
+        self._ahead = self._disk_threads.start(lambda: _read_with_following(self._descriptor, at, size))
+        chunk = await self._disk_threads.wait(self._ahead)
+        self._ahead = None
+        if not chunk:
+            raise _became_shorter()
+        self._at += len(chunk)
+        return chunk
 
 
-def open_for_reading(directory: Path, path: str) -> tuple[int, os.stat_result]:
+def _read_with_following(descriptor: int, at: int, size: int) -> bytes:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, at, _MAX_SEND_BYTES, os.POSIX_FADV_WILLNEED)
+    return os.pread(descriptor, size, at)
+
+
+def open_for_reading(directory: Path, path: str) -> OpenedFile:
     """Open a regular file by its percent-encoded path below a directory. Blocks. Raises Fault FILE_NOT_FOUND, OSError.
 
     Everything that leads out of the directory is the same 404 as a missing file: `..`, absolute paths, symlinks. So
@@ -228,8 +271,9 @@ def open_for_reading(directory: Path, path: str) -> tuple[int, os.stat_result]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not _is_below(descriptor, status, directory, name):
             raise file_missing()
+        page_cache = PageCache(descriptor, status.st_uid)
         stack.pop_all()
-    return descriptor, status
+    return OpenedFile(descriptor, status, page_cache)
 
 
 def _is_below(descriptor: int, status: os.stat_result, directory: Path, name: bytes) -> bool:

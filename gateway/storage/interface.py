@@ -68,7 +68,11 @@ class Upload(Protocol):
         ...
 
     async def begin(self, filename: str) -> IncomingFile:
-        """Return a new file to write. Raises Fault, FILE_EXISTS where the name is taken and may not be changed."""
+        """Return a new file to write.
+
+        Raises Fault: FILE_EXISTS where the name is taken and may not be changed, where two files of one upload would
+        replace each other, and where a directory has the name; BAD_FILE_NAME where the storage cannot store it.
+        """
         ...
 
     async def commit(self) -> list[StoredFile]:

@@ -92,6 +92,24 @@ def name_taken(name: str) -> Fault:
     return Fault(FaultKind.FILE_EXISTS, f"A file named {name!r} exists: choose another name, or set store.if_exists.")
 
 
+def name_repeated(name: str) -> Fault:
+    """Return the fault for two files of one upload that would replace each other."""
+    return Fault(
+        FaultKind.FILE_EXISTS,
+        f"Two files of the upload are named {name!r}: choose other names, or set store.if_exists.",
+    )
+
+
+def name_blocked(name: str) -> Fault:
+    """Return the fault for a name that a directory has."""
+    return Fault(FaultKind.FILE_EXISTS, f"{name!r} is a directory, which no file replaces: choose another name.")
+
+
+def name_refused(name: str) -> Fault:
+    """Return the fault for a name that the file system cannot store."""
+    return Fault(FaultKind.BAD_FILE_NAME, f"The file name {name!r} cannot be stored: choose a shorter or plainer one.")
+
+
 def _shorten(name: str) -> str:
     """Cut the stem, not the extension, to the length a file system allows."""
     if len(name.encode()) <= _MAX_BYTES:
@@ -99,4 +117,4 @@ def _shorten(name: str) -> str:
     path = PurePosixPath(name)
     suffix = path.suffix if len(path.suffix.encode()) <= _MAX_SUFFIX_BYTES else ""
     stem = name[: len(name) - len(suffix)].encode()[: _MAX_BYTES - len(suffix.encode())]
-    return stem.decode(errors="ignore") + suffix
+    return (stem.decode(errors="ignore") + suffix).rstrip(". ")

@@ -1,61 +1,131 @@
-"""Threads for calls that may block on a disk. Not asyncio's default ones: a stuck disk must not stop name lookups."""
+"""Blocking calls to disks, in threads with a time limit.
+
+Every directory has threads of its own: a file system that does not answer stops the routes that use it, and nothing
+else. Where all threads of a directory are stuck, further calls fail at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
 
 from gateway.errors import Fault, FaultKind
+from gateway.threads import Threads
 
 _Result = TypeVar("_Result")
-_THREADS: Final = 8
+_MAX_THREADS: Final = 8
+#: For clients whose request failed because a disk is slow.
+_RETRY_SECONDS: Final = 10
+#: Limit for the wait at the exit: a call that is stuck does not keep the process.
+_CLOSE_SECONDS: Final = 2.0
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.EIO})
 
 
-class DiskThreads:
-    """Runs blocking calls, and turns their OSError into a Fault."""
+class Disks:
+    """The threads of every directory."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "disk")
+        #: A directory that no config names any more is forgotten with its last storage.
+        self._threads: weakref.WeakValueDictionary[str, Threads] = weakref.WeakValueDictionary()
+
+    def of(self, directory: str, call_seconds: float, sync_seconds: float = math.inf) -> DiskThreads:
+        """Return the threads of a directory, "" for calls that use no disk. The limits: see DiskThreads."""
+        path = os.path.abspath(directory) if directory else ""
+        threads = self._threads.get(path)
+        if threads is None:
+            threads = self._threads[path] = Threads("disk", _MAX_THREADS)
+        return DiskThreads(threads, call_seconds, sync_seconds)
+
+    def close(self) -> None:
+        """Block until the calls that run are done, cleanup of uploads included, for a few seconds at most."""
+        until = time.monotonic() + _CLOSE_SECONDS
+        for threads in list(self._threads.values()):
+            threads.shutdown(limit_seconds=max(0.0, until - time.monotonic()))
+
+
+class DiskThreads:
+    """Runs blocking calls, and turns their OSError into a Fault.
+
+    The wait for a call ends with DISK_SLOW after `call_seconds`, for a call that syncs whole files after
+    `sync_seconds`. A call that has begun cannot be stopped: it keeps its thread until the disk answers.
+    """
+
+    def __init__(self, threads: Threads, call_seconds: float, sync_seconds: float = math.inf) -> None:
+        self._threads = threads
+        self._call_seconds = call_seconds
+        self._sync_seconds = sync_seconds
 
     def start(self, call: Callable[[], _Result]) -> Future[_Result]:
-        """Start a call; pass what this returns to `wait` or `wait_to_end`."""
+        """Start a call; pass what this returns to `wait`. Raises Fault DISK_SLOW at once if all threads are stuck."""
+        if self._threads.stuck_seconds > self._call_seconds:
+            raise self._slow(self._call_seconds, "timeouts.idle")
         return self._threads.submit(call)
 
     async def wait(self, started: Future[_Result]) -> _Result:
-        """Return the result of a started call. Raises Fault. Cancelling leaves the call running."""
-        try:
-            return await _result(started)
-        except OSError as exc:
-            raise disk_fault(exc) from exc
+        """Return the result of a started call. Raises Fault.
 
-    async def wait_to_end(self, started: Future[_Result]) -> _Result:
-        """Return the result of a started call that works on a descriptor of ours. Raises its OSError unchanged.
-
-        Cancelling waits for a call that runs and drops one that has not started. So no thread uses the descriptor when
-        this returns: it can be closed, and the kernel can give its number to another connection.
+        Cancelling, and the limit, drop a call that has not begun and leave one that has running.
         """
-        try:
-            return await _result(started)
-        except asyncio.CancelledError:
-            if not started.cancel():
-                while not started.done():
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait([_awaitable(started)])
-            raise
+        return await self._wait(started, self._call_seconds, "timeouts.idle")
+
+    async def wait_sync(self, started: Future[_Result]) -> _Result:
+        """Return the result of a call that syncs whole files, see `wait`."""
+        return await self._wait(started, self._sync_seconds, "store.sync_timeout")
 
     async def run(self, call: Callable[[], _Result]) -> _Result:
-        """Run a call and return its result. Raises Fault. Cancelling leaves the call running."""
+        """Run a call and return its result. Raises Fault. Cancelling: see `wait`."""
         return await self.wait(self.start(call))
 
-    def close(self) -> None:
-        """Block until the calls still running are done, cleanup of uploads included."""
-        self._threads.shutdown(wait=True)
+    def clean_up(self, call: Callable[[], None], after: Sequence[Future[Any]]) -> Future[None]:
+        """Start a call that is never dropped, once the calls in `after` are done. What it raises is ignored."""
+        cleaned: Future[None] = Future()
+        remaining = len(after)
+        lock = threading.Lock()
+
+        def begin() -> None:
+            self._threads.submit(call).add_done_callback(lambda _: _end(cleaned))
+
+        def count(_: Future[Any]) -> None:
+            nonlocal remaining
+            with lock:
+                remaining -= 1
+                is_last = not remaining
+            if is_last:
+                begin()
+
+        for each in after:
+            each.add_done_callback(count)
+        if not after:
+            begin()
+        return cleaned
+
+    async def _wait(self, started: Future[_Result], seconds: float, key: str) -> _Result:
+        try:
+            return await _result(started, seconds)
+        except _Expired:
+            raise self._slow(seconds, key) from None
+        except OSError as exc:
+            raise disk_fault(exc) from exc
+        finally:
+            if not started.done():
+                self._threads.cancel(started)
+
+    def _slow(self, seconds: float, key: str) -> Fault:
+        return Fault(
+            FaultKind.DISK_SLOW,
+            f"The route's directory did not answer for {seconds:g} s: check its disk, or raise the route's {key}.",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
 
 
 def disk_fault(exc: OSError) -> Fault:
@@ -74,12 +144,43 @@ def disk_fault(exc: OSError) -> Fault:
     return Fault(FaultKind.DISK_FAILED, f"The disk failed ({reason}).")
 
 
-async def _result(started: Future[_Result]) -> _Result:
-    return await asyncio.shield(_awaitable(started))
+class _Expired(Exception):
+    """The limit for a call has passed."""
 
 
-def _awaitable(started: Future[_Result]) -> asyncio.Future[_Result]:
-    """Return a future of the loop for a call. Its exception is retrieved even if the wait for it is cancelled."""
-    waiter = asyncio.wrap_future(started)
-    waiter.add_done_callback(lambda future: future.cancelled() or future.exception())
-    return waiter
+async def _result(started: Future[_Result], seconds: float) -> _Result:
+    """Return the result of a call. Raises its exception, or _Expired."""
+    if started.done():
+        return started.result()
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_later(seconds, _expire, waiter) if seconds < math.inf else None
+    started.add_done_callback(lambda _: _wake(loop, waiter))
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
+    return started.result()
+
+
+def _end(cleaned: Future[None]) -> None:
+    if cleaned.set_running_or_notify_cancel():
+        cleaned.set_result(None)
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(_Expired())
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    """End a wait, from a thread."""
+    # The loop is closed: a call that was stuck at the exit has ended.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(_finish, waiter)
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -14,7 +14,6 @@ can be done.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable, Iterator
@@ -97,11 +96,6 @@ class SendfileSource(Protocol):
         """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
         ...
 
-    @property
-    def late_bytes(self) -> int:
-        """Bytes sent by a call whose wait was cancelled."""
-        ...
-
 
 class FileSource(Source, Protocol):
     """An open file."""
@@ -178,8 +172,7 @@ class SendfileLane:
     """From a file to a socket in the kernel. Reading and writing are one call."""
 
     def __init__(self, transfer: Transfer, file: SendfileSource, socket: RawSocket, sink: Sink) -> None:
-        self._meter = transfer.meter
-        self._meter.lane = LaneName.SPLICE
+        transfer.meter.lane = LaneName.SPLICE
         self._file = file
         self._socket = socket
         self._sink = sink
@@ -191,10 +184,6 @@ class SendfileLane:
             return await self._file.send_to(self._socket.descriptor)
         except OSError as exc:
             raise self._sink.translate_error(exc) from exc
-        except asyncio.CancelledError:
-            if self._file.late_bytes:
-                self._meter.count(self._file.late_bytes)
-            raise
 
     async def write(self, size: int) -> None:
         """Wait for the socket if it was full."""

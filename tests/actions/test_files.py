@@ -13,7 +13,9 @@ from urllib.parse import unquote
 import pytest
 
 from gateway.observe.stats import Direction
+from gateway.storage.page_cache import PageCache
 from tests.peers import problem_of, run_gateway, split_response, wait_until
+from tests.slow_disk import SlowDisk, evict
 
 DATA = bytes(range(256)) * 4096
 
@@ -248,81 +250,52 @@ async def test_removed_directory_is_503(tmp_path: Path) -> None:
         assert problem_of(await gateway.request(get_request()))["code"] == "disk_unavailable"
 
 
-@pytest.fixture
-def no_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every file count as not in the page cache."""
-    monkeypatch.setattr("gateway.storage.file._HAS_NOWAIT", False)
+@pytest.mark.parametrize("headers", ["", "Range: bytes=1-900000\r\n", "Range: bytes=5000-\r\n"])
+async def test_file_that_is_not_in_the_page_cache_is_sent_whole(directory: Path, headers: str) -> None:
+    async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
+        expected = split_response(await gateway.request(get_request(headers=headers)))[2]
+        evict(directory / "a.bin")
+        assert split_response(await gateway.request(get_request(headers=headers)))[2] == expected
+        assert len(expected) >= 900_000
 
 
-@pytest.mark.usefixtures("no_page_cache")
-async def test_file_that_is_not_in_the_page_cache_is_sent_by_threads(
+async def test_only_bytes_that_are_in_the_page_cache_are_sent_by_the_event_loop(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callers: set[str] = set()
+    """Only the first and the last byte were looked at: two ranges of one byte made the loop wait for the disk."""
+    sent: list[tuple[str, int, int, int]] = []
     real = os.sendfile
 
-    def record(*arguments: Any) -> int:
-        callers.add(threading.current_thread().name.partition("_")[0])
-        return real(*arguments)
+    def record(out: int, file: int, at: int, size: int) -> int:
+        cached = PageCache(file, os.geteuid()).count_cached(at, size)
+        sent.append((threading.current_thread().name, at, size, cached))
+        return real(out, file, at, size)
 
-    monkeypatch.setattr(os, "sendfile", record)
+    path = directory / "big.bin"
+    path.write_bytes(DATA * 8)
     async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
-        assert split_response(await gateway.request(get_request()))[2] == DATA
-        assert callers == {"disk"}
+        evict(path)
+        for headers in ("Range: bytes=0-0\r\n", f"Range: bytes={len(DATA) * 8 - 1}-\r\n"):
+            await gateway.request(get_request("big.bin", headers=headers))
+        monkeypatch.setattr(os, "sendfile", record)
+        assert split_response(await gateway.request(get_request("big.bin")))[2] == DATA * 8
+        assert (await gateway.wait_log_line(3))["download_lane"] == "splice"
+    assert sent
+    assert all(name == "MainThread" and cached == size for name, _, size, cached in sent), sent
 
 
-@pytest.mark.usefixtures("no_page_cache")
-async def test_client_that_disconnects_during_a_file_ends_the_transfer_without_using_another_descriptor(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+async def test_client_that_disconnects_during_a_file_ends_the_transfer_while_the_disk_is_silent(
+    slow_disk: SlowDisk,
 ) -> None:
-    """The connection closes its descriptor only after the thread that uses it has ended."""
-    working, go_on = threading.Event(), threading.Event()
-    used: list[str] = []
-    real = os.sendfile
-
-    def slow(out: int, *rest: Any) -> int:
-        working.set()
-        go_on.wait(5)
-        used.append(os.readlink(f"/proc/self/fd/{out}"))
-        return real(out, *rest)
-
-    monkeypatch.setattr(os, "sendfile", slow)
-    async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
+    """A thread sent the file, and the exchange waited for it."""
+    path = slow_disk.directory / "big.bin"
+    await asyncio.to_thread(path.write_bytes, DATA)
+    await asyncio.to_thread(evict, path)
+    async with run_gateway({"lanes": "auto", **config(slow_disk.directory)}) as gateway:
+        await slow_disk.hold("READ")
         client = await gateway.connect()
-        await client.send(get_request())
-        await asyncio.to_thread(working.wait, 5)
-        connection = gateway.gateway._traffic.connections[0]
+        await client.send(get_request("big.bin"))
+        await slow_disk.wait_held()
         await client.close()
-        await wait_until(lambda: connection.transport is None)
-        go_on.set()
-        line = await gateway.wait_log_line()
-        assert line["outcome"] == "client_left"
-        assert all(link.startswith("socket:") for link in used)
-
-
-@pytest.mark.usefixtures("no_page_cache")
-async def test_client_that_disconnects_after_the_last_byte_received_a_complete_file(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The client may have received every byte and disconnected before the loop gets the result of the thread."""
-    client_closed = threading.Event()
-    real = os.sendfile
-
-    def slow(out: int, *rest: Any) -> int:
-        sent = real(out, *rest)
-        client_closed.wait(5)
-        return sent
-
-    monkeypatch.setattr(os, "sendfile", slow)
-    (directory / "short.bin").write_bytes(DATA[:300_000])
-    async with run_gateway({"lanes": "auto", **config(directory)}) as gateway:
-        client = await gateway.connect()
-        await client.send(get_request("short.bin"))
-        await client.read_head()
-        assert await client.read_exactly(300_000) == DATA[:300_000]
-        connection = gateway.gateway._traffic.connections[0]
-        await client.close()
-        await wait_until(lambda: connection.transport is None)
-        client_closed.set()
-        line = await gateway.wait_log_line()
-        assert (line["outcome"], line["download"], line["download_bytes"]) == ("complete", "complete", 300_000)
+        assert (await gateway.wait_log_line())["outcome"] == "client_left"
+        await slow_disk.release()

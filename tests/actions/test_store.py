@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -326,22 +327,81 @@ async def test_directory_without_locks_stores_files_and_is_never_swept(
     assert sweep(tmp_path) == 0
 
 
-async def test_commit_that_fails_on_the_second_file_removes_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def failing_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the rename of a file named b fail."""
     name_one = DirectoryUpload._name
 
-    def fail_second(self: DirectoryUpload, file: FileWriter) -> None:
+    def fail_second(self: DirectoryUpload, file: FileWriter, undo: contextlib.ExitStack) -> None:
         if file.name == "b":
             raise OSError(errno.EIO, "the disk died")
-        name_one(self, file)
+        name_one(self, file, undo)
 
     monkeypatch.setattr(DirectoryUpload, "_name", fail_second)
-    async with run_gateway(config(tmp_path)) as gateway:
+
+
+@pytest.mark.usefixtures("failing_commit")
+@pytest.mark.parametrize("if_exists", ["rename", "reject", "replace"])
+async def test_commit_that_fails_on_the_second_file_removes_the_first(tmp_path: Path, if_exists: str) -> None:
+    async with run_gateway(config(tmp_path, if_exists=if_exists)) as gateway:
         response = await gateway.request(post(form(file("a", b"1"), file("b", b"2")), target="/up"))
         assert problem_of(response)["status"] == 503
         assert names(tmp_path) == []
         assert (await gateway.wait_log_line())["upload"] == "disk_failed"
+
+
+@pytest.mark.usefixtures("failing_commit")
+async def test_commit_that_fails_on_the_second_file_puts_back_the_first_that_it_had_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("a")
+    body = form(file("a", b"1"), file("link", b"1"), file("b", b"2"))
+    async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
+        assert problem_of(await gateway.request(post(body, target="/up")))["status"] == 503
+        assert names(tmp_path) == ["a", "link"]
+        assert (tmp_path / "a").read_bytes() == b"old"
+        assert (tmp_path / "link").is_symlink()
+
+
+async def test_directory_with_the_name_of_a_file_is_409_and_no_file_is_replaced(tmp_path: Path) -> None:
+    """The first file was replaced, and the response was 500."""
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").mkdir()
+    async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
+        problem = problem_of(await gateway.request(post(form(file("a", b"1"), file("b", b"2")), target="/up")))
+        assert (problem["status"], problem["code"]) == (409, "file_exists")
+        assert "directory" in problem["detail"]
+        assert ((tmp_path / "a").read_bytes(), names(tmp_path)) == (b"old", ["a", "b"])
+
+
+async def test_directory_made_while_the_form_is_sent_is_409_and_no_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    request = post(form(file("a", b"1" * 600_000), file("b", b"2" * 600_000)), target="/up")
+    async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
+        client = await gateway.connect()
+        await client.send(request[:-1])
+        await wait_until(lambda: list(tmp_path.glob(".*.part/1")))
+        (tmp_path / "b").mkdir()
+        await client.send(request[-1:])
+        assert problem_of(await client.read_to_end())["status"] == 409
+        await client.close()
+        assert ((tmp_path / "a").read_bytes(), names(tmp_path)) == (b"old", ["a", "b"])
+
+
+async def test_two_files_of_one_name_are_409_with_replace(tmp_path: Path) -> None:
+    """Both were reported as stored, and one was there. Names that become the same one count, too."""
+    async with run_gateway(config(tmp_path, if_exists="replace")) as gateway:
+        body = form(file("a.txt", b"1"), file("../a.txt", b"2"))
+        assert problem_of(await gateway.request(post(body, target="/up")))["code"] == "file_exists"
+        assert names(tmp_path) == []
+
+
+async def test_name_that_the_file_system_cannot_store_is_400(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """eCryptfs allows 143 bytes; vfat refuses some characters. It was 500, after the whole body was received."""
+    monkeypatch.setattr("gateway.storage.names._MAX_BYTES", 300)
+    async with run_gateway(config(tmp_path)) as gateway:
+        problem = problem_of(await gateway.request(put(b"x", "/up/" + "n" * 280)))
+        assert (problem["status"], problem["code"]) == (400, "bad_file_name")
+        assert names(tmp_path) == []
 
 
 async def test_file_system_without_hard_links_stores_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

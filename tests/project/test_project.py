@@ -25,7 +25,7 @@ PACKAGE = ROOT / "gateway"
 #: design order: a module imports only from rows above its own.
 ROWS = (
     ("",),
-    ("errors", "signals"),
+    ("errors", "signals", "threads"),
     ("config",),
     ("http",),
     ("multipart",),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.storage import DiskThreads
+from gateway.threads import Threads
 from tests.s3_server import S3Server
 from tests.storage.places import BucketPlace, DirectoryPlace, Place
 
@@ -15,9 +16,9 @@ from tests.storage.places import BucketPlace, DirectoryPlace, Place
 @pytest.fixture
 def disk_threads() -> Iterator[DiskThreads]:
     """Give a test threads that are joined at its end."""
-    threads = DiskThreads()
-    yield threads
-    threads.close()
+    threads = Threads("disk", 8)
+    yield DiskThreads(threads, 60.0, 60.0)
+    threads.shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)

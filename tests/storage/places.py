@@ -23,6 +23,11 @@ class Place(Protocol):
     @property
     def storage(self) -> Storage: ...
 
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether a commit that fails puts back the files it had replaced."""
+        ...
+
     def names(self) -> list[str]:
         """Return the visible files."""
         ...
@@ -54,6 +59,8 @@ class Place(Protocol):
 
 class DirectoryPlace:
     """A directory."""
+
+    keeps_replaced = True
 
     def __init__(self, directory: Path, disk_threads: DiskThreads) -> None:
         self.directory = directory
@@ -92,6 +99,8 @@ class DirectoryPlace:
 
 class BucketPlace:
     """A bucket and a prefix on a real server."""
+
+    keeps_replaced = False
 
     def __init__(self, server: S3Server, disk_threads: DiskThreads) -> None:
         self._server = server

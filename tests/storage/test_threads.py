@@ -23,12 +23,11 @@ async def test_exception_of_a_call_whose_wait_was_cancelled_is_retrieved(disk_th
         raise BrokenPipeError
 
     started = disk_threads.start(fail)
-    waits = [asyncio.create_task(wait(started), name="wait") for wait in (disk_threads.wait, disk_threads.wait_to_end)]
-    await asyncio.sleep(0)  # the tasks start to wait
-    for wait in waits:
-        wait.cancel()
+    waiting = asyncio.create_task(disk_threads.wait(started), name="wait")
+    await asyncio.sleep(0)  # the task starts to wait
+    waiting.cancel()
     may_fail.set()
-    await asyncio.gather(*waits, return_exceptions=True)
+    await asyncio.gather(waiting, return_exceptions=True)
     await wait_until(started.done)
 
 

@@ -1,0 +1,126 @@
+"""Threads for blocking calls: bounded, daemons, and no longer there than needed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.threads import Threads
+
+WAIT_SECONDS = 5.0
+
+
+class Chunk:
+    """Something that a call holds."""
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """Give an event that calls wait for; it is set at the end of the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def wait_for_threads(name: str, count: int) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while sum(thread.name == name for thread in threading.enumerate()) != count:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_calls_run_with_their_arguments_and_return_or_raise() -> None:
+    threads = Threads("t-results", 2)
+    assert threads.submit(divmod, 7, 2).result(WAIT_SECONDS) == (3, 1)
+    assert threads.submit(int, "11", base=2).result(WAIT_SECONDS) == 3
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(divmod, 1, 0).result(WAIT_SECONDS)
+    threads.shutdown()
+
+
+def test_no_more_threads_than_allowed_run_and_all_of_them_are_daemons(held: threading.Event) -> None:
+    threads = Threads("t-bounded", 3)
+    calls = [threads.submit(held.wait, WAIT_SECONDS) for _ in range(20)]
+    mine = [thread for thread in threading.enumerate() if thread.name == "t-bounded"]
+    assert len(mine) == 3
+    assert all(thread.daemon for thread in mine)
+    held.set()
+    assert all(call.result(WAIT_SECONDS) for call in calls)
+    threads.shutdown()
+
+
+def test_cancelled_call_that_waits_holds_nothing_any_more(held: threading.Event) -> None:
+    """ThreadPoolExecutor keeps it, with its arguments, until a thread is free."""
+    threads = Threads("t-cancelled", 1)
+    running = threads.submit(held.wait, WAIT_SECONDS)
+    chunk = Chunk()
+    reference = weakref.ref(chunk)
+    waiting = threads.submit(repr, chunk)
+    del chunk
+    assert threads.cancel(waiting)
+    gc.collect()
+    assert reference() is None
+    held.set()
+    running.result(WAIT_SECONDS)
+    assert not threads.cancel(running)
+    threads.shutdown()
+
+
+def test_result_of_a_call_is_not_held_by_its_thread() -> None:
+    threads = Threads("t-result", 1)
+    reference = weakref.ref(threads.submit(Chunk).result(WAIT_SECONDS))
+    threads.submit(int).result(WAIT_SECONDS)
+    gc.collect()
+    assert reference() is None
+    threads.shutdown()
+
+
+def test_threads_are_stuck_only_while_all_of_them_are_busy(held: threading.Event) -> None:
+    threads = Threads("t-stuck", 2)
+    threads.submit(held.wait, WAIT_SECONDS)
+    assert threads.stuck_seconds == 0
+    last = threads.submit(held.wait, WAIT_SECONDS)
+    while not threads.stuck_seconds:
+        pass
+    held.set()
+    last.result(WAIT_SECONDS)
+    threads.shutdown()
+    assert threads.stuck_seconds == 0
+
+
+def test_shutdown_waits_for_calls_but_not_for_ever(held: threading.Event) -> None:
+    threads = Threads("t-shutdown", 1)
+    stuck = threads.submit(held.wait, WAIT_SECONDS)
+    dropped = threads.submit(int)
+    threads.shutdown(cancel_futures=True, limit_seconds=0.01)
+    assert dropped.cancelled()
+    assert not stuck.done()
+    held.set()
+    threads.shutdown()
+    assert stuck.done()
+    wait_for_threads("t-shutdown", 0)
+
+
+def test_call_after_the_shutdown_still_runs() -> None:
+    threads = Threads("t-late", 1)
+    threads.submit(int).result(WAIT_SECONDS)
+    threads.shutdown()
+    assert threads.submit(int, "4").result(WAIT_SECONDS) == 4
+    threads.shutdown()
+
+
+def test_call_fails_where_the_system_allows_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads("t-refused", 2)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="can't start"):
+        threads.submit(int).result(WAIT_SECONDS)
+    threads.shutdown()
