@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from gateway.filters.coding import STEP_MEMBERS, DecompressFactory
 from gateway.filters.testing import run_filter
 from gateway.filters.throttle import Bucket, ThrottleFactory
 from gateway.http.headers import Header
-from gateway.observe.stats import Leg
+from gateway.observe.stats import Direction, Leg
 from tests.peers import (
     OK,
     RawUpstream,
@@ -38,6 +39,7 @@ from tests.peers import (
     responding,
     run_gateway,
     split_response,
+    wait_until,
 )
 
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489") + b"\0" * 100
@@ -342,11 +344,60 @@ async def test_throttle_delays_files_without_blame(per: str) -> None:
 def test_bucket_grants_as_the_rate_allows() -> None:
     bucket = Bucket(1000.0)
     # A burst of 0.25 s at once; then the rate, in the order of the calls; unused rate is not saved.
-    assert bucket.grant(250, 100.0) == 0
-    assert bucket.grant(1000, 100.0) == pytest.approx(1.0)
-    assert bucket.grant(500, 100.5) == pytest.approx(1.0)
-    assert bucket.grant(250, 200.0) == 0
-    assert bucket.grant(250, 200.0) == pytest.approx(0.25)
+    for size, now, seconds in (
+        (250, 100.0, 0),
+        (1000, 100.0, 1.0),
+        (500, 100.5, 1.0),
+        (250, 200.0, 0),
+        (250, 200, 0.25),
+    ):
+        bucket.empty_at = bucket.grants_at(size, now)
+        assert bucket.empty_at - now == pytest.approx(seconds)
+
+
+async def test_bytes_of_a_client_that_leaves_a_throttle_are_not_charged() -> None:
+    """Its debt remained: a file of 5 bytes waited 11.4 s for what clients that were gone had sent."""
+    bucket = Bucket(1000.0)
+    waits = []
+    for size in (10**6, 10**6, 5, 10**6):
+        waits.append(asyncio.create_task(bucket.take(size)))
+        await asyncio.sleep(0)
+    waits[1].cancel()
+    await asyncio.sleep(0)
+    assert not waits[2].done()
+    waits[0].cancel()
+    await asyncio.wait_for(waits[2], 10)
+    assert not waits[3].done()
+    assert bucket.empty_at < time.monotonic()
+    waits[3].cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    assert bucket.is_idle(time.monotonic())
+
+
+async def test_requests_that_wait_for_a_throttle_are_granted_in_order() -> None:
+    bucket = Bucket(1e6)
+    granted = []
+
+    async def take(number: int) -> None:
+        await bucket.take(250_000 if not number else 1000)
+        granted.append(number)
+
+    await asyncio.gather(*(take(number) for number in range(10)))
+    assert granted == list(range(10))
+    await bucket.take(0)
+
+
+async def test_upload_does_not_wait_for_clients_that_left_a_throttle() -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        filters = [{"throttle": {"rate": "1KB/s"}}]
+        async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
+            client = await gateway.connect()
+            await client.send(post(b"x" * 60_000, content_type="application/octet-stream"))
+            await wait_until(lambda: gateway.stats.routes["r"].transfers[Direction.UPLOAD].in_flight)
+            client.reset()
+            await gateway.wait_log_line()
+            response = await gateway.request(post(b"hello", content_type="application/octet-stream"))
+            assert split_response(response)[0] == 200
 
 
 async def test_buckets_of_idle_clients_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
