@@ -95,6 +95,7 @@ class FaultKind(enum.Enum):
     PART_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Part too large")
     FIELD_TOO_LARGE = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Form field too large")
     TOO_MANY_PARTS = FaultInfo(413, _C, _OUT.LIMIT, _BAD, "Too many parts")
+    UNKNOWN_METHOD = FaultInfo(501, _C, _OUT.REFUSED, _BAD, "Method not implemented")
     #: Client closed the connection. 499 is nginx's code for it; it appears only in the log and the metrics.
     CLIENT_LEFT = FaultInfo(499, _C, _OUT.CLIENT_LEFT, _BAD, "Client closed the connection")
     #: Used in the response document of `split` for a file that was not sent because an earlier one failed.

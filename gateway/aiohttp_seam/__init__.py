@@ -21,6 +21,7 @@ Private names, by purpose:
   refuse a head before it is complete         RequestHandler._parser                              server.py
   does a connection wait for a request        RequestHandler._waiter                              server.py
   requests parsed so far                      RequestHandler._request_count                       server.py
+  refusal of a head that cannot be read       RequestHandler._make_error_handler                  server.py
   request being handled                       RequestHandler._current_request                     server.py
   body being received from an upstream        ResponseHandler._payload                            client.py
   has the connection failed                   ResponseHandler._exception                          client.py
@@ -47,11 +48,13 @@ from gateway.aiohttp_seam.client import (
 )
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
-from gateway.aiohttp_seam.server import HeadTooLarge, OnLeave, ServerConnection
+from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
 from gateway.aiohttp_seam.transports import connect_accepted, drain_write_buffer, is_plain_tcp, set_receive_size
 
 __all__ = [
+    "DISCARD_BYTES",
+    "DISCARD_SECONDS",
     "ClientConnection",
     "HeadTooLarge",
     "LiveConnector",

@@ -53,6 +53,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
         RequestHandler,
         (
             "_current_request",
+            "_make_error_handler",
             "_max_msg_queue_size",
             "_messages",
             "_parser",

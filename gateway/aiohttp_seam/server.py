@@ -1,9 +1,11 @@
-"""aiohttp's server protocol, with three gaps closed, and fed message by message. Verified against aiohttp 3.14.5.
+"""aiohttp's server protocol, with its gaps closed, and fed message by message. Verified against aiohttp 3.14.5.
 
 - A client that leaves while reading is paused is not noticed by aiohttp before it reads again. Here such a connection
   is watched. Delete that when asyncio's transports report a peer's end while they are paused.
 - aiohttp limits each header and their number, which allows heads of 800 KiB. Here the whole head is limited while it
   arrives. Delete that when aiohttp does so.
+- A close while the client still sends makes the kernel reset the connection, and the client may lose the last response.
+  Here such input is read and dropped first (RFC 9112 section 9.6). Delete when aiohttp does so for more than bodies.
 - aiohttp leaves a read of the request body waiting for ever after a broken chunk, hands trailers to the next request,
   and cannot continue a chunked body whose rest was read below the transport. Here our decoder decodes chunked bodies.
 """
@@ -11,7 +13,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
@@ -23,6 +27,10 @@ from gateway.aiohttp_seam.transports import has_input, is_plain_tcp, set_receive
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
 from gateway.http.headers import MAX_HEAD_BYTES
+
+#: Bounds of what is read and dropped after the last response: nginx's lingering_timeout, and what a LAN sends in it.
+DISCARD_SECONDS: Final = 5.0
+DISCARD_BYTES: Final = 512 * 2**20
 
 
 class HeadTooLarge(BadHttpMessage):
@@ -62,7 +70,17 @@ class _NoParser:
 class ServerConnection(RequestHandler):
     """One connection of a client. `options` are those of aiohttp's RequestHandler."""
 
-    __slots__ = ("_descriptor", "_feed", "_is_cut", "_last_message", "_receive_bytes", "was_broken", "watch")
+    __slots__ = (
+        "_descriptor",
+        "_discardable_bytes",
+        "_discarding",
+        "_feed",
+        "_is_cut",
+        "_last_message",
+        "_receive_bytes",
+        "was_broken",
+        "watch",
+    )
 
     def __init__(
         self,
@@ -85,6 +103,9 @@ class ServerConnection(RequestHandler):
         self._feed = MessageFeed(self, self, turns, is_lenient=False)
         #: The last head parsed, and its body.
         self._last_message: object = None
+        #: Set while input is dropped; its result is set when more came than may.
+        self._discarding: asyncio.Future[None] | None = None
+        self._discardable_bytes = 0
 
     @property
     def is_waiting(self) -> bool:
@@ -120,6 +141,11 @@ class ServerConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
+        if self._discarding is not None:
+            self._discardable_bytes -= len(data)
+            if self._discardable_bytes < 0 and not self._discarding.done():
+                self._discarding.set_result(None)
+            return
         if not data and self._feed.decoder is None:
             self.parse(b"")
         self._feed.receive(data)
@@ -165,7 +191,42 @@ class ServerConnection(RequestHandler):
 
     def may_parse_head(self) -> bool:
         """Return whether aiohttp's queue of requests has room; it calls `data_received` when it has again."""
-        return len(self._messages) < self._max_msg_queue_size
+        return self._discarding is None and len(self._messages) < self._max_msg_queue_size
+
+    async def discard_input(self) -> None:
+        """After the last response, drop what the client still sends, until it closes or a bound is reached.
+
+        Returns at once if nothing more came than the request responded to. Cancelled when the connection is lost.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if not self.has_next and not has_input(transport):
+            return
+        self._messages.clear()
+        self._discarding = asyncio.get_running_loop().create_future()
+        self._discardable_bytes = DISCARD_BYTES
+        with contextlib.suppress(OSError):
+            if transport.can_write_eof():
+                # Raises where the kernel knows of a reset that the transport has yet to read.
+                transport.write_eof()
+            if not transport.is_reading():
+                self._resume_transport_reading()
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._discarding
+
+    def _make_error_handler(self, err_info: Any) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """Return the handler of a head that could not be read: its client may still be sending."""
+        handle = super()._make_error_handler(err_info)
+
+        async def handle_and_discard(request: web.BaseRequest) -> web.StreamResponse:
+            response = await handle(request)
+            await response.prepare(request)
+            await response.write_eof()
+            await self.discard_input()
+            return response
+
+        return handle_and_discard
 
     def break_body(self, stream: StreamReader, fault: Fault) -> None:
         """Set the fault on a body that is malformed. The connection closes after the response."""

@@ -9,11 +9,12 @@ Gaps of aiohttp's server protocol are closed in `gateway.aiohttp_seam.server`, a
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.aiohttp_seam import HeadTooLarge, ServerConnection
@@ -35,6 +36,8 @@ READ_BUFFER_BYTES: Final = 32 * 1024
 RECEIVE_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 8190
 MAX_HEADERS: Final = 100
+#: aiohttp 3.14.5 quotes the request line: a method that llhttp does not know, or knows as one of RTSP.
+_UNKNOWN_METHOD: Final = re.compile(r"""\n\n +b['"][!#$%&'*+.^_`|~0-9A-Za-z-]+ |Invalid method for HTTP""")
 
 
 class TrafficConnection(ServerConnection):
@@ -92,6 +95,9 @@ def _unread_fault(exc: BaseException | None) -> Fault:
         return Fault(FaultKind.HEAD_TOO_LARGE, f"A header has more than {MAX_LINE_BYTES} bytes: send a shorter one.")
     if isinstance(exc, HttpProcessingError) and "too many" in str(exc).lower():
         return Fault(FaultKind.HEAD_TOO_LARGE, f"The request has more than {MAX_HEADERS} headers: send fewer.")
+    if isinstance(exc, BadHttpMethod | BadStatusLine) and _UNKNOWN_METHOD.search(str(exc)):
+        # RFC 9110 section 9.1.
+        return Fault(FaultKind.UNKNOWN_METHOD, "The gateway does not know this method: use one of HTTP's.")
     return Fault(FaultKind.BAD_REQUEST, "The request is not well-formed HTTP/1.1 (RFC 9112): check the client.")
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from gateway.aiohttp_seam import DISCARD_BYTES, DISCARD_SECONDS, ServerConnection
 from gateway.config import Route
 from gateway.config.section import Network
 from gateway.config.values import Endpoint
@@ -41,15 +42,21 @@ from gateway.observe.stats import Leg, RouteStats
 from gateway.observe.waits import Waits
 from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
 
-#: Bounds of what is read and dropped after an early response: nginx's lingering_timeout, and what a LAN sends in it.
-DISCARD_SECONDS: Final = 5.0
-DISCARD_BYTES: Final = 512 * 2**20
 #: A line of the access log describes at most this many parts.
 _MAX_PARTS_LOGGED: Final = 64
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: After these faults it is not known where the next request begins.
 _CLOSING: Final = frozenset(
-    {FaultKind.BAD_REQUEST, FaultKind.BAD_FRAMING, FaultKind.BAD_HOST, FaultKind.BAD_TARGET, FaultKind.CANCELLED}
+    {
+        FaultKind.BAD_REQUEST,
+        FaultKind.BAD_FRAMING,
+        FaultKind.BAD_HOST,
+        FaultKind.BAD_TARGET,
+        FaultKind.HEAD_TOO_LARGE,
+        FaultKind.TARGET_TOO_LONG,
+        FaultKind.UNKNOWN_METHOD,
+        FaultKind.CANCELLED,
+    }
 )
 
 
@@ -284,9 +291,11 @@ class Exchange:
         A client that still waits for 100 Continue sends nothing: the connection closes at once.
         """
         transport = self._request.transport
-        if self.body is None or self.body.is_received or transport is None or self._expects_continue:
+        if transport is None or transport.is_closing() or self._expects_continue:
             return
-        if transport.is_closing():
+        if self.body is None or self.body.is_received:
+            if self.response is not None and not self.response.keep_alive:
+                await self._discard_later_requests()
             return
         drained = 0
         try:
@@ -294,12 +303,25 @@ class Exchange:
                 # Raises where the kernel knows of a reset that the transport has yet to read.
                 transport.write_eof()
             async with asyncio.timeout(DISCARD_SECONDS):
-                while drained < DISCARD_BYTES and (chunk := await self.body.read()):
+                while chunk := await self.body.read():
                     drained += len(chunk)
+                    if drained >= DISCARD_BYTES:
+                        return
                     await self.take_turn()
-        except (OSError, Fault):
+        except OSError:
             # A bound was reached or the client closed: the response was sent, nothing is left to do.
             return
+        except Fault as fault:
+            # The client closed, or its body is malformed: then what follows is dropped as it is.
+            if fault.kind is not FaultKind.BAD_FRAMING:
+                return
+        await self._discard_later_requests()
+
+    async def _discard_later_requests(self) -> None:
+        """Drop pipelined requests after the last response, which announced the close (RFC 9112 section 9.3.2)."""
+        protocol = self._request.protocol
+        if isinstance(protocol, ServerConnection):
+            await protocol.discard_input()
 
     @property
     def _must_close(self) -> bool:

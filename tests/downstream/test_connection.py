@@ -10,7 +10,17 @@ import socket
 import pytest
 
 from tests.leaks import open_descriptors
-from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, problem_of, responding, run_gateway
+from tests.peers import (
+    OK,
+    TIMEOUT_SECONDS,
+    RawUpstream,
+    Wire,
+    forward_config,
+    problem_of,
+    read_request,
+    responding,
+    run_gateway,
+)
 
 
 async def fail_on_request(_: Wire) -> None:
@@ -105,4 +115,99 @@ async def test_head_is_refused_before_it_is_complete_where_it_is_too_large(is_se
         problem = problem_of(await client.read_to_end())
         assert (problem["status"], problem["code"]) == (431, "head_too_large")
         assert len(upstream.wires) == is_second
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"FOO / HTTP/1.1", 501),
+        (b"get / HTTP/1.1", 501),
+        (b"GETX / HTTP/1.1", 501),
+        (b"SETUP / HTTP/1.1", 501),
+        (b"PRI * HTTP/2.0", 400),
+        (b"F(O / HTTP/1.1", 400),
+        (b"GET\t/ HTTP/1.1", 400),
+        (b"hello", 400),
+        (b"\x16\x03\x01", 400),
+        (b"TRACE / HTTP/1.1", 405),
+        (b"CONNECT a:1 HTTP/1.1", 405),
+        (b"DELETE / HTTP/1.1", 405),
+        (b"QUERY / HTTP/1.1", 405),
+    ],
+)
+async def test_unknown_method_is_501_and_one_without_a_route_is_405(line: bytes, status: int) -> None:
+    async with RawUpstream(fail_on_request) as upstream:
+        config = forward_config(upstream.url, match={"prefix": "/", "methods": ["GET"]})
+        async with run_gateway(config) as gateway:
+            response = await gateway.request(line + b"\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            problem = problem_of(response)
+            assert (problem["status"], problem["status"] == 405) == (status, b"\r\nAllow: " in response)
+            assert b"\r\nConnection: close\r\n" in response
+
+
+LENGTH = b"POST /%d HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\n\r\nab"
+CHUNKED = b"POST /%d HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
+LAST = CHUNKED.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+
+
+async def test_pipelined_requests_with_bodies_are_responded_to_in_order() -> None:
+    async def respond(wire: Wire) -> None:
+        while True:
+            head, body = await read_request(wire)
+            path = head.split()[1]
+            assert body == b"ab"
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(path) + path)
+
+    async with RawUpstream(respond) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        requests = [LENGTH % 1, CHUNKED % 2, (LENGTH % 3).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)]
+        response = await gateway.request(b"".join(requests))
+        assert [part[-2:] for part in response.split(b"HTTP/1.1 ")[1:]] == [b"/1", b"/2", b"/3"]
+        assert response.count(b"\r\nConnection: close\r\n") == 1
+
+
+@pytest.mark.parametrize("later", [LENGTH % 3, (LENGTH % 3) * 20_000], ids=["received", "still sent"])
+@pytest.mark.parametrize("pause", [False, True])
+async def test_requests_after_the_last_response_are_dropped_and_the_close_is_clean(later: bytes, pause: bool) -> None:
+    """With input unread, the kernel would reset the connection, and the client could lose the response."""
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(LENGTH % 1 + LAST % 2 + later[:100_000])
+        if pause:
+            await gateway.wait_log_line(2)
+        sending = asyncio.create_task(client.send_all([later[100_000:]]))
+        response = await client.read_to_end()
+        assert not client.was_reset
+        assert response.count(b"HTTP/1.1 200 OK") == 2
+        assert response.endswith(b"\r\nConnection: close\r\n\r\nok")
+        await sending
+        await client.close()
+        assert len(gateway.log) == 2
+        assert sum(bytes(wire.received).count(b"POST") for wire in upstream.wires) == 2
+
+
+async def test_client_that_still_sends_its_head_reads_why_it_is_refused() -> None:
+    async with RawUpstream(fail_on_request) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        head = b"GET / HTTP/1.1\r\nHost: gw\r\nX-Long: " + b"x" * 4_000_000
+        sending = asyncio.create_task(client.send_all([head]))
+        response = await client.read_to_end()
+        assert problem_of(response)["status"] == 431
+        assert not client.was_reset
+        await sending
+        await client.close()
+
+
+async def test_client_that_still_sends_a_malformed_body_reads_why_it_is_refused() -> None:
+    async def read(wire: Wire) -> None:
+        await wire.read_to_end()
+
+    async with RawUpstream(read) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        head = b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+        sending = asyncio.create_task(client.send_all([head, b"x" * 4_000_000]))
+        response = await client.read_to_end()
+        assert problem_of(response)["code"] == "bad_framing"
+        assert not client.was_reset
+        await sending
         await client.close()

@@ -10,7 +10,10 @@ from gateway.errors import Blame, Fault, FaultKind, problem_document, proxy_stat
 def test_every_fault_has_a_status_that_fits_its_blame() -> None:
     for kind in FaultKind:
         info = kind.info
-        if info.blame is Blame.CLIENT:
+        if kind is FaultKind.UNKNOWN_METHOD:
+            # RFC 9110 section 9.1.
+            assert (info.blame, info.status) == (Blame.CLIENT, 501)
+        elif info.blame is Blame.CLIENT:
             assert 400 <= info.status < 500, kind
         elif info.blame is Blame.UPSTREAM:
             assert info.status in (502, 504), kind
