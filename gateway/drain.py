@@ -47,7 +47,8 @@ async def drain(
     Cancelling it leaves the rest of the exchanges in flight, and perhaps the socket open.
     """
     handler.begin_drain()
-    _log.info("drain started: connections are accepted for %g s more", delay_seconds)
+    more = f"connections are accepted for {delay_seconds:g} s more" if delay_seconds else "no connection is accepted"
+    _log.info("drain started: %s", more)
     await asyncio.sleep(delay_seconds)
     acceptor.accept_queued()
     acceptor.stop()
