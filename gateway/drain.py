@@ -23,7 +23,7 @@ from gateway.downstream import TrafficServer
 from gateway.downstream.acceptor import Acceptor
 from gateway.handler import ExchangeHandler
 
-#: A connection without a whole request head is closed this long after the last connection was accepted.
+#: For what is on its way: connections that cannot be accepted yet, and the request heads of those that were.
 _HEAD_SECONDS: Final = 1.0
 #: Between two looks at the connections.
 _PAUSE_SECONDS: Final = 0.05
@@ -50,8 +50,7 @@ async def drain(
     more = f"connections are accepted for {delay_seconds:g} s more" if delay_seconds else "no connection is accepted"
     _log.info("drain started: %s", more)
     await asyncio.sleep(delay_seconds)
-    acceptor.accept_queued()
-    acceptor.stop()
+    await _accept_last(acceptor)
     try:
         async with asyncio.timeout(timeout_seconds):
             await _wait_for_last(handler, traffic, acceptor)
@@ -59,6 +58,15 @@ async def drain(
         _log.warning("drain_timeout of %g s is over: %s", timeout_seconds, _describe_rest(handler))
     else:
         _log.info("drain ended: no exchange is left")
+
+
+async def _accept_last(acceptor: Acceptor) -> None:
+    """Accept what the kernel's queue holds, and stop. Without a free descriptor, wait a while for one."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _HEAD_SECONDS
+    while not acceptor.accept_queued() and loop.time() < deadline:  # noqa: ASYNC110 (a descriptor has no event)
+        await asyncio.sleep(_PAUSE_SECONDS)
+    acceptor.stop()
 
 
 async def _wait_for_last(handler: ExchangeHandler, traffic: TrafficServer, acceptor: Acceptor) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.bench.load import make_certificate
 from tests.ops.test_ops import fetch
 from tests.peers import (
     OK,
@@ -112,6 +115,35 @@ async def test_connections_in_the_kernels_queue_are_accepted_and_served() -> Non
         async with draining(gateway):
             for client in clients:
                 reader, writer = await asyncio.open_connection(sock=client)
+                assert_last(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS))
+                writer.close()
+
+
+async def test_connections_in_the_kernels_queue_are_served_when_accepting_had_paused() -> None:
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        # As without a free descriptor.
+        gateway.gateway._acceptor.pause()
+        client = await gateway.connect()
+        await client.send(GET)
+        async with draining(gateway):
+            await wait_until(lambda: gateway.gateway._handler.is_draining)
+            gateway.gateway._acceptor.resume()
+            assert_last(await client.read_to_end())
+        await client.close()
+
+
+@pytest.mark.slow
+async def test_connection_whose_tls_handshake_has_yet_to_run_is_served(tmp_path: Path) -> None:
+    certificate = str(await asyncio.to_thread(make_certificate, tmp_path))
+    keys = {"tls": {"certificate": certificate, "key": certificate}}
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, top=keys)) as gateway:
+            client = socket.create_connection(("127.0.0.1", gateway.port))
+            async with draining(gateway):
+                await wait_until(lambda: gateway.gateway._acceptor._sock.fileno() < 0)
+                context = ssl.create_default_context(cafile=certificate)
+                reader, writer = await asyncio.open_connection(sock=client, ssl=context, server_hostname="127.0.0.1")
+                writer.write(GET)
                 assert_last(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS))
                 writer.close()
 

@@ -124,14 +124,16 @@ class Acceptor:
             # Its descriptor is closed when this turn of the loop is over.
             self._retry_by(self._loop.call_soon(self._try_again))
 
-    def accept_queued(self) -> None:
+    def accept_queued(self) -> bool:
         """Accept what the kernel's queue holds now, before `stop`: with the last descriptor of it, its queue is reset.
 
-        Not for a socket that another process goes on to accept from.
+        Return False if accepting pauses, so that connections may be left in the queue: call it again later. Not for a
+        socket that another process goes on to accept from.
         """
         for _ in range(_MAX_QUEUED):
             if not self._is_reading or not self._accept_one():
-                return
+                break
+        return self._is_reading
 
     def stop(self) -> None:
         """Stop accepting and close the socket. Connections whose handshake runs go on."""
