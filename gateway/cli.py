@@ -18,6 +18,7 @@ from typing import Final
 
 from gateway import __version__, memory
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
+from gateway.config.contradictions import find_contradictions
 from gateway.config.values import Address
 from gateway.downstream.acceptor import raise_descriptor_limit
 from gateway.filters import FilterContext, FilterProblem, make_filters
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None, signals: Signals | None = None)
             case "run":
                 return _run(options.config, signals or Signals(), is_demo=options.demo)
             case "check":
-                _load(options.config)
+                for warning in _warnings(_load(options.config)):
+                    print(f"{options.config}: {warning}", file=sys.stderr)  # noqa: T201 (a command's output)
                 print(f"{options.config}: no problems found")  # noqa: T201 (a command's output)
             case "routes":
                 _print_routes(load_config(options.config))
@@ -68,6 +70,23 @@ def _load(path: Path) -> Config:
     return config
 
 
+def _load_and_warn(path: Path) -> Config:
+    """Load a config, see `_load`, and log its warnings."""
+    config = _load(path)
+    _log_warnings(config)
+    return config
+
+
+def _log_warnings(config: Config) -> None:
+    for warning in _warnings(config):
+        logging.getLogger("gateway").warning("%s", warning)
+
+
+def _warnings(config: Config) -> Iterator[str]:
+    for key, message in find_contradictions(config):
+        yield f"{key}: warning: {message}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gateway", description="A streaming reverse proxy for large files, in front of ML services."
@@ -76,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {
         "run": "run the gateway; SIGTERM or Ctrl-C drains and stops it, SIGHUP reloads the config",
-        "check": "check a config and print all its problems; exits with 0, or 2 if there are problems",
+        "check": "check a config and print all its problems and warnings; exits with 0, or 2 if there are problems",
         "routes": "print the routes of a config in the order in which they are matched",
     }
     for name, text in texts.items():
@@ -103,8 +122,9 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     config = _load(path)
     raise_descriptor_limit()
     writer = start_logging()
+    _log_warnings(config)
     try:
-        asyncio.run(_serve(config, writer, lambda: _load(path), signals, is_demo=is_demo))
+        asyncio.run(_serve(config, writer, lambda: _load_and_warn(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:
         # A signal during the start: everything that was opened is closed.
         return 0

@@ -25,6 +25,17 @@ def test_check_of_a_valid_config_exits_with_0(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.endswith("c.yaml: no problems found\n")
 
 
+def test_contradicting_timeouts_are_warnings_and_the_config_is_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD.replace("match:", "timeouts: {idle: 60s, total: 30s}, match:"))
+    assert main(["check", "--config", str(tmp_path / "c.yaml")]) == 0
+    output = capsys.readouterr()
+    assert output.out.endswith("c.yaml: no problems found\n")
+    assert "c.yaml: routes.a.timeouts.idle: warning: 60 s never pass" in output.err
+    assert output.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["check", "run", "routes"])
 def test_invalid_config_exits_with_2_and_reports_every_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

@@ -3,7 +3,7 @@
 Pure except for reading the config file and checking that the files it names exist. `document` parses YAML and keeps
 line numbers; `values` and `section` parse sizes, times, addresses and names; `model`, `upstream`, `limits` and
 `filters` declare the keys and their defaults; `check` checks keys against each other; `load` runs all of these in
-order.
+order. `contradictions` finds timeouts of a valid config that have no effect.
 """
 
 from gateway.config.check import Problem
