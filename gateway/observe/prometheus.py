@@ -1,19 +1,18 @@
-"""The Prometheus exposition of Stats, in a registry of its own. Values are read at scrape time, not counted here."""
+"""The metrics of Stats. Values are read at scrape time, not counted here."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 import aiohttp
-from prometheus_client import CollectorRegistry, exposition
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client import ProcessCollector
 
 from gateway import __version__
-from gateway.observe.stats import Histogram, RouteStats, Stats
+from gateway.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Family, Kind, write_families
+from gateway.observe.stats import RouteStats, Stats
 
 #: The help text of every metric; the table of docs/metrics.md is generated from it.
 HELP: Final = {
@@ -45,82 +44,49 @@ HELP: Final = {
     "gateway_build": "Always 1; the labels are the versions of the gateway, aiohttp and Python.",
 }
 
-
-class StatsCollector:
-    """The prometheus_client collector of one Stats."""
-
-    def __init__(self, stats: Stats) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metric families with their current values. May be called from any thread."""
-        routes = list(self._stats.routes.values())
-        yield from _requests(routes)
-        yield from _transfers(routes)
-        yield from _waits_and_parts(routes)
-        yield from _mirrors(routes)
-        yield from self._upstreams()
-        yield from self._config()
-        build = GaugeMetricFamily("gateway_build_info", HELP["gateway_build"], labels=("version", "aiohttp", "python"))
-        build.add_metric((__version__, aiohttp.__version__, platform.python_version()), 1)
-        yield build
-
-    def _config(self) -> Iterator[Metric]:
-        reloads = _counter("gateway_config_reloads", "result")
-        for result, count in list(self._stats.reloads.items()):
-            reloads.add_metric((result,), count)
-        loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
-        loaded.add_metric((), self._stats.configured_at)
-        dropped = _counter("gateway_log_lines_dropped")
-        dropped.add_metric((), self._stats.dropped_log_lines())
-        yield from (reloads, loaded, dropped)
-
-    def _upstreams(self) -> Iterator[Metric]:
-        up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
-        queue = _gauge("gateway_upstream_queue_length", "upstream")
-        ejections = _counter("gateway_upstream_ejections", "upstream", "endpoint")
-        retries = _counter("gateway_upstream_retries", "upstream", "reason")
-        for upstream in list(self._stats.upstreams.values()):
-            for endpoint, is_up in list(upstream.endpoints_up.items()):
-                up.add_metric((upstream.upstream, endpoint), float(is_up))
-            for endpoint, count in list(upstream.ejections.items()):
-                ejections.add_metric((upstream.upstream, endpoint), count)
-            queue.add_metric((upstream.upstream,), upstream.queue_length)
-            for reason, count in list(upstream.retries.items()):
-                retries.add_metric((upstream.upstream, reason), count)
-        yield from (up, queue, ejections, retries)
+#: Registered nowhere: asked at each scrape.
+_PROCESS: Final = ProcessCollector(registry=None)
 
 
-def make_registry(stats: Stats) -> CollectorRegistry:
-    """Return a registry with the metrics of one gateway."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatsCollector(stats))
-    return registry
+def render(stats: Stats, accept: str) -> tuple[bytes, str]:
+    """Return the exposition and its Content-Type: OpenMetrics if `accept` lists it, Prometheus text otherwise.
+
+    May be called from any thread.
+    """
+    is_openmetrics = "application/openmetrics-text" in accept
+    text = write_families(chain(collect(stats), _process()), is_openmetrics=is_openmetrics)
+    return text, OPENMETRICS_TYPE if is_openmetrics else TEXT_TYPE
 
 
-def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """Return the exposition and its Content-Type: OpenMetrics if `accept` lists it, Prometheus text otherwise."""
-    if "application/openmetrics-text" in accept:
-        # prometheus-client 0.26 has no types for this function.
-        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
-    return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
+def collect(stats: Stats) -> Iterator[Family]:
+    """Yield all metrics with their current values. May be called from any thread."""
+    routes = list(stats.routes.values())
+    yield from _requests(routes)
+    yield from _transfers(routes)
+    yield from _waits_and_parts(routes)
+    yield from _mirrors(routes)
+    yield from _upstreams(stats)
+    yield from _config(stats)
+    build = Family("gauge", "gateway_build_info", HELP["gateway_build"], ("version", "aiohttp", "python"))
+    build.add((__version__, aiohttp.__version__, platform.python_version()), 1)
+    yield build
 
 
-def _requests(routes: Iterable[RouteStats]) -> Iterator[Metric]:
+def _requests(routes: Iterable[RouteStats]) -> Iterator[Family]:
     requests = _counter("gateway_requests", "route", "method", "code")
     durations = _histogram("gateway_request_duration_seconds", "route")
     first_bytes = _histogram("gateway_time_to_first_byte_seconds", "route")
     in_flight = _gauge("gateway_requests_in_flight", "route")
     for route in routes:
         for (method, status), count in list(route.requests.items()):
-            requests.add_metric((route.route, method, str(status)), count)
-        _add(durations, (route.route,), route.durations)
-        _add(first_bytes, (route.route,), route.first_bytes)
-        in_flight.add_metric((route.route,), route.in_flight)
+            requests.add((route.route, method, str(status)), count)
+        durations.add((route.route,), route.durations)
+        first_bytes.add((route.route,), route.first_bytes)
+        in_flight.add((route.route,), route.in_flight)
     yield from (requests, durations, first_bytes, in_flight)
 
 
-def _transfers(routes: Iterable[RouteStats]) -> Iterator[Metric]:
+def _transfers(routes: Iterable[RouteStats]) -> Iterator[Family]:
     ended = _counter("gateway_transfers", "route", "direction", "outcome")
     lanes = _counter("gateway_transfers_by_lane", "route", "direction", "lane")
     in_flight = _gauge("gateway_transfers_in_flight", "route", "direction")
@@ -133,62 +99,89 @@ def _transfers(routes: Iterable[RouteStats]) -> Iterator[Metric]:
         for direction, stats in route.transfers.items():
             labels = (route.route, direction.value)
             for outcome, count in list(stats.outcomes.items()):
-                ended.add_metric((*labels, outcome.value), count)
+                ended.add((*labels, outcome.value), count)
             for lane, count in list(stats.lanes.items()):
-                lanes.add_metric((*labels, lane), count)
-            in_flight.add_metric(labels, stats.in_flight)
+                lanes.add((*labels, lane), count)
+            in_flight.add(labels, stats.in_flight)
             for upstream, size in list(stats.moved.items()):
-                moved.add_metric((route.route, upstream, direction.value), size)
-            _add(chunks, labels, stats.chunk_sizes)
-            _add(chunk_rates, labels, stats.chunk_rates)
-            _add(rates, labels, stats.rates)
-            _add(sizes, labels, stats.sizes)
+                moved.add((route.route, upstream, direction.value), size)
+            chunks.add(labels, stats.chunk_sizes)
+            chunk_rates.add(labels, stats.chunk_rates)
+            rates.add(labels, stats.rates)
+            sizes.add(labels, stats.sizes)
     yield from (ended, lanes, in_flight, moved, chunks, chunk_rates, rates, sizes)
 
 
-def _waits_and_parts(routes: Iterable[RouteStats]) -> Iterator[Metric]:
+def _waits_and_parts(routes: Iterable[RouteStats]) -> Iterator[Family]:
     waits = _counter("gateway_wait_seconds", "route", "leg")
     parts = _counter("gateway_parts", "route", "kind")
     sizes = _histogram("gateway_part_size_bytes", "route")
     outcomes = _counter("gateway_part_outcomes", "route", "outcome")
     for route in routes:
         for leg, seconds in route.waits.items():
-            waits.add_metric((route.route, leg.value), seconds)
+            waits.add((route.route, leg.value), seconds)
         for kind, count in list(route.parts.items()):
-            parts.add_metric((route.route, kind), count)
+            parts.add((route.route, kind), count)
         for outcome, count in list(route.part_outcomes.items()):
-            outcomes.add_metric((route.route, outcome.value), count)
-        _add(sizes, (route.route,), route.part_sizes)
+            outcomes.add((route.route, outcome.value), count)
+        sizes.add((route.route,), route.part_sizes)
     yield from (waits, parts, sizes, outcomes)
 
 
-def _mirrors(routes: Iterable[RouteStats]) -> Iterator[Metric]:
+def _mirrors(routes: Iterable[RouteStats]) -> Iterator[Family]:
     ended = _counter("gateway_mirrored_requests", "route", "outcome")
     moved = _counter("gateway_mirror_bytes", "route", "result")
     for route in routes:
         for outcome, count in list(route.mirrors.items()):
-            ended.add_metric((route.route, outcome.value), count)
+            ended.add((route.route, outcome.value), count)
         for result, count in list(route.mirror_bytes.items()):
-            moved.add_metric((route.route, result), count)
+            moved.add((route.route, result), count)
     yield from (ended, moved)
 
 
-def _counter(name: str, *labels: str) -> CounterMetricFamily:
-    return CounterMetricFamily(name, HELP[name], labels=labels)
+def _upstreams(stats: Stats) -> Iterator[Family]:
+    up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
+    queue = _gauge("gateway_upstream_queue_length", "upstream")
+    ejections = _counter("gateway_upstream_ejections", "upstream", "endpoint")
+    retries = _counter("gateway_upstream_retries", "upstream", "reason")
+    for upstream in list(stats.upstreams.values()):
+        for endpoint, is_up in list(upstream.endpoints_up.items()):
+            up.add((upstream.upstream, endpoint), int(is_up))
+        for endpoint, count in list(upstream.ejections.items()):
+            ejections.add((upstream.upstream, endpoint), count)
+        queue.add((upstream.upstream,), upstream.queue_length)
+        for reason, count in list(upstream.retries.items()):
+            retries.add((upstream.upstream, reason), count)
+    yield from (up, queue, ejections, retries)
 
 
-def _gauge(name: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, HELP[name], labels=labels)
+def _config(stats: Stats) -> Iterator[Family]:
+    reloads = _counter("gateway_config_reloads", "result")
+    for result, count in list(stats.reloads.items()):
+        reloads.add((result,), count)
+    loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
+    loaded.add((), stats.configured_at)
+    dropped = _counter("gateway_log_lines_dropped")
+    dropped.add((), stats.dropped_log_lines())
+    yield from (reloads, loaded, dropped)
 
 
-def _histogram(name: str, *labels: str) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, HELP[name], labels=labels)
+def _process() -> Iterator[Family]:
+    """Yield memory, CPU time, descriptors and start of this process, as prometheus_client reads them from /proc."""
+    for metric in _PROCESS.collect():
+        kind: Kind = "counter" if metric.type == "counter" else "gauge"
+        family = Family(kind, metric.name, metric.documentation)
+        family.add((), metric.samples[0].value)
+        yield family
 
 
-def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
-    buckets: list[tuple[str, float]] = []
-    running = 0
-    for bound, count in zip((*histogram.bounds, float("inf")), list(histogram.counts), strict=True):
-        running += count
-        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), running))
-    family.add_metric(labels, buckets, histogram.total)
+def _counter(name: str, *labels: str) -> Family:
+    return Family("counter", name, HELP[name], labels)
+
+
+def _gauge(name: str, *labels: str) -> Family:
+    return Family("gauge", name, HELP[name], labels)
+
+
+def _histogram(name: str, *labels: str) -> Family:
+    return Family("histogram", name, HELP[name], labels)

@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.config.model import Ops
-from gateway.observe.prometheus import make_registry, render
+from gateway.observe.prometheus import render
 from gateway.observe.stats import Stats
 from gateway.observe.waits import LiveWaits
 from gateway.ops.access import find_refusal
@@ -50,7 +50,7 @@ class OpsApp:
         settings: Callable[[], Ops],
         drain: Callable[[], Awaitable[int]],
     ) -> None:
-        self._registry = make_registry(stats)
+        self._stats = stats
         self._live_waits = live_waits
         self._readiness = readiness
         self._settings = settings
@@ -84,7 +84,7 @@ class OpsApp:
         accept = request.headers.get("Accept", "")
         loop = asyncio.get_running_loop()
         self._live_waits.charge()
-        body, content_type = await loop.run_in_executor(self._renderer, render, self._registry, accept)
+        body, content_type = await loop.run_in_executor(self._renderer, render, self._stats, accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _healthz(self, _request: web.Request) -> web.Response:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gateway.config import parse_config
-from gateway.observe.prometheus import StatsCollector
+from gateway.observe.prometheus import collect
 from gateway.observe.stats import Stats
 from tests.conftest import require_tool
 
@@ -31,8 +31,8 @@ def run(*command: str) -> None:
 def series_names() -> set[str]:
     """Return every name a query may use."""
     names = set()
-    for family in StatsCollector(Stats([("r", "u")], ["u"])).collect():
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+    for family in collect(Stats([], [])):
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.kind, [""])
         names |= {family.name + suffix for suffix in suffixes}
     return names
 
@@ -87,7 +87,7 @@ def test_alerts_and_dashboard_use_metrics_that_exist() -> None:
 
 def test_dashboard_shows_every_metric() -> None:
     text = (DEPLOY / "grafana-dashboard.json").read_text()
-    for family in StatsCollector(Stats([("r", "u")], ["u"])).collect():
+    for family in collect(Stats([], [])):
         assert family.name in text, family.name
 
 
