@@ -8,8 +8,8 @@ Invariant: the output is the data in order, each byte once; malformed input rais
 returned, and as soon as no further bytes can make it valid.
 
 Requests are held to the grammar of aiohttp's parser (llhttp, strict), which is the RFC's without the white space that
-it calls bad, and to limits of size. In responses, a recipient may be lenient: white space after a size, any extension,
-line breaks without CR, and any trailer are accepted, as llhttp and nginx do.
+it calls bad, and to limits of size. In responses, white space after a size, any extension and any trailer are accepted.
+Line breaks without CR never are: parsers disagree on where the data begins after one.
 Go bounds framing bytes by the data they frame; here they cost so little that the limits of a line suffice.
 """
 
@@ -59,9 +59,9 @@ _STRICT: Final = _Grammar(
     re.compile(rb"(?!(?i:content-length|transfer-encoding):)%b+(?::%b\r?)?|\r?" % (_TOKEN, _VALUE)),
 )
 _LENIENT: Final = _Grammar(
-    re.compile(rb"\r?\n(" + _SIZE + rb")[ \t]*(?:;[^\r\n]*)?\r?\n"),
-    re.compile(rb"\r?|\r?\n(?:0*[0-9A-Fa-f]{0,16}|" + _SIZE + rb"[ \t]*(?:;[^\r\n]*)?\r?)"),
-    re.compile(rb"[^\r\n]*\r?\n"),
+    re.compile(rb"\r\n(" + _SIZE + rb")[ \t]*(?:;[^\r\n]*)?\r\n"),
+    re.compile(rb"\r?|\r\n(?:0*[0-9A-Fa-f]{0,16}|" + _SIZE + rb"[ \t]*(?:;[^\r\n]*)?\r?)"),
+    re.compile(rb"[^\r\n]*\r\n"),
     re.compile(rb"[^\r\n]*\r?"),
 )
 #: By size: a run of chunks of that size, each with the line break before it.
@@ -170,7 +170,7 @@ class ChunkedDecoder:
         self._trailer_bytes += found.end() - position
         if self._trailer_bytes > _MAX_TRAILER_BYTES:
             raise _malformed()
-        self.is_ended = found[0] in (b"\r\n", b"\n")
+        self.is_ended = found[0] == b"\r\n"
         return found.end()
 
 
