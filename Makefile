@@ -5,12 +5,14 @@
 # make bench QUICK=1 [BEFORE=REV]
 #             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
 # make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
+# make fuzz [SECONDS=600]
+#             each fuzzer for so many seconds: heads, chunked coding, forms, bytes of clients, configs
 # make soak   the tests that take minutes: gigabytes through the gateway, with its memory measured
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests unit soak tools format docs bench dist clean
+.PHONY: run test lint types tests unit fuzz soak tools format docs bench dist clean
 
 run: $(VENV)/.run
 	@mkdir -p uploads
@@ -37,6 +39,11 @@ unit: $(VENV)/.test
 
 soak: $(VENV)/.test tools
 	$(BIN)/python -m pytest -m soak -s
+
+# What `make tests` runs for a second each. A failure prints the smallest input that was found.
+SECONDS ?= 600
+fuzz: $(VENV)/.test
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s -o timeout=0 tests/fuzz
 
 format: $(VENV)/.test
 	$(BIN)/ruff format gateway tests
