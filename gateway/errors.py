@@ -108,6 +108,8 @@ class FaultKind(enum.Enum):
     QUEUE_TIMEOUT = FaultInfo(
         503, _G, _OUT.REFUSED, "connection_limit_reached", "Timeout in the queue for the upstream"
     )
+    OUT_OF_DESCRIPTORS = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Gateway is out of file descriptors")
+    OUT_OF_MEMORY = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Kernel has no memory for the gateway")
     DISK_UNAVAILABLE = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
     DISK_SLOW = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
     SCANNER_FAILED = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Scanner is unavailable")
@@ -160,8 +162,9 @@ class Fault(Exception):
     """An error of an exchange, with what a user needs to mend it.
 
     `detail` says what happened, where, and how to mend it; for a limit it gives both numbers. It may be sent to the
-    client, so it contains no local address and no path. `retry_after_seconds` becomes the Retry-After header; `facts`
-    are added to the problem document; `headers` are added to the response (Allow, Content-Range).
+    client, so it contains no local address and no path; `reason` is for the log only, and may. `retry_after_seconds`
+    becomes the Retry-After header; `facts` are added to the problem document; `headers` are added to the response
+    (Allow, Content-Range).
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Fault(Exception):
         kind: FaultKind,
         detail: str,
         *,
+        reason: str = "",
         retry_after_seconds: int | None = None,
         facts: dict[str, int | str] | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
@@ -176,6 +180,7 @@ class Fault(Exception):
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
+        self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         self.facts = facts or {}
         self.headers = headers
@@ -203,7 +208,7 @@ class Fault(Exception):
 PROBLEM_TYPE: Final = b"application/problem+json"
 
 
-def problem_document(fault: Fault, *, route: str | None, request_id: str) -> bytes:
+def problem_document(fault: Fault, *, route: str | None, upstream: str | None, request_id: str) -> bytes:
     """Return the RFC 9457 problem document of a fault, as UTF-8 JSON ending in a newline."""
     document: dict[str, int | str | None] = {
         "title": fault.kind.info.title,
@@ -211,6 +216,7 @@ def problem_document(fault: Fault, *, route: str | None, request_id: str) -> byt
         "detail": fault.detail,
         "code": fault.kind.code,
         "route": route,
+        "upstream": upstream,
         "request_id": request_id,
     }
     return json.dumps(document | fault.facts).encode() + b"\n"

@@ -18,7 +18,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.http.routing import RouteMatch
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import AddressGuard, AllowList, RequestHead, UpstreamClient, UpstreamResponse
+from gateway.upstream import AddressGuard, AllowList, RequestHead, UpstreamClient, UpstreamResponse, Whose
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -48,7 +48,8 @@ class FetchAction:
         self._allow = AllowList(config.allow)
         self._guard = AddressGuard(allows_private=config.private_networks == "allow")
         key = f"routes.{route.name}.fetch.timeouts"
-        self._client = UpstreamClient(config.timeouts, timers, key, self._guard)
+        whose = Whose("the server of the URL", "the URL", key)
+        self._client = UpstreamClient(config.timeouts, timers, whose, self._guard)
         self._policies = response_policies(route, config.timeouts.idle, f"{key}.idle")
 
     async def close(self) -> None:

@@ -33,6 +33,7 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
         f'"method": {_quote(exchange.method)}, "target": {_quote(exchange.raw_target[:_MAX_TARGET_CHARACTERS])}, '
         f'"status": {exchange.status}, "outcome": "{exchange.outcome}", "blame": "{exchange.blame}", '
         f'"code": {_quote(fault.kind.code if fault else None)}, '
+        f'"reason": {_quote(fault.reason or fault.detail if fault else None)}, '
         f'"upload": {_quote(upload.outcome if upload else None)}, '
         f'"download": {_quote(download.outcome if download else None)}, '
         f'"upload_bytes": {upload.meter.moved_bytes if upload else 0}, '

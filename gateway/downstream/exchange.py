@@ -269,7 +269,8 @@ class Exchange:
     def refusal(self, fault: Fault) -> ClientResponse:
         """Return the response for a fault: problem+json, Proxy-Status, Retry-After."""
         route = self.route.name if self.route else None
-        body = problem_document(fault, route=route, request_id=self.trace.request_id.decode("latin-1"))
+        request_id = self.trace.request_id.decode("latin-1")
+        body = problem_document(fault, route=route, upstream=self.upstream or None, request_id=request_id)
         headers = [
             *default_headers(self.trace),
             (b"Content-Type", PROBLEM_TYPE),

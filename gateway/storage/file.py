@@ -18,6 +18,7 @@ from gateway.storage.batches import Batches
 from gateway.storage.names import file_missing, path_segments
 from gateway.storage.page_cache import PageCache
 from gateway.storage.threads import DiskThreads
+from gateway.transfer import exhaustion_fault
 
 #: Hashed, then written while still in the processor's cache: a third less CPU than with steps of 1 MiB.
 _STEP_BYTES: Final = 128 * 1024
@@ -264,6 +265,8 @@ def open_for_reading(directory: Path, path: str) -> OpenedFile:
             os.path.join(os.fsencode(directory), name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
         )
     except OSError as exc:
+        if exhaustion_fault(exc) is not None:
+            raise
         directory.stat()  # raises where the directory itself is missing: a 503, which the operator has to mend
         raise file_missing() from exc
     with contextlib.ExitStack() as stack:

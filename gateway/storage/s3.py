@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gateway.errors import Fault, FaultKind
+from gateway.transfer import descriptor_fault
 
 #: S3's least part size is 5 MiB; at most 10,000 parts of this size make an object of 78 GiB.
 _PART_BYTES: Final = 8 * 2**20
@@ -44,6 +45,9 @@ class BucketClient:
         if region is not None:
             options["region"] = region
         stores = importlib.import_module("obstore.store")
+        # obstore starts its threads with the first call: without a free descriptor they panic, then and ever after.
+        with contextlib.suppress(RuntimeError):  # no loop runs: nothing is served either
+            self._library.put_async(stores.MemoryStore(), "start", b"")
         self._store: Any = stores.S3Store(parts.netloc, prefix=parts.path.strip("/") or None, **options)
         # obstore raises its own errors, and Python's for some (FileNotFoundError, PermissionError).
         own_error: type[Exception] = importlib.import_module("obstore.exceptions").BaseError
@@ -90,8 +94,9 @@ class BucketClient:
             yield
         except self._errors as exc:
             # The text of the error may hold addresses and keys: it goes to the log only.
-            raise Fault(
+            raise descriptor_fault() or Fault(
                 FaultKind.OBJECT_STORE_FAILED,
                 f"The object store failed ({type(exc).__name__}): check its endpoint, bucket and credentials, and its "
                 "log.",
+                reason=str(exc),
             ) from exc

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from gateway.errors import Fault, FaultKind
 from gateway.threads import Threads
+from gateway.transfer import exhaustion_fault
 
 _Result = TypeVar("_Result")
 _MAX_THREADS: Final = 8
@@ -131,8 +132,12 @@ class DiskThreads:
 def disk_fault(exc: OSError) -> Fault:
     """Return the fault for an OSError of a file: 507 disk full, 503 directory missing or no permission, else 500.
 
+    Without a free descriptor it is not the disk's: 503.
+
     Its text names no path, because it reaches the client; the log has the exception.
     """
+    if (exhaustion := exhaustion_fault(exc)) is not None:
+        return exhaustion
     if exc.errno in _FULL:
         return Fault(FaultKind.DISK_FULL, "The disk is full or over its quota: free some space, then send again.")
     reason = (exc.strerror or "no reason given").lower()

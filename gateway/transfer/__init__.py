@@ -4,6 +4,7 @@
 too slow, `turns` shares the event loop between them.
 """
 
+from gateway.transfer.exhaustion import descriptor_fault, exhaustion_fault
 from gateway.transfer.keepalive import open_socket, set_keepalive
 from gateway.transfer.lanes import BodyReader, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
@@ -31,6 +32,8 @@ __all__ = [
     "TransferPolicy",
     "Turns",
     "acknowledged_bytes",
+    "descriptor_fault",
+    "exhaustion_fault",
     "no_progress",
     "open_raw_socket",
     "open_socket",

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from gateway.errors import Fault
+from gateway.transfer.exhaustion import exhaustion_fault
 from gateway.transfer.meter import Meter
 from gateway.transfer.progress import Progress
 from gateway.transfer.pump import Source, Transfer, pump
@@ -133,7 +134,7 @@ class DirectLane:
         try:
             was_taken = await self._socket.send(chunk)
         except OSError as exc:
-            raise self._sink.translate_error(exc) from exc
+            raise exhaustion_fault(exc) or self._sink.translate_error(exc) from exc
         self._sizer.choose(self._body, was_taken=was_taken)
 
 
@@ -154,7 +155,7 @@ class SpliceLane:
         try:
             size = await self._pipe.fill_from(body.socket, body.remaining_bytes)
         except OSError as exc:
-            raise body.lost() from exc
+            raise exhaustion_fault(exc) or body.lost() from exc
         if not size:
             raise body.lost()
         body.skip(size)
@@ -165,7 +166,7 @@ class SpliceLane:
         try:
             await self._pipe.empty_into(self._socket)
         except OSError as exc:
-            raise self._sink.translate_error(exc) from exc
+            raise exhaustion_fault(exc) or self._sink.translate_error(exc) from exc
 
 
 class SendfileLane:
@@ -183,7 +184,7 @@ class SendfileLane:
         try:
             return await self._file.send_to(self._socket.descriptor)
         except OSError as exc:
-            raise self._sink.translate_error(exc) from exc
+            raise exhaustion_fault(exc) or self._sink.translate_error(exc) from exc
 
     async def write(self, size: int) -> None:
         """Wait for the socket if it was full."""

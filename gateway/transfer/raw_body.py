@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
+from gateway.transfer.exhaustion import exhaustion_fault
 from gateway.transfer.raw_socket import MIN_CHUNK_BYTES, RawSocket
 
 
@@ -53,7 +54,7 @@ class SizedRawBody:
         try:
             chunk = await self.socket.receive(min(remaining, self.chunk_bytes))
         except OSError as exc:
-            raise self.lost() from exc
+            raise exhaustion_fault(exc) or self.lost() from exc
         if not chunk:
             raise self.lost()
         self.remaining_bytes = remaining - len(chunk)
@@ -91,7 +92,7 @@ class ChunkedRawBody:
         try:
             received = await self.socket.receive(self.chunk_bytes)
         except OSError as exc:
-            raise self._lost() from exc
+            raise exhaustion_fault(exc) or self._lost() from exc
         if not received:
             raise self._lost()
         return received

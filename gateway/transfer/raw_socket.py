@@ -7,6 +7,7 @@ reader or writer beside a transport's; closing it closes only that descriptor.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -111,7 +112,11 @@ class RawSocket:
     async def _wait(self, add: Callable[..., Any], remove: Callable[[int], bool]) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
         descriptor = self._sock.fileno()
-        add(descriptor, _wake, waiter)
+        try:
+            add(descriptor, _wake, waiter)
+        except OSError as exc:
+            # epoll_ctl(2): ENOMEM, or ENOSPC where the user has fs.epoll.max_user_watches. Neither is the peer's.
+            raise OSError(errno.ENOMEM, exc.strerror) from exc
         try:
             await waiter
         finally:

@@ -4,7 +4,7 @@
 `request` and `response` are the two halves of that, `guard` limits which addresses `fetch` may connect to.
 """
 
-from gateway.upstream.client import UpstreamClient
+from gateway.upstream.client import UpstreamClient, Whose
 from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.pool import UpstreamPool
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamSink
@@ -21,4 +21,5 @@ __all__ = [
     "UpstreamResponse",
     "UpstreamSink",
     "UpstreamState",
+    "Whose",
 ]

@@ -7,8 +7,10 @@ the request is asked for its own failure first.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
@@ -28,7 +30,7 @@ from gateway.http.response_head import (
     check_response_framing,
     is_interim,
 )
-from gateway.transfer import Timers, open_socket
+from gateway.transfer import Timers, descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
 from gateway.upstream.response import UpstreamResponse
@@ -51,6 +53,22 @@ class Unanswered(Fault):
         self.body = request.held_body
 
 
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose connections a client makes, as faults name it to the client: never by an address."""
+
+    #: For example `upstream 'asr'`.
+    name: str
+    #: The config keys of its endpoints and of its timeouts.
+    endpoints_key: str
+    timeouts_key: str
+
+    @property
+    def subject(self) -> str:
+        """The name at the beginning of a sentence."""
+        return self.name[0].upper() + self.name[1:]
+
+
 class UpstreamClient:
     """Sends requests over kept connections: aiohttp's pool and parser, without its session.
 
@@ -62,12 +80,13 @@ class UpstreamClient:
         self,
         timeouts: UpstreamTimeouts,
         timers: Timers,
-        timeouts_key: str,
+        whose: Whose,
         guard: AddressGuard | None = None,
         *,
         retries: Counter[str] | None = None,
     ) -> None:
         """`retries` counts requests that were sent a second time, by reason."""
+        self._whose = whose
         self._connector = LiveConnector(
             timers.turns,
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
@@ -80,7 +99,6 @@ class UpstreamClient:
         # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf)
         self._timeouts = timeouts
-        self._timeouts_key = timeouts_key
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
         self._retries = retries if retries is not None else Counter[str]()
         #: One per endpoint of the config.
@@ -137,7 +155,8 @@ class UpstreamClient:
                 await request.stop()
                 raise
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
-            raise request.fault or self._blame_upstream(exc, request, protocol) from exc
+            exhaustion = exhaustion_fault(exc) if isinstance(exc, OSError) else None
+            raise request.fault or exhaustion or self._blame_upstream(exc, request, protocol) from exc
         try:
             check_response_framing(response.version, response.status, response.headers)
         except Fault:
@@ -180,44 +199,56 @@ class UpstreamClient:
                 deadlines.stop(request)
 
     def _blame_upstream(self, exc: Exception, request: UpstreamRequest, protocol: ResponseHandler | None) -> Fault:
+        if isinstance(exc, aiohttp.ClientConnectorError):
+            return self._explain_unconnected(exc)
         if isinstance(exc, aiohttp.SocketTimeoutError):
             return Fault(
                 FaultKind.RESPONSE_TIMEOUT,
                 f"No response within {self._timeouts.response:g} s of the end of the request: see why the upstream is "
-                f"slow, or raise {self._timeouts_key}.response ({self._timeouts.response:g} s).",
+                f"slow, or raise {self._whose.timeouts_key}.response ({self._timeouts.response:g} s).",
             )
         if isinstance(exc, TimeoutError):
             return Fault(
                 FaultKind.CONNECT_TIMEOUT,
-                f"The upstream did not accept the connection within {self._timeouts.connect:g} s: see whether it is "
-                f"up, or raise {self._timeouts_key}.connect ({self._timeouts.connect:g} s).",
+                f"{self._whose.subject} did not accept the connection within {self._timeouts.connect:g} s: see whether "
+                f"it is up, or raise {self._whose.timeouts_key}.connect ({self._timeouts.connect:g} s).",
             )
         for types, kind, detail in _FAULTS:
             if isinstance(exc, types):
-                if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressForbiddenError):
-                    return address_forbidden()
                 if kind is FaultKind.UPSTREAM_CLOSED and isinstance(protocol, ClientConnection):
                     return _explain_close(request, protocol, detail)
                 return Fault(kind, detail)
         return Fault(FaultKind.BAD_RESPONSE, "The upstream's response could not be understood: see its log.")
 
+    def _explain_unconnected(self, exc: aiohttp.ClientConnectorError) -> Fault:
+        """Return the fault of a connection that could not be made. Only its reason, for the log, has the address."""
+        whose = self._whose
+        if isinstance(exc, aiohttp.ClientSSLError):
+            detail = (
+                f"TLS to {whose.name} failed: check its certificate, and whether {whose.endpoints_key} should be https."
+            )
+            return Fault(FaultKind.TLS_ERROR, detail, reason=str(exc))
+        error = exc.os_error
+        if isinstance(error, AddressForbiddenError):
+            return address_forbidden()
+        reason = f"{exc.host}:{exc.port}: {error}"
+        if isinstance(exc, aiohttp.ClientConnectorDNSError):
+            if (fault := descriptor_fault()) is not None:
+                return fault
+            text = error.strerror or "no address"
+            detail = f"The name of {whose.name} cannot be resolved ({text}): check {whose.endpoints_key}."
+            return Fault(FaultKind.DNS_ERROR, detail, reason=reason)
+        text = os.strerror(error.errno) if error.errno else "not reachable"
+        detail = f"{whose.subject} cannot be connected ({text}): see whether it is up, and check {whose.endpoints_key}."
+        return Fault(FaultKind.CONNECT_REFUSED, detail, reason=reason)
+
 
 #: First match wins: subclasses come before their base classes.
 _FAULTS: Final[tuple[tuple[Any, FaultKind, str], ...]] = (
     (
-        aiohttp.ClientConnectorDNSError,
-        FaultKind.DNS_ERROR,
-        "The upstream's name does not resolve: check its endpoints.",
-    ),
-    (
         (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch),
         FaultKind.TLS_ERROR,
         "TLS to the upstream failed: check its certificate and whether the endpoint should be https.",
-    ),
-    (
-        aiohttp.ClientConnectorError,
-        FaultKind.CONNECT_REFUSED,
-        "The upstream refused the connection or is not reachable: is it up, and are its endpoints right?",
     ),
     (
         HttpProcessingError,

@@ -11,7 +11,7 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
-from gateway.upstream.client import Unanswered, UpstreamClient
+from gateway.upstream.client import Unanswered, UpstreamClient, Whose
 from gateway.upstream.ejection import FAILURE_STATUSES, FAILURES
 from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
@@ -38,10 +38,11 @@ class UpstreamPool:
         #: The config key of the timeouts.
         self.timeouts_key = f"upstreams.{self.name}.timeouts"
         self.capacity = state.capacity
+        whose = Whose(f"upstream {self.name!r}", f"upstreams.{self.name}.endpoints", self.timeouts_key)
         self._config = config
         self._state = state
         self._stats = state.stats
-        self._client = UpstreamClient(config.timeouts, timers, self.timeouts_key, retries=state.stats.retries)
+        self._client = UpstreamClient(config.timeouts, timers, whose, retries=state.stats.retries)
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -190,10 +191,34 @@ async def test_connections_are_kept_on_both_sides() -> None:
         assert len(upstream.wires) == 1
 
 
-async def test_host_name_without_an_address_is_502() -> None:
+async def test_host_name_without_an_address_is_502_and_names_the_upstream_and_the_key() -> None:
     async with run_gateway(forward_config("http://no-such-host.invalid:80")) as gateway:
         document = problem_of(await gateway.request(build_request()))
-        assert (document["status"], document["code"]) == (502, "dns_error")
+        assert (document["status"], document["code"], document["upstream"]) == (502, "dns_error", "up")
+        assert "upstream 'up'" in document["detail"]
+        assert "upstreams.up.endpoints" in document["detail"]
+        assert "no-such-host" not in document["detail"]
+        line = await gateway.wait_log_line()
+        assert line["endpoint"] == "http://no-such-host.invalid:80"
+        assert line["reason"].startswith("no-such-host.invalid:80: ")
+
+
+async def test_refused_connection_names_the_upstream_and_the_key_and_only_the_log_has_the_address() -> None:
+    with socket.socket() as taken:
+        # Bound and not listening: the kernel refuses connections.
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        async with run_gateway(forward_config(f"http://localhost:{port}")) as gateway:
+            response = await gateway.request(build_request())
+            document = problem_of(response)
+            assert (document["code"], document["upstream"]) == ("connect_refused", "up")
+            assert "Upstream 'up' cannot be connected (Connection refused)" in document["detail"]
+            assert "upstreams.up.endpoints" in document["detail"]
+            assert b"127.0.0.1" not in response
+            assert str(port).encode() not in response
+            line = await gateway.wait_log_line()
+            assert line["endpoint"] == f"http://localhost:{port}"
+            assert f"('127.0.0.1', {port})" in line["reason"]
 
 
 async def test_tls_to_a_plain_upstream_is_502() -> None:
@@ -213,7 +238,7 @@ async def test_problem_document_states_code_route_and_request_id() -> None:
         status, headers, body = split_response(response)
         document = json.loads(body)
         assert status == document["status"] == 502
-        assert set(document) == {"title", "status", "detail", "code", "route", "request_id"}
+        assert set(document) == {"title", "status", "detail", "code", "route", "upstream", "request_id"}
         assert document["route"] == "r"
         assert document["request_id"] == headers["x-request-id"]
         assert headers["proxy-status"].startswith("streaming-gateway; error=connection_refused; details=")

@@ -23,9 +23,9 @@ def test_every_fault_has_a_status_that_fits_its_blame() -> None:
 
 def test_fault_is_shown_as_problem_document_and_proxy_status() -> None:
     fault = Fault(FaultKind.BODY_TOO_LARGE, "too much", facts={"limit": 5})
-    document = json.loads(problem_document(fault, route="r", request_id="id"))
+    document = json.loads(problem_document(fault, route="r", upstream="up", request_id="id"))
     assert document["code"] == "body_too_large"
-    assert document["limit"] == 5
+    assert (document["limit"], document["route"], document["upstream"]) == (5, "r", "up")
     assert proxy_status(fault) == b'streaming-gateway; error=http_request_error; details="Body too large"'
     assert str(fault) == "body_too_large: too much"
 

@@ -16,7 +16,7 @@ from gateway.config.values import Endpoint
 from gateway.http.framing import Framing
 from gateway.observe.stats import Direction
 from gateway.transfer import Timers
-from gateway.upstream import RequestHead, UpstreamClient, UpstreamSink
+from gateway.upstream import RequestHead, UpstreamClient, UpstreamSink, Whose
 from gateway.upstream.client import Unanswered
 from gateway.upstream.retries import RetryBudget
 from tests.ops.test_ops import fetch
@@ -229,7 +229,9 @@ async def test_response_sent_before_the_request_is_never_taken_for_its_response(
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
         timers = Timers()
-        client = UpstreamClient(UpstreamTimeouts(), timers, "upstreams.up.timeouts")
+        client = UpstreamClient(
+            UpstreamTimeouts(), timers, Whose("upstream 'up'", "upstreams.up.endpoints", "upstreams.up.timeouts")
+        )
         endpoint = Endpoint("http", "127.0.0.1", listener.getsockname()[1])
         get = RequestHead("GET", "/", None, [], None)
         sending = asyncio.create_task(client.send(endpoint, get))
