@@ -16,12 +16,15 @@ from gateway import PSEUDONYM
 
 
 class Blame(enum.StrEnum):
-    """Whose fault an error was: client gives 4xx, gateway gives 500, 503 or 507, upstream gives 502 or 504."""
+    """Whose fault an error was: client gives 4xx, gateway gives 500, 503 or 507, upstream gives 502 or 504.
+
+    In ascending order: of several files, the one with the last of these blames decides for their exchange.
+    """
 
     NONE = "none"
     CLIENT = "client"
-    GATEWAY = "gateway"
     UPSTREAM = "upstream"
+    GATEWAY = "gateway"
 
 
 class Outcome(enum.StrEnum):

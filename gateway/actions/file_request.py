@@ -15,7 +15,7 @@ from gateway.config import FramingMode
 from gateway.config.model import Split
 from gateway.config.values import Endpoint, show_size
 from gateway.downstream import Exchange
-from gateway.errors import Fault, FaultKind, Outcome
+from gateway.errors import Blame, Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFactory, head_of
 from gateway.http.headers import Headers, end_to_end
 from gateway.http.routing import RouteMatch
@@ -52,6 +52,13 @@ class FileResult:
         if self.fault is not None:
             return self.fault.outcome
         return Outcome.COMPLETE if self.has_succeeded else Outcome.UPSTREAM_FAILED
+
+    @property
+    def blame(self) -> Blame:
+        """Whose fault it was, for the log."""
+        if self.fault is not None:
+            return self.fault.blame
+        return Blame.NONE if self.has_succeeded else Blame.UPSTREAM
 
 
 class ResponseBudget:

@@ -114,6 +114,7 @@ class _Splitter:
         for result in self._results:
             outcome = fault.outcome if fault is not None and not result.status else result.outcome
             self._exchange.record_part(result.file.number, PartKind.FILE, result.size, outcome, result.facts)
+            self._exchange.record_file_end(result.outcome, result.blame)
         if fault is not None:
             raise fault
         return self._results

@@ -101,6 +101,8 @@ class Exchange:
         self.upload: Transfer | None = None
         self.download: Transfer | None = None
         self.fault: Fault | None = None
+        #: Of the worst of the files that were sent by themselves.
+        self._files_outcome, self._files_blame = Outcome.COMPLETE, Blame.NONE
         #: What the access log says about the parts of a form, the first of them.
         self.parts: list[dict[str, Any]] = []
         self.first_byte_seconds: float | None = None
@@ -163,12 +165,12 @@ class Exchange:
     @property
     def outcome(self) -> Outcome:
         """How the exchange as a whole ended."""
-        return self.fault.outcome if self.fault else Outcome.COMPLETE
+        return self.fault.outcome if self.fault else self._files_outcome
 
     @property
     def blame(self) -> Blame:
         """Whose fault it was."""
-        return self.fault.blame if self.fault else Blame.NONE
+        return self.fault.blame if self.fault else self._files_blame
 
     @property
     def status(self) -> int:
@@ -222,6 +224,15 @@ class Exchange:
         """Record that an endpoint is connected: the client may send its body, and the response is waited for."""
         self.waits.wait_on(Leg.UPSTREAM_RESPONSE)
         self.send_continue()
+
+    def record_file_end(self, outcome: Outcome, blame: Blame) -> None:
+        """Record how one file ended that was sent by itself: the exchange ended as the worst of them.
+
+        The worst is the one with the worst blame (the order of `Blame`), the first of those.
+        """
+        order = list(Blame)
+        if order.index(blame) > order.index(self._files_blame):
+            self._files_outcome, self._files_blame = outcome, blame
 
     def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None

@@ -7,12 +7,15 @@ import hashlib
 import json
 import os
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.downstream import Exchange
+from gateway.errors import Blame, Outcome
 from tests.peers import (
     RawUpstream,
     Wire,
@@ -93,7 +96,8 @@ async def test_one_failed_file_leaves_the_others_complete_and_in_order() -> None
             assert [len(each.requests) for each in recorded] == [1, 1, 1]
             line = await gateway.wait_log_line()
             assert [part["outcome"] for part in line["parts"]] == ["complete", "upstream_failed", "complete"]
-            assert (line["status"], line["outcome"], line["upload"]) == (207, "complete", "complete")
+            assert (line["status"], line["outcome"], line["upload"]) == (207, "upstream_failed", "complete")
+            assert line["blame"] == "upstream"
 
 
 async def test_raw_files_are_sent_with_type_name_and_fields_in_the_query() -> None:
@@ -536,3 +540,32 @@ async def test_gateway_that_stops_cuts_every_file() -> None:
         assert b"HTTP/1.1 200" not in await client.read_to_end()
         await client.close()
         assert not upstream.received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_split_whose_files_all_fail_has_their_outcome_and_blame(count: int) -> None:
+    """The status was 207, the outcome `complete`, and nobody to blame."""
+    with socket.socket() as taken:
+        # Bound and not listening: the kernel refuses connections.
+        taken.bind(("127.0.0.1", 0))
+        async with run_gateway(config(f"http://127.0.0.1:{taken.getsockname()[1]}")) as gateway:
+            body = form(*(file(f"f{number}", b"x") for number in range(count)))
+            parts_of(await gateway.request(request(body)), 207)
+            line = await gateway.wait_log_line()
+            assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
+
+
+async def test_file_that_the_gateway_failed_is_worse_than_one_that_an_upstream_or_the_client_failed() -> None:
+    exchange = Exchange.__new__(Exchange)
+    exchange.fault, exchange._files_outcome, exchange._files_blame = None, Outcome.COMPLETE, Blame.NONE
+    for outcome, blame, expected in (
+        (Outcome.COMPLETE, Blame.NONE, "complete"),
+        (Outcome.REFUSED, Blame.CLIENT, "refused"),
+        (Outcome.UPSTREAM_SLOW, Blame.UPSTREAM, "upstream_slow"),
+        (Outcome.UPSTREAM_FAILED, Blame.UPSTREAM, "upstream_slow"),
+        (Outcome.BUG, Blame.GATEWAY, "bug"),
+        (Outcome.COMPLETE, Blame.NONE, "bug"),
+    ):
+        exchange.record_file_end(outcome, blame)
+        assert exchange.outcome == expected
+    assert exchange.blame == "gateway"
