@@ -9,12 +9,15 @@ import array
 import asyncio
 import fcntl
 import socket
+import ssl
 import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.transfer import open_socket
+from tests.bench.load import make_certificate
 from tests.peers import RawUpstream, RunningGateway, Wire, form, forward_config, run_gateway, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
@@ -154,5 +157,32 @@ async def test_client_that_leaves_while_a_pipelined_request_waits(how: str) -> N
         await wait_until(lambda: upstream.wires)
         await send_until_unread(gateway, client, GET * 500)
         await leave(client, how)
+        await assert_noticed(gateway)
+        client.writer.transport.abort()
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_client_over_tls_that_leaves_while_a_throttle_holds_it(how: str, tmp_path: Path) -> None:
+    """A paused TLS transport waits for the end that it does not read: it is aborted."""
+    certificate = str(make_certificate(tmp_path))
+
+    async def read_all(wire: Wire) -> None:
+        await wire.read_to_end()
+
+    keys = {
+        "filters": [{"throttle": {"rate": "1KiB/s"}}],
+        "top": {"tls": {"certificate": certificate, "key": certificate}},
+    }
+    async with RawUpstream(read_all) as upstream, run_gateway(forward_config(upstream.url, **keys)) as gateway:
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False
+        client = Wire(*await asyncio.open_connection("127.0.0.1", gateway.port, ssl=context))
+        await client.send(head("application/octet-stream"))
+        await send_until_unread(gateway, client)
+        if how == "reset":
+            client.reset()
+        else:
+            # asyncio's `close` waits for the other end before it closes the socket.
+            client.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
         await assert_noticed(gateway)
         client.writer.transport.abort()
