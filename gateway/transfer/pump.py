@@ -315,6 +315,8 @@ class Watched:
         self._transfer = transfer
         self._acknowledged = acknowledged
         self._checks = transfer.checks
+        #: Made by the first check: most transfers end before it.
+        self._detector: StallDetector | None = None
         #: The stall for which this watch cancelled the task; recorded on the transfer if nothing else did, too.
         self._fault: Fault | None = None
 
@@ -323,7 +325,6 @@ class Watched:
         meter = self._transfer.meter
         meter.resume()
         if self._checks is not None:
-            self._detector = StallDetector(meter, self._acknowledged)
             self._task = asyncio.current_task()
             self._checks.start(self, self._check)
 
@@ -342,7 +343,10 @@ class Watched:
             raise self._transfer.fault or self._fault from None
 
     def _check(self) -> None:
-        fault = self._detector.check(self._transfer.meter.clock())
+        meter = self._transfer.meter
+        if self._detector is None:
+            self._detector = StallDetector(meter, self._acknowledged)
+        fault = self._detector.check(meter.clock())
         if fault is None:
             if self._checks is not None:
                 self._checks.start(self, self._check)

@@ -65,7 +65,7 @@ class StallDetector:
         self._meter = meter
         self._policy = meter.policy
         self._acknowledged = acknowledged
-        #: At the last check; None before the first, so that a short transfer does not ask at all.
+        #: At the last check; None before the first.
         self._last_acknowledged: int | None = None
         self._written_at = meter.waiting_since
         self._reading = _RateWindow(self._policy.read_limits)
