@@ -413,3 +413,42 @@ async def test_no_request_is_lost_during_reloads() -> None:
             assert two.wires
             assert gateway.stats.reloads["success"] == 30
             await wait_until(lambda: not gateway.gateway._retired)
+
+
+@pytest.mark.slow
+async def test_upstream_gets_one_exchange_at_a_time_during_reloads() -> None:
+    """Every reload changes another key of the upstream, and so opens new connections to it."""
+    in_flight, most = 0, 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal in_flight, most
+        while await read_request(wire):
+            in_flight += 1
+            most = max(most, in_flight)
+            for _ in range(30):
+                await asyncio.sleep(0)
+            in_flight -= 1
+            await wire.send(OK)
+
+    def config(number: int) -> dict[str, Any]:
+        keys = {"max_in_flight": 1, "queue_timeout": f"{60 + number}s", "timeouts": {"idle": f"{60 + number}s"}}
+        return forward_config(upstream.url, upstream_keys=keys)
+
+    async with RawUpstream(script) as upstream, run_gateway(config(0)) as gateway:
+        is_ended = asyncio.Event()
+
+        async def send_requests() -> set[int]:
+            statuses = set()
+            while not is_ended.is_set():
+                statuses.add(split_response(await gateway.request(GET))[0])
+            return statuses
+
+        sending = [asyncio.create_task(send_requests()) for _ in range(8)]
+        for number in range(1, 31):
+            await gateway.wait_log_line(20 * number)
+            await gateway.gateway.reload(functools.partial(config_of, config(number)))
+        is_ended.set()
+        assert [await task for task in sending] == [{200}] * 8
+        assert most == 1
+        assert gateway.stats.reloads["success"] == 30
+        await wait_until(lambda: not gateway.gateway._retired)
