@@ -143,11 +143,18 @@ class UpstreamClient:
         request = UpstreamRequest(head, endpoint, body, on_connected)
         protocol: ResponseHandler | None = None
         try:
-            address = self._pool_request(endpoint)
-            connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
+            connection = await self._connect(endpoint, must_be_new=must_be_new)
             protocol = connection.protocol
             try:
-                response = await self._exchange(connection, head.method, request)
+                try:
+                    response = await self._exchange(connection, head.method, request)
+                except aiohttp.ClientConnectionError as exc:
+                    if not request.is_stranded:
+                        raise
+                    connection.close()
+                    connection = await self._replace_connection(endpoint, exc)
+                    protocol = connection.protocol
+                    response = await self._exchange(connection, head.method, request)
             except BaseException:
                 # Also when cancelled: nothing else refers to the connection yet.
                 request.close(is_whole=False)
@@ -163,6 +170,21 @@ class UpstreamClient:
             await response.close()
             raise
         return response
+
+    async def _connect(self, endpoint: Endpoint, *, must_be_new: bool) -> Connection:
+        address = self._pool_request(endpoint)
+        return await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
+
+    async def _replace_connection(self, endpoint: Endpoint, exc: aiohttp.ClientConnectionError) -> Connection:
+        """Return a new connection in place of one that ended before the request was sent.
+
+        Where there is none, the request failed with `exc`: its body is under way, so it goes to no other endpoint.
+        """
+        self._retries[_STALE_CONNECTION] += 1
+        try:
+            return await self._connect(endpoint, must_be_new=True)
+        except (aiohttp.ClientError, OSError):
+            raise exc from None
 
     def _pool_request(self, endpoint: Endpoint) -> PoolRequest:
         request = self._pool_requests.get(endpoint)

@@ -8,6 +8,7 @@ sees the response:
 
     call                by                  valid       effect
     start(connection)   UpstreamClient.send once        takes the connection, sends the head, starts the body's task
+    start(connection)   UpstreamClient.send stranded    goes on with another one; nothing was sent on the first
     body.send_to(sink)  the body's task     once        the body is sent; its failure breaks the connection off
     fault               both                any time    what broke the body: to be asked before the upstream is blamed
     close(is_whole)     both                once        gives the connection back if both bodies ended whole, or aborts
@@ -130,7 +131,11 @@ class UpstreamRequest:
         self._has_body = body is not None
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
+        self._protocol: ClientConnection | None = None
+        self._sink: UpstreamSink | None = None
         self._task: asyncio.Task[None] | None = None
+        #: Done once a stranded request has another connection.
+        self._moved: asyncio.Future[None] | None = None
         #: Called once the whole request was handed to the connection.
         self.on_sent: Callable[[], None] | None = None
         self._is_sent = False
@@ -138,12 +143,21 @@ class UpstreamRequest:
     def start(self, connection: Connection) -> None:
         """Write the head, and start a task that sends the body. Raises aiohttp.ClientError.
 
-        `on_connected` is called first: from here on the client may be asked for the body.
+        `on_connected` is called first: from here on the client may be asked for the body. A stranded request goes on
+        with this connection.
         """
         protocol, loop = connection.protocol, asyncio.get_running_loop()
         if not isinstance(protocol, ClientConnection) or protocol.transport is None:
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
-        self._connection, self._transport = connection, protocol.transport
+        self._connection, self._protocol, self._transport = connection, protocol, protocol.transport
+        if self._moved is not None:
+            if self._sink is None or self._moved.done():
+                raise aiohttp.ClientConnectionError("the body failed before the request was sent")
+            self._sink.connect(protocol, protocol.transport)
+            self._moved.set_result(None)
+            # After a chunk that waits for it.
+            loop.call_soon(self._sink.send_head)
+            return
         if self._on_connected is not None:
             self._on_connected()
             self._on_connected = None
@@ -152,11 +166,26 @@ class UpstreamRequest:
             protocol.transport.write(self._head)
             self._mark_sent()
             return
-        sink = UpstreamSink(protocol, protocol.transport, self._head, is_chunked=self._is_chunked, held=self._held)
+        self._sink = UpstreamSink(self, self._head, is_chunked=self._is_chunked, held=self._held)
+        self._sink.connect(protocol, protocol.transport)
         # The task runs before `send_head`, so the head leaves together with a chunk that is there at once.
-        self._task = loop.create_task(self._send_body(body, sink, protocol), name="gateway upload")
+        self._task = loop.create_task(self._send_body(body, self._sink), name="gateway upload")
         self._task.add_done_callback(self._check_task)
-        loop.call_soon(sink.send_head)
+        loop.call_soon(self._sink.send_head)
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether it waits for another connection: none of it was sent on the one it had."""
+        is_waiting = self._moved is not None and not self._moved.done()
+        return is_waiting and self._task is not None and not self._task.done()
+
+    def strand(self) -> asyncio.Future[None]:
+        """Give up the connection before anything was sent; return what is done once there is another."""
+        if self._moved is None:
+            self._moved = asyncio.get_running_loop().create_future()
+            if self._transport is not None:
+                self._transport.abort()
+        return self._moved
 
     @property
     def is_repeatable(self) -> bool:
@@ -199,7 +228,7 @@ class UpstreamRequest:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _send_body(self, body: OutgoingBody, sink: UpstreamSink, protocol: ClientConnection) -> None:
+    async def _send_body(self, body: OutgoingBody, sink: UpstreamSink) -> None:
         """Send the body and its end.
 
         A failure of the source breaks the connection off at once: the upstream would wait for the rest, and the reader
@@ -213,16 +242,15 @@ class UpstreamRequest:
                 self._transport.abort()
             raise
         except OSError as exc:
-            if isinstance(exc, ConnectionResetError):
-                protocol.record_reset(exc)
-            await _wait_for_close(protocol)
-            if protocol.exception() is None:
-                protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
+            if self._protocol is not None:
+                await _report_failure(self._protocol, exc)
         else:
             self._mark_sent()
 
     def _check_task(self, task: asyncio.Task[None]) -> None:
         """Break the connection off after a bug, too, and log it."""
+        # It refers to this request: a reference cycle.
+        self._sink = None
         # Retrieved here, so that asyncio does not log it.
         if task.cancelled() or (exc := task.exception()) is None or isinstance(exc, Fault):
             return
@@ -237,24 +265,30 @@ class UpstreamRequest:
 
 
 class UpstreamSink:
-    """The sink of a request's body; the head is sent with the first chunk if that is here at once."""
+    """The sink of a request's body; the head is sent with the first chunk if that is here at once.
+
+    If something has arrived on a kept connection since it was chosen, nothing is sent on it: the upstream has closed
+    it, or sent bytes that would be read as the response to this request. The request waits for another connection then.
+    """
+
+    _protocol: ClientConnection
+    _transport: asyncio.Transport
+    _writer: StreamWriter
 
     def __init__(
-        self,
-        protocol: ClientConnection,
-        transport: asyncio.Transport,
-        head: bytes,
-        *,
-        is_chunked: bool,
-        held: HeldBody | None = None,
+        self, request: UpstreamRequest, head: bytes, *, is_chunked: bool, held: HeldBody | None = None
     ) -> None:
-        self._writer = StreamWriter(protocol, asyncio.get_running_loop())
-        if is_chunked:
-            self._writer.enable_chunking()
-        self._protocol = protocol
-        self._transport = transport
+        self._request = request
+        self._is_chunked = is_chunked
         self._unsent_head = head
         self._held = held
+
+    def connect(self, protocol: ClientConnection, transport: asyncio.Transport) -> None:
+        """Use this connection; valid until something was sent."""
+        self._protocol, self._transport = protocol, transport
+        self._writer = StreamWriter(protocol, asyncio.get_running_loop())
+        if self._is_chunked:
+            self._writer.enable_chunking()
 
     def acknowledged(self) -> int:
         """Return the progress of the upstream, see `gateway.transfer.progress`."""
@@ -262,49 +296,66 @@ class UpstreamSink:
 
     def send_head(self) -> None:
         """Send the head, if it was not sent with a chunk."""
-        if self._unsent_head:
+        if not self._unsent_head:
+            return
+        if self._is_usable():
             self._transport.write(self._take_head())
+        else:
+            self._request.strand()
 
     async def write(self, chunk: bytes, /) -> None:
         """Send a chunk; returns when the upstream keeps up. Raises OSError if it is gone."""
         if self._held is not None:
             self._held.add(chunk)
         if self._unsent_head:
-            if len(chunk) < _JOINED_BYTES and not self._writer.chunked:
+            if not self._is_usable():
+                await self._request.strand()
+            if len(chunk) < _JOINED_BYTES and not self._is_chunked:
                 chunk = self._take_head() + chunk
             else:
                 self.send_head()
         await self._writer.write(chunk)
 
-    def _take_head(self) -> bytes:
-        """Return the head, which is sent now.
-
-        If something arrived on a kept connection since it was chosen, it is aborted and nothing is sent: the upstream
-        has closed it, or sent bytes that would be read as the response to this request.
-        """
-        if self._protocol.is_kept and (self._protocol.has_received or not self._protocol.is_untouched()):
-            self._transport.abort()
-        head, self._unsent_head = self._unsent_head, b""
-        return head
-
     async def end(self) -> None:
         """Send the end of the body, where its framing has one."""
-        self.send_head()
+        await self._begin()
         await self._writer.write_eof()
 
     async def open_raw_socket(self) -> RawSocket | None:
         """Flush, and return a socket to send the rest of the body on; None if the connection is not plain TCP."""
+        await self._begin()
         if not is_plain_tcp(self._transport):
             return None
         if self._held is not None:
             self._held.drop()
-        self.send_head()
         await drain_write_buffer(self._transport, self._writer.drain)
-        return open_raw_socket(self._transport, is_chunked=self._writer.chunked)
+        return open_raw_socket(self._transport, is_chunked=self._is_chunked)
+
+    async def _begin(self) -> None:
+        if self._unsent_head:
+            if not self._is_usable():
+                await self._request.strand()
+            self.send_head()
+
+    def _is_usable(self) -> bool:
+        return not self._protocol.is_kept or self._protocol.is_untouched()
+
+    def _take_head(self) -> bytes:
+        head, self._unsent_head = self._unsent_head, b""
+        return head
 
     def translate_error(self, exc: OSError) -> OSError:
         """Return the error as it is: `UpstreamRequest` looks for a response that came before it."""
         return exc
+
+
+async def _report_failure(protocol: ClientConnection, exc: OSError) -> None:
+    """Pass a failure to send to the reader of the response, after a response that is here."""
+    if isinstance(exc, ConnectionResetError):
+        protocol.record_reset(exc)
+    await _wait_for_close(protocol)
+    if protocol.exception() is None:
+        protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
 
 
 async def _wait_for_close(protocol: ResponseHandler) -> None:

@@ -79,7 +79,7 @@ class UpstreamState:
 
     def record_success(self, state: EndpointState) -> None:
         """Record a request that did not fail."""
-        if self._is_in_use(state):
+        if self._ejection is not None and self._is_in_use(state):
             self._failures[state.endpoint].failures = 0
 
     def record_failure(self, state: EndpointState, reason: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from gateway.config.upstream import UpstreamTimeouts
 from gateway.config.values import Endpoint
+from gateway.errors import Fault, FaultKind
 from gateway.http.framing import Framing
 from gateway.observe.stats import Direction
 from gateway.transfer import Timers
@@ -211,51 +213,138 @@ async def test_reasons_have_series_from_the_start() -> None:
         assert f'gateway_upstream_retries_total{{reason="{reason}",upstream="up"}} 0.0' in text
 
 
-class LateBody:
-    """A body that is not here yet when the request starts."""
+class OneChunk:
+    """A body of one chunk, which is here when the request starts or later."""
 
-    def __init__(self) -> None:
-        self.ready = asyncio.Event()
+    def __init__(self, data: bytes, *, is_late: bool) -> None:
+        self.data = data
+        self._is_late = is_late
 
     async def send_to(self, sink: UpstreamSink) -> None:
-        await self.ready.wait()
-        await sink.write(b"body")
+        for _ in range(5 if self._is_late else 0):
+            await asyncio.sleep(0)
+        if self.data:
+            await sink.write(self.data)
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT"])
-async def test_response_sent_before_the_request_is_never_taken_for_its_response(method: str) -> None:
-    """An upstream that sends an unrequested response after the kept connection was chosen, before the head was sent."""
+BODIES = {
+    "small": OneChunk(b"small", is_late=False),
+    "late": OneChunk(b"small", is_late=True),
+    "large": OneChunk(b"x" * 20_000, is_late=False),
+    "empty": OneChunk(b"", is_late=False),
+    "empty-late": OneChunk(b"", is_late=True),
+}
+UNREQUESTED = b"HTTP/1.1 201 Smuggled\r\nContent-Length: 0\r\n\r\n"
+
+
+class StaleConnection:
+    """A client with one kept connection, and the peer of that connection."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.retries: Counter[str] = Counter()
+        self._timers = Timers()
+        self._endpoint = Endpoint("http", "127.0.0.1", listener.getsockname()[1])
+        whose = Whose("upstream 'up'", "upstreams.up.endpoints", "upstreams.up.timeouts")
+        self._client = UpstreamClient(UpstreamTimeouts(), self._timers, whose, retries=self.retries)
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        get = RequestHead("GET", "/", None, [], None)
+        sending = asyncio.create_task(self._client.send(self._endpoint, get))
+        self.peer, _ = await loop.sock_accept(self.listener)
+        self.peer.setblocking(False)
+        await loop.sock_recv(self.peer, 1000)
+        await loop.sock_sendall(self.peer, NO_BODY)
+        await (await sending).close()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.peer.close()
+        await self._client.close()
+        self._timers.close()
+
+    async def post(self, body: OneChunk, framing: Framing, on_connected: Callable[[], None]) -> int:
+        head = RequestHead("POST", "/", None, [], framing)
+        async with await self._client.send(self._endpoint, head, body, on_connected=on_connected) as response:
+            return response.status
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("news", ["close", "bytes"])
+async def test_request_is_sent_on_another_connection_if_none_of_it_was_sent(
+    name: str, news: str, *, is_chunked: bool
+) -> None:
+    """The kept connection was checked when it was chosen; the head of a request with a body is sent one turn later.
+
+    An unrequested response that came in between was taken for the response to this request.
+    """
+    body, loop = BODIES[name], asyncio.get_running_loop()
+    calls = 0
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        loop = asyncio.get_running_loop()
-        timers = Timers()
-        client = UpstreamClient(
-            UpstreamTimeouts(), timers, Whose("upstream 'up'", "upstreams.up.endpoints", "upstreams.up.timeouts")
-        )
-        endpoint = Endpoint("http", "127.0.0.1", listener.getsockname()[1])
-        get = RequestHead("GET", "/", None, [], None)
-        sending = asyncio.create_task(client.send(endpoint, get))
-        peer, _ = await loop.sock_accept(listener)
-        with peer:
-            await loop.sock_sendall(peer, NO_BODY)
-            await (await sending).close()
-            body = LateBody()
+        async with StaleConnection(listener) as stale:
 
-            def send_unrequested() -> None:
-                peer.send(b"HTTP/1.1 201 Smuggled\r\nContent-Length: 0\r\n\r\n")
+            def on_connected() -> None:
+                nonlocal calls
+                calls += 1
+                if news == "bytes":
+                    stale.peer.send(UNREQUESTED)
+                else:
+                    stale.peer.shutdown(socket.SHUT_WR)
 
-            with pytest.raises(Unanswered) as caught:
-                await client.send(
-                    endpoint,
-                    RequestHead(method, "/", None, [], Framing(4)),
-                    body,
-                    on_connected=send_unrequested,
-                )
-            assert caught.value.was_kept
-            assert not caught.value.is_repeatable
-            assert (await loop.sock_recv(peer, 1000)).count(b"HTTP/1.1") == 1
-        await client.close()
-        timers.close()
+            framing = Framing(None if is_chunked else len(body.data))
+            sending = asyncio.create_task(stale.post(body, framing, on_connected))
+            peer, _ = await loop.sock_accept(listener)
+            with peer:
+                received = b""
+                end = b"\r\n0\r\n\r\n" if is_chunked else b"\r\n\r\n" + body.data
+                while not received.endswith(end):
+                    received += await loop.sock_recv(peer, 2**16)
+                assert received.count(b"POST / HTTP/1.1") == 1
+                await loop.sock_sendall(peer, NO_BODY)
+                assert await sending == 200
+                with contextlib.suppress(ConnectionError):
+                    assert await loop.sock_recv(stale.peer, 1000) == b""
+            assert stale.retries == {"stale_connection": 1}
+            assert calls == 1
+
+
+class FailingBody(OneChunk):
+    """A body that breaks off before its first byte."""
+
+    async def send_to(self, sink: UpstreamSink) -> None:
+        await asyncio.sleep(0)
+        raise Fault(FaultKind.CLIENT_LEFT, "gone")
+
+
+@pytest.mark.parametrize("framing", [Framing(5), Framing(None)], ids=["length", "chunked"])
+async def test_request_whose_body_breaks_off_is_not_sent_on_another_connection(framing: Framing) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with StaleConnection(listener) as stale:
+            body = FailingBody(b"", is_late=True)
+            with pytest.raises(Fault, match="gone") as caught:
+                await stale.post(body, framing, lambda: stale.peer.shutdown(socket.SHUT_WR))
+            assert caught.value.kind is FaultKind.CLIENT_LEFT
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+
+async def test_request_whose_body_was_begun_goes_to_no_other_endpoint() -> None:
+    """None of it was sent, but a part of its body was taken from the client."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    async with StaleConnection(listener) as stale:
+
+        def on_connected() -> None:
+            stale.peer.send(UNREQUESTED)
+            listener.close()
+
+        with pytest.raises(Unanswered) as caught:
+            await stale.post(BODIES["small"], Framing(5), on_connected)
+        assert not caught.value.is_repeatable
 
 
 def racing(requests: Counter[bytes]) -> Script:
