@@ -64,7 +64,7 @@ def _load(path: Path) -> Config:
         try:
             make_filters(route, FilterContext(route.name, threads))
         except FilterProblem as problem:
-            problems.append(Problem(str(path), 0, "", str(problem)))
+            problems.append(Problem(str(path), 0, "", config.hide(str(problem))))
     if problems:
         raise ConfigError(problems)
     return config
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print_routes(config: Config) -> None:
     for route in RouteTable(config.routes).routes:
         target = f" -> {route.upstream}" if route.upstream else ""
-        print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route)}")  # noqa: T201 (output)
+        print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route, config.hide)}")  # noqa: T201
 
 
 def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
@@ -160,7 +160,7 @@ def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
     base = f"{'https' if config.tls else 'http'}://{gateway.address}"
     yield f"\n  gateway {__version__} at {base}, metrics at http://{gateway.ops_address}/metrics\n"
     for route in RouteTable(config.routes).routes:
-        yield f"  {route.name:<12} {route.action_name:<8} {describe_match(route)}"
+        yield f"  {route.name:<12} {route.action_name:<8} {describe_match(route, config.hide)}"
     yield "\n  try:"
     for route in config.routes:
         yield from (f"    {line}" for line in _curl_lines(route, base))

@@ -6,9 +6,10 @@ They run on the parsed YAML tree and not on the model, so that their problems ar
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Problem:
 Finding = tuple[KeyPath, str]
 
 _PATHS = ("path", "prefix", "regex")
+#: Upstreams that a message names.
+_MAX_NAMED = 20
 
 
 def cross_check(tree: Any) -> Iterator[Finding]:
@@ -60,8 +63,7 @@ def cross_check(tree: Any) -> Iterator[Finding]:
         for action in ("forward", "split"):
             name = _mapping(route.get(action)).get("upstream")
             if isinstance(name, str) and name not in upstreams:
-                known = ", ".join(sorted(map(str, upstreams))) or "none is configured"
-                yield ("routes", index, action, "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
+                yield ("routes", index, action, "upstream"), _no_upstream(name, upstreams)
     yield from _check_reach(routes)
 
 
@@ -133,8 +135,7 @@ def _check_mirror(path: KeyPath, mirror: dict[str, Any], upstreams: dict[str, An
     if mirror and (name is None) == (directory is None):
         yield path, "a mirror has either an upstream or a directory: give exactly one of them"
     if isinstance(name, str) and name not in upstreams:
-        known = ", ".join(sorted(map(str, upstreams))) or "none is configured"
-        yield (*path, "upstream"), f"no upstream {name!r}: use one of upstreams ({known})"
+        yield (*path, "upstream"), _no_upstream(name, upstreams)
     if isinstance(directory, str) and not (Path(directory).is_dir() and os.access(directory, os.W_OK | os.X_OK)):
         yield (
             (*path, "directory"),
@@ -179,43 +180,64 @@ def _check_allow(path: KeyPath, fetch: dict[str, Any]) -> Iterator[Finding]:
             yield (*path, index), f"{prefix!r} is not a URL prefix: write https://host[:port]/path/"
 
 
+def _no_upstream(name: str, upstreams: dict[str, Any]) -> str:
+    known = ", ".join(map(str, itertools.islice(upstreams, _MAX_NAMED))) or "none is configured"
+    more = ", ..." if len(upstreams) > _MAX_NAMED else ""
+    return f"no upstream {name!r}: use one of upstreams ({known}{more})"
+
+
 def _check_reach(routes: list[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
     """Yield the routes that can never match, because an earlier route takes every such request."""
-    seen: list[tuple[int, dict[str, Any], Match]] = []
+    earlier: dict[Hashable, _SameRequests] = {}
     for index, route in routes:
         try:
             match = Match.model_validate(_mapping(route.get("match")))
         except ValidationError:
             continue
-        for earlier_index, earlier_route, earlier in seen:
-            if _shadows(earlier, match):
-                name = earlier_route.get("name", f"routes[{earlier_index}]")
-                message = f"never reached: route {name!r} takes every such request; remove one or narrow its match"
-                yield ("routes", index, "match"), message
-                break
-        seen.append((index, route, match))
+        same = earlier.setdefault(_condition(match), _SameRequests())
+        first = same.find(match.methods)
+        if first is not None:
+            name = routes[first][1].get("name", f"routes[{first}]")
+            message = f"never reached: route {name!r} takes every such request; remove one or narrow its match"
+            yield ("routes", index, "match"), message
+        same.add(match.methods, index)
 
 
-def _shadows(earlier: Match, later: Match) -> bool:
-    """Return whether every request that matches `later` goes to `earlier`: same path and host, no further condition."""
-    is_same_path = (
-        earlier.host == later.host
-        and earlier.path == later.path
-        and _segments(earlier.prefix) == _segments(later.prefix)
-        and (earlier.regex.pattern if earlier.regex else None) == (later.regex.pattern if later.regex else None)
-    )
-    if not is_same_path:
-        return False
-    if earlier.methods is not None:
-        return (
-            later.methods is not None
-            and set(later.methods) <= set(earlier.methods)
-            and earlier.headers.items() <= later.headers.items()
-            and (len(earlier.headers) == len(later.headers))
-            and earlier.form_fields == later.form_fields
-        )
-    # A route with methods precedes one without, and one with more headers or form fields precedes one with fewer.
-    return later.methods is None and earlier.headers == later.headers and earlier.form_fields == later.form_fields
+def _condition(match: Match) -> Hashable:
+    """Return all that a route matches but the methods.
+
+    A route with other headers or form fields than an earlier one of the same path is reached: one with more of them
+    precedes one with fewer.
+    """
+    regex = match.regex.pattern if match.regex else None
+    where = match.host, match.path, _segments(match.prefix), regex
+    return where, frozenset(match.headers.items()), frozenset(match.form_fields.items())
+
+
+class _SameRequests:
+    """The routes with one condition, in order, by their methods."""
+
+    def __init__(self) -> None:
+        #: The first without methods: it takes every request that no route with methods takes.
+        self._any: int | None = None
+        #: By each of their methods: the route's index, and its methods.
+        self._by_method: dict[str, list[tuple[int, frozenset[str]]]] = {}
+
+    def find(self, methods: Sequence[str] | None) -> int | None:
+        """Return the index of the first route that takes all requests with these methods; None without one."""
+        if methods is None:
+            return self._any
+        wanted = frozenset(methods)
+        candidates = min((self._by_method.get(method, []) for method in wanted), key=len, default=[])
+        return next((index for index, taken in candidates if wanted <= taken), None)
+
+    def add(self, methods: Sequence[str] | None, index: int) -> None:
+        """Add a route."""
+        if methods is None:
+            self._any = index if self._any is None else self._any
+        else:
+            for method in methods:
+                self._by_method.setdefault(method, []).append((index, frozenset(methods)))
 
 
 def _segments(prefix: str | None) -> str | None:

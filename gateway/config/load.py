@@ -12,6 +12,10 @@ from pydantic_core import ErrorDetails
 from gateway.config.check import Problem, cross_check
 from gateway.config.document import Document, KeyPath, read_document
 from gateway.config.model import Config
+from gateway.config.variables import shorten
+
+#: Far more than any config: 50,000 routes. Each byte of a file takes up to a hundred in memory.
+_MAX_BYTES: Final = 8 * 2**20
 
 
 class ConfigError(Exception):
@@ -24,19 +28,30 @@ class ConfigError(Exception):
 
 def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     """Read and check a config file. `environment` replaces os.environ. Raises ConfigError with every problem."""
+    return parse_config(_read_text(path), str(path), environment)
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a file. Raises ConfigError."""
+    line = 0
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
-        message = f"cannot be read: {reason}; give another file with --config"
-        raise ConfigError([Problem(str(path), 0, "", message)]) from exc
-    return parse_config(text, str(path), environment)
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) <= _MAX_BYTES:
+            return data.decode()
+        reason = f"it has more than {_MAX_BYTES} bytes"
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        reason = f"it is not UTF-8 text, see its byte {exc.start}"
+    raise ConfigError([Problem(str(path), line, "", f"cannot be read: {reason}; give another file with --config")])
 
 
 def parse_config(text: str, file: str = "config", environment: Mapping[str, str] | None = None) -> Config:
     """Check the text of a config. `file` is the file name in problems. Raises ConfigError with every problem."""
     document = read_document(text, environment)
-    problems = [Problem(file, line, _key_text(path, document), message) for path, line, message in document.problems]
+    problems = [_problem(path, line, message, document, file) for path, line, message in document.problems]
     config: Config | None = None
     if document.tree is not None:
         if isinstance(document.tree, dict):
@@ -59,11 +74,17 @@ def parse_config(text: str, file: str = "config", environment: Mapping[str, str]
         first = len(document.problems)
         rest = [problem for problem in problems[first:] if problem.key not in unread]
         raise ConfigError(sorted({*problems[:first], *rest}))
+    config.record_variables(document.variables)
     return config
 
 
 def _locate(findings: Iterator[tuple[KeyPath, str]], document: Document, file: str) -> list[Problem]:
-    return [Problem(file, _line(path, document), _key_text(path, document), message) for path, message in findings]
+    return [_problem(path, _line(path, document), message, document, file) for path, message in findings]
+
+
+def _problem(path: KeyPath, line: int, message: str, document: Document, file: str) -> Problem:
+    hide = document.variables.hide
+    return Problem(file, line, shorten(hide(_key_text(path, document))), shorten(hide(message)))
 
 
 def _line(path: KeyPath, document: Document) -> int:
@@ -99,16 +120,16 @@ def _child(tree: Any, step: str | int) -> Any:
 #: Messages by pydantic's error type: what is wrong and how to mend it.
 _MESSAGES: Final = {
     "missing": "the key is missing: add it",
-    "int_type": "{input!r} is not a whole number: write one like 64",
-    "int_parsing": "{input!r} is not a whole number: write one like 64",
-    "string_type": "{input!r} is not a string: put it in quotes",
-    "dict_type": "{input!r} is not a mapping: indent its keys below it",
-    "model_type": "{input!r} is not a mapping: indent its keys below it",
-    "tuple_type": "{input!r} is not a list: write [a, b] or one `- item` per line",
+    "int_type": "{shown} is not a whole number: write one like 64",
+    "int_parsing": "{shown} is not a whole number: write one like 64",
+    "string_type": "{shown} is not a string: put it in quotes",
+    "dict_type": "{shown} is not a mapping: indent its keys below it",
+    "model_type": "{shown} is not a mapping: indent its keys below it",
+    "tuple_type": "{shown} is not a list: write [a, b] or one `- item` per line",
     "greater_than": "{input:g} is too small: give more than {gt:g}",
     "too_short": "the list is empty: give at least one item",
-    "literal_error": "{input!r} is not a valid value: write {expected}",
-    "greater_than_equal": "{input!r} is too small: write {ge} or more",
+    "literal_error": "{shown} is not a valid value: write {expected}",
+    "greater_than_equal": "{shown} is too small: write {ge} or more",
 }
 
 
@@ -126,8 +147,19 @@ def _message(detail: ErrorDetails) -> str:
         return detail["msg"].removeprefix("Value error, ")
     message = _MESSAGES.get(detail["type"])
     if message is None:
-        return f"{detail['msg']} (got {detail['input']!r})"
-    return message.format(input=detail["input"], **detail.get("ctx", {}))
+        return f"{detail['msg']} (got {_show(detail['input'])})"
+    return message.format(input=detail["input"], shown=_show(detail["input"]), **detail.get("ctx", {}))
+
+
+def _show(value: object) -> str:
+    """Return a value for a message; collections are only named."""
+    match value:
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case _:
+            return repr(value)
 
 
 def _unknown_key(path: KeyPath) -> str:

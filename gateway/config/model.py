@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 
 from gateway.config.filters import FilterChoice
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
 from gateway.config.upstream import Upstream, UpstreamTimeouts
 from gateway.config.values import Address, Delay, ListenAddress, Seconds, Size, Switch
+from gateway.config.variables import Variables
 
 HostMode = Literal["preserve", "upstream"]
 IfExists = Literal["rename", "reject", "replace"]
@@ -356,3 +357,12 @@ class Config(Section):
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(
         description="Routes. Their order decides between routes of equal precedence."
     )
+    _variables: Variables = PrivateAttr(default_factory=Variables)
+
+    def record_variables(self, variables: Variables) -> None:
+        """Remember the environment variables whose values are in the config."""
+        self._variables = variables
+
+    def hide(self, text: str) -> str:
+        """Return a text about the config, with `${NAME}` in place of the values of environment variables."""
+        return self._variables.hide(text)

@@ -131,8 +131,8 @@ _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def describe_match(route: Route) -> str:
-    """Return the conditions of a route in one line, for display."""
+def describe_match(route: Route, hide: Callable[[str], str] = str) -> str:
+    """Return the conditions of a route in one line, for display. `hide` makes values of headers fit to be shown."""
     match = route.match
     methods = match.methods or _METHODS.get(route.action_name)
     conditions = ["|".join(methods) if methods else "any method"]
@@ -144,7 +144,7 @@ def describe_match(route: Route) -> str:
         conditions.append(f"regex {match.regex.pattern}")
     else:
         conditions.append(f"prefix {match.prefix or '/'}")
-    conditions += [f"{name}: {value}" for name, value in match.headers.items()]
+    conditions += [f"{name}: {hide(value)}" for name, value in match.headers.items()]
     conditions += [f"form field {name}={value}" for name, value in match.form_fields.items()]
     return ", ".join(conditions)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from gateway.config import Config, ConfigError, Route, json_schema, load_config, parse_config
+from gateway.config.check import cross_check
 from gateway.config.model import Match
 from gateway.config.values import (
     parse_address,
@@ -131,6 +133,20 @@ WRONG = {
     "# only a comment\n": "1: the file is empty",
     "null": "1: the file contains only null",
     "a: \x01": "1: not YAML",
+    "a: b\nc: \0\n": "2: not YAML: the character U+0000 is not allowed",
+    "a: &x {b: *x}\n" + ROUTE: "1: an alias contains itself",
+    "a: &x {<<: *x}\n" + ROUTE: "1: an alias contains itself",
+    "a: {<<: 5}\n" + ROUTE: "1: << takes a mapping",
+    "a: " + "[" * 1500: "1: values are nested too deeply",
+    "a: " + "[" * 700 + "]" * 700 + "\n" + ROUTE: "1: values are nested too deeply",
+    ROUTE + "---\n" + ROUTE: "2: not YAML: expected a single document",
+    "a: !!python/object/apply:os.system [id]\n" + ROUTE: "python/object/apply:os.system' is not supported: remove it",
+    "a: !!python/name:os.system\n" + ROUTE: "python/name:os.system' is not supported: remove it",
+    "listen: !!bool maybe\n" + ROUTE: "listen: not a value of the type bool: 'maybe'",
+    "drain_timeout: " + "9" * 5000 + "\n" + ROUTE: "drain_timeout: not a value of the type int: '999",
+    "ops: [1]\n" + ROUTE: "ops: a list is not a mapping",
+    "listen: {a: 1}\n" + ROUTE: "listen: ",
+    '"a\\nb": 1\n' + ROUTE: "1: a b: unknown key",
     "routes: [{name: a, match: {headers: {x: 5}}, fetch: {allow: ['http://x/']}}]": "headers.x: 5 is not a string",
     "upstreams: {a: {endpoints: [http://x], max_queued: 1.5}}\n" + ROUTE: "max_queued: Input should be a valid integer",
     "[a, b]": "1: a config is a mapping",
@@ -178,15 +194,122 @@ WRONG = {
 def test_mistake_is_reported(text: str) -> None:
     found = problems(text)
     assert any(WRONG[text] in problem for problem in found), found
-    assert all(problem.startswith("c.yaml:") for problem in found)
+    assert all(problem.startswith("c.yaml:") and problem.isprintable() and len(problem) < 1000 for problem in found)
 
 
 def test_missing_file_and_binary_file_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"not UTF-8"):
+    (tmp_path / "binary.yaml").write_bytes(b"a: 1\nb: \xff")
+    with pytest.raises(ConfigError, match=r"binary.yaml:2: cannot be read: it is not UTF-8 text, see its byte 8;"):
         load_config(tmp_path / "binary.yaml")
+
+
+def test_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: cannot be read: it has more than 8388608 bytes"):
+        load_config(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("text", ["\ufeff" + ROUTE, ROUTE.replace("\n", "\r\n")], ids=["byte order mark", "CRLF"])
+def test_file_of_another_system_is_read(text: str) -> None:
+    assert parse_config(text).routes[0].name == "a"
+
+
+@pytest.mark.parametrize("link", ["[{}]", "{{<<: [{}], b: 1}}"], ids=["values", "merges"])
+def test_aliases_nested_in_each_other_are_bounded(link: str) -> None:
+    """They multiply: these few lines are 9**9 values, and ended in a MemoryError after 2 GiB."""
+    lines = ["a0: &a0 {k: [1, 2, 3, 4, 5, 6, 7, 8, 9]}"]
+    for level in range(1, 10):
+        more = f", c{{}}: *a{level - 1}" if link.startswith("{{") else ""
+        body = link.format(", ".join([f"*a{level - 1}"] * 9))
+        lines.append(f"a{level}: &a{level} {body[:-1]}{more.format(level)}{body[-1]}")
+    lines += [f"x{number}: *a9" for number in range(1000)]
+    assert problems("\n".join(lines) + "\n" + ROUTE) == [
+        "c.yaml:1: aliases repeat more than 200000 values: nest them less deeply"
+    ]
+
+
+def test_merge_keys_follow_their_order_and_may_be_nested() -> None:
+    text = """
+routes:
+  - name: a
+    match: {prefix: /a}
+    fetch: {allow: [http://x/]}
+    limits: &a {max_parts: 1, max_part: 1}
+  - name: b
+    match: {prefix: /b}
+    fetch: {allow: [http://x/]}
+    limits: &b {<<: *a, max_parts: 2, max_field: 2}
+  - name: c
+    match: {prefix: /c}
+    fetch: {allow: [http://x/]}
+    limits: {<<: [*b, *a], max_held: 3}
+"""
+    limits = parse_config(text).routes[2].limits
+    assert (limits.max_parts, limits.max_part, limits.max_field, limits.max_held) == (2, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "match", ["path: /p{}", "path: /, headers: {{x: h{}}}", "host: h{}.example", "methods: [M{}, GET]"]
+)
+def test_check_takes_as_many_steps_more_as_there_are_routes_more(match: str) -> None:
+    """Each route was compared with all before it: 20,000 took almost five minutes."""
+
+    def steps(count: int) -> int:
+        route = "- {{name: r{}, match: {{" + match + "}}, fetch: {{allow: ['http://x/']}}}}\n"
+        routes = parse_config("routes:\n" + "".join(route.format(number, number) for number in range(count))).routes
+        tree = {"routes": [{"match": each.match.model_dump(exclude_unset=True)} for each in routes]}
+        calls = 0
+
+        def count_call(_frame: object, event: str, _argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count_call)
+        list(cross_check(tree))
+        sys.setprofile(None)
+        return calls
+
+    steps(1)
+    assert steps(200) < 2.5 * steps(100)
+
+
+SECRET = "hunter2\\and'more"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "listen: ${SECRET}\n" + ROUTE,
+        "ops: {token: ['${SECRET}']}\n" + ROUTE,
+        "upstreams: {u: {endpoints: ['http://user:${SECRET}@h:x']}}\n" + ROUTE,
+        "upstreams: {u: {endpoints: [http://x], max_queued: '${SECRET}'}}\n" + ROUTE,
+        "upstreams: {u: {endpoints: [http://x], health: '${SECRET}'}}\n" + ROUTE,
+        "routes: [{name: '${SECRET}', match: {prefix: x}, forward: {upstream: '${SECRET}'}}]",
+        "routes: [{name: a, match: {regex: '(${SECRET}'}, files: {directory: '${SECRET}'}}]",
+        "routes: [{name: a, match: {methods: ['${SECRET}']}, split: {upstream: x, filename_header: '${SECRET}'}}]",
+    ],
+)
+def test_value_of_an_environment_variable_is_not_shown_in_problems(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, environment={"SECRET": SECRET})
+    shown = str(caught.value)
+    assert "hunter2" not in shown
+    assert "${SECRET}" in shown or "ops.token" in shown
+
+
+def test_short_value_is_hidden_where_it_is_quoted() -> None:
+    with pytest.raises(ConfigError, match=r"max_queued: '\$\{A\}' is not a whole number: write one like 64"):
+        parse_config("upstreams: {u: {endpoints: [http://x], max_queued: '${A}'}}\n" + ROUTE, environment={"A": "on"})
+
+
+def test_config_hides_the_values_of_its_variables() -> None:
+    config = parse_config(
+        "routes: [{name: a, match: {headers: {x: '${KEY}'}}, fetch: {allow: ['http://x/']}}]",
+        environment={"KEY": "secret"},
+    )
+    assert config.hide("x: secret, y: 'secret'") == "x: ${KEY}, y: '${KEY}'"
+    assert parse_config(ROUTE).hide("x") == "x"
 
 
 def test_environment_variables_are_substituted_in_values_of_any_type() -> None:
