@@ -23,7 +23,7 @@ from gateway.observe.stats import Stats
 from gateway.storage import Disks
 from gateway.threads import Threads
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import UpstreamPool, UpstreamState
+from gateway.upstream import Resolver, UpstreamPool, UpstreamState
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Resources:
     stats: Stats
     timers: Timers
     disks: Disks
+    resolver: Resolver
     #: By the name of the upstream.
     upstreams: dict[str, UpstreamState] = field(default_factory=dict)
 
@@ -109,6 +110,7 @@ class Runtime:
                 resources.disks,
                 lanes,
                 resources.timers,
+                resolver=resources.resolver,
                 factories=make_filters(route, _filter_context(route)),
             )
             for route in self.config.routes
@@ -119,7 +121,7 @@ def _make_upstreams(config: Config, resources: Resources, before: Runtime | None
     return {
         name: before.upstreams[name]
         if before is not None and before.config.upstreams.get(name) == upstream
-        else UpstreamPool(upstream, _state_of(name, resources), resources.timers)
+        else UpstreamPool(upstream, _state_of(name, resources), resources.timers, resources.resolver)
         for name, upstream in config.upstreams.items()
     }
 

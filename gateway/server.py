@@ -34,8 +34,10 @@ from gateway.ops import OpsApp, Readiness
 from gateway.runtime import Resources, Runtime
 from gateway.signals import Signals
 from gateway.storage import Disks, sweep
+from gateway.threads import Threads
 from gateway.transfer import Timers
-from gateway.upstream import UpstreamPool
+from gateway.upstream import Resolver, UpstreamPool
+from gateway.upstream.resolver import MAX_LOOKUPS
 
 #: Descriptors held for clients of the ops port.
 _OPS_SPARES: Final = 4
@@ -84,7 +86,10 @@ class Gateway:
             stack.callback(self._timers.close)
             disks = Disks()
             stack.callback(disks.close)
-            self._resources = Resources(self.stats, self._timers, disks)
+            names = Threads("name", MAX_LOOKUPS)
+            # A lookup that is stuck does not keep the process.
+            stack.callback(names.shutdown, wait=False, cancel_futures=True)
+            self._resources = Resources(self.stats, self._timers, disks, Resolver(names))
             self._runtime = self._handler.runtime = Runtime(config, self._resources)
             self._runtime.activate()
             self.stats.record_config()

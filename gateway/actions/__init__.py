@@ -18,7 +18,7 @@ from gateway.config.model import Fetch, Files, Forward, Split
 from gateway.filters import FilterFactory
 from gateway.storage import DirectoryStorage, Disks, make_storage
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import UpstreamPool
+from gateway.upstream import Resolver, UpstreamPool
 
 __all__ = ["Action", "FetchAction", "ForwardAction", "make_action", "match_form_route"]
 
@@ -30,6 +30,7 @@ def make_action(
     lanes: Lanes,
     timers: Timers,
     *,
+    resolver: Resolver,
     factories: Sequence[FilterFactory],
 ) -> Action:
     """Return the action of a route."""
@@ -42,7 +43,7 @@ def make_action(
         case Files() as config:
             return FilesAction(route, make_storage(route, config, disks), lanes)
         case Fetch() as config:
-            return FetchAction(route, config, lanes, timers)
+            return FetchAction(route, config, lanes, timers, resolver)
         case config:
             return StoreAction(route, config, make_storage(route, config, disks), lanes, factories)
 

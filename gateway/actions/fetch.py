@@ -18,7 +18,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.http.routing import RouteMatch
 from gateway.transfer import Lanes, Timers
-from gateway.upstream import AddressGuard, AllowList, RequestHead, UpstreamClient, UpstreamResponse, Whose
+from gateway.upstream import AddressGuard, AllowList, RequestHead, Resolver, UpstreamClient, UpstreamResponse, Whose
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -43,13 +43,13 @@ _KEPT_BACK: Final = frozenset({b"set-cookie", b"set-cookie2", b"location", b"www
 class FetchAction:
     """The action of one route."""
 
-    def __init__(self, route: Route, config: Fetch, lanes: Lanes, timers: Timers) -> None:
+    def __init__(self, route: Route, config: Fetch, lanes: Lanes, timers: Timers, resolver: Resolver) -> None:
         self._lanes = lanes
         self._allow = AllowList(config.allow)
         self._guard = AddressGuard(allows_private=config.private_networks == "allow")
         key = f"routes.{route.name}.fetch.timeouts"
         whose = Whose("the server of the URL", "the URL", key)
-        self._client = UpstreamClient(config.timeouts, timers, whose, self._guard)
+        self._client = UpstreamClient(config.timeouts, timers, whose, resolver, self._guard)
         self._policies = response_policies(route, config.timeouts.idle, f"{key}.idle")
 
     async def close(self) -> None:

@@ -7,7 +7,9 @@ upstream that processes an incomplete body is not protected: that would need the
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from gateway.config.filters import ScanErrorPolicy
@@ -15,6 +17,7 @@ from gateway.config.values import parse_address
 from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
 from gateway.http.headers import Header
+from gateway.threads import Threads
 
 _UNIX: Final = "unix:"
 _END: Final = b"\0\0\0\0"
@@ -31,6 +34,8 @@ class ScanFactory:
         self.timeout_seconds = timeout_seconds
         self.on_error = on_error
         self.route = context.route
+        #: For the lookup of clamd's name: one thread, since it is one name.
+        self._lookups = Threads("name", 1)
 
     def __call__(self, file: FileHead) -> Observer:
         """Return the observer of a file."""
@@ -41,7 +46,10 @@ class ScanFactory:
         if self.clamd.startswith(_UNIX):
             return await asyncio.open_unix_connection(self.clamd.removeprefix(_UNIX))
         address = parse_address(self.clamd)
-        return await asyncio.open_connection(address.host, address.port)
+        # Not asyncio's lookup: it shares its few threads with everything else that blocks.
+        look_up = partial(socket.getaddrinfo, address.host, address.port, type=socket.SOCK_STREAM)
+        infos = await asyncio.wrap_future(self._lookups.submit(look_up))
+        return await asyncio.open_connection(str(infos[0][4][0]), address.port)
 
 
 class _Scan:

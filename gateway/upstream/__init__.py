@@ -1,13 +1,15 @@
 """The upstream side: requests to configured services, the only package that uses aiohttp.client (with the seam).
 
 `pool` is a configured upstream with its capacity and endpoints, `client` sends a request over a kept connection,
-`request` and `response` are the two halves of that, `guard` limits which addresses `fetch` may connect to.
+`request` and `response` are the two halves of that, `guard` limits which addresses `fetch` may connect to,
+`resolver` looks up names.
 """
 
 from gateway.upstream.client import UpstreamClient, Whose
 from gateway.upstream.guard import AddressGuard, AllowList
 from gateway.upstream.pool import UpstreamPool
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamSink
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 from gateway.upstream.state import UpstreamState
 
@@ -16,6 +18,7 @@ __all__ = [
     "AllowList",
     "OutgoingBody",
     "RequestHead",
+    "Resolver",
     "UpstreamClient",
     "UpstreamPool",
     "UpstreamResponse",

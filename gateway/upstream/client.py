@@ -33,6 +33,7 @@ from gateway.http.response_head import (
 from gateway.transfer import Timers, descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 
 #: Below the shortest idle timeout of servers that gateways are used with (uvicorn and Node: 5 s).
@@ -81,6 +82,7 @@ class UpstreamClient:
         timeouts: UpstreamTimeouts,
         timers: Timers,
         whose: Whose,
+        resolver: Resolver,
         guard: AddressGuard | None = None,
         *,
         retries: Counter[str] | None = None,
@@ -91,9 +93,9 @@ class UpstreamClient:
             timers.turns,
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
-            ttl_dns_cache=10,
+            use_dns_cache=False,  # the resolver remembers
             socket_factory=guard.make_socket if guard else open_socket,
-            **({"resolver": guard.make_resolver()} if guard else {}),
+            resolver=guard.make_resolver(resolver) if guard else resolver,
         )
         connect = None if math.isinf(timeouts.connect) else timeouts.connect
         # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from gateway.config.url import Url, parse_url
 from gateway.errors import Fault, FaultKind
@@ -38,9 +37,9 @@ class AddressGuard:
         self.check_address(address[4][0])
         return open_socket(address)
 
-    def make_resolver(self) -> AbstractResolver:
-        """Return a resolver that refuses a name with any address that may not be connected to. Needs a loop."""
-        return _GuardedResolver(self, ThreadedResolver())
+    def make_resolver(self, resolver: AbstractResolver) -> AbstractResolver:
+        """Return a resolver that refuses a name with any address that may not be connected to."""
+        return _GuardedResolver(self, resolver)
 
     def check_address(self, address: str) -> None:
         """Raise AddressForbiddenError for an address that may not be connected to."""

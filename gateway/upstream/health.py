@@ -14,6 +14,7 @@ import aiohttp
 from gateway.config.upstream import Health
 from gateway.config.values import Endpoint
 from gateway.upstream.balancing import EndpointState
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.state import UpstreamState
 
 
@@ -38,13 +39,14 @@ class CheckHistory:
         return True
 
 
-async def check_endpoints(upstream: UpstreamState, states: Sequence[EndpointState], health: Health) -> None:
+async def check_endpoints(
+    upstream: UpstreamState, states: Sequence[EndpointState], health: Health, resolver: Resolver
+) -> None:
     """Check the endpoints until cancelled, and record in their states whether they are up."""
     timeout = aiohttp.ClientTimeout(total=None if math.isinf(health.timeout) else health.timeout)
+    connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False, resolver=resolver)
     async with (
-        aiohttp.ClientSession(
-            timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(force_close=True)
-        ) as session,
+        aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), connector=connector) as session,
         asyncio.TaskGroup() as group,
     ):
         for state in states:

@@ -15,6 +15,7 @@ from gateway.upstream.client import Unanswered, UpstreamClient, Whose
 from gateway.upstream.ejection import FAILURE_STATUSES, FAILURES
 from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 from gateway.upstream.state import UpstreamState
 
@@ -31,7 +32,7 @@ class UpstreamPool:
     leaves no trace. `activate` puts it in force.
     """
 
-    def __init__(self, config: Upstream, state: UpstreamState, timers: Timers) -> None:
+    def __init__(self, config: Upstream, state: UpstreamState, timers: Timers, resolver: Resolver) -> None:
         self.name = state.stats.upstream
         self.framing = config.framing
         self.idle_seconds = config.timeouts.idle
@@ -42,7 +43,8 @@ class UpstreamPool:
         self._config = config
         self._state = state
         self._stats = state.stats
-        self._client = UpstreamClient(config.timeouts, timers, whose, retries=state.stats.retries)
+        self._client = UpstreamClient(config.timeouts, timers, whose, resolver, retries=state.stats.retries)
+        self._resolver = resolver
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
 
@@ -130,7 +132,7 @@ class UpstreamPool:
     async def watch_health(self) -> None:
         """Check the endpoints until cancelled, where the config has health checks."""
         if self._config.health is not None:
-            await check_endpoints(self._state, self._states, self._config.health)
+            await check_endpoints(self._state, self._states, self._config.health, self._resolver)
 
 
 def _is_repeatable(fault: Fault) -> TypeGuard[Unanswered]:

@@ -17,8 +17,9 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.framing import Framing
 from gateway.observe.stats import Direction
+from gateway.threads import Threads
 from gateway.transfer import Timers
-from gateway.upstream import RequestHead, UpstreamClient, UpstreamSink, Whose
+from gateway.upstream import RequestHead, Resolver, UpstreamClient, UpstreamSink, Whose
 from gateway.upstream.client import Unanswered
 from gateway.upstream.retries import RetryBudget
 from tests.ops.test_ops import fetch
@@ -246,7 +247,8 @@ class StaleConnection:
         self._timers = Timers()
         self._endpoint = Endpoint("http", "127.0.0.1", listener.getsockname()[1])
         whose = Whose("upstream 'up'", "upstreams.up.endpoints", "upstreams.up.timeouts")
-        self._client = UpstreamClient(UpstreamTimeouts(), self._timers, whose, retries=self.retries)
+        resolver = Resolver(Threads("name", 1))
+        self._client = UpstreamClient(UpstreamTimeouts(), self._timers, whose, resolver, retries=self.retries)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
