@@ -11,19 +11,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection
+import ssl
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Final
 
 from gateway.actions import Action, make_action
 from gateway.config import Config, Route
-from gateway.filters import FilterContext, make_filters
+from gateway.config.check import server_context
+from gateway.filters import FilterContext, FilterFactory, make_filters
 from gateway.http.routing import RouteTable
 from gateway.observe.stats import Stats
-from gateway.storage import Disks
+from gateway.storage import Disks, load_object_store
 from gateway.threads import Threads
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import Resolver, UpstreamPool, UpstreamState
+
+_CPU_COUNT: Final = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,30 @@ class Resources:
     resolver: Resolver
     #: By the name of the upstream.
     upstreams: dict[str, UpstreamState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A config with what comes from files: read by `prepare`, in a thread while the gateway serves."""
+
+    config: Config
+    #: None without TLS.
+    tls: ssl.SSLContext | None
+    #: The filters of each route.
+    filters: Mapping[str, Sequence[FilterFactory]]
+
+
+def prepare(config: Config) -> Prepared:
+    """Read certificates, and load filters and the library of object stores. Blocks. Raises FilterProblem, OSError.
+
+    A filter of a plug-in may raise anything.
+    """
+    tls = config.tls
+    context = server_context(tls.certificate, tls.key) if tls is not None else None
+    if any((action := route.store or route.files) is not None and action.url is not None for route in config.routes):
+        load_object_store()
+    filters = {route.name: make_filters(route, _filter_context(route)) for route in config.routes}
+    return Prepared(config, context, filters)
 
 
 class InFlightCounter:
@@ -67,14 +96,15 @@ class InFlightCounter:
 class Runtime:
     """One config in force. Close it after its last exchange."""
 
-    def __init__(self, config: Config, resources: Resources, before: Runtime | None = None) -> None:
-        """Raise FilterProblem, or whatever a plug-in's filter raises, for a config that cannot be used."""
+    def __init__(self, prepared: Prepared, resources: Resources, before: Runtime | None = None) -> None:
+        config = prepared.config
         self.config = config
+        self.tls = prepared.tls
         self.table = RouteTable(config.routes)
         resources.stats.add(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self.stats = {route.name: resources.stats.routes[route.name] for route in config.routes}
         self.upstreams = _make_upstreams(config, resources, before)
-        self.actions = self._make_actions(resources)
+        self.actions = self._make_actions(prepared, resources)
         #: Entered by every exchange that began with it.
         self.exchanges = InFlightCounter()
 
@@ -101,7 +131,7 @@ class Runtime:
             for action in self.actions.values():
                 stack.push_async_callback(action.close)
 
-    def _make_actions(self, resources: Resources) -> dict[str, Action]:
+    def _make_actions(self, prepared: Prepared, resources: Resources) -> dict[str, Action]:
         lanes = Lanes(is_raw_allowed=self.config.lanes == "auto")
         return {
             route.name: make_action(
@@ -111,7 +141,7 @@ class Runtime:
                 lanes,
                 resources.timers,
                 resolver=resources.resolver,
-                factories=make_filters(route, _filter_context(route)),
+                factories=prepared.filters[route.name],
             )
             for route in self.config.routes
         }
@@ -135,4 +165,4 @@ def _state_of(name: str, resources: Resources) -> UpstreamState:
 
 def _filter_context(route: Route) -> FilterContext:
     """Return what filters of a route use. Its threads are its own: a plug-in that blocks stops one route only."""
-    return FilterContext(route.name, Threads("filter", os.cpu_count() or 1))
+    return FilterContext(route.name, Threads("filter", _CPU_COUNT))

@@ -18,7 +18,6 @@ from aiohttp import web
 
 from gateway.aiohttp_seam import check_behaviour, check_names
 from gateway.config import Config, ConfigError, Problem
-from gateway.config.check import server_context
 from gateway.config.values import Address
 from gateway.downstream import TrafficServer
 from gateway.downstream.acceptor import Acceptor, half_of_descriptors
@@ -31,7 +30,7 @@ from gateway.listener import open_listener
 from gateway.observe.stats import Stats
 from gateway.observe.waits import LiveWaits
 from gateway.ops import OpsApp, Readiness
-from gateway.runtime import Resources, Runtime
+from gateway.runtime import Prepared, Resources, Runtime, prepare
 from gateway.signals import Signals
 from gateway.storage import Disks, sweep
 from gateway.threads import Threads
@@ -64,6 +63,8 @@ class Gateway:
         scheme = b"https" if config.tls is not None else b"http"
         self._handler = ExchangeHandler(self.stats, self.live_waits, self._timers, record, scheme=scheme)
         self._reloading = asyncio.Lock()
+        #: A config file on a disk that does not answer keeps no process.
+        self._reload_thread = Threads("reload", 1)
         self._tasks: set[asyncio.Task[Any]] = set()
         #: The task that checks the health of each upstream.
         self._health_tasks: dict[UpstreamPool, asyncio.Task[Any]] = {}
@@ -90,7 +91,7 @@ class Gateway:
             # A lookup that is stuck does not keep the process.
             stack.callback(names.shutdown, wait=False, cancel_futures=True)
             self._resources = Resources(self.stats, self._timers, disks, Resolver(names))
-            self._runtime = self._handler.runtime = Runtime(config, self._resources)
+            self._runtime = self._handler.runtime = Runtime(prepare(config), self._resources)
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
@@ -108,8 +109,7 @@ class Gateway:
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
             sock = open_listener(config.listen, "listen")
             stack.callback(sock.close)
-            tls = config.tls
-            self._tls = server_context(tls.certificate, tls.key) if tls is not None else None
+            self._tls = self._runtime.tls
             if self._tls is not None:
                 # Called for every handshake, with a name or without: the context in force takes over.
                 self._tls.sni_callback = lambda connection, _name, _context: self._choose_context(connection)
@@ -179,13 +179,10 @@ class Gateway:
         """
         async with self._reloading:
             try:
-                config = await asyncio.get_running_loop().run_in_executor(None, load)
-                _check_fixed(self._config, config)
-                tls = config.tls
+                prepared = await asyncio.wrap_future(self._reload_thread.submit(lambda: self._prepare_next(load)))
+                self._replace(prepared)
                 # A context of its own: one in use would be left with half of a pair that does not fit.
-                context = server_context(tls.certificate, tls.key) if tls is not None else None
-                self._replace(config)
-                self._tls = context
+                self._tls = prepared.tls
             except (ConfigError, FilterProblem, OSError) as exc:
                 for problem in exc.problems if isinstance(exc, ConfigError) else (exc,):
                     _log.error("the config stays as it was: %s", problem)
@@ -203,9 +200,15 @@ class Gateway:
         if self._tls is not None:
             connection.context = self._tls
 
-    def _replace(self, config: Config) -> None:
+    def _prepare_next(self, load: Load) -> Prepared:
+        """Read the next config, in a thread. Raises ConfigError, FilterProblem, OSError; a plug-in anything."""
+        config = load()
+        _check_fixed(self._config, config)
+        return prepare(config)
+
+    def _replace(self, prepared: Prepared) -> None:
         before = self._runtime
-        self._runtime = self._handler.runtime = Runtime(config, self._resources, before)
+        self._runtime = self._handler.runtime = Runtime(prepared, self._resources, before)
         self._runtime.activate()
         self.stats.record_config()
         self._retired.append(before)

@@ -15,6 +15,9 @@ from gateway.http.routing import RouteMatch
 from gateway.storage import Storage, StoredFileReader
 from gateway.transfer import Lanes
 
+# Now, not with the first file that is served: it reads the system's tables.
+mimetypes.init()
+
 #: Types of files in a coding: they are sent as they are, so it is their type and no Content-Encoding (as nginx does).
 #: Brotli has no type.
 _CODED_TYPES: Final = {

@@ -23,7 +23,7 @@ from gateway.storage.bucket import BucketStorage
 from gateway.storage.directory import DirectoryStorage
 from gateway.storage.interface import IncomingFile, Storage, StoredFile, StoredFileReader, Upload
 from gateway.storage.names import NameRules
-from gateway.storage.s3 import BucketClient
+from gateway.storage.s3 import BucketClient, load_object_store
 from gateway.storage.staging import sweep
 from gateway.storage.threads import Disks, DiskThreads
 
@@ -38,6 +38,7 @@ __all__ = [
     "StoredFile",
     "StoredFileReader",
     "Upload",
+    "load_object_store",
     "make_storage",
     "sweep",
 ]

@@ -32,12 +32,19 @@ class ObjectInfo:
     etag: str | None
 
 
+def load_object_store() -> Any:
+    """Return the library that talks to object stores; loading it takes a while. Raises ImportError without it."""
+    for name in ("obstore.store", "obstore.exceptions"):
+        importlib.import_module(name)
+    # Any: it is an optional extra.
+    return importlib.import_module("obstore")
+
+
 class BucketClient:
     """A bucket and a prefix. Raises ImportError where obstore is not installed."""
 
     def __init__(self, url: str, endpoint: str | None, region: str | None) -> None:
-        # Any: obstore is an optional extra.
-        self._library: Any = importlib.import_module("obstore")
+        self._library = load_object_store()
         parts = urlsplit(url)
         options: dict[str, Any] = {}
         if endpoint is not None:
