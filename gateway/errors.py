@@ -203,6 +203,19 @@ class Fault(Exception):
         """The outcome of the exchange's transfers."""
         return self.kind.info.outcome
 
+    def drop_tracebacks(self) -> None:
+        """Drop its traceback and those of its causes: their frames refer to what remembers the fault.
+
+        A hundred objects for each exchange that failed would wait for the garbage collector, which stops the loop.
+        """
+        exceptions: list[BaseException | None] = [self]
+        while exceptions:
+            exc = exceptions.pop()
+            if exc is not None:
+                exc.__traceback__ = None
+                exceptions += (exc.__cause__, exc.__context__)
+                exc.__cause__ = exc.__context__ = None
+
     def __str__(self) -> str:
         """Return code and detail, for logs."""
         return f"{self.kind.code}: {self.detail}"

@@ -101,6 +101,9 @@ class ExchangeHandler:
                 await exchange.fail(Fault(FaultKind.BUG, "The gateway failed; its log has the reason."))
         finally:
             self._record(exchange)
+            for transfer in (exchange, exchange.upload, exchange.download):
+                if transfer is not None and transfer.fault is not None:
+                    transfer.fault.drop_tracebacks()
 
     async def _find_and_act(self, exchange: Exchange, runtime: Runtime) -> None:
         target = exchange.check_head()

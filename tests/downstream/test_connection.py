@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 
 import pytest
 
+from gateway.downstream import Exchange
 from tests.leaks import open_descriptors
 from tests.peers import (
     OK,
@@ -16,10 +18,12 @@ from tests.peers import (
     RawUpstream,
     Wire,
     forward_config,
+    post,
     problem_of,
     read_request,
     responding,
     run_gateway,
+    wait_until,
 )
 
 
@@ -211,3 +215,18 @@ async def test_client_that_still_sends_a_malformed_body_reads_why_it_is_refused(
         assert not client.was_reset
         await sending
         await client.close()
+
+
+async def test_exchange_that_failed_is_freed_without_the_garbage_collector() -> None:
+    """Its faults referred to frames, and these to it: collecting them stopped the loop for a tenth of a second."""
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, limits={"max_body": 5})) as gateway:
+            await gateway.request(post(b"too long"))
+            gc.collect()
+            gc.disable()
+            try:
+                before = sum(isinstance(each, Exchange) for each in gc.get_objects())
+                assert problem_of(await gateway.request(post(b"too long")))["status"] == 413
+                await wait_until(lambda: sum(isinstance(each, Exchange) for each in gc.get_objects()) == before)
+            finally:
+                gc.enable()

@@ -39,3 +39,16 @@ def test_titles_are_valid_in_a_quoted_header_value() -> None:
 def test_fault_has_blame_outcome_and_status() -> None:
     fault = Fault(FaultKind.CLIENT_LEFT, "gone")
     assert (fault.blame, fault.outcome, fault.status) == (Blame.CLIENT, "client_left", 499)
+
+
+def test_tracebacks_of_a_fault_and_of_its_causes_are_dropped() -> None:
+    try:
+        try:
+            raise OSError
+        except OSError as exc:
+            cause = exc
+            raise Fault(FaultKind.BUG, "it failed") from exc
+    except Fault as caught:
+        fault = caught
+    fault.drop_tracebacks()
+    assert [fault.__traceback__, fault.__cause__, cause.__traceback__] == [None] * 3
