@@ -7,10 +7,10 @@ bodies get their turns. Verified against aiohttp 3.14.5; delete when its parser 
 
     received bytes    are fed to                                            asks for a turn
     ----------------  ----------------------------------------------------  ---------------
-    a head            aiohttp's parser, up to the blank line                if another came before it
-    a body of known   aiohttp's parser, as received                         never
+    a head            aiohttp's parser, up to the blank line                unless it is the first received
+    a body of known   aiohttp's parser, as received                         after each receive
     length
-    a chunked body    the decoder, whose data goes to the body's stream     after each step
+    a chunked body    the decoder, whose data goes to the body's stream     before each step
     its last chunk    the decoder; an empty body goes to aiohttp's parser   never
 """
 
@@ -122,24 +122,30 @@ class MessageFeed:
         if self._is_broken:
             return
         self._unparsed = self._unparsed + data if self._unparsed else data
-        if not self._is_waiting or self.is_ending:
-            self.continue_parsing()
-        else:
+        if self._is_waiting and not (self._sized_bytes or self.is_ending):
             self._protocol._pause_transport_reading()
+        else:
+            self.continue_parsing()
 
-    def continue_parsing(self) -> None:
-        """Parse what is kept, as far as there is time and aiohttp's limits allow."""
-        has_taken_step = False
+    def continue_parsing(self, *, has_turn: bool = False) -> None:
+        """Parse what is kept, as far as there is time and aiohttp's limits allow; a step at least with `has_turn`."""
+        # The first head of a receive is not asked for: a small exchange never waits.
+        may_step, has_fed_body = has_turn or self.decoder is None, False
         while self._can_step():
-            if not self._sized_bytes:
-                if has_taken_step and not self.is_ending and not self._turns.has_time():
+            if self._sized_bytes:
+                # Never kept: its rest may be read below the transport.
+                has_fed_body = True
+            else:
+                if not (may_step or self.is_ending or self._turns.has_time()):
                     self._wait()
                     return
-                has_taken_step = True
+                may_step = False
             if self.decoder is not None and self._body is not None:
                 self._decode(self.decoder, self._body)
             else:
                 self._parse()
+        if has_fed_body and self._is_body_open and not (self.is_ending or self._turns.has_time()):
+            self._wait()
 
     def take_decoder(self) -> ChunkedDecoder | None:
         """Return the decoder of a chunked body whose rest is read below the transport, until `give_back`."""
@@ -166,6 +172,11 @@ class MessageFeed:
             return False
         return bool(self._unparsed) or decoder.has_more
 
+    @property
+    def _is_body_open(self) -> bool:
+        """Whether more of a body of known length, or until the close, is to come."""
+        return self._sized_bytes > 0 and self._body is not None and not self._body.is_eof()
+
     def _parse(self) -> None:
         """Feed aiohttp's parser: the rest of a body, or a head up to its end."""
         data = self._unparsed
@@ -184,10 +195,10 @@ class MessageFeed:
             self.head_bytes = 0
         if body is None:
             return
+        self._body = body.stream
         if body.length is not None:
             self._sized_bytes = body.length
             return
-        self._body = body.stream
         self.decoder = ChunkedDecoder(is_lenient=self._is_lenient)
         # As aiohttp's parser does at the first chunk; it would refuse to after data was fed.
         body.stream.begin_http_chunk_receiving()
@@ -226,16 +237,17 @@ class MessageFeed:
 
     def _wait(self) -> None:
         """Receive nothing until there is a turn."""
-        self._is_waiting = True
         self._protocol._pause_transport_reading()
-        self._turns.call(self._take_turn)
+        if not self._is_waiting:
+            self._is_waiting = True
+            self._turns.call(self._take_turn)
 
     def _take_turn(self) -> None:
         self._is_waiting = False
         if self._is_broken or self._protocol.transport is None:
             return
         protocol = self._protocol
-        self.continue_parsing()
+        self.continue_parsing(has_turn=True)
         if not (self._is_waiting or protocol._reading_paused or protocol._buffer_paused):
             protocol._resume_transport_reading()
 

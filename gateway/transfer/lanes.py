@@ -293,6 +293,7 @@ class Lanes:
         body = source.open_raw_body(transfer.remaining_bytes)
         if body is None:
             return False
+        body.socket.turns = socket.turns = transfer.turns
         may_splice = self._has_splice and not transfer.has_filters and not socket.is_chunked
         if may_splice and isinstance(body, SizedRawBody) and (pipe := open_pipe()) is not None:
             with pipe:
@@ -368,6 +369,7 @@ class BodyReader:
         if self._raw_body is None:
             self.give_back()
         else:
+            self._raw_body.socket.turns = self._transfer.turns
             self._transfer.meter.lane = LaneName.DIRECT
             self._sharing.enter_context(self._memory.share())
 

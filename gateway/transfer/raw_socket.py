@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from gateway.aiohttp_seam import is_plain_tcp
 from gateway.transfer.progress import acknowledged_bytes
+from gateway.transfer.turns import Turns
 
 #: Fewer, larger chunks cost less while the sink keeps up; a sink that does not gets smaller ones, so that many slow
 #: transfers hold little memory. Measured: docs/benchmarks.md.
@@ -47,6 +48,8 @@ class RawSocket:
         self._loop = asyncio.get_running_loop()
         self._sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._sock.setblocking(False)
+        #: Where waits for the peer end with a turn; None where nothing is moved in a loop.
+        self.turns: Turns | None = None
 
     @property
     def descriptor(self) -> int:
@@ -121,6 +124,9 @@ class RawSocket:
             await waiter
         finally:
             remove(descriptor)
+        # Many sockets may become ready in the same iteration of the loop.
+        if self.turns is not None and not self.turns.has_time():
+            await self.turns.wait()
 
 
 def _skip(pieces: list[memoryview], sent: int) -> list[memoryview]:

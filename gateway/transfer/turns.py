@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 #: Time for all bodies together per iteration of the loop. An exchange needs about five iterations.
-TURN_SECONDS: Final = 0.003
+TURN_SECONDS: Final = 0.002
 
 
 class Turns:
@@ -37,11 +37,14 @@ class Turns:
         self._postponed: deque[Callable[[], None]] = deque()
         #: How many to continue in one iteration.
         self._count = 1
+        #: Whether somebody found no time left since it was chosen.
+        self._has_ended = False
         self._is_scheduled = False
 
     def has_time(self) -> bool:
         """Return whether a body may take another step now: there is time left, and no other body waits for it."""
-        return not self._waiting and self._is_time_left()
+        # In this order: that there was none left is recorded.
+        return self._is_time_left() and not self._waiting
 
     async def wait(self) -> None:
         """Wait for a turn, and take it."""
@@ -64,7 +67,10 @@ class Turns:
             self._started = self._clock()
             self._schedule()
             return True
-        return self._clock() - self._started < TURN_SECONDS
+        if self._clock() - self._started < TURN_SECONDS:
+            return True
+        self._has_ended = True
+        return False
 
     def _add(self, queue: deque[Callable[[], None]], continue_body: Callable[[], None]) -> None:
         queue.append(continue_body)
@@ -76,11 +82,11 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
 
     def _begin_iteration(self) -> None:
-        """Continue as many bodies as there was time for last: more if all were served, fewer if some were not."""
+        """Continue as many bodies as there was time for last: more if time was left, fewer if not."""
+        self._count = max(1, self._count // 2) if self._has_ended else self._count * 2
         self._started = None
-        self._is_scheduled = False
+        self._has_ended = self._is_scheduled = False
         waiting, postponed = self._waiting, self._postponed
-        self._count = max(1, self._count // 2) if postponed else self._count * 2
         while postponed:
             waiting.appendleft(postponed.pop())
         self._count = min(self._count, len(waiting) or 1)

@@ -267,3 +267,35 @@ async def test_what_waits_for_a_turn_is_read_when_the_connection_is_lost() -> No
             codes = [(await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS))[0].code for _ in range(3)]
             assert codes == [102, 102, 200]
             connection.close()
+
+
+async def test_kept_connection_does_not_wait_for_a_turn_of_the_response_before() -> None:
+    turns = OneByOne()
+    async with listen(turns) as upstream:
+        connection = await upstream.connect()
+        with upstream.accept():
+            for _ in range(2):
+                protocol = protocol_of(connection)
+                protocol.data_received(OK)
+                message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+                assert (message.code, await body.read()) == (200, b"ok")
+                assert not turns.steps
+            connection.close()
+
+
+async def test_body_of_known_length_is_received_in_turns() -> None:
+    turns = OneByOne()
+    async with listen(turns) as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept():
+            protocol.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            transport = protocol.transport
+            assert transport is not None
+            assert not transport.is_reading()
+            turns.steps.popleft()()
+            assert transport.is_reading()
+            protocol.data_received(b"defghi")
+            assert (await body.read(), list(turns.steps)) == (b"abcdefghi", [])
+            connection.close()
