@@ -113,7 +113,13 @@ class Gateway:
             if self._tls is not None:
                 # Called for every handshake, with a name or without: the context in force takes over.
                 self._tls.sni_callback = lambda connection, _name, _context: self._choose_context(connection)
-            self._acceptor = Acceptor(sock, self._traffic, context=self._tls, first_kept=half_of_descriptors())
+            self._acceptor = Acceptor(
+                sock,
+                self._traffic,
+                context=self._tls,
+                first_kept=half_of_descriptors(),
+                is_full=lambda: self._traffic.open_connections >= self._runtime.config.max_connections,
+            )
             self._traffic.on_connection_lost = self._acceptor.connection_closed
             stack.push_async_callback(self._acceptor.close)
             self.address = Address(config.listen.host, sock.getsockname()[1])

@@ -9,8 +9,9 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
 - The kernel hands out the lowest free descriptor, so its number tells how many are in use. Clients get numbers below
   `first_kept`; those above are kept for upstreams, files and the ops port. HAProxy derives its `maxconn` from the limit
   in the same way.
-- Without a free descriptor accepting pauses. It goes on as soon as a connection closes, and otherwise tries again ten
-  times a second. Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
+- Without a free descriptor, and while `is_full`, accepting pauses. It goes on as soon as a connection closes, and
+  otherwise tries again ten times a second. Rejected: to accept and close at once with a spare descriptor; a client in
+  the queue loses nothing.
 - TLS handshakes under way are bounded in number and time: each holds 335 KiB, and a client that stalls in its own must
   hold none for long. Over the number, the oldest is cut if it takes longer than honest ones do, and accepting pauses
   otherwise; so neither a flood of clients that stall nor one of honest clients keeps others out.
@@ -83,11 +84,13 @@ class Acceptor:
         context: ssl.SSLContext | None = None,
         first_kept: int = sys.maxsize,
         spares: int = 0,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sock = sock
         self._make_protocol = make_protocol
         self._context = context
         self._first_kept = first_kept
+        self._is_full = is_full
         self._loop = asyncio.get_running_loop()
         #: Of connections whose handshake runs: when it began, the oldest first.
         self._handshakes: dict[asyncio.Task[None], float] = {}
@@ -119,7 +122,7 @@ class Acceptor:
         self._update()
 
     def connection_closed(self) -> None:
-        """Tell that a connection was lost: accepting goes on if it paused for want of a descriptor."""
+        """Tell that a connection was lost: accepting goes on if it paused until one closes."""
         if self._is_exhausted:
             # Its descriptor is closed when this turn of the loop is over.
             self._retry_by(self._loop.call_soon(self._try_again))
@@ -171,8 +174,8 @@ class Acceptor:
         if self._context is not None and not self._has_room_for_handshake():
             return False
         try:
-            if not self._is_one_free():
-                self._exhaust("the other descriptors are kept for upstreams and files")
+            if reason := self._why_none():
+                self._exhaust(reason)
                 return False
             sock, peer = self._sock.accept()
         except OSError as exc:
@@ -183,7 +186,7 @@ class Acceptor:
                 os.close(self._spares.pop())
                 self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
                 return True
-            self._exhaust(os.strerror(exc.errno))
+            self._exhaust(f"{os.strerror(exc.errno)}; {_raise_limit()}")
             return False
         if self._context is None:
             connect_accepted(sock, peer, self._make_protocol())
@@ -218,11 +221,15 @@ class Acceptor:
             if self._sock.fileno() >= 0:
                 self._update()
 
-    def _is_one_free(self) -> bool:
-        """Return whether a descriptor for a client is free. Raises OSError if none at all is."""
+    def _why_none(self) -> str:
+        """Return why no client may be accepted now, "" if one may. Raises OSError if no descriptor at all is free."""
+        if self._is_full():
+            return "max_connections are open; raise it"
         lowest_free = os.dup(self._sock.fileno())
         os.close(lowest_free)
-        return lowest_free < self._first_kept
+        if lowest_free < self._first_kept:
+            return ""
+        return f"the other descriptors are kept for upstreams and files; {_raise_limit()}"
 
     async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         # A handshake that fails ends only its connection.
@@ -238,13 +245,8 @@ class Acceptor:
         now = time.monotonic()
         if now >= self._last_line + _QUIET_SECONDS:
             self._last_line = now
-            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            _log.warning(
-                "accepting on port %d pauses until a connection closes: %s; raise the limit of %d (ulimit -n)",
-                self._sock.getsockname()[1],
-                reason,
-                limit,
-            )
+            port = self._sock.getsockname()[1]
+            _log.warning("accepting on port %d pauses until a connection closes: %s", port, reason)
 
     def _retry_by(self, handle: asyncio.Handle) -> None:
         if self._retry is not None:
@@ -256,7 +258,7 @@ class Acceptor:
         try:
             while len(self._spares) < self._spare_count:
                 self._spares.append(os.dup(self._sock.fileno()))
-            is_free = self._is_one_free()
+            is_free = not self._why_none()
         except OSError:
             is_free = bool(self._spares)
         if is_free:
@@ -264,3 +266,8 @@ class Acceptor:
             self._update()
         if self._is_exhausted or len(self._spares) < self._spare_count:
             self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
+
+
+def _raise_limit() -> str:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"raise the limit of {limit} (ulimit -n)"

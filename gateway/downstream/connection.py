@@ -111,6 +111,7 @@ class TrafficServer(web.Server):
         super().__init__(handle, handler_cancellation=True)
         self._refuse_unread = refuse_unread
         self._watch = LeaveWatch()
+        self.open_connections = 0
         #: Called when a connection was lost.
         self.on_connection_lost: Callable[[], None] = _ignore
 
@@ -124,9 +125,15 @@ class TrafficServer(web.Server):
         await super().shutdown(timeout)
         self._watch.close()
 
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection."""
+        super().connection_made(handler, transport)
+        self.open_connections += 1
+
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection and tell about it."""
         super().connection_lost(handler, exc)
+        self.open_connections -= 1
         self.on_connection_lost()
 
     @staticmethod

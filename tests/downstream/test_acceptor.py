@@ -14,8 +14,9 @@ import pytest
 
 from gateway.downstream.acceptor import Acceptor, half_of_descriptors, raise_descriptor_limit
 from tests.aiohttp_seam.peers import settle
-from tests.peers import wait_until
+from tests.peers import OK, RawUpstream, forward_config, responding, run_gateway, wait_until
 
+GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
 expected_pause = pytest.mark.expected_log("gateway", "accepting on port", reason="what the test is about")
 
 
@@ -151,6 +152,26 @@ async def test_spare_descriptors_let_clients_in_where_no_other_is_free_and_are_t
             for transport in connections.open:
                 transport.abort()
             await connections.wait_accepted(4)
+
+
+@expected_pause
+async def test_clients_over_the_limit_wait_in_the_queue_until_one_closes() -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        config = forward_config(upstream.url, top={"max_connections": 2})
+        async with run_gateway(config) as gateway:
+            clients = [await gateway.connect() for _ in range(2)]
+            for client in clients:
+                await client.send(GET)
+                await client.read_until(b"ok")
+            third = await gateway.connect()
+            await third.send(GET)
+            await settle()
+            assert gateway.gateway._traffic.open_connections == 2
+            await clients[0].close()
+            await third.read_until(b"ok")
+            assert gateway.gateway._traffic.open_connections == 2
+            for client in (clients[1], third):
+                await client.close()
 
 
 async def test_clients_in_the_queue_can_be_accepted_before_the_socket_is_closed() -> None:
