@@ -26,6 +26,8 @@ from gateway.upstream import RequestHead, UpstreamPool, UpstreamSink
 #: Limit for the sync of a body that is written to a directory, see `store.sync_timeout`.
 MIRROR_SYNC_SECONDS: Final = 300.0
 _PERCENT: Final = 100.0
+#: Smaller chunks in the queue are joined.
+_JOINED_BYTES: Final = 4096
 
 
 class Mirror:
@@ -99,7 +101,11 @@ class Tee:
         if self._is_ended:
             self._stats.mirror_bytes["dropped"] += len(chunk)
             return
-        self._chunks.append(chunk)
+        if len(self._chunks) > 1 and len(self._chunks[-1]) + len(chunk) <= _JOINED_BYTES:
+            # A chunk of one byte takes forty. The first may be on its way.
+            self._chunks[-1] += chunk
+        else:
+            self._chunks.append(chunk)
         self._held += len(chunk)
         self._news.set()
         if self._held > self._room:

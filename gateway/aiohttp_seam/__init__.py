@@ -17,7 +17,8 @@ Private names, by purpose:
   stop receiving, start again                 BaseProtocol._pause_transport_reading,              feed.py, server.py
                                               _resume_transport_reading, _reading_paused,
                                               _buffer_paused
-  heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size       server.py
+  heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size,      server.py
+                                              _msg_queue_resume_size
   refuse a head before it is complete         RequestHandler._parser                              server.py
   does a connection wait for a request        RequestHandler._waiter                              server.py
   requests parsed so far                      RequestHandler._request_count                       server.py

@@ -55,6 +55,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
             "_current_request",
             "_make_error_handler",
             "_max_msg_queue_size",
+            "_msg_queue_resume_size",
             "_messages",
             "_parser",
             "_request_count",

@@ -33,6 +33,10 @@ DISCARD_SECONDS: Final = 5.0
 DISCARD_BYTES: Final = 512 * 2**20
 
 
+#: Requests of a connection that are parsed ahead of the one that is handled; each holds up to 64 KiB of a body.
+_MAX_PIPELINED: Final = 4
+
+
 class HeadTooLarge(BadHttpMessage):
     """A head of more than MAX_HEAD_BYTES, of which no more is parsed."""
 
@@ -98,6 +102,8 @@ class ServerConnection(RequestHandler):
         #: Whether bytes that were written are dropped.
         self._is_cut = False
         self._receive_bytes = receive_bytes
+        # aiohttp's 20 requests with small bodies held 2 MiB.
+        self._max_msg_queue_size, self._msg_queue_resume_size = _MAX_PIPELINED, _MAX_PIPELINED // 2
         #: Whether the connection ended with an error: bytes that were written may not have arrived.
         self.was_broken = False
         self._feed = MessageFeed(self, self, turns, is_lenient=False)

@@ -120,6 +120,19 @@ async def test_pipelined_heads_are_parsed_one_per_turn() -> None:
         assert len(serving.connection._messages) == 2
 
 
+async def test_few_pipelined_requests_are_parsed_ahead_of_the_one_that_is_handled_and_all_in_the_end() -> None:
+    """aiohttp parses 20, which held 2 MiB of small bodies."""
+    async with serve() as serving:
+        one = HEAD + b"Content-Length: 3\r\n\r\nabc"
+        await serving.send(one * 50)
+        await serving.request()
+        await settle()
+        assert len(serving.connection._messages) <= 4
+        serving.finish.set()
+        for _ in range(49):
+            await serving.request()
+
+
 async def test_body_of_known_length_has_no_decoder() -> None:
     async with serve() as serving:
         await serving.send(HEAD + b"Content-Length: 3\r\n\r\na")
