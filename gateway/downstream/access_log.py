@@ -10,10 +10,13 @@ from typing import Final
 
 from gateway.downstream.exchange import Exchange
 from gateway.observe.log import show_time
+from gateway.observe.stats import Leg
 
 #: Called with the line of each exchange.
 RecordLine = Callable[[str], None]
 _MAX_TARGET_CHARACTERS: Final = 512
+#: In the order of `Waits.leg_seconds`.
+_LEG_KEYS: Final = tuple(f'"{leg}": ' for leg in Leg)
 
 
 def describe_exchange(exchange: Exchange, seconds: float) -> str:
@@ -26,7 +29,9 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
     fault, trace = exchange.fault, exchange.trace
     route, first = exchange.route, exchange.first_byte_seconds
     upload, download = exchange.upload, exchange.download
-    waits = ", ".join(f'"{leg}": {spent:.6f}' for leg, spent in exchange.waits.leg_seconds.items() if spent)
+    # A list, and keys quoted before: a generator and the keys' own formatting cost 1 us more.
+    leg_seconds = exchange.waits.leg_seconds.values()
+    waits = ", ".join([f"{key}{spent:.6f}" for key, spent in zip(_LEG_KEYS, leg_seconds, strict=True) if spent])
     return (
         f'{{"time": "{show_time(time.time())}", "level": "info", "event": "exchange", '  # noqa: TID251 (the time of day)
         f'"route": {_quote(route.name if route else None)}, "action": {_quote(route.action_name if route else None)}, '

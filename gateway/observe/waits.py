@@ -72,8 +72,12 @@ class Waits:
         """Wait on `leg` from now on; return the time. While others wait, it is only the leg for afterwards."""
         now = self.clock()
         if not self._others:
-            self._charge_own(now)
-            self._own_since = now
+            # `_charge_own` without the call: three times per small request.
+            before = self._own_leg
+            seconds = now - self._charged_until
+            self.leg_seconds[before] += seconds
+            self.route.waits[before] += seconds
+            self._charged_until = self._own_since = now
         self._own_leg = leg
         return now
 
