@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,10 @@ from gateway.downstream.acceptor import raise_descriptor_limit
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
 from gateway.listener import open_listener
-from gateway.observe.log import LineWriter, start_logging
+from gateway.observe.log import start_logging
 from gateway.server import Gateway, Load
 from gateway.signals import Signals
+from gateway.systemd import Notifier, take_sockets
 from gateway.threads import Threads
 
 _BAD_CONFIG: Final = 2
@@ -121,10 +123,18 @@ def _print_routes(config: Config) -> None:
 def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     config = _load(path)
     raise_descriptor_limit()
+    try:
+        sockets = take_sockets(os.environ)
+    except ValueError as exc:
+        print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (standard output is the log)
+        return _FAILED
+    notifier = Notifier.from_environment(os.environ)
     writer = start_logging()
     _log_warnings(config)
     try:
-        asyncio.run(_serve(config, writer, lambda: _load_and_warn(path), signals, is_demo=is_demo))
+        gateway = Gateway(config, writer.add_line, sockets=sockets, notifier=notifier)
+        gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
+        asyncio.run(_serve(config, gateway, lambda: _load_and_warn(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:
         # A signal during the start: everything that was opened is closed.
         return 0
@@ -133,14 +143,12 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
         print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (standard output is the log)
         return _FAILED
     finally:
+        notifier.close()
         writer.stop()
     return 0
 
 
-async def _serve(config: Config, writer: LineWriter, load: Load, signals: Signals, *, is_demo: bool) -> None:
-    gateway = Gateway(config, writer.add_line)
-    gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
-
+async def _serve(config: Config, gateway: Gateway, load: Load, signals: Signals, *, is_demo: bool) -> None:
     def announce() -> None:
         logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
         if is_demo:

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import functools
 import logging
+import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from aiohttp import web
@@ -33,6 +35,7 @@ from gateway.ops import OpsApp, Readiness
 from gateway.runtime import Prepared, Resources, Runtime, prepare
 from gateway.signals import Signals
 from gateway.storage import Disks, sweep
+from gateway.systemd import Notifier
 from gateway.threads import Threads
 from gateway.transfer import Timers
 from gateway.upstream import Resolver, UpstreamPool
@@ -54,8 +57,18 @@ _log = logging.getLogger("gateway")
 class Gateway:
     """One gateway: both ports, its upstreams, its exchanges. `record` is called with the log line of every exchange."""
 
-    def __init__(self, config: Config, record: RecordLine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        record: RecordLine,
+        *,
+        sockets: Mapping[str, socket.socket] = MappingProxyType({}),
+        notifier: Notifier | None = None,
+    ) -> None:
+        """`sockets` are listening sockets by the config key whose address they replace."""
         check_names()
+        self._sockets = sockets
+        self._notifier = notifier or Notifier("", None)
         self._config = config
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self.live_waits = LiveWaits()
@@ -104,10 +117,10 @@ class Gateway:
             )
             stack.callback(ops.close)
             self._ops_runner = web.AppRunner(ops.make(), access_log=None)
-            self.ops_address = await _open_ops(stack, self._ops_runner, config.ops.listen)
+            self.ops_address = await _open_ops(stack, self._ops_runner, self._listener(config.ops.listen, "ops.listen"))
             self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
-            sock = open_listener(config.listen, "listen")
+            sock = self._listener(config.listen, "listen")
             stack.callback(sock.close)
             self._tls = self._runtime.tls
             if self._tls is not None:
@@ -122,10 +135,11 @@ class Gateway:
             )
             self._traffic.on_connection_lost = self._acceptor.connection_closed
             stack.push_async_callback(self._acceptor.close)
-            self.address = Address(config.listen.host, sock.getsockname()[1])
+            self.address = Address(*sock.getsockname()[:2])
             self._stack = stack.pop_all()
         self._begin_work()
         self._has_started = True
+        self._keep(self._report_status(), "service manager")
 
     def drain(self) -> asyncio.Task[None]:
         """Begin to drain, unless that was done before; return the task that does it."""
@@ -139,6 +153,7 @@ class Gateway:
                 timeout_seconds=config.drain_timeout,
             )
             self._draining = self._keep(work, "drain")
+            self._notifier.report_stopping(self._status())
         return self._draining
 
     async def stop(self) -> None:
@@ -184,6 +199,7 @@ class Gateway:
         Where it cannot be used the one before stays, and the log says why.
         """
         async with self._reloading:
+            self._notifier.report_reloading()
             try:
                 prepared = await asyncio.wrap_future(self._reload_thread.submit(lambda: self._prepare_next(load)))
                 self._replace(prepared)
@@ -199,6 +215,8 @@ class Gateway:
                 self.stats.reloads["success"] += 1
                 _log.info("the config was replaced")
                 return
+            finally:
+                self._notifier.report_ready(self._status())
             self.stats.reloads["failure"] += 1
             self._drop_unused()
 
@@ -260,6 +278,20 @@ class Gateway:
                 count = await disk_threads.run(functools.partial(sweep, Path(directory)))
                 _log.debug("unfinished uploads removed: %d", count)
 
+    async def _report_status(self) -> None:
+        """Report to the service manager, and feed its watchdog: while the event loop is stuck it gets nothing."""
+        self._notifier.report_ready(self._status())
+        while self._notifier.interval_seconds is not None:
+            await asyncio.sleep(self._notifier.interval_seconds)
+            self._notifier.keep_alive(self._status())
+
+    def _status(self) -> str:
+        in_flight = sum(route.in_flight for route in self.stats.routes.values())
+        return f"{'serving' if self._draining is None else 'draining'}, exchanges in flight: {in_flight}"
+
+    def _listener(self, address: Address, key: str) -> socket.socket:
+        return self._sockets.get(key) or open_listener(address, key)
+
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
@@ -305,11 +337,10 @@ def _check_fixed(before: Config, after: Config) -> None:
         raise ConfigError(problems)
 
 
-async def _open_ops(stack: contextlib.AsyncExitStack, runner: web.AppRunner, address: Address) -> Address:
+async def _open_ops(stack: contextlib.AsyncExitStack, runner: web.AppRunner, sock: socket.socket) -> Address:
+    stack.callback(sock.close)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    sock = open_listener(address, "ops.listen")
-    stack.callback(sock.close)
     acceptor = Acceptor(sock, cast(web.Server, runner.server), spares=_OPS_SPARES)
     stack.push_async_callback(acceptor.close)
-    return Address(address.host, sock.getsockname()[1])
+    return Address(*sock.getsockname()[:2])

@@ -115,4 +115,8 @@ def test_systemd_unit_passes_systemd_analyze(tmp_path: Path) -> None:
     text = (DEPLOY / "streaming-gateway.service").read_text().replace("/opt/gateway/bin/gateway", "/bin/true")
     unit_path = tmp_path / "streaming-gateway.service"
     unit_path.write_text(text)
-    run(analyze, "verify", str(unit_path))
+    socket_path = tmp_path / "streaming-gateway.socket"
+    socket_path.write_text((DEPLOY / "streaming-gateway.socket").read_text())
+    run(analyze, "verify", str(unit_path), str(socket_path))
+    # An exposure of 3.0 of 10 at most.
+    run(analyze, "security", "--offline=true", "--threshold=30", "--no-pager", str(unit_path))
