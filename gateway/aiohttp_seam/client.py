@@ -21,7 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.streams import StreamReader
 from yarl import URL
 
 from gateway.aiohttp_seam.feed import UNTIL_CLOSE, BodyHead, MessageFeed, Turns
@@ -104,7 +104,8 @@ class ClientConnection(ResponseHandler):
         if self._head is not None and len(self._head) - self._head_start > MAX_RESPONSE_HEAD_BYTES:
             self.set_exception(explain_bad_head(self._head, self._head_start))
         message, self._parsed, body = self._parsed, None, self._payload
-        if message is None or is_interim(message.code) or body is None or body is EMPTY_PAYLOAD:
+        if message is None or is_interim(message.code) or body is None or body.is_eof():
+            # Also 204 and 304, which have no body, whatever their headers say.
             return None
         return BodyHead(body, None if message.chunked else UNTIL_CLOSE)
 

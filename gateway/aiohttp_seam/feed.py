@@ -205,15 +205,16 @@ class MessageFeed:
 
     def _find_head_end(self, data: bytes) -> int:
         """Return how many bytes to parse: up to a blank line, or all of them."""
-        if self._parsed_tail:
-            tail, self._parsed_tail = self._parsed_tail, b""
+        tail, self._parsed_tail = self._parsed_tail, b""
+        if tail:
             end = _find_blank_line(tail + data[:2])
             if end >= 0:
                 return end - len(tail)
         end = _find_blank_line(data)
         if end >= 0:
             return end
-        self._parsed_tail = data[-2:]
+        # Of both: one byte may have come at a time.
+        self._parsed_tail = (tail + data)[-2:] if len(data) == 1 else data[-2:]
         return len(data)
 
     def _decode(self, decoder: ChunkedDecoder, body: StreamReader) -> None:

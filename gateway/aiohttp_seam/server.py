@@ -167,6 +167,9 @@ class ServerConnection(RequestHandler):
             return None
         self._last_message = messages[-1]
         message, body = messages[-1]
+        if body.is_eof():
+            # Without a body, whatever its headers say: CONNECT.
+            return None
         # aiohttp's stand-in for an unreadable head has no headers.
         headers = getattr(message, "headers", {})
         if getattr(message, "chunked", False):

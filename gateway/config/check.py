@@ -11,7 +11,6 @@ import os
 import ssl
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -136,7 +135,7 @@ def _check_mirror(path: KeyPath, mirror: dict[str, Any], upstreams: dict[str, An
         yield path, "a mirror has either an upstream or a directory: give exactly one of them"
     if isinstance(name, str) and name not in upstreams:
         yield (*path, "upstream"), _no_upstream(name, upstreams)
-    if isinstance(directory, str) and not (Path(directory).is_dir() and os.access(directory, os.W_OK | os.X_OK)):
+    if isinstance(directory, str) and not (os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)):
         yield (
             (*path, "directory"),
             f"{directory!r} is not a directory this user can write to: create it, or change its mode",
@@ -162,7 +161,8 @@ def _check_directories(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding
         if not isinstance(directory, str):
             continue
         where = (*path, action, "directory")
-        if not Path(directory).is_dir():
+        # Path.is_dir raises for a name that is too long.
+        if not os.path.isdir(directory):
             yield where, f"{directory!r} is not a directory: create it, or name another"
         elif not os.access(directory, mode):
             yield where, f"{directory!r} cannot be {doing} by this user: change its mode or owner"

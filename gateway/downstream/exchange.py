@@ -337,11 +337,15 @@ class Exchange:
 
     @property
     def _must_close(self) -> bool:
-        """Whether the connection cannot be kept: draining, or the parser has not seen the whole body."""
+        """Whether the connection cannot be kept: draining, CONNECT, or the parser has not seen the whole body.
+
+        Parsers differ on whether CONNECT has a body (RFC 9110 section 9.3.6: it has none, whatever its headers say).
+        """
         body = self.body
-        is_open = body is not None and (body.is_raw or not body.is_received)
+        if self.method == "CONNECT" or (body is not None and (body.is_raw or not body.is_received)):
+            return True
         # While draining, a request that was received after this one is answered, too.
-        return is_open or (self.is_draining and not getattr(self._request.protocol, "has_next", False))
+        return self.is_draining and not getattr(self._request.protocol, "has_next", False)
 
     async def _send_head(self, response: ClientResponse) -> None:
         try:

@@ -1,8 +1,8 @@
 """The additional checks of `multipart: strict`: it refuses everything on which parsers are known to differ.
 
-Werkzeug, python-multipart, multipart and Django differ on: `filename*`; control bytes and invalid UTF-8 in names;
-quotes, backslashes and their percent-encoding in names; duplicate headers; Content-Transfer-Encoding; folded header
-lines (checked in `content.FormContent`).
+Werkzeug, python-multipart, multipart and Django differ on: `filename*`; control bytes and invalid UTF-8 in names and
+types; quotes, backslashes and their percent-encoding in names; duplicate headers; Content-Transfer-Encoding; folded
+header lines (checked in `content.FormContent`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def check_strict(part: Part) -> None:
             raise _strict_fault(part, "has control bytes or invalid UTF-8 in its name")
         if _ESCAPE.search(text):
             raise _strict_fault(part, "has a quote, a backslash or %22 in its name, which some parsers unescape")
+    if _CONTROL.search((part.content_type or "").replace("\t", " ")):
+        raise _strict_fault(part, "has control bytes or invalid UTF-8 in its Content-Type")
     for name in _SINGLE:
         if len(headers.getall(name, ())) > 1:
             raise _strict_fault(part, f"has {name} twice")

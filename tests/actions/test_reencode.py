@@ -276,6 +276,7 @@ async def test_early_response_to_a_re_encoded_body_reaches_the_client() -> None:
         form(FILE).replace(b"Content-Type: application/octet-stream", b"Content-Transfer-Encoding: base64"),
         form(FILE).replace(b"Content-Type: application/octet-stream", b"Content-Type: a/b;\r\n charset=x"),
         form(FILE).replace(b'name="f"', b'name="\xff"'),
+        form(FILE).replace(b"Content-Type: application/octet-stream", b"Content-Type: \x80text/plain"),
         form(('name="a\\"b"', b"x")),
         form(('name="a%22b"', b"x")),
         form(('name="f"; filename="c:\\dir\\x.txt"', b"x")),

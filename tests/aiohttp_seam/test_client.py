@@ -299,3 +299,17 @@ async def test_body_of_known_length_is_received_in_turns() -> None:
             protocol.data_received(b"defghi")
             assert (await body.read(), list(turns.steps)) == (b"abcdefghi", [])
             connection.close()
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+async def test_status_without_a_body_has_none_whatever_its_headers_say(status: bytes) -> None:
+    """The connection ends, since what follows is not a response."""
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.sendall(b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert await body.read() == b""
+            assert protocol.should_close
+            connection.close()

@@ -151,3 +151,20 @@ async def test_reset_is_recorded_and_an_orderly_close_is_not() -> None:
                 serving.peer.close()
             await wait_until(lambda: serving.connection.transport is None)
             assert serving.connection.was_broken == is_reset
+
+
+@pytest.mark.parametrize("pieces", [[b"\r", b"\n", b"\r", b"\n3\r\nok"], [b"\r\n", b"\r", b"\n3\r\nok"]])
+async def test_chunked_body_begins_after_a_blank_line_that_came_byte_by_byte(pieces: list[bytes]) -> None:
+    """The parser ended the head within the last piece, and was given the beginning of a body that is decoded here."""
+    async with serve() as serving:
+        for piece in [HEAD + CHUNKED.rstrip(), *pieces, b"x\r\n0\r\n\r\n"]:
+            serving.connection.data_received(piece)
+        request = await serving.request()
+        assert await request.content.read() == b"okx"
+
+
+async def test_connect_has_no_body_whatever_its_headers_say() -> None:
+    async with serve() as serving:
+        serving.connection.data_received(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n" + CHUNKED + b"2\r\nok\r\n0\r\n\r\n")
+        request = await serving.request()
+        assert await request.content.read() == b""

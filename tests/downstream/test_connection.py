@@ -230,3 +230,13 @@ async def test_exchange_that_failed_is_freed_without_the_garbage_collector() -> 
                 await wait_until(lambda: sum(isinstance(each, Exchange) for each in gc.get_objects()) == before)
             finally:
                 gc.enable()
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 2", b"Transfer-Encoding: chunked"])
+async def test_nothing_after_connect_is_a_request(framing: bytes) -> None:
+    """Another parser may take what follows for the body of CONNECT."""
+    async with RawUpstream(fail_on_request) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        request = b"CONNECT gw:1 HTTP/1.1\r\nHost: gw\r\n" + framing + b"\r\n\r\nGET / HTTP/1.1\r\nHost: gw\r\n\r\n"
+        response = await gateway.request(request)
+        assert problem_of(response)["status"] == 405
+        assert not upstream.wires

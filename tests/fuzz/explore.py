@@ -62,12 +62,17 @@ def explore_gateway(
         runner.run(upstream.__aenter__())
         context = run_gateway(make_config(upstream))
         gateway = runner.run(context.__aenter__())
+        errors: list[Any] = []
+        # Where a protocol raises, asyncio only closes the connection and logs it.
+        runner.get_loop().set_exception_handler(lambda _, error: errors.append(error))
 
         async def call(value: T) -> None:
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     await check(gateway, upstream, value)
+                assert not errors
             finally:
+                errors.clear()
                 for wire in upstream.wires:
                     wire.writer.transport.abort()
                 upstream.wires.clear()

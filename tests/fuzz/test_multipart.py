@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway.config import Limits
 from gateway.errors import Fault
 from gateway.multipart import FormContent, FormParts, FormWriter, boundary_of
+from gateway.multipart.strict import check_strict
 from tests.fuzz.explore import explore
 from tests.integration.test_parsers import Parts, with_multipart, with_python_multipart, with_werkzeug
 from tests.multipart.test_reader import Chunks, inspect, one_by_one, split_at
@@ -90,18 +91,17 @@ async def read_strict(body: bytes) -> tuple[Parts, str, bytes] | None:
     content = FormContent(BOUNDARY, Limits(), "r", Chunks([body]), is_strict=True)
     writer, form, parts = FormWriter(), b"", []
     try:
-        async for part in FormParts(content, BOUNDARY, Limits(), "r"):
+        async for part in FormParts(content, BOUNDARY, Limits(), "r", check=check_strict):
             data = bytearray()
             while piece := await part.read():
                 data += piece
             name, filename = part.disposition.name, part.disposition.filename
-            (name + (filename or "")).encode()
             if filename is None:
                 form += writer.file_head(name, "field", None) + data
             else:
                 form += writer.file_head(name, filename, part.content_type) + data
             parts.append((name, filename, bytes(data)))
-    except (Fault, UnicodeEncodeError):
+    except Fault:
         return None
     return parts, writer.content_type.decode(), form + writer.end()
 

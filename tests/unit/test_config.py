@@ -181,6 +181,7 @@ WRONG = {
     "routes: [{name: a, match: {}, fetch: {allow: ['http://[x/']}}]": "is not a URL prefix",
     "routes: [{name: a, match: {}, fetch: {allow: [5]}}]": "5 is not a string",
     "routes: [{name: a, match: {}, files: {directory: /does/not/exist}}]": "is not a directory: create it",
+    f"routes: [{{name: a, match: {{}}, files: {{directory: {'a' * 5000}}}}}]": "is not a directory: create it",
     "routes: [{name: a, match: {}, files: {directory: '${NOPE}'}}]": "the environment variable NOPE is not set: set it",
     "routes: [{name: a, match: {}, files: {directory: ${NOPE}}}]": 'put "${...}" in quotes',
     "routes: [{name: 5, match: {}, fetch: {allow: ['http://x/']}}]": "routes[0].name: 5 is not a string",
@@ -589,6 +590,13 @@ def test_files_go_to_a_directory_or_a_bucket() -> None:
 )
 def test_invalid_store_targets_are_reported(store: str, message: str) -> None:
     assert any(message in problem for problem in problems(STORE.format(store=store)))
+
+
+def test_directory_that_this_user_may_not_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may use any.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="cannot be read by this user"):
+        parse_config("routes: [{name: a, match: {}, files: {directory: .}}]")
 
 
 def test_missing_package_for_object_stores_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
