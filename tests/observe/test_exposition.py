@@ -22,7 +22,7 @@ from gateway.observe.stats import CHUNK_BOUNDS, SECONDS_BOUNDS, Histogram, Stats
 KINDS: list[Kind] = ["counter", "gauge", "histogram"]
 #: Everything that must be escaped, and some of what must not.
 TEXTS = st.text(alphabet='ab\\"\n{}=,é ', max_size=8)
-NUMBERS = st.one_of(st.integers(0, 2**60), st.floats(0, 1e15), st.just(math.inf))
+NUMBERS = st.one_of(st.integers(0, 2**53), st.floats(0, 1e15), st.just(math.inf))
 
 
 @st.composite
