@@ -125,7 +125,7 @@ class RawSocket:
         finally:
             remove(descriptor)
         # Many sockets may become ready in the same iteration of the loop.
-        if self.turns is not None and not self.turns.has_time():
+        if self.turns is not None and not self.turns.is_time_left():
             await self.turns.wait()
 
 

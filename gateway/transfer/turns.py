@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 #: Time for all bodies together per iteration of the loop. An exchange needs about five iterations.
-TURN_SECONDS: Final = 0.002
+TURN_SECONDS: Final = 0.003
 
 
 class Turns:
@@ -44,7 +44,18 @@ class Turns:
     def has_time(self) -> bool:
         """Return whether a body may take another step now: there is time left, and no other body waits for it."""
         # In this order: that there was none left is recorded.
-        return self._is_time_left() and not self._waiting
+        return self.is_time_left() and not self._waiting
+
+    def is_time_left(self) -> bool:
+        """Return whether there is time in this iteration, though others may wait: for a body that has just waited."""
+        if self._started is None:
+            self._started = self._clock()
+            self._schedule()
+            return True
+        if self._clock() - self._started < TURN_SECONDS:
+            return True
+        self._has_ended = True
+        return False
 
     async def wait(self) -> None:
         """Wait for a turn, and take it."""
@@ -54,23 +65,13 @@ class Turns:
             waiter: asyncio.Future[None] = loop.create_future()
             self._add(queue, functools.partial(_wake, waiter))
             await waiter
-            if self._is_time_left():
+            if self.is_time_left():
                 return
             queue = self._postponed
 
     def call(self, step: Callable[[], None]) -> None:
         """Call `step` when there is time: for protocols, which cannot wait."""
         self._add(self._waiting, step)
-
-    def _is_time_left(self) -> bool:
-        if self._started is None:
-            self._started = self._clock()
-            self._schedule()
-            return True
-        if self._clock() - self._started < TURN_SECONDS:
-            return True
-        self._has_ended = True
-        return False
 
     def _add(self, queue: deque[Callable[[], None]], continue_body: Callable[[], None]) -> None:
         queue.append(continue_body)
@@ -93,7 +94,7 @@ class Turns:
         for _ in range(min(self._count, len(waiting))):
             # A body that waits in a task works in the next iteration, a protocol at once.
             waiting.popleft()()
-            if self._started is not None and not self._is_time_left():
+            if self._started is not None and not self.is_time_left():
                 break
         if waiting:
             self._schedule()
