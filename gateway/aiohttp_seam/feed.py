@@ -144,6 +144,8 @@ class MessageFeed:
                 self._decode(self.decoder, self._body)
             else:
                 self._parse()
+                if not self._unparsed:
+                    break
         if has_fed_body and self._is_body_open and not (self.is_ending or self._turns.has_time()):
             self._wait()
 

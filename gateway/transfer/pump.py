@@ -164,11 +164,12 @@ class Transfer:
                 if chunk:
                     meter.count(chunk)
                 return chunk
-            if chunk:
-                await self._judge(chunk)
-            else:
+            if not chunk:
                 self._end_source()
-            await self._flush_filters()
+            elif self._filters:
+                await self._judge(chunk)
+            if self._async_filters:
+                await self._flush_filters()
             if chunk:
                 meter.count(len(chunk))
         except Fault as fault:
@@ -246,7 +247,8 @@ class Transfer:
         for each in self._filters:
             has_more = each.feed_data(chunk)
             while has_more:
-                await self._flush_filters()
+                if self._async_filters:
+                    await self._flush_filters()
                 if not self.turns.has_time():
                     await self.turns.wait()
                 has_more = each.feed_data(b"")
@@ -254,10 +256,9 @@ class Transfer:
             self._finish_filters()
 
     async def _flush_filters(self) -> None:
-        if self._async_filters:
-            with self.meter.filtering():
-                for each in self._async_filters:
-                    await each.flush()
+        with self.meter.filtering():
+            for each in self._async_filters:
+                await each.flush()
 
     def _end_source(self) -> None:
         moved = self.meter.moved_bytes

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 #: Time for all bodies together per iteration of the loop. An exchange needs about five iterations.
-TURN_SECONDS: Final = 0.003
+TURN_SECONDS: Final = 0.004
 
 
 class Turns:
