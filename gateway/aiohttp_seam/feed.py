@@ -150,7 +150,12 @@ class MessageFeed:
             self._wait()
 
     def take_decoder(self) -> ChunkedDecoder | None:
-        """Return the decoder of a chunked body whose rest is read below the transport, until `give_back`."""
+        """Return the decoder of a chunked body whose rest is read below the transport, until `give_back`.
+
+        None without one, and while received bytes wait for their turn: reading below would overtake them.
+        """
+        if self._unparsed:
+            return None
         self._is_decoder_taken = self.decoder is not None
         return self.decoder
 
