@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from gateway.actions.request_head import make_request_head
@@ -50,9 +51,9 @@ class Mirror:
                 # A mirror that takes no chunked body, for example: the primary is not affected.
                 tee.end(fault.outcome)
                 return None
-            work = _send(self._target, head, tee, has_body=exchange.body is not None)
+            work = partial(_send, self._target, head, tee, has_body=exchange.body is not None)
         else:
-            work = _write(self._target, tee)
+            work = partial(_write, self._target, tee)
         task = asyncio.get_running_loop().create_task(self._run(work, tee), name="mirror")
         tee.on_drop = task.cancel
         self._tasks.add(task)
@@ -67,9 +68,10 @@ class Mirror:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, work: Coroutine[Any, Any, None], tee: Tee) -> None:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]], tee: Tee) -> None:
+        # Called here: a task that is cancelled before its first step leaves no coroutine that was never awaited.
         try:
-            await work
+            await work()
             tee.end(Outcome.COMPLETE)
         except Fault as fault:
             tee.end(fault.outcome)

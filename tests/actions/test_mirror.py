@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.peers import (
     RawUpstream,
     RunningGateway,
     Wire,
+    chunked,
     form,
     forward_config,
     post,
@@ -250,3 +253,18 @@ async def test_mirror_that_stops_reading_is_slow_and_not_lost() -> None:
     with pytest.raises(Fault) as raised:
         await _TeeBody(tee, idle_seconds=0.01).send_to(stuck)
     assert raised.value.outcome is Outcome.UPSTREAM_SLOW
+
+
+async def test_request_refused_before_its_mirror_begins_leaves_no_coroutine() -> None:
+    """The mirror's task was cancelled before its first step: "coroutine '_send' was never awaited"."""
+    head = b"POST / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
+        settings = config(primary.url, shadow.url)
+        settings["upstreams"]["up"]["framing"] = "length_required"
+        async with run_gateway(settings) as gateway:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert problem_of(await gateway.request(head, chunked(b"x")))["status"] == 411
+                await gateway.wait_log_line()
+                gc.collect()
+    assert not caught
