@@ -58,6 +58,8 @@ class ClientConnection(ResponseHandler):
         self._head: bytearray | None = None
         #: Where in it the next head begins, after those of interim responses.
         self._head_start = 0
+        #: While aiohttp makes the parser of a response.
+        self._is_starting = False
 
     @property
     def has_received(self) -> bool:
@@ -86,12 +88,18 @@ class ClientConnection(ResponseHandler):
         self._head_start = 0
         self._interim_count = 0
         self._feed.start_message()
+        self._is_starting = True
         super().set_response_params(**params)
+        self._is_starting = False
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
-        if not data and self._feed.decoder is None:
-            self.parse(b"")
+        if not data:
+            if self._is_starting:
+                # A new parser holds nothing that it could continue with.
+                return
+            if self._feed.decoder is None:
+                self.parse(b"")
         self._feed.receive(data)
 
     def parse(self, data: bytes) -> BodyHead | None:

@@ -131,7 +131,8 @@ class MessageFeed:
         """Parse what is kept, as far as there is time and aiohttp's limits allow; a step at least with `has_turn`."""
         # The first head of a receive is not asked for: a small exchange never waits.
         may_step, has_fed_body = has_turn or self.decoder is None, False
-        while self._can_step():
+        # The first condition saves a call where all is parsed, which is nearly always.
+        while (self._unparsed or self.decoder is not None) and self._can_step():
             if self._sized_bytes:
                 # Never kept: its rest may be read below the transport.
                 has_fed_body = True
@@ -174,7 +175,7 @@ class MessageFeed:
             return False
         decoder = self.decoder
         if decoder is None:
-            return bool(self._unparsed) and (bool(self._sized_bytes) or self._connection.may_parse_head())
+            return bool(self._sized_bytes) or self._connection.may_parse_head()
         if self._is_decoder_taken or (self._protocol._reading_paused and not self.is_ending):
             return False
         return bool(self._unparsed) or decoder.has_more
