@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -165,19 +165,22 @@ def _show(value: object) -> str:
 def _unknown_key(path: KeyPath) -> str:
     """Return a message with the keys allowed here: most unknown keys are typing mistakes."""
     model: Any = Config
-    for step in path[:-1]:
-        model = _inner_model(model, step)
+    steps = iter(path[:-1])
+    for step in steps:
+        if isinstance(step, int) or step not in model.model_fields:
+            continue
+        annotation = model.model_fields[step].annotation
+        model = _inner_model(annotation)
+        if get_origin(annotation) is dict:
+            # A name of the user's comes next, which may be that of a key.
+            next(steps)
     known = ", ".join(sorted(model.model_fields))
     return f"unknown key: use one of {known}"
 
 
-def _inner_model(model: Any, step: str | int) -> Any:
-    """Return the section that a step of a key path leads to; an index or a mapping's key keeps the section."""
-    fields = model.model_fields
-    if isinstance(step, int) or step not in fields:
-        return model
-    # Unknown keys are only reported within a section, so every step on the way to one leads to a section.
-    queue = [fields[step].annotation]
+def _inner_model(annotation: Any) -> Any:
+    """Return the section in a type. Unknown keys are only reported within one, so every step on the way has one."""
+    queue = [annotation]
     while not hasattr(candidate := queue.pop(), "model_fields"):
         queue.extend(getattr(candidate, "__args__", ()))
     return candidate

@@ -129,6 +129,7 @@ routes:
 
 ROUTE = "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}}]\n"
 WRONG = {
+    "upstreams: {queue_timeout: {endpoints: ['http://x'], add: 1}}": "upstreams.queue_timeout.add: unknown key",
     "": "1: the file is empty",
     "# only a comment\n": "1: the file is empty",
     "null": "1: the file contains only null",
