@@ -54,7 +54,7 @@ _STRICT: Final = _Grammar(
     re.compile(
         rb"\r?|\r\n(?:0*[0-9A-Fa-f]{0,16}|%b%b(?:\r?|;(?:%b+(?:=%b\\?)?)?))" % (_SIZE, _EXTENSIONS, _TOKEN, _QUOTED)
     ),
-    # Framing in a trailer is refused: whoever merges trailers into the headers would see another message.
+    # Framing in a trailer is refused: a recipient that merges trailers into the headers sees another message.
     re.compile(rb"(?!(?i:content-length|transfer-encoding):)%b+:%b\r\n|\r\n" % (_TOKEN, _VALUE)),
     re.compile(rb"(?!(?i:content-length|transfer-encoding):)%b+(?::%b\r?)?|\r?" % (_TOKEN, _VALUE)),
 )

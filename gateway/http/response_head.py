@@ -4,7 +4,7 @@ aiohttp parses responses with llhttp in its lenient mode, which reads a head dif
 a space before a colon, control bytes, lines that end in LF alone, folded values and any number as a status. A header
 that one parser takes for the framing and another for an unknown name desynchronises the client's connection (response
 splitting), so such a head is refused as a whole. Rejected: to repair it, as nginx does in part; a service that sends
-one is broken, or somebody else wrote into its response.
+one is broken, or an attacker wrote into its response.
 """
 
 from __future__ import annotations

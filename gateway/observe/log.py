@@ -117,7 +117,7 @@ class LineWriter(logging.Handler):
                     seconds = _RETRY_SECONDS
                     break
                 if written is None:
-                    # Full; whoever shares the stream made it non-blocking.
+                    # Full; a process that shares the stream made it non-blocking.
                     break
                 rest = rest[written:]
 

@@ -37,7 +37,7 @@ class Turns:
         self._postponed: deque[Callable[[], None]] = deque()
         #: How many to continue in one iteration.
         self._count = 1
-        #: Whether somebody found no time left since it was chosen.
+        #: Whether a body found no time left since it was chosen.
         self._has_ended = False
         self._is_scheduled = False
 

@@ -544,7 +544,7 @@ async def test_gateway_that_stops_cuts_every_file() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 async def test_split_whose_files_all_fail_has_their_outcome_and_blame(count: int) -> None:
-    """The status was 207, the outcome `complete`, and nobody to blame."""
+    """The status was 207, the outcome `complete`, and the blame `none`."""
     with socket.socket() as taken:
         # Bound and not listening: the kernel refuses connections.
         taken.bind(("127.0.0.1", 0))

@@ -285,7 +285,7 @@ class Campaign:
 
 @contextlib.contextmanager
 def _collect_warnings(lines: list[str]) -> Iterator[None]:
-    """Take warnings, and exceptions that nobody can catch, as stray lines: both are written to standard error."""
+    """Take warnings, and exceptions that cannot be caught, as stray lines: both are written to standard error."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda args: lines.append(f"{args.exc_type}: {args.exc_value} in {args.object!r}")
     with warnings.catch_warnings(record=True) as caught:

@@ -56,7 +56,7 @@ def free_descriptors(count: int) -> Iterator[None]:
 
 
 async def ask(gateway: RunningGateway, request: bytes, *, free: int = 0) -> bytes:
-    """Send a request to a gateway that has only so many free descriptors; the connection is accepted before."""
+    """Send a request to a gateway that has this many free descriptors; the connection is accepted before."""
     client = await gateway.connect()
     connections = gateway.gateway._traffic.connections
     async with asyncio.timeout(10):

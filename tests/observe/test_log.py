@@ -46,7 +46,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     monkeypatch.setattr("gateway.observe.log._RETRY_SECONDS", 0.001)
     pipe = Pipe()
     yield pipe
-    # Nobody reads: a write that blocks fails now.
+    # The pipe has no reader: a write that blocks fails now.
     pipe.stream.close()
     pipe.writer.stop()
     os.close(pipe.writing)
