@@ -242,9 +242,10 @@ class Gateway:
     async def _retire(self, runtime: Runtime) -> None:
         """Close a replaced runtime after its last exchange."""
         await runtime.exchanges.wait_empty()
-        others = [self._runtime, *(other for other in self._retired if other is not runtime)]
-        await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
+        # First of all: another that ends while this one closes must not leave what they share to this one.
         self._retired.remove(runtime)
+        others = (self._runtime, *self._retired)
+        await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
         self._drop_unused()
 
     def _drop_unused(self) -> None:

@@ -16,7 +16,9 @@ import pytest
 
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.load import parse_config
+from gateway.downstream import Exchange
 from gateway.filters import FilterProblem
+from gateway.http.routing import RouteMatch
 from tests.ops.test_ops import fetch, process
 from tests.peers import (
     OK,
@@ -80,6 +82,36 @@ async def test_unchanged_upstream_keeps_its_connections() -> None:
             await gateway.request(GET)
             assert len(upstream.wires) == 1
             assert split_response(await gateway.request(PUT))[0] == 413
+
+
+class HeldAction:
+    """An action whose connections take long to close, such as a mirror on a disk that does not answer."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        await self.release.wait()
+
+
+async def test_upstream_is_closed_while_a_config_before_that_shared_it_still_closes() -> None:
+    """Each of the two configs left it to the other."""
+    config = forward_config("http://127.0.0.1:1")
+    async with run_gateway(config) as running:
+        gateway, held = running.gateway, HeldAction()
+        first = gateway._runtime
+        first.actions["held"] = held
+        await gateway.reload(lambda: config_of({**config, "max_connections": 7}))
+        assert gateway._runtime.upstreams == first.upstreams
+        await gateway.reload(lambda: config_of(forward_config("http://127.0.0.1:2")))
+        connector = first.upstreams["up"]._client._connector
+        try:
+            await wait_until(lambda: connector.closed)
+        finally:
+            held.release.set()
 
 
 async def test_kept_connection_of_a_client_uses_the_new_routes() -> None:
