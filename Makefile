@@ -6,7 +6,7 @@
 #             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
 # make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
 # make fuzz [SECONDS=600]
-#             each fuzzer for so many seconds: heads, chunked coding, forms, bytes of clients, configs
+#             each fuzzer for this many seconds: heads, chunked coding, forms, bytes of clients, configs
 # make soak   the tests that take minutes: gigabytes through the gateway, with its memory measured; and the fault
 #             campaign, beside nginx, HAProxy and Envoy; writes docs/reliability.md
 PYTHON ?= python3
