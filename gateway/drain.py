@@ -50,7 +50,7 @@ async def drain(
     more = f"connections are accepted for {delay_seconds:g} s more" if delay_seconds else "no connection is accepted"
     _log.info("drain started: %s", more)
     await asyncio.sleep(delay_seconds)
-    await _accept_last(acceptor)
+    await _accept_last(acceptor, traffic)
     try:
         async with asyncio.timeout(timeout_seconds):
             await _wait_for_last(handler, traffic, acceptor)
@@ -60,11 +60,13 @@ async def drain(
         _log.info("drain ended: no exchange is left")
 
 
-async def _accept_last(acceptor: Acceptor) -> None:
-    """Accept what the kernel's queue holds, and stop. Without a free descriptor, wait a while for one."""
+async def _accept_last(acceptor: Acceptor, traffic: TrafficServer) -> None:
+    """Accept what the kernel's queue holds, and stop. Where accepting pauses, make room and wait a while for it."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _HEAD_SECONDS
-    while not acceptor.accept_queued() and loop.time() < deadline:  # noqa: ASYNC110 (a descriptor has no event)
+    while not acceptor.accept_queued() and loop.time() < deadline:
+        # They are closed next in any case.
+        await _close_idle(traffic, is_head_due=False)
         await asyncio.sleep(_PAUSE_SECONDS)
     acceptor.stop()
 

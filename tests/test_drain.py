@@ -141,6 +141,22 @@ async def test_connections_in_the_kernels_queue_are_served_when_accepting_had_pa
         await client.close()
 
 
+@pytest.mark.expected_log("gateway", "max_connections are open", reason="idle clients hold all of them")
+async def test_idle_connections_make_room_for_those_in_the_kernels_queue() -> None:
+    """With `max_connections` idle ones, those that waited were reset."""
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, top={"max_connections": 2})) as gateway:
+            idle = [await kept(gateway) for _ in range(2)]
+            waiting = [await gateway.connect() for _ in range(2)]
+            for client in waiting:
+                await client.send(GET)
+            async with draining(gateway):
+                for client in waiting:
+                    assert_last(await client.read_to_end())
+            for client in (*idle, *waiting):
+                await client.close()
+
+
 @pytest.mark.slow
 async def test_connection_whose_tls_handshake_has_yet_to_run_is_served(tmp_path: Path) -> None:
     certificate = str(await asyncio.to_thread(make_certificate, tmp_path))
