@@ -143,6 +143,8 @@ class Acceptor:
         if self._sock.fileno() < 0:
             return
         self.pause()
+        # There is nothing to go on with when a connection closes.
+        self._is_exhausted = False
         if self._retry is not None:
             self._retry.cancel()
         while self._spares:

@@ -174,6 +174,19 @@ async def test_clients_over_the_limit_wait_in_the_queue_until_one_closes() -> No
                 await client.close()
 
 
+@expected_pause
+async def test_stopped_acceptor_that_had_paused_tries_nothing_when_a_connection_closes() -> None:
+    """It tried ten times a second, for as long as the process stayed after GET /drain."""
+    async with queued_clients(2) as (listener, _), accepting(listener) as connections:
+        await connections.wait_accepted(2)
+        acceptor = connections.acceptor
+        acceptor._exhaust("of the test")
+        acceptor.stop()
+        acceptor.connection_closed()
+        assert acceptor._retry is not None
+        assert acceptor._retry.cancelled()
+
+
 async def test_clients_in_the_queue_can_be_accepted_before_the_socket_is_closed() -> None:
     async with queued_clients(30) as (listener, clients), accepting(listener) as connections:
         connections.acceptor.accept_queued()
