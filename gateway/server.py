@@ -132,6 +132,7 @@ class Gateway:
                 context=self._tls,
                 first_kept=half_of_descriptors(),
                 is_full=lambda: self._traffic.open_connections >= self._runtime.config.max_connections,
+                make_room=self._traffic.make_room,
             )
             self._traffic.on_connection_lost = self._acceptor.connection_closed
             stack.push_async_callback(self._acceptor.close)

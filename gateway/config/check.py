@@ -100,7 +100,7 @@ def _check_names(routes: list[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
 
 
 def _check_action(path: KeyPath, route: dict[str, Any]) -> Iterator[Finding]:
-    actions = [action for action in ACTIONS if action in route]
+    actions = [action for action in ACTIONS if route.get(action) is not None]
     if not actions:
         yield path, f"the route has no action: add one of {', '.join(ACTIONS)}"
     for extra in actions[1:]:

@@ -341,8 +341,9 @@ class Config(Section):
     max_connections: int = Field(
         10_000,
         ge=1,
-        description="Connections of clients at the same time; further ones wait until one closes. Protects the memory: "
-        "an idle one holds about 10 KiB, or 280 KiB over TLS. Half of the descriptors (`ulimit -n`) is a limit too.",
+        description="Connections of clients at the same time; further ones wait until one closes, and idle kept ones "
+        "are closed for them. Protects the memory: an idle one holds about 10 KiB, or 280 KiB over TLS. Half of the "
+        "descriptors (`ulimit -n`) is a limit too.",
     )
     drain_timeout: Seconds = Field(
         30.0,

@@ -10,8 +10,8 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
   `first_kept`; those above are kept for upstreams, files and the ops port. HAProxy derives its `maxconn` from the limit
   in the same way.
 - Without a free descriptor, and while `is_full`, accepting pauses. It goes on as soon as a connection closes, and
-  otherwise tries again ten times a second. Rejected: to accept and close at once with a spare descriptor; a client in
-  the queue loses nothing.
+  otherwise tries again ten times a second. Idle kept connections are closed for those that wait, as nginx does.
+  Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
 - TLS handshakes under way are bounded in number and time: each holds 335 KiB, and a client that stalls in its own must
   hold none for long. Over the number, the oldest is cut if it takes longer than honest ones do, and accepting pauses
   otherwise; so neither a flood of clients that stall nor one of honest clients keeps others out.
@@ -85,12 +85,16 @@ class Acceptor:
         first_kept: int = sys.maxsize,
         spares: int = 0,
         is_full: Callable[[], bool] = lambda: False,
+        make_room: Callable[[], object] = lambda: None,
     ) -> None:
+        """`make_room` is called, at most ten times a second, while accepting pauses until a connection closes."""
         self._sock = sock
         self._make_protocol = make_protocol
         self._context = context
         self._first_kept = first_kept
         self._is_full = is_full
+        self._make_room = make_room
+        self._last_room = -_RETRY_SECONDS
         self._loop = asyncio.get_running_loop()
         #: Of connections whose handshake runs: when it began, the oldest first.
         self._handshakes: dict[asyncio.Task[None], float] = {}
@@ -245,6 +249,9 @@ class Acceptor:
         self._update()
         self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
         now = time.monotonic()
+        if now >= self._last_room + _RETRY_SECONDS:
+            self._last_room = now
+            self._loop.call_soon(self._make_room)
         if now >= self._last_line + _QUIET_SECONDS:
             self._last_line = now
             port = self._sock.getsockname()[1]
@@ -266,6 +273,9 @@ class Acceptor:
         if is_free:
             self._is_exhausted = False
             self._update()
+        elif time.monotonic() >= self._last_room + _RETRY_SECONDS:
+            self._last_room = time.monotonic()
+            self._make_room()
         if self._is_exhausted or len(self._spares) < self._spare_count:
             self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
 

@@ -101,6 +101,10 @@ def _unread_fault(exc: BaseException | None) -> Fault:
     return Fault(FaultKind.BAD_REQUEST, "The request is not well-formed HTTP/1.1 (RFC 9112): check the client.")
 
 
+#: Idle connections closed at once for clients that wait to be accepted.
+_ROOM: Final = 64
+
+
 class TrafficServer(web.Server):
     """Makes a TrafficConnection for each client."""
 
@@ -136,16 +140,27 @@ class TrafficServer(web.Server):
         self.open_connections -= 1
         self.on_connection_lost()
 
+    def make_room(self) -> None:
+        """Close some idle kept connections, the oldest first: their clients open another, and others wait for one."""
+        closed_count = 0
+        for connection in self.connections:
+            if self.close_if_idle(connection, is_head_due=False):
+                closed_count += 1
+                if closed_count == _ROOM:
+                    return
+
     @staticmethod
-    def close_if_idle(connection: RequestHandler, *, is_head_due: bool) -> None:
-        """Close a kept connection on which nothing of a next request has arrived.
+    def close_if_idle(connection: RequestHandler, *, is_head_due: bool) -> bool:
+        """Close a kept connection on which nothing of a next request has arrived; return whether it was one.
 
         With `is_head_due`, also a connection that has yet to send its first request, or the rest of a request head.
         """
         if not isinstance(connection, ServerConnection) or not connection.is_waiting:
-            return
-        if connection.is_kept or is_head_due:
-            connection.force_close()
+            return False
+        if not (connection.is_kept or is_head_due):
+            return False
+        connection.force_close()
+        return True
 
 
 def _ignore() -> None:

@@ -159,10 +159,13 @@ async def test_clients_over_the_limit_wait_in_the_queue_until_one_closes() -> No
     async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, top={"max_connections": 2})
         async with run_gateway(config) as gateway:
+            # Within a request head: neither is idle.
             clients = [await gateway.connect() for _ in range(2)]
             for client in clients:
                 await client.send(GET)
                 await client.read_until(b"ok")
+                await client.send(b"G")
+            await settle()
             third = await gateway.connect()
             await third.send(GET)
             await settle()
@@ -171,6 +174,28 @@ async def test_clients_over_the_limit_wait_in_the_queue_until_one_closes() -> No
             await third.read_until(b"ok")
             assert gateway.gateway._traffic.open_connections == 2
             for client in (clients[1], third):
+                await client.close()
+
+
+@expected_pause
+async def test_idle_connections_are_closed_for_clients_that_wait() -> None:
+    """They kept newcomers out for up to a minute."""
+    async with RawUpstream(responding(OK)) as upstream:
+        config = forward_config(upstream.url, top={"max_connections": 2})
+        async with run_gateway(config) as gateway:
+            idle, busy = [await gateway.connect() for _ in range(2)]
+            for client in (idle, busy):
+                await client.send(GET)
+                await client.read_until(b"ok")
+            await busy.send(b"G")
+            await settle()
+            third = await gateway.connect()
+            await third.send(GET)
+            await third.read_until(b"ok")
+            assert await idle.read_some() == b""
+            await busy.send(GET[1:])
+            await busy.read_until(b"ok")
+            for client in (idle, busy, third):
                 await client.close()
 
 

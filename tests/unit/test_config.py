@@ -171,6 +171,7 @@ WRONG = {
     "upstreams: {a: {endpoints: [http://x], max_queued: many}}\n" + ROUTE: "max_queued: 'many' is not a whole number",
     "trusted_proxies: [10.0.0.1/8]\n" + ROUTE: "trusted_proxies[0]: '10.0.0.1/8' is not a network",
     "routes: [{name: a, match: {prefix: /}}]": "routes.a: the route has no action: add one of forward, split,",
+    "routes: [{name: a, match: {prefix: /}, forward: null}]": "routes.a: the route has no action",
     "routes: [{name: a, match: {prefix: /}, fetch: {allow: ['http://x/']}, files: {directory: /tmp}}]": "exactly one",
     "routes: [{name: a, match: {prefix: /, path: /}, fetch: {allow: ['http://x/']}}]": "one of path, prefix and regex",
     "routes: [{name: a, match: {prefix: /}, split: {upstream: u, filename_header: a b}}]": "is not a header name",
