@@ -20,7 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-#: Time for all bodies together per iteration of the loop. An exchange needs about five iterations.
+#: Time for all bodies together per iteration of the loop, twice this where an interval begins within one. An exchange
+#: needs about five iterations.
 TURN_SECONDS: Final = 0.004
 
 
@@ -29,8 +30,11 @@ class Turns:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: When the first body was given time in this iteration; None before it.
-        self._started: float | None = None
+        #: Until when bodies may work. An iteration is noticed by a callback, which costs another poll for events:
+        #: one is scheduled per interval, not per iteration.
+        self._until = 0.0
+        #: Whether an iteration began since this interval did: then another interval may follow it.
+        self._has_passed = True
         #: Continue the bodies that wait, in order.
         self._waiting: deque[Callable[[], None]] = deque()
         #: Were continued, but found no time left: the next to be continued.
@@ -48,11 +52,13 @@ class Turns:
 
     def is_time_left(self) -> bool:
         """Return whether there is time in this iteration, though others may wait: for a body that has just waited."""
-        if self._started is None:
-            self._started = self._clock()
-            self._schedule()
+        now = self._clock()
+        if now < self._until:
             return True
-        if self._clock() - self._started < TURN_SECONDS:
+        if self._has_passed:
+            self._until = now + TURN_SECONDS
+            self._has_passed = False
+            self._schedule()
             return True
         self._has_ended = True
         return False
@@ -85,7 +91,9 @@ class Turns:
     def _begin_iteration(self) -> None:
         """Continue as many bodies as there was time for last: more if time was left, fewer if not."""
         self._count = max(1, self._count // 2) if self._has_ended else self._count * 2
-        self._started = None
+        if self._has_ended or self._waiting or self._postponed:
+            self._until = 0.0
+        self._has_passed = True
         self._has_ended = self._is_scheduled = False
         waiting, postponed = self._waiting, self._postponed
         while postponed:
@@ -94,7 +102,7 @@ class Turns:
         for _ in range(min(self._count, len(waiting))):
             # A body that waits in a task works in the next iteration, a protocol at once.
             waiting.popleft()()
-            if self._started is not None and not self.is_time_left():
+            if self._until and not self.is_time_left():
                 break
         if waiting:
             self._schedule()
