@@ -7,6 +7,8 @@
 
 From its beginning, every response closes its connection. No request that reached this machine is lost: what waits in
 the kernel's queue is accepted before the socket is closed, and a request that arrives on a kept connection is served.
+The exception: where no connection or descriptor becomes free for a second, the rest of the queue is reset. To wait for
+room until `drain_timeout` would admit new clients all the time.
 Idle kept connections are closed after the delay; with none, a client may send a request at the moment its connection is
 closed, as with every keep-alive timeout. Others do it this way, too: nginx and HAProxy close idle connections at once,
 Envoy announces the close in every response first. With a delay, both.
