@@ -117,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 def _print_routes(config: Config) -> None:
     for route in RouteTable(config.routes).routes:
         target = f" -> {route.upstream}" if route.upstream else ""
-        print(f"{route.name:<20} {route.action_name + target:<28} {describe_match(route, config.hide)}")  # noqa: T201
+        match = describe_match(route, config.hide)
+        print(f"{route.name:<20} {route.action_name + target:<28} {match}")  # noqa: T201 (a command's output)
 
 
 def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:

@@ -317,6 +317,7 @@ async def _watch_health(upstream: UpstreamPool) -> None:
         try:
             await upstream.watch_health()
         except Exception:
+            # Whatever the bug is: without checks the endpoints would stay as they were last seen.
             _log.exception("health checks of upstream %s failed: they start again", upstream.name)
         else:
             return

@@ -1,6 +1,6 @@
 r"""How other programs may read a path: with dot segments resolved, slashes merged, decoded once more. Pure.
 
-The gateway matches a path as it was sent, and sends it on like that. A server behind it may resolve `..`, take `\` or
+The gateway matches a path as it was sent, and sends it on like that. An upstream may resolve `..`, take `\` or
 `%2F` for a slash, merge `//`, drop `;parameters` (servlets) or decode twice, and then serves another path than the one
 that was matched. So a path has to lead to the same route, or lie below the same prefix, in each of these readings.
 """
