@@ -22,10 +22,11 @@ from gateway.config import Config, ConfigError, Problem, Route, json_schema, loa
 from gateway.config.contradictions import find_contradictions
 from gateway.config.values import Address
 from gateway.downstream.acceptor import raise_descriptor_limit
+from gateway.downstream.text_line import choose_describe
 from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
 from gateway.listener import open_listener
-from gateway.observe.log import start_logging
+from gateway.observe.log import choose_style, start_logging
 from gateway.server import Gateway, Load
 from gateway.signals import Signals
 from gateway.systemd import Notifier, take_sockets
@@ -130,10 +131,11 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
         print(f"gateway: cannot start: {exc}", file=sys.stderr)  # noqa: T201 (standard output is the log)
         return _FAILED
     notifier = Notifier.from_environment(os.environ)
-    writer = start_logging()
+    style = choose_style(config.log.format, os.environ)
+    writer = start_logging(style)
     _log_warnings(config)
     try:
-        gateway = Gateway(config, writer.add_line, sockets=sockets, notifier=notifier)
+        gateway = Gateway(config, writer.add_line, sockets=sockets, notifier=notifier, describe=choose_describe(style))
         gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
         asyncio.run(_serve(config, gateway, lambda: _load_and_warn(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:

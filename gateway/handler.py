@@ -14,7 +14,7 @@ from aiohttp import web
 
 from gateway.actions import match_form_route
 from gateway.downstream import ClientResponse, Exchange
-from gateway.downstream.access_log import RecordLine, describe_exchange
+from gateway.downstream.access_log import Describe, RecordLine
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
@@ -31,12 +31,20 @@ class ExchangeHandler:
     runtime: Runtime
 
     def __init__(
-        self, stats: Stats, live_waits: LiveWaits, timers: Timers, record: RecordLine, *, scheme: bytes
+        self,
+        stats: Stats,
+        live_waits: LiveWaits,
+        timers: Timers,
+        record: RecordLine,
+        *,
+        describe: Describe,
+        scheme: bytes,
     ) -> None:
         self._live_waits = live_waits
         self._no_route = stats.routes[Stats.NO_ROUTE]
         self._timers = timers
         self._record_line = record
+        self._describe = describe
         self._scheme = scheme
         #: The exchanges in flight, by their tasks.
         self._exchanges: dict[asyncio.Task[Any] | None, Exchange] = {}
@@ -129,7 +137,7 @@ class ExchangeHandler:
         seconds = now - exchange.started
         waits.charge(now)
         self._live_waits.remove(waits)
-        self._record_line(describe_exchange(exchange, seconds))
+        self._record_line(self._describe(exchange, seconds))
         stats.requests[method_label(exchange.method), exchange.status] += 1
         stats.durations.observe(seconds)
         if exchange.first_byte_seconds is not None:

@@ -23,7 +23,7 @@ from gateway.config import Config, ConfigError, Problem
 from gateway.config.values import Address
 from gateway.downstream import TrafficServer
 from gateway.downstream.acceptor import Acceptor, half_of_descriptors
-from gateway.downstream.access_log import RecordLine
+from gateway.downstream.access_log import Describe, RecordLine, describe_exchange
 from gateway.drain import drain
 from gateway.errors import Fault
 from gateway.filters import FilterProblem
@@ -64,8 +64,12 @@ class Gateway:
         *,
         sockets: Mapping[str, socket.socket] = MappingProxyType({}),
         notifier: Notifier | None = None,
+        describe: Describe = describe_exchange,
     ) -> None:
-        """`sockets` are listening sockets by the config key whose address they replace."""
+        """`describe` returns the log line of an exchange.
+
+        `sockets` are listening sockets by the config key whose address they replace.
+        """
         check_names()
         self._sockets = sockets
         self._notifier = notifier or Notifier("", None)
@@ -74,7 +78,9 @@ class Gateway:
         self.live_waits = LiveWaits()
         self._timers = Timers()
         scheme = b"https" if config.tls is not None else b"http"
-        self._handler = ExchangeHandler(self.stats, self.live_waits, self._timers, record, scheme=scheme)
+        self._handler = ExchangeHandler(
+            self.stats, self.live_waits, self._timers, record, describe=describe, scheme=scheme
+        )
         self._reloading = asyncio.Lock()
         #: A config file on a disk that does not answer keeps no process.
         self._reload_thread = Threads("reload", 1)
@@ -325,10 +331,11 @@ async def _watch_health(upstream: UpstreamPool) -> None:
 
 
 def _check_fixed(before: Config, after: Config) -> None:
-    """Raise ConfigError for keys that only a restart can change: the sockets are open, with TLS or without."""
+    """Raise ConfigError for keys that only a restart can change: what was opened at the start depends on them."""
     fixed = {
         "listen": (before.listen, after.listen),
         "ops.listen": (before.ops.listen, after.ops.listen),
+        "log.format": (before.log.format, after.log.format),
         "tls": (before.tls is not None, after.tls is not None),
     }
     problems = [

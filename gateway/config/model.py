@@ -52,6 +52,16 @@ class Ops(Section):
     )
 
 
+class Log(Section):
+    """The log on standard output."""
+
+    format: Literal["auto", "text", "json"] = Field(
+        "auto",
+        description="What a line looks like. `json`: one object per line, for programs. `text`: for people. `auto`: "
+        "text with colors on a terminal (none if `NO_COLOR` is set), JSON otherwise. Change it with a restart.",
+    )
+
+
 class Tls(Section):
     """TLS for clients on the traffic port: TLS 1.2 or 1.3, HTTP/1.1."""
 
@@ -332,6 +342,7 @@ class Config(Section):
         Address("127.0.0.1", 8080), description="Address of the traffic port; `:8080` listens on all addresses."
     )
     tls: Tls | None = Field(None, description="TLS on the traffic port. Default: plain HTTP.")
+    log: Log = Field(Log(), description="The log on standard output.")
     ops: Ops = Field(Ops(), description="The operations port.")
     trusted_proxies: tuple[NetworkText, ...] = Field(
         (),

@@ -1,4 +1,7 @@
-"""One structured line per exchange, at its end: JSON on standard output, keys that do not change."""
+"""One structured line per exchange, at its end: JSON on standard output, keys that do not change.
+
+`text_line` has the one for people.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from gateway.observe.stats import Leg
 
 #: Called with the line of each exchange.
 RecordLine = Callable[[str], None]
+#: Returns the line of an exchange that took this many seconds.
+Describe = Callable[[Exchange, float], str]
 _MAX_TARGET_CHARACTERS: Final = 512
 #: In the order of `Waits.leg_seconds`.
 _LEG_KEYS: Final = tuple(f'"{leg}": ' for leg in Leg)

@@ -1,7 +1,8 @@
-"""The log: one JSON object per line on standard output, written by a thread."""
+"""The log: one line per event on standard output, JSON or for people, written by a thread."""
 
 from __future__ import annotations
 
+import enum
 import functools
 import io
 import json
@@ -9,9 +10,11 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 #: Some 20,000 lines, a few seconds of a busy gateway.
 _MAX_BYTES: Final = 8 * 2**20
@@ -23,6 +26,43 @@ _INTERVAL_SECONDS: Final = 0.1
 #: After a failed write.
 _RETRY_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 2.0
+
+
+class LineStyle(enum.Enum):
+    """How lines look."""
+
+    JSON = enum.auto()
+    TEXT = enum.auto()
+    #: Text with colors, for a terminal.
+    COLOR = enum.auto()
+
+
+class Color(enum.StrEnum):
+    """The colors of a terminal, as parameters of ECMA-48's SGR sequence."""
+
+    RED = "31"
+    GREEN = "32"
+    YELLOW = "33"
+    CYAN = "36"
+
+
+def paint(text: str, color: Color) -> str:
+    """Return a text in a color."""
+    return f"\x1b[{color}m{text}\x1b[0m"
+
+
+def escape_controls(text: str) -> str:
+    """Return a text in one line that controls no terminal: what cannot be printed is escaped as Python does."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def choose_style(format_name: Literal["auto", "text", "json"], environment: Mapping[str, str]) -> LineStyle:
+    """Return the style for standard output. A terminal has colors unless NO_COLOR is set or it has none."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if format_name == "json" or (format_name == "auto" and not is_terminal):
+        return LineStyle.JSON
+    has_color = is_terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+    return LineStyle.COLOR if has_color else LineStyle.TEXT
 
 
 class JsonFormatter(logging.Formatter):
@@ -47,13 +87,39 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def start_logging() -> LineWriter:
+class TextFormatter(logging.Formatter):
+    """Formats log records for people: time, level unless it is info, message; then the traceback, if there is one."""
+
+    def __init__(self, *, has_color: bool) -> None:
+        super().__init__()
+        self._has_color = has_color
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        # A message may quote what a client sent; only exceptions have lines of their own.
+        message = escape_controls(record.getMessage())
+        level = ""
+        if record.levelno > logging.INFO:
+            name = record.levelname.lower()
+            color = Color.YELLOW if record.levelno < logging.ERROR else Color.RED
+            level = f"{paint(name, color) if self._has_color else name}: "
+        line = f"{clock} {level}{message}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def make_formatter(style: LineStyle) -> logging.Formatter:
+    """Return the formatter of log records."""
+    return JsonFormatter() if style is LineStyle.JSON else TextFormatter(has_color=style is LineStyle.COLOR)
+
+
+def start_logging(style: LineStyle) -> LineWriter:
     """Send all log lines to standard output. The caller must call `stop` of the returned writer at the end."""
     # Python has no sys.stdout if the process was started without one; its descriptor is another file's by now.
     is_open = sys.stdout is not None
     stream = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if is_open else io.FileIO(os.devnull, "w")
     writer = LineWriter(stream)
-    writer.setFormatter(JsonFormatter())
+    writer.setFormatter(make_formatter(style))
     logging.basicConfig(level=logging.INFO, handlers=[writer], force=True)
     # aiohttp's messages repeat what the access log has in more detail.
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
