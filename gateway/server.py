@@ -14,9 +14,7 @@ import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
-
-from aiohttp import web
+from typing import Any, Final
 
 from gateway.aiohttp_seam import check_behaviour, check_names
 from gateway.config import Config, ConfigError, Problem
@@ -31,7 +29,8 @@ from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
 from gateway.observe.stats import Stats
 from gateway.observe.waits import LiveWaits
-from gateway.ops import OpsApp, Readiness
+from gateway.ops import serve_ops
+from gateway.process_view import ProcessView
 from gateway.runtime import Prepared, Resources, Runtime, prepare
 from gateway.signals import Signals
 from gateway.storage import Disks, sweep
@@ -41,8 +40,6 @@ from gateway.transfer import Timers
 from gateway.upstream import Resolver, UpstreamPool
 from gateway.upstream.resolver import MAX_LOOKUPS
 
-#: Descriptors held for clients of the ops port.
-_OPS_SPARES: Final = 4
 #: Limit for the removal of unfinished uploads from one directory.
 _SWEEP_SECONDS: Final = 60.0
 #: For what is left of a cut exchange to end.
@@ -91,7 +88,6 @@ class Gateway:
         self._retired: list[Runtime] = []
         #: Set by the first that drains: a signal, or GET /drain.
         self._draining: asyncio.Task[None] | None = None
-        self._has_started = False
         self.address: Address
         self.ops_address: Address
 
@@ -114,16 +110,9 @@ class Gateway:
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
-            ops = OpsApp(
-                self.stats,
-                self.live_waits,
-                readiness=self._readiness,
-                settings=lambda: self._runtime.config.ops,
-                drain=self._drain_for_ops,
-            )
-            stack.callback(ops.close)
-            self._ops_runner = web.AppRunner(ops.make(), access_log=None)
-            self.ops_address = await _open_ops(stack, self._ops_runner, self._listener(config.ops.listen, "ops.listen"))
+            view = ProcessView(self._handler, self.stats, self.live_waits, self.drain)
+            stack.callback(view.close)
+            self.ops_address = await serve_ops(stack, view, self._listener(config.ops.listen, "ops.listen"))
             self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
             sock = self._listener(config.listen, "listen")
@@ -145,7 +134,7 @@ class Gateway:
             self.address = Address(*sock.getsockname()[:2])
             self._stack = stack.pop_all()
         self._begin_work()
-        self._has_started = True
+        view.has_started = True
         self._keep(self._report_status(), "service manager")
 
     def drain(self) -> asyncio.Task[None]:
@@ -176,12 +165,6 @@ class Gateway:
     def _stop_now(self) -> None:
         """End the drain: `stop` goes on with what comes after it."""
         self.drain().cancel()
-
-    async def _drain_for_ops(self) -> int:
-        """Drain, and return how many exchanges are left."""
-        # A client that leaves must not cancel the drain.
-        await asyncio.wait({self.drain()})
-        return self._handler.exchange_count
 
     async def run(self, load: Load, signals: Signals, on_started: Callable[[], None]) -> None:
         """Start, call `on_started`, and serve until SIGTERM or Ctrl-C; a second one ends the drain. SIGHUP reloads.
@@ -306,16 +289,6 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _readiness(self) -> Readiness:
-        stopped = []
-        if not self._has_started:
-            stopped.append("starting")
-        if self._handler.is_draining:
-            stopped.append("draining")
-        runtime = self._runtime
-        unavailable = [f"upstream {name}: no healthy endpoint" for name in runtime.unavailable_upstreams()]
-        return Readiness(is_ready=not stopped and runtime.can_serve(), reasons=(*stopped, *unavailable))
-
 
 async def _watch_health(upstream: UpstreamPool) -> None:
     """Check the health of an upstream until cancelled; start again after a bug, which would end the checks for good."""
@@ -345,12 +318,3 @@ def _check_fixed(before: Config, after: Config) -> None:
     ]
     if problems:
         raise ConfigError(problems)
-
-
-async def _open_ops(stack: contextlib.AsyncExitStack, runner: web.AppRunner, sock: socket.socket) -> Address:
-    stack.callback(sock.close)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    acceptor = Acceptor(sock, cast(web.Server, runner.server), spares=_OPS_SPARES)
-    stack.push_async_callback(acceptor.close)
-    return Address(*sock.getsockname()[:2])

@@ -1,5 +1,6 @@
 """The operations port: metrics, health checks, and the drain that a preStop hook asks for."""
 
-from gateway.ops.app import OpsApp, Readiness
+from gateway.ops.port import serve_ops
+from gateway.ops.view import OpsView, Readiness
 
-__all__ = ["OpsApp", "Readiness"]
+__all__ = ["OpsView", "Readiness", "serve_ops"]

@@ -1,0 +1,60 @@
+"""What the ops port shows and does for a gateway that is one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from gateway.config.model import Ops
+from gateway.handler import ExchangeHandler
+from gateway.observe.prometheus import render
+from gateway.observe.stats import Stats
+from gateway.observe.waits import LiveWaits
+from gateway.ops import Readiness
+
+
+class ProcessView:
+    """An OpsView. `drain` begins to drain, unless that was done before, and returns the task that does it."""
+
+    def __init__(
+        self, handler: ExchangeHandler, stats: Stats, live_waits: LiveWaits, drain: Callable[[], asyncio.Task[None]]
+    ) -> None:
+        self._handler = handler
+        self._stats = stats
+        self._live_waits = live_waits
+        self._drain = drain
+        #: Set when both ports are open.
+        self.has_started = False
+        # Rendering many series takes tens of milliseconds: a thread keeps the event loop free for transfers.
+        self._renderer = ThreadPoolExecutor(1, "metrics")
+
+    def close(self) -> None:
+        """Stop the rendering thread; waits for a scrape in progress."""
+        self._renderer.shutdown(wait=True)
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return the text of all metrics, and its Content-Type."""
+        self._live_waits.charge()
+        return await asyncio.get_running_loop().run_in_executor(self._renderer, render, self._stats, accept)
+
+    def readiness(self) -> Readiness:
+        """Return whether the gateway accepts traffic: it has started, does not drain, and has a route to serve."""
+        stopped = []
+        if not self.has_started:
+            stopped.append("starting")
+        if self._handler.is_draining:
+            stopped.append("draining")
+        runtime = self._handler.runtime
+        unavailable = [f"upstream {name}: no healthy endpoint" for name in runtime.unavailable_upstreams()]
+        return Readiness(is_ready=not stopped and runtime.can_serve(), reasons=(*stopped, *unavailable))
+
+    def settings(self) -> Ops:
+        """Return the settings in force."""
+        return self._handler.runtime.config.ops
+
+    async def drain(self) -> int:
+        """Drain, and return how many exchanges are left."""
+        # A client that leaves must not cancel the drain.
+        await asyncio.wait({self._drain()})
+        return self._handler.exchange_count
