@@ -40,6 +40,7 @@ ROWS = (
     ("handler", "ops"),
     ("drain", "process_view"),
     ("server", "memory"),
+    ("workers",),
     ("demo", "cli"),
     ("__main__",),
 )
