@@ -123,7 +123,7 @@ class FileRequest:
         self._part = part
         self._transfer = transfer
         self._shape = shape_file(config.body, config.form_fields, config.filename_header, file, held)
-        self._filtered = FilteredFile(factories, file, self._read_part, transfer.meter.filtering) if factories else None
+        self._filtered = FilteredFile(factories, file, self._read_part, transfer.meter) if factories else None
         self._sink: UpstreamSink | None = None
 
     async def prepare(self) -> None:

@@ -147,7 +147,7 @@ class BodyFiles:
         await self.close()
         read = part.read if part is not None else self.reader.pull
         self._file = (file, part)
-        self._filtered = FilteredFile(self.factories, file, read, self.transfer.meter.filtering)
+        self._filtered = FilteredFile(self.factories, file, read, self.transfer.meter)
         await self._filtered.read_first()
         return self._filtered
 

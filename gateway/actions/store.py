@@ -120,7 +120,7 @@ class StoreAction:
     ) -> dict[str, str | int]:
         """Write a file with its filters applied; return their facts."""
         incoming = await upload.begin(file.filename)
-        filtered = FilteredFile(self._factories, file, read, transfer.meter.filtering) if self._factories else None
+        filtered = FilteredFile(self._factories, file, read, transfer.meter) if self._factories else None
         try:
             pull = read if filtered is None else filtered.read
             while data := await pull():

@@ -5,9 +5,9 @@ bytes. A *transform* receives the chunks and yields others. With observers only,
 with a transform, forms are re-encoded.
 
 Waiting in a filter is backpressure: nothing is read from the client meanwhile, and the time is charged to the leg
-`filter`. Long computations belong in `FilterContext.threads`. Chunks stay in order: a filter gets the next chunk after
-it returned. Rejected: a single kind whose method returns the changed chunk, since decompressing a kilobyte to a
-megabyte would hold the megabyte in memory.
+`filter`: all of an observer's, and a transform's except while it waits for the next chunk. Long computations belong in
+`FilterContext.threads`. Chunks stay in order: a filter gets the next chunk after it returned. Rejected: a single kind
+whose method returns the changed chunk, since decompressing a kilobyte to a megabyte would hold the megabyte in memory.
 
 Calls of an observer, in this order:
 
@@ -20,7 +20,7 @@ Calls of an observer, in this order:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class TransformFactory(Protocol):
     """Changes the files of one route."""
 
     def transform(self, file: FileHead, chunks: AsyncIterator[bytes], /) -> AsyncIterator[bytes]:
-        """Yield the chunks that replace the given ones; none may be empty. Raises Fault to refuse the file."""
+        """Yield the chunks that replace the given ones; empty ones are dropped. Raises Fault to refuse the file."""
         ...
 
 
@@ -180,11 +180,22 @@ class Observers:
         return [found for each in observers for found in each.response_headers()]
 
 
+class Charge(Protocol):
+    """Charges the time of filters: the meter of the transfer whose chunks they see."""
+
+    def filtering(self) -> AbstractContextManager[None]:
+        """Charge the block to filters, except for the reads of the transfer within it."""
+        ...
+
+    def resume_filtering(self) -> None:
+        """Charge to filters again, after a read of the transfer within such a block."""
+        ...
+
+
 class FilteredFile:
     """A file that is pulled through its filters, in the order of the config.
 
     Order of calls: `read_first` once, `read` until b"", `close` always, then `facts` and `response_headers`.
-    `charged` returns a context manager that is entered while an observer runs, to charge its time.
     """
 
     def __init__(
@@ -192,7 +203,7 @@ class FilteredFile:
         factories: Sequence[FilterFactory],
         file: FileHead,
         read: Callable[[], Awaitable[bytes]],
-        charged: Callable[[], AbstractContextManager[None]],
+        charge: Charge,
     ) -> None:
         self._observers_of_file: list[Observers] = []
         self.first_bytes = max(
@@ -203,11 +214,11 @@ class FilteredFile:
         try:
             for factory in factories:
                 if isinstance(factory, TransformFactory):
-                    chunks = factory.transform(file, chunks)
+                    chunks = _transform(factory, file, chunks, charge)
                 else:
                     observers = Observers([factory], file)
                     self._observers_of_file.append(observers)
-                    chunks = _observe(observers, chunks, charged)
+                    chunks = _observe(observers, chunks, charge)
         except BaseException:
             # A filter refused the file by its head: the ones created before it must be closed.
             for observers in self._observers_of_file:
@@ -232,9 +243,7 @@ class FilteredFile:
 
     async def close(self) -> None:
         """Close every filter; facts and response headers are kept."""
-        closing = getattr(self._chunks, "aclose", None)
-        if closing is not None:
-            await closing()
+        await self._chunks.aclose()
         for observers in self._observers_of_file:
             self._facts |= observers.facts()
             self._response_headers += observers.response_headers()
@@ -250,24 +259,53 @@ class FilteredFile:
         return self._response_headers
 
 
-async def _iterate(read: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
+async def _iterate(read: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[bytes, None]:
     while chunk := await read():
         yield chunk
 
 
+async def _transform(
+    factory: TransformFactory, file: FileHead, chunks: AsyncGenerator[bytes, None], charge: Charge
+) -> AsyncGenerator[bytes, None]:
+    """Yield what a transform makes of the chunks. Its time is charged, but not that of what comes before it."""
+    transformed = factory.transform(file, _charge_after_reads(chunks, charge))
+    try:
+        while True:
+            with charge.filtering():
+                chunk = await anext(transformed, None)
+            if chunk is None:
+                return
+            # One that is empty would be taken for the end, and the file for whole.
+            if chunk:
+                yield chunk
+    finally:
+        # A plug-in may return another iterator than a generator.
+        closing = getattr(transformed, "aclose", None)
+        if closing is not None:
+            await closing()
+
+
+async def _charge_after_reads(chunks: AsyncGenerator[bytes, None], charge: Charge) -> AsyncIterator[bytes]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            charge.resume_filtering()
+            yield chunk
+        charge.resume_filtering()
+
+
 async def _observe(
-    observers: Observers, chunks: AsyncIterator[bytes], charged: Callable[[], AbstractContextManager[None]]
-) -> AsyncIterator[bytes]:
+    observers: Observers, chunks: AsyncGenerator[bytes, None], charge: Charge
+) -> AsyncGenerator[bytes, None]:
     """Yield each chunk after the observers checked it; the last one only after they checked the end."""
     held = b""
-    async with aclosing(chunks):  # type: ignore[type-var]  # generators all; the protocol asks for an iterator only
+    async with aclosing(chunks):
         async for chunk in chunks:
-            with charged():
+            with charge.filtering():
                 await observers.feed_data(chunk)
             if held:
                 yield held
             held = chunk
-    with charged():
+    with charge.filtering():
         await observers.finish()
     if held:
         yield held

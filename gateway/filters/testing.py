@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import AsyncIterator, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,7 @@ async def run_filter(factory: FilterFactory, chunks: Iterable[bytes], file: File
     async def read() -> bytes:
         return await anext(source, b"")
 
-    filtered = FilteredFile([factory], file, read, nullcontext)
+    filtered = FilteredFile([factory], file, read, _NoCharge())
     data = bytearray()
     try:
         await filtered.read_first()
@@ -61,6 +61,16 @@ async def run_all_chunkings(factory: FilterFactory, data: bytes, file: FileHead 
 
 
 _SHORT_BYTES: Final = 2000
+
+
+class _NoCharge:
+    """Charges nothing: there is no exchange."""
+
+    def filtering(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def resume_filtering(self) -> None:
+        return
 
 
 async def _not_empty(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:

@@ -91,13 +91,16 @@ class Meter:
 
     @contextmanager
     def filtering(self) -> Iterator[None]:
-        """Charge the block to filters."""
-        leg = self.waiting_on
+        """Charge the block to filters, except for pulls within it; what comes after it to the write leg."""
         self.wait_on(Leg.FILTER)
         try:
             yield
         finally:
-            self.wait_on(leg)
+            self.wait_on(self.policy.write_leg)
+
+    def resume_filtering(self) -> None:
+        """Charge to filters again, after a pull within `filtering`."""
+        self.wait_on(Leg.FILTER)
 
     def count(self, size: int) -> None:
         """Count a chunk of `size` bytes, at least 1."""

@@ -408,6 +408,20 @@ async def test_buckets_of_idle_clients_are_removed(monkeypatch: pytest.MonkeyPat
     assert len(kind._buckets) <= 2
 
 
+class SparseFactory:
+    """A transform that has nothing for some chunks."""
+
+    async def transform(self, file: FileHead, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            yield b""
+            yield chunk
+
+
+async def test_empty_chunk_of_a_transform_is_not_the_end_of_the_file() -> None:
+    """The rest of the file was dropped, and what came before it looked whole."""
+    assert (await run_filter(SparseFactory(), [b"first", b"second"])).data == b"firstsecond"
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 async def test_files_are_compressed_before_they_are_stored(coding: str, tmp_path: Path) -> None:
     data = b"the same again and again " * 50_000
