@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Certificate, make_certificate
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
 from tests.peers import DEFAULTS
 from tests.s3_server import S3Server, run_s3_server
@@ -73,6 +74,15 @@ async def slow_disk(tmp_path: Path) -> AsyncIterator[SlowDisk]:
         pytest.skip(str(exc))
     yield disk
     await disk.unmount()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Return a certificate that every gateway in this process trusts from now on."""
+    require_tool("openssl")
+    made = make_certificate(tmp_path_factory.mktemp("certificate"))
+    made.trust()
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ that runs as a process is checked by its exit code and by `stray_lines` of its o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -34,8 +35,8 @@ def open_descriptors() -> set[tuple[int, str]]:
     """
     found = set()
     for link in Path("/proc/self/fd").iterdir():
-        # The descriptor of this listing is gone by now.
-        if link.is_symlink():
+        # Gone by now: the descriptor of this listing, and what threads have closed.
+        with contextlib.suppress(FileNotFoundError):
             found.add((int(link.name), os.readlink(link)))
     return found
 

@@ -102,10 +102,14 @@ async def wait_until(holds: Callable[[], object]) -> None:
 
 
 class RawUpstream:
-    """A server that runs a script on each connection and keeps every byte it received."""
+    """A server that runs a script on each connection and keeps every byte it received.
 
-    def __init__(self, script: Script) -> None:
+    With `is_paused` nothing is read before the script starts TLS: asyncio would not pass on what is read already.
+    """
+
+    def __init__(self, script: Script, *, is_paused: bool = False) -> None:
         self._script = script
+        self._is_paused = is_paused
         self.wires: list[Wire] = []
         self.connected = asyncio.Event()
         self.finished = asyncio.Event()
@@ -146,6 +150,8 @@ class RawUpstream:
         await asyncio.wait_for(self.finished.wait(), TIMEOUT_SECONDS)
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_paused:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport
         wire = Wire(reader, writer)
         self.wires.append(wire)
         self.connected.set()
@@ -260,6 +266,11 @@ def responding(response: bytes) -> Script:
 async def read_request(wire: Wire) -> tuple[bytes, bytes]:
     """Read one whole request and return its head and its body (chunks joined)."""
     head = await wire.read_head()
+    return head, await read_body(wire, head)
+
+
+async def read_body(wire: Wire, head: bytes) -> bytes:
+    """Read the body of the request with this head and return it (chunks joined)."""
     lower = head.lower()
     if b"transfer-encoding: chunked" in lower:
         body = bytearray()
@@ -267,12 +278,12 @@ async def read_request(wire: Wire) -> tuple[bytes, bytes]:
             size = int(await wire.read_until(b"\r\n"), 16)
             data = await wire.read_exactly(size + 2)
             if not size:
-                return head, bytes(body)
+                return bytes(body)
             body += data[:-2]
     if b"content-length:" in lower:
         length = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
-        return head, await wire.read_exactly(length)
-    return head, b""
+        return await wire.read_exactly(length)
+    return b""
 
 
 def split_response(response: bytes) -> tuple[int, dict[str, str], bytes]:

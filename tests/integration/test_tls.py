@@ -14,33 +14,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.certificates import Certificate
 from tests.conftest import require_tool
 from tests.integration.test_memory import gateway_process, length_of, read_head
 from tests.peers import OK, RawUpstream, Wire, forward_config, responding, run_gateway, split_response
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 BODY = os.urandom(5_000_001)
-
-
-async def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Return the certificate and the key of 127.0.0.1, self-signed."""
-    certificate, key = directory / "cert.pem", directory / "key.pem"
-    process = await asyncio.create_subprocess_exec(
-        *(require_tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *(
-            "-subj",
-            "/CN=127.0.0.1",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            str(key),
-            "-out",
-            str(certificate),
-        ),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert await process.wait() == 0
-    return certificate, key
 
 
 def echo(listener: ssl.SSLSocket) -> None:
@@ -57,11 +37,11 @@ def echo(listener: ssl.SSLSocket) -> None:
             connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
-async def test_upload_and_download_over_tls_arrive_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certificate, key = await make_certificate(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+async def test_upload_and_download_over_tls_arrive_identical(
+    tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.path))
+    context = certificate.server_context()
     with socket.create_server(("127.0.0.1", 0)) as plain, context.wrap_socket(plain, server_side=True) as listener:
         port = listener.getsockname()[1]
         threading.Thread(target=echo, args=(listener,), daemon=True).start()
@@ -72,10 +52,8 @@ async def test_upload_and_download_over_tls_arrive_identical(tmp_path: Path, mon
             assert hashlib.sha256(response.content).digest() == hashlib.sha256(BODY).digest()
 
 
-async def test_untrusted_certificate_of_an_upstream_is_502(tmp_path: Path) -> None:
-    certificate, key = await make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+async def test_untrusted_certificate_of_an_upstream_is_502(tmp_path: Path, certificate: Certificate) -> None:
+    context = certificate.server_context()
     with socket.create_server(("127.0.0.1", 0)) as plain, context.wrap_socket(plain, server_side=True) as listener:
         port = listener.getsockname()[1]
         threading.Thread(target=echo, args=(listener,), daemon=True).start()
@@ -91,12 +69,11 @@ async def connect_tls(port: int) -> Wire:
     return Wire(reader, writer)
 
 
-async def test_curl_uploads_and_downloads_over_tls(tmp_path: Path) -> None:
-    certificate, key = await make_certificate(tmp_path)
+async def test_curl_uploads_and_downloads_over_tls(tmp_path: Path, certificate: Certificate) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "body").write_bytes(BODY)
     config = {
-        "tls": {"certificate": str(certificate), "key": str(key)},
+        "tls": {"certificate": str(certificate.path), "key": str(certificate.key)},
         "routes": [
             {"name": "up", "match": {"prefix": "/up"}, "store": {"directory": str(tmp_path / "in")}},
             {"name": "down", "match": {"prefix": "/files/"}, "files": {"directory": str(tmp_path / "in")}},
@@ -104,7 +81,7 @@ async def test_curl_uploads_and_downloads_over_tls(tmp_path: Path) -> None:
     }
     async with gateway_process(config, tmp_path) as (_, port):
         base = f"https://127.0.0.1:{port}"
-        curl = [require_tool("curl"), "-sSf", "--cacert", str(certificate)]
+        curl = [require_tool("curl"), "-sSf", "--cacert", str(certificate.path)]
         for arguments in (
             ["-F", f"f=@{tmp_path / 'body'}", f"{base}/up"],
             ["-o", str(tmp_path / "got"), f"{base}/files/body"],
@@ -114,9 +91,8 @@ async def test_curl_uploads_and_downloads_over_tls(tmp_path: Path) -> None:
         assert (tmp_path / "got").read_bytes() == BODY
 
 
-async def test_forwarding_headers_name_https_for_a_client_over_tls(tmp_path: Path) -> None:
-    certificate, key = await make_certificate(tmp_path)
-    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+async def test_forwarding_headers_name_https_for_a_client_over_tls(tmp_path: Path, certificate: Certificate) -> None:
+    top = {"tls": {"certificate": str(certificate.path), "key": str(certificate.key)}}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
         client = await connect_tls(gateway.port)
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
@@ -126,9 +102,10 @@ async def test_forwarding_headers_name_https_for_a_client_over_tls(tmp_path: Pat
         await client.close()
 
 
-async def test_client_over_tls_that_disconnects_during_its_upload_cuts_the_upstream_request(tmp_path: Path) -> None:
-    certificate, key = await make_certificate(tmp_path)
-    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+async def test_client_over_tls_that_disconnects_during_its_upload_cuts_the_upstream_request(
+    tmp_path: Path, certificate: Certificate
+) -> None:
+    top = {"tls": {"certificate": str(certificate.path), "key": str(certificate.key)}}
 
     async def script(wire: Wire) -> None:
         await wire.read_head()
@@ -145,9 +122,8 @@ async def test_client_over_tls_that_disconnects_during_its_upload_cuts_the_upstr
         assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
-async def test_request_without_tls_on_the_tls_port_gets_no_response(tmp_path: Path) -> None:
-    certificate, key = await make_certificate(tmp_path)
-    top = {"tls": {"certificate": str(certificate), "key": str(key)}}
+async def test_request_without_tls_on_the_tls_port_gets_no_response(tmp_path: Path, certificate: Certificate) -> None:
+    top = {"tls": {"certificate": str(certificate.path), "key": str(certificate.key)}}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
         assert b"HTTP/1.1" not in await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
         assert not upstream.wires

@@ -1,17 +1,15 @@
 """Every second of an exchange is charged to a leg: the legs add up, and the slow party gets the time.
 
-A party is slow until a scrape shows that its leg was charged: no test waits for a clock, and one that charges the wrong
-leg, or only at the end of a wait, does not end.
+A party is slow until scrapes show that its leg was charged, and no other: no test waits for a clock, and one that
+charges the wrong leg, or only at the end of a wait, does not end. tests/invariants/test_every_leg.py has the same for
+every action and lane.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import threading
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from gateway.observe.stats import Leg
 from tests.peers import (
     OK,
     RawUpstream,
-    RunningGateway,
     Script,
     Wire,
     chunked,
@@ -34,84 +31,13 @@ from tests.peers import (
     split_response,
 )
 from tests.s3_server import S3Server
+from tests.scenes import HELD_SECONDS, Scene, assert_adds_up, frozen
 
-#: How long a slow party is slow.
-HELD_SECONDS = 0.05
 DATA = b"d" * 400_000
 #: More than socket buffers take.
 LARGE = b"L" * 16_000_000
 FILE = ('name="f"; filename="a.bin"', DATA)
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
-
-
-def scrape(gateway: RunningGateway) -> dict[str, float]:
-    """Return the seconds by leg of all routes, as /metrics shows them."""
-    with urllib.request.urlopen(gateway.ops_url + "/metrics", timeout=10) as response:
-        text = response.read().decode()
-    seconds = dict.fromkeys(Leg, 0.0)
-    for line in text.splitlines():
-        if line.startswith("gateway_wait_seconds_total{"):
-            seconds[Leg(line.split('leg="')[1].split('"')[0])] += float(line.rpartition(" ")[2])
-    return {leg.value: value for leg, value in seconds.items()}
-
-
-class Scene:
-    """A gateway, and the scrapes of it: none shows less than the one before."""
-
-    def __init__(self) -> None:
-        self.gateway: RunningGateway
-        self._scraping = asyncio.Lock()
-        self._shown: dict[str, float] = dict.fromkeys((leg.value for leg in Leg), 0.0)
-
-    async def hold(self, leg: Leg) -> None:
-        """Return once scrapes have shown that this leg was waited on for `HELD_SECONDS`."""
-        async with asyncio.timeout(10):
-            while (await self.scrape())[leg] < HELD_SECONDS:
-                pass
-
-    async def scrape(self) -> dict[str, float]:
-        """Scrape."""
-        async with self._scraping:
-            shown = await asyncio.to_thread(scrape, self.gateway)
-            assert all(shown[leg] >= seconds for leg, seconds in self._shown.items()), (self._shown, shown)
-            self._shown = shown
-            return shown
-
-    async def line(self, count: int = 1) -> dict[str, Any]:
-        """Return a line of the access log whose legs add up."""
-        line = await self.gateway.wait_log_line(count)
-        assert_adds_up(line)
-        return line
-
-
-def assert_adds_up(line: dict[str, Any], *, may_overlap: bool = False) -> None:
-    """Assert invariant 9 for an exchange."""
-    charged, seconds = sum(line["wait_seconds"].values()), line["seconds"]
-    allowed = max(0.001, seconds / 100)
-    assert charged >= seconds - allowed, line
-    assert may_overlap or charged <= seconds + allowed, line
-
-
-@contextlib.contextmanager
-def frozen(directory: Path) -> Iterator[None]:
-    """Let every call that opens or makes something in a directory block until the end of the block."""
-    thawed = threading.Event()
-
-    def freeze(call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(path: Any, *rest: Any, **named: Any) -> Any:
-            if os.fsdecode(path).startswith(str(directory)):
-                thawed.wait(10)
-            return call(path, *rest, **named)
-
-        return run
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "open", freeze(os.open))
-        patch.setattr(os, "mkdir", freeze(os.mkdir))
-        try:
-            yield
-        finally:
-            thawed.set()
 
 
 @contextlib.asynccontextmanager
@@ -255,8 +181,8 @@ async def test_response_beside_an_upload_is_charged_beside_it() -> None:
         async def run(wire: Wire) -> None:
             await wire.read_head()
             await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-            await made.hold(Leg.UPSTREAM_READ)
-            await made.hold(Leg.DOWNSTREAM_READ)
+            await made.hold(Leg.UPSTREAM_READ, beside={Leg.DOWNSTREAM_READ})
+            await made.hold(Leg.DOWNSTREAM_READ, beside={Leg.UPSTREAM_READ})
             await wire.send(b"k")
             await wire.read_to_end()
 
@@ -279,10 +205,11 @@ async def test_wait_for_a_slot_is_charged_to_the_queue(body: str) -> None:
 
     def script(made: Scene) -> Script:
         async def run(wire: Wire) -> None:
-            while True:
-                await read_request(wire)
-                await made.hold(Leg.QUEUE)
-                await wire.send(OK)
+            await read_request(wire)
+            await made.hold(Leg.QUEUE, beside={Leg.UPSTREAM_RESPONSE})
+            await wire.send(OK)
+            await read_request(wire)
+            await wire.send(OK)
 
         return run
 
