@@ -122,7 +122,9 @@ class ExchangeHandler:
         candidates = runtime.table.find(
             host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
         )
-        matched = await match_form_route(exchange, candidates)
+        matched = candidates[0]
+        if matched.route.match.form_fields:
+            matched = await match_form_route(exchange, candidates)
         stats = runtime.stats[matched.route.name]
         exchange.enter_route(matched.route, stats)
         stats.in_flight += 1

@@ -72,25 +72,29 @@ class InFlightCounter:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
+        #: Done once there is none; None while nobody waits for it.
+        self._empty: asyncio.Future[None] | None = None
 
     def __enter__(self) -> None:
         """Count an exchange until the block is left."""
         self.in_flight += 1
-        self._empty.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Count an exchange off."""
         self.in_flight -= 1
-        if not self.in_flight:
-            self._empty.set()
+        if not self.in_flight and self._empty is not None:
+            self._empty.set_result(None)
+            self._empty = None
 
     async def wait_empty(self) -> None:
         """Wait until no exchange is in flight."""
-        await self._empty.wait()
+        if self.in_flight:
+            if self._empty is None:
+                self._empty = asyncio.get_running_loop().create_future()
+            # Others may wait for the same.
+            await asyncio.shield(self._empty)
 
 
 class Runtime:

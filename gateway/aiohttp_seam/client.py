@@ -55,9 +55,11 @@ class ClientConnection(ResponseHandler):
         self._parsed: Any = None
         self._interim_count = 0
         #: What was received while a response's head is awaited, None after the final head.
-        self._head: bytearray | None = None
+        self._head: bytes | None = None
         #: Where in it the next head begins, after those of interim responses.
         self._head_start = 0
+        #: Whether the response that is expected may have the body that its head declares.
+        self._may_have_body = True
         #: While aiohttp makes the parser of a response.
         self._is_starting = False
 
@@ -82,14 +84,15 @@ class ClientConnection(ResponseHandler):
             self._poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
         return not self._poll.poll(0)
 
-    def set_response_params(self, **params: Any) -> None:
-        """Expect a response."""
-        self._head = bytearray()
+    def set_response_params(self, *, skip_payload: bool = False, **params: Any) -> None:
+        """Expect a response, without a body if `skip_payload`."""
+        self._head = b""
+        self._may_have_body = not skip_payload
         self._head_start = 0
         self._interim_count = 0
         self._feed.start_message()
         self._is_starting = True
-        super().set_response_params(**params)
+        super().set_response_params(skip_payload=skip_payload, **params)
         self._is_starting = False
 
     def data_received(self, data: bytes) -> None:
@@ -105,14 +108,15 @@ class ClientConnection(ResponseHandler):
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
         if (head := self._head) is not None:
-            del head[: self._head_start]
-            self._head_start = 0
-            head += data[: MAX_RESPONSE_HEAD_BYTES + 1]
+            if self._head_start:
+                head, self._head_start = head[self._head_start :], 0
+            # What was received is most often the whole head, and a small body: then it is not copied.
+            self._head = head + data[: MAX_RESPONSE_HEAD_BYTES + 1] if head else data
         super().data_received(data)
         if self._head is not None and len(self._head) - self._head_start > MAX_RESPONSE_HEAD_BYTES:
             self.set_exception(explain_bad_head(self._head, self._head_start))
         message, self._parsed, body = self._parsed, None, self._payload
-        if message is None or is_interim(message.code) or body is None or body.is_eof():
+        if message is None or body is None or body.is_eof() or is_interim(message.code):
             # Also 204 and 304, which have no body, whatever their headers say.
             return None
         return BodyHead(body, None if message.chunked else UNTIL_CLOSE)
@@ -120,6 +124,10 @@ class ClientConnection(ResponseHandler):
     def may_parse_head(self) -> bool:
         """Return whether the response is still readable."""
         return self._exception is None
+
+    def may_have_body(self) -> bool:
+        """Return whether the response may have the body that its head declares: it is not the response to HEAD."""
+        return self._may_have_body
 
     def break_body(self, stream: StreamReader, fault: Fault) -> None:
         """Set the fault on a body that is malformed, and close the connection."""
@@ -136,6 +144,11 @@ class ClientConnection(ResponseHandler):
         # The parser is not parsing this body: paused, it would stop within the next one.
         self._reading_paused = True
         self._pause_transport_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Receive again, if a body has paused that: aiohttp's streams call this with every read and at their end."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Judge a head that the parser has read; it calls this within `data_received`."""

@@ -8,14 +8,15 @@ bodies get their turns. Verified against aiohttp 3.14.5; delete when its parser 
     received bytes    are fed to                                            asks for a turn
     ----------------  ----------------------------------------------------  ---------------
     a head            aiohttp's parser, up to the blank line                unless it is the first received
-    a body of known   aiohttp's parser, as received                         after each receive
-    length
+    a body of known   aiohttp's parser, as received; what came together     after each receive
+    length            with its head, together with it
     a chunked body    the decoder, whose data goes to the body's stream     before each step
     its last chunk    the decoder; an empty body goes to aiohttp's parser   never
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
@@ -30,6 +31,10 @@ from gateway.http.chunked import ChunkedDecoder
 UNTIL_CLOSE: Final = sys.maxsize
 #: What ends a head. aiohttp's parser accepts the second in responses only.
 _BLANK_LINES: Final = (b"\n\r\n", b"\n\n")
+#: The value of the only Content-Length of a head, in lower case.
+_LENGTH: Final = re.compile(rb"\ncontent-length:[ \t]*+([0-9]{1,18})[ \t]*+\r\n")
+#: A head with one of these is fed by itself: its length may not be what follows it.
+_UNSURE: Final = re.compile(rb"\n(?:transfer-encoding|upgrade)|\Aconnect |\Ahttp/1\.[01] (?:1|204|304)")
 _EMPTY_BODY: Final = b"0\r\n\r\n"
 
 
@@ -61,6 +66,10 @@ class Parsing(Protocol):
 
     def may_parse_head(self) -> bool:
         """Return whether another head may be parsed. `continue_parsing` is called when it may again."""
+        ...
+
+    def may_have_body(self) -> bool:
+        """Return whether the next message may have the body that its head declares: not the response to HEAD."""
         ...
 
     def break_body(self, stream: StreamReader, fault: Fault, /) -> None:
@@ -131,12 +140,11 @@ class MessageFeed:
         """Parse what is kept, as far as there is time and aiohttp's limits allow; a step at least with `has_turn`."""
         # The first head of a receive is not asked for: a small exchange never waits.
         may_step, has_fed_body = has_turn or self.decoder is None, False
-        # The first condition saves a call where all is parsed, which is nearly always.
-        while (self._unparsed or self.decoder is not None) and self._can_step():
-            if self._sized_bytes:
-                # Never kept: its rest may be read below the transport.
-                has_fed_body = True
-            else:
+        while self._can_decode() if self.decoder is not None else self._unparsed and not self._is_broken:
+            # A body of known length is never kept: its rest may be read below the transport.
+            if not self._sized_bytes:
+                if self.decoder is None and not self._connection.may_parse_head():
+                    break
                 if not (may_step or self.is_ending or self._turns.has_time()):
                     self._wait()
                     return
@@ -144,9 +152,7 @@ class MessageFeed:
             if self.decoder is not None and self._body is not None:
                 self._decode(self.decoder, self._body)
             else:
-                self._parse()
-                if not self._unparsed:
-                    break
+                has_fed_body |= self._parse()
         if has_fed_body and self._is_body_open and not (self.is_ending or self._turns.has_time()):
             self._wait()
 
@@ -169,31 +175,34 @@ class MessageFeed:
             self._end_chunked(self.decoder)
         self.continue_parsing()
 
-    def _can_step(self) -> bool:
-        """Return whether there is something to parse that may be parsed now."""
-        if self._is_broken:
+    def _can_decode(self) -> bool:
+        """Return whether there is something of the chunked body to decode that may be decoded now."""
+        if self._is_broken or self._is_decoder_taken or (self._protocol._reading_paused and not self.is_ending):
             return False
-        decoder = self.decoder
-        if decoder is None:
-            return bool(self._sized_bytes) or self._connection.may_parse_head()
-        if self._is_decoder_taken or (self._protocol._reading_paused and not self.is_ending):
-            return False
-        return bool(self._unparsed) or decoder.has_more
+        return bool(self._unparsed) or (self.decoder is not None and self.decoder.has_more)
 
     @property
     def _is_body_open(self) -> bool:
         """Whether more of a body of known length, or until the close, is to come."""
         return self._sized_bytes > 0 and self._body is not None and not self._body.is_eof()
 
-    def _parse(self) -> None:
-        """Feed aiohttp's parser: the rest of a body, or a head up to its end."""
+    def _parse(self) -> bool:
+        """Feed aiohttp's parser: the rest of a body, or a head up to its end and what came of its body with it.
+
+        Returns whether bytes of a body were fed.
+        """
         data = self._unparsed
+        size = head_bytes = 0
         if self._sized_bytes:
             size = min(self._sized_bytes, len(data))
             self._sized_bytes -= size
         else:
-            size = self._find_head_end(data)
-            self.head_bytes += size
+            size = head_bytes = _find_blank_line(data) if not self._parsed_tail else -1
+            if size < 0:
+                size = head_bytes = self._find_divided_end(data)
+            elif size < len(data):
+                size += self._count_body(data, size)
+            self.head_bytes += head_bytes
         if size == len(data):
             self._unparsed, step = b"", data
         else:
@@ -201,18 +210,35 @@ class MessageFeed:
         body = self._connection.parse(step)
         if not self._parsed_tail:
             self.head_bytes = 0
-        if body is None:
-            return
+        if body is not None:
+            self._begin_body(body, size - head_bytes)
+        return size > head_bytes
+
+    def _begin_body(self, body: BodyHead, fed_bytes: int) -> None:
+        """Expect the body of the head that was fed, with `fed_bytes` of it."""
         self._body = body.stream
         if body.length is not None:
-            self._sized_bytes = body.length
+            self._sized_bytes = body.length - fed_bytes
             return
         self.decoder = ChunkedDecoder(is_lenient=self._is_lenient)
         # As aiohttp's parser does at the first chunk; it would refuse to after data was fed.
         body.stream.begin_http_chunk_receiving()
 
-    def _find_head_end(self, data: bytes) -> int:
-        """Return how many bytes to parse: up to a blank line, or all of them."""
+    def _count_body(self, data: bytes, head_bytes: int) -> int:
+        """Return how many bytes after a head are of its body without a doubt: all of them, or none.
+
+        A message that arrived whole is fed in one step, as is the beginning of a long one. Nothing is left to the
+        parser's choice: the head declares one length, in the plainest way, and no more than that has come.
+        """
+        head = data[:head_bytes].lower()
+        found = _LENGTH.search(head)
+        if found is None or _UNSURE.search(head) or head.count(b"\ncontent-length") > 1:
+            return 0
+        rest_bytes = len(data) - head_bytes
+        return rest_bytes if rest_bytes <= int(found[1]) and self._connection.may_have_body() else 0
+
+    def _find_divided_end(self, data: bytes) -> int:
+        """Return how many bytes to parse of a head whose end may be divided between receives: up to it, or all."""
         tail, self._parsed_tail = self._parsed_tail, b""
         if tail:
             end = _find_blank_line(tail + data[:2])

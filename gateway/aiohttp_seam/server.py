@@ -202,6 +202,10 @@ class ServerConnection(RequestHandler):
         """Return whether aiohttp's queue of requests has room; it calls `data_received` when it has again."""
         return self._discarding is None and len(self._messages) < self._max_msg_queue_size
 
+    def may_have_body(self) -> bool:
+        """Return whether the next message may have a body: its head says so."""
+        return True
+
     async def discard_input(self) -> None:
         """After the last response, drop what the client still sends, until it closes or a bound is reached.
 
@@ -249,6 +253,11 @@ class ServerConnection(RequestHandler):
         # The parser is not parsing this body: paused, it would stop within the next one.
         self._reading_paused = True
         self._pause_transport_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Receive again, if a body has paused that: aiohttp's streams call this with every read and at their end."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def take_decoder(self) -> ChunkedDecoder | None:
         """Return the decoder of the chunked body being received, to read its rest below the transport."""

@@ -5,6 +5,7 @@ The descriptions are the reference text: the tables of docs/configuration.md are
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, PrivateAttr, SecretStr
@@ -326,7 +327,7 @@ class Route(Section):
         action = self.forward or self.split
         return action.upstream if action is not None else ""
 
-    @property
+    @functools.cached_property
     def action_name(self) -> str:
         """The config key of the action, for example `forward`."""
         return type(self.action).__name__.lower()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from typing import Annotated, Final, NamedTuple
@@ -134,12 +135,14 @@ class Endpoint(NamedTuple):
     host: str
     port: int
 
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 (endpoints are plain values, and few)
     def __str__(self) -> str:
         """Return the URL without a path."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
     @property
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 (as above)
     def authority(self) -> str:
         """The value of a Host header: the port is left out if it is the scheme's default (RFC 9110 section 4.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -175,8 +175,9 @@ class Exchange:
     @property
     def status(self) -> int:
         """The status that was sent, or the fault's where none was."""
-        if self.response is not None and self.response.has_begun:
-            return self.response.status
+        response = self.response
+        if response is not None and response.has_begun:
+            return response.status
         return self.fault.status if self.fault else FaultKind.BUG.info.status
 
     @property
@@ -223,7 +224,8 @@ class Exchange:
     def record_connected(self) -> None:
         """Record that an endpoint is connected: the client may send its body, and the response is waited for."""
         self.waits.wait_on(Leg.UPSTREAM_RESPONSE)
-        self.send_continue()
+        if self._expects_continue:
+            self.send_continue()
 
     def record_file_end(self, outcome: Outcome, blame: Blame) -> None:
         """Record how one file ended that was sent by itself: the exchange ended as the worst of them.

@@ -177,7 +177,8 @@ class ClientResponse(web.StreamResponse):
             except ConnectionError as exc:
                 raise _left() from exc
         self._is_done = True
-        await self.flush()
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            await self.flush()
 
     async def write_eof(self, data: bytes = b"") -> None:
         """End the response: aiohttp's server calls this last. Nothing is sent after a cut."""

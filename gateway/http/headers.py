@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import itertools
 import os
 import re
 import time
@@ -106,23 +107,27 @@ class ReceivedHeaders:
     Iterating yields (name, value) as received.
     """
 
-    __slots__ = ("_headers", "_values", "keys", "size_bytes")
+    __slots__ = ("_headers", "_values", "keys")
 
     def __init__(self, headers: Iterable[Header]) -> None:
         self._headers = tuple(headers)
-        self._values: dict[bytes, list[bytes]] = {}
-        #: The names in lower case, in order.
-        self.keys: list[bytes] = []
-        #: Their size on the wire, line breaks included.
-        self.size_bytes = 0
+        values: dict[bytes, list[bytes]] = {}
+        keys: list[bytes] = []
         for name, value in self._headers:
             key = name.lower()
-            self.keys.append(key)
-            self.size_bytes += len(name) + len(value) + 4
-            if key in self._values:
-                self._values[key].append(value)
+            keys.append(key)
+            if key in values:
+                values[key].append(value)
             else:
-                self._values[key] = [value]
+                values[key] = [value]
+        self._values = values
+        #: The names in lower case, in order.
+        self.keys = keys
+
+    @property
+    def size_bytes(self) -> int:
+        """Their size on the wire, line breaks included."""
+        return sum(map(len, itertools.chain.from_iterable(self._headers))) + 4 * len(self._headers)
 
     def __iter__(self) -> Iterator[Header]:
         """Iterate over (name, value)."""
@@ -184,17 +189,15 @@ def check_head(version: tuple[int, int], method: str, target: str, headers: Rece
             FaultKind.HEAD_TOO_LARGE,
             f"The request head has {size} bytes, the limit is {MAX_HEAD_BYTES}: send fewer or shorter headers.",
         )
-    _check_framing(version, headers)
+    if codings := headers.all(b"transfer-encoding"):
+        _check_codings(version, codings, headers)
     return _check_target(version, method, target, headers)
 
 
 _ALLOWED_METHODS: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
 
 
-def _check_framing(version: tuple[int, int], headers: ReceivedHeaders) -> None:
-    codings = headers.all(b"transfer-encoding")
-    if not codings:
-        return
+def _check_codings(version: tuple[int, int], codings: Sequence[bytes], headers: ReceivedHeaders) -> None:
     if version < (1, 1):
         # > A server or client that receives an HTTP/1.0 message containing a Transfer-Encoding header field MUST treat
         # > the message as if the framing is faulty (RFC 9112 section 6.1).
@@ -296,12 +299,18 @@ def request_headers(headers: ReceivedHeaders, client_info: ClientInfo, trace: Tr
         dropped = _NOT_UPSTREAM_UNTRUSTED
     if nominated := _nominated(headers):
         dropped |= nominated
-    kept = []
-    for key, header in zip(headers.keys, headers, strict=True):
-        if key in dropped or (b"_" in key and key.replace(b"_", b"-") in dropped):
-            continue
-        kept.append(header)
-    return [*kept, *_forwarding_headers(headers, client_info), *_trace_headers(trace), (b"Via", _VIA)]
+    kept = [
+        header
+        for key, header in zip(headers.keys, headers, strict=True)
+        if key not in dropped and (b"_" not in key or key.replace(b"_", b"-") not in dropped)
+    ]
+    return [
+        *kept,
+        *_forwarding_headers(headers, client_info),
+        (b"X-Request-Id", trace.request_id),
+        (b"traceparent", trace.traceparent),
+        (b"Via", _VIA),
+    ]
 
 
 def _forwarding_headers(headers: ReceivedHeaders, client_info: ClientInfo) -> list[Header]:
@@ -327,10 +336,6 @@ def _forwarded_element(client_info: ClientInfo) -> bytes:
     client = f'"[{client_info.client}]"' if ":" in client_info.client else client_info.client
     host = client_info.authority.replace(b"\\", b"").replace(b'"', b"")
     return b"for=" + client.encode() + b';host="' + host + b'";proto=' + client_info.scheme
-
-
-def _trace_headers(trace: Trace) -> list[Header]:
-    return [(b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent)]
 
 
 def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:

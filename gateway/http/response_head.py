@@ -27,6 +27,7 @@ _STATUS_LINE: Final = rb"HTTP/1\.[01] [1-5][0-9][0-9](?: " + _TEXT + rb")?"
 _HEAD: Final = re.compile(_STATUS_LINE + rb"\r\n(?:" + _NAME + rb":" + _TEXT + rb"\r\n)*+\r\n")
 _INTERIM_HEAD: Final = re.compile(rb"(?=.{9}1(?!01))" + _HEAD.pattern)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_FIRST_FINAL: Final = 200
 #: What is wrong with a line, for the fault: the first pattern that is found at its beginning.
 _WRONG_STATUS_LINE: Final = (
     (re.compile(rb"(?!HTTP/1\.[01] )"), "is not a status line of HTTP/1.0 or HTTP/1.1"),
@@ -110,7 +111,7 @@ def check_response_framing(version: tuple[int, int], status: int, headers: Recei
             raise _bad_response("has more than one Content-Length")
         if not _LENGTH.fullmatch(lengths[0]):
             raise _bad_response("has a Content-Length that is no number")
-        if is_interim(status) and int(lengths[0]):
+        if status < _FIRST_FINAL and is_interim(status) and int(lengths[0]):
             raise _bad_response("is interim and has a body")
 
 

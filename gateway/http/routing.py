@@ -79,12 +79,16 @@ class RouteTable:
         candidates: list[RouteMatch] = []
         for row in self._rows:
             route = row.route
-            if not _host_matches(route.match.host, host) or (rest := _path_rest(row, plain)) is None:
+            pattern = route.match.host
+            if pattern is not None and not _host_matches(pattern, host):
+                continue
+            if (rest := _path_rest(row, plain)) is None:
                 continue
             if row.headers and any(header(key) != value for key, value in row.headers):
                 continue
             if row.methods is None or method in row.methods:
-                candidates.append(RouteMatch(route, rest, _rewrite(row, path, plain)))
+                sent = path if row.rewrite is None else _rewrite(row, row.rewrite, path, plain)
+                candidates.append(RouteMatch(route, rest, sent))
                 if not route.match.form_fields:
                     break
             else:
@@ -173,9 +177,7 @@ def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
     return host, kind, -length, 0 if match.methods else 1, -len(match.headers), -len(match.form_fields), order
 
 
-def _host_matches(pattern: str | None, host: str) -> bool:
-    if pattern is None:
-        return True
+def _host_matches(pattern: str, host: str) -> bool:
     if pattern.startswith("*."):
         return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
     return host == pattern
@@ -193,11 +195,8 @@ def _path_rest(row: _Row, path: str) -> str | None:
     return path[len(prefix) + 1 :] if path.startswith(prefix + "/") else None
 
 
-def _rewrite(row: _Row, path: str, plain: str) -> str:
-    """Return the path to send upstream: `rewrite` applied to it, or as sent."""
-    rewrite = row.rewrite
-    if rewrite is None:
-        return path
+def _rewrite(row: _Row, rewrite: str, path: str, plain: str) -> str:
+    """Return the path to send upstream: `rewrite` applied to it."""
     match = row.route.match
     if match.path is not None:
         return rewrite

@@ -84,7 +84,11 @@ class Waits:
     def begin(self, other: Waiting, now: float) -> None:
         """Let `other` charge its own seconds."""
         if not self._others:
-            self._charge_own(now)
+            # As in `wait_on`: once per transfer.
+            seconds = now - self._charged_until
+            self._charged_until = now
+            self.leg_seconds[self._own_leg] += seconds
+            self.route.waits[self._own_leg] += seconds
         self._others.append(other)
 
     def end(self, other: Waiting, now: float) -> None:

@@ -301,7 +301,9 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
             if transfer.is_exhausted:
                 break
             await lane.write(chunk)
-            if not (transfer.is_whole or turns.has_time()):
+            if transfer.is_whole:
+                break
+            if not turns.has_time():
                 await turns.wait()
         if send_end is not None:
             await send_end()

@@ -119,7 +119,8 @@ class CapacityLimiter:
     def _release(self) -> None:
         """Free a slot, and give it to the next in the queue."""
         self._taken -= 1
-        self._admit()
+        if self._waiters:
+            self._admit()
 
     def _admit(self) -> None:
         """Give free slots to those that wait longest. Never awaits: a slot cannot be lost between."""

@@ -145,7 +145,8 @@ class UpstreamClient:
         request = UpstreamRequest(head, endpoint, body, on_connected)
         protocol: ResponseHandler | None = None
         try:
-            connection = await self._connect(endpoint, must_be_new=must_be_new)
+            address = self._pool_requests.get(endpoint) or self._pool_request(endpoint)
+            connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
             protocol = connection.protocol
             try:
                 try:
@@ -173,10 +174,6 @@ class UpstreamClient:
             raise
         return response
 
-    async def _connect(self, endpoint: Endpoint, *, must_be_new: bool) -> Connection:
-        address = self._pool_request(endpoint)
-        return await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
-
     async def _replace_connection(self, endpoint: Endpoint, exc: aiohttp.ClientConnectionError) -> Connection:
         """Return a new connection in place of one that ended before the request was sent.
 
@@ -184,7 +181,7 @@ class UpstreamClient:
         """
         self._retries[_STALE_CONNECTION] += 1
         try:
-            return await self._connect(endpoint, must_be_new=True)
+            return await self._connector.connect(self._pool_request(endpoint), [], self._timeout, must_be_new=True)
         except (aiohttp.ClientError, OSError):
             raise exc from None
 

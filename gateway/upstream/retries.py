@@ -27,7 +27,8 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """Add the share of one request."""
-        self._tokens = min(self._tokens + self.share, _MAX_TOKENS)
+        tokens = self._tokens + self.share
+        self._tokens = tokens if tokens < _MAX_TOKENS else _MAX_TOKENS
 
     def withdraw(self) -> bool:
         """Take a token for a retry; return whether there was one."""

@@ -263,10 +263,13 @@ async def test_what_waits_for_a_turn_is_read_when_the_connection_is_lost() -> No
         with upstream.accept() as peer:
             protocol.data_received(b"HTTP/1.1 102 Processing\r\n\r\n" * 2)
             peer.sendall(OK)
+            transport = protocol.transport
+            assert transport is not None
             protocol.connection_lost(ConnectionResetError("send failed"))
             codes = [(await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS))[0].code for _ in range(3)]
             assert codes == [102, 102, 200]
             connection.close()
+            transport.abort()
 
 
 async def test_kept_connection_does_not_wait_for_a_turn_of_the_response_before() -> None:
