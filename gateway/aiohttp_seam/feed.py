@@ -33,8 +33,8 @@ UNTIL_CLOSE: Final = sys.maxsize
 _BLANK_LINES: Final = (b"\n\r\n", b"\n\n")
 #: The value of the only Content-Length of a head, in lower case.
 _LENGTH: Final = re.compile(rb"\ncontent-length:[ \t]*+([0-9]{1,18})[ \t]*+\r\n")
-#: A head with one of these is fed by itself: its length may not be what follows it.
-_UNSURE: Final = re.compile(rb"\n(?:transfer-encoding|upgrade)|\Aconnect |\Ahttp/1\.[01] (?:1|204|304)")
+#: Heads that begin like this are fed by themselves: their length may not be what follows them.
+_BODILESS: Final = (b"connect ", *(b"http/1.%d %d" % (minor, code) for minor in (0, 1) for code in (1, 204, 304)))
 _EMPTY_BODY: Final = b"0\r\n\r\n"
 
 
@@ -232,7 +232,9 @@ class MessageFeed:
         """
         head = data[:head_bytes].lower()
         found = _LENGTH.search(head)
-        if found is None or _UNSURE.search(head) or head.count(b"\ncontent-length") > 1:
+        if found is None or head.startswith(_BODILESS) or head.count(b"\ncontent-length") > 1:
+            return 0
+        if b"\ntransfer-encoding" in head or b"\nupgrade" in head:
             return 0
         rest_bytes = len(data) - head_bytes
         return rest_bytes if rest_bytes <= int(found[1]) and self._connection.may_have_body() else 0
