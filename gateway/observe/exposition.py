@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, Literal
@@ -51,15 +51,26 @@ def write_families(families: Iterable[Family], *, is_openmetrics: bool) -> bytes
         lines.append(f"# HELP {subject} {_escape(family.help)}\n# TYPE {subject} {family.kind}\n")
         # In alphabetical order, as prometheus_client writes them; `le` of a histogram is among them.
         columns = sorted((label, place) for place, label in enumerate(family.labels))
-        for values, number in family.rows:
-            labels = [f'{label}="{_escape(values[place])}"' for label, place in columns]
-            if isinstance(number, Histogram):
-                lines.append(_histogram(family.name, labels, number))
-            else:
-                lines.append(f"{series}{_braces(labels)} {_number(number)}\n")
+        if family.kind == "histogram":
+            lines += _histograms(family, columns)
+            continue
+        # Formatted at once: a config of many routes has thousands of these.
+        labels = ",".join([f'{label}="{{{place}}}"' for label, place in columns])
+        braces = f"{{{{{labels}}}}}" if columns else ""
+        write = f"{series}{braces} {{{len(columns)}}}\n".format
+        lines += [
+            write(*map(_escape, values), "+Inf" if number == math.inf else number) for values, number in family.rows
+        ]
     if is_openmetrics:
         lines.append("# EOF\n")
     return "".join(lines).encode()
+
+
+def _histograms(family: Family, columns: Iterable[tuple[str, int]]) -> Iterator[str]:
+    for values, number in family.rows:
+        if isinstance(number, Histogram):
+            labels = [f'{label}="{_escape(values[place])}"' for label, place in columns]
+            yield _histogram(family.name, labels, number)
 
 
 def _histogram(name: str, labels: Sequence[str], histogram: Histogram) -> str:
@@ -70,7 +81,7 @@ def _histogram(name: str, labels: Sequence[str], histogram: Histogram) -> str:
     buckets = zip(_bound_texts(tuple(histogram.bounds)), counts, strict=True)
     lines = [f"{head}{bound}{tail}{count}\n" for bound, count in buckets]
     around = _braces(labels)
-    lines.append(f"{name}_count{around} {counts[-1]}\n{name}_sum{around} {_number(histogram.total)}\n")
+    lines.append(f"{name}_count{around} {counts[-1]}\n{name}_sum{around} {histogram.total}\n")
     return "".join(lines)
 
 
@@ -83,12 +94,7 @@ def _bound_texts(bounds: tuple[float, ...]) -> list[str]:
     return [*(str(float(bound)) for bound in bounds), "+Inf"]
 
 
-def _number(number: float) -> str:
-    if number == math.inf:
-        return "+Inf"
-    return str(number)
-
-
+@functools.lru_cache(maxsize=4096)
 def _escape(text: str) -> str:
     if "\\" in text or '"' in text or "\n" in text:
         return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
