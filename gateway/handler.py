@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
 from gateway.actions import match_form_route
 from gateway.downstream import ClientResponse, Exchange
 from gateway.downstream.access_log import Describe, RecordLine
-from gateway.errors import Fault, FaultKind
+from gateway.errors import Blame, Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
 from gateway.runtime import Runtime
 from gateway.transfer import Timers
 
+#: Of responses that say that an upstream failed.
+_FIRST_FAILURE: Final = 500
 _log = logging.getLogger("gateway")
 
 
@@ -140,7 +142,10 @@ class ExchangeHandler:
         waits.charge(now)
         self._live_waits.remove(waits)
         self._record_line(self._describe(exchange, seconds))
-        stats.requests[method_label(exchange.method), exchange.status] += 1
+        status = exchange.status
+        stats.requests[method_label(exchange.method), status] += 1
+        if exchange.fault is not None or exchange.has_failed_file or status >= _FIRST_FAILURE:
+            _count_failure(exchange)
         stats.durations.observe(seconds)
         if exchange.first_byte_seconds is not None:
             stats.first_bytes.observe(exchange.first_byte_seconds)
@@ -152,3 +157,11 @@ class ExchangeHandler:
         exchange.response = exchange.refusal(fault)
         self._record(exchange)
         return exchange.response
+
+
+def _count_failure(exchange: Exchange) -> None:
+    """Count an exchange that failed. Without a fault of its own, the status is one that an upstream chose."""
+    stats, blame = exchange.stats, exchange.blame
+    stats.failures[Blame.UPSTREAM if blame is Blame.NONE else blame] += 1
+    if exchange.fault is not None:
+        stats.faults[exchange.fault.kind.code] += 1

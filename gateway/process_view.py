@@ -10,7 +10,6 @@ from gateway.config.model import Ops
 from gateway.handler import ExchangeHandler
 from gateway.observe.prometheus import render
 from gateway.observe.stats import Stats
-from gateway.observe.waits import LiveWaits
 from gateway.ops import Readiness
 
 
@@ -18,11 +17,17 @@ class ProcessView:
     """An OpsView. `drain` begins to drain, unless that was done before, and returns the task that does it."""
 
     def __init__(
-        self, handler: ExchangeHandler, stats: Stats, live_waits: LiveWaits, drain: Callable[[], asyncio.Task[None]]
+        self,
+        handler: ExchangeHandler,
+        stats: Stats,
+        *,
+        refresh: Callable[[], None],
+        drain: Callable[[], asyncio.Task[None]],
     ) -> None:
+        """`refresh` brings those numbers up to date that are not counted as it happens."""
         self._handler = handler
         self._stats = stats
-        self._live_waits = live_waits
+        self._refresh = refresh
         self._drain = drain
         #: Set when both ports are open.
         self.has_started = False
@@ -35,7 +40,7 @@ class ProcessView:
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the text of all metrics, and its Content-Type."""
-        self._live_waits.charge()
+        self._refresh()
         return await asyncio.get_running_loop().run_in_executor(self._renderer, render, self._stats, accept)
 
     def readiness(self) -> Readiness:

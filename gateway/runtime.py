@@ -107,6 +107,9 @@ class Runtime:
         self.table = RouteTable(config.routes)
         resources.stats.add(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self.stats = {route.name: resources.stats.routes[route.name] for route in config.routes}
+        for route in config.routes:
+            if route.forward is not None and route.forward.mirror is not None:
+                self.stats[route.name].add_mirror()
         self.upstreams = _make_upstreams(config, resources, before)
         self.actions = self._make_actions(prepared, resources)
         #: Entered by every exchange that began with it.

@@ -110,10 +110,10 @@ class Gateway:
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
-            view = ProcessView(self._handler, self.stats, self.live_waits, self.drain)
+            self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
+            view = ProcessView(self._handler, self.stats, refresh=self.refresh_stats, drain=self.drain)
             stack.callback(view.close)
             self.ops_address = await serve_ops(stack, view, self._listener(config.ops.listen, "ops.listen"))
-            self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
             sock = self._listener(config.listen, "listen")
             stack.callback(sock.close)
@@ -151,6 +151,13 @@ class Gateway:
             self._draining = self._keep(work, "drain")
             self._notifier.report_stopping(self._status())
         return self._draining
+
+    def refresh_stats(self) -> None:
+        """Bring the numbers up to date that are not counted as it happens: before they are read by a scrape."""
+        self.live_waits.charge()
+        active, open_count = self._handler.exchange_count, self._traffic.open_connections
+        # An exchange may outlive its connection for a moment.
+        self.stats.connections.update(active=active, idle=max(0, open_count - active))
 
     async def stop(self) -> None:
         """Drain, cut the exchanges that are left, and close everything."""

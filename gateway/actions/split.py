@@ -115,6 +115,8 @@ class _Splitter:
             outcome = fault.outcome if fault is not None and not result.status else result.outcome
             self._exchange.record_part(result.file.number, PartKind.FILE, result.size, outcome, result.facts)
             self._exchange.record_file_end(result.outcome, result.blame)
+            if fault is None and result.fault is not None:
+                self._exchange.stats.faults[result.fault.kind.code] += 1
         if fault is not None:
             raise fault
         return self._results

@@ -28,6 +28,7 @@ Private names, by purpose:
   has the connection failed                   ResponseHandler._exception                          client.py
   stop parsing a response                     ResponseHandler._parser                             client.py
   protocol class of new connections           TCPConnector._factory                               client.py
+  opening of a new connection, to time it     TCPConnector._create_connection                     client.py
 
 Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
 

@@ -4,6 +4,7 @@
   Delete when aiohttp does so. It is fed message by message, see `gateway.aiohttp_seam.feed`.
 - `ClientConnection` refuses response heads that the parser accepts in its lenient mode. Delete when that can be set.
 - `LiveConnector` does not return a kept connection that the upstream has closed. Delete when aiohttp checks that.
+  It measures the time of new ones. Delete when a trace costs nothing for those that are kept.
 - `PoolRequest` is what the pool needs to know of an endpoint. Delete when `connect` takes a ConnectionKey.
 - `detach_parser` ends a response whose body was read below its transport.
 """
@@ -14,6 +15,8 @@ import asyncio
 import functools
 import os
 import select
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import aiohttp
@@ -243,8 +246,10 @@ class PoolRequest(ClientRequest):
 class LiveConnector(aiohttp.TCPConnector):
     """A connector that checks a kept connection before it is used again."""
 
-    def __init__(self, turns: Turns, **options: Any) -> None:
+    def __init__(self, turns: Turns, on_connected: Callable[[float], None], **options: Any) -> None:
+        """`on_connected` is called with the seconds that each new connection took: name lookup, TCP, TLS."""
         super().__init__(**options)
+        self._on_connected = on_connected
         # aiohttp 3.14 has no public parameter for it.
         self._factory = functools.partial(ClientConnection, asyncio.get_running_loop(), turns)  # type: ignore[assignment]  # typed for its own class
 
@@ -266,3 +271,11 @@ class LiveConnector(aiohttp.TCPConnector):
                 return connection
             # Closed by the upstream, or it sent bytes without a request: do not reuse it.
             connection.close()
+
+    async def _create_connection(
+        self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        started = time.monotonic()
+        protocol = await super()._create_connection(req, traces, timeout)
+        self._on_connected(time.monotonic() - started)
+        return protocol

@@ -79,7 +79,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
         ),
     ),
     (ClientRequest, ("connection_key",)),
-    (aiohttp.TCPConnector, ("connect",)),
+    (aiohttp.TCPConnector, ("_create_connection", "connect")),
     (StreamWriter, ("chunked", "drain", "enable_chunking", "write", "write_eof")),
 )
 #: Far more than any check needs.
@@ -270,7 +270,8 @@ async def _check_broken_chunk() -> None:
 async def _check_client() -> None:
     with _listening() as listener:
         address = PoolRequest(URL.build(scheme="http", host=listener.getsockname()[0], port=listener.getsockname()[1]))
-        connector = LiveConnector(_NoLimit(), limit=0)
+        opened: list[float] = []
+        connector = LiveConnector(_NoLimit(), opened.append, limit=0)
         try:
             async with _connected(connector, address) as connection:
                 first = connection.protocol
@@ -281,11 +282,14 @@ async def _check_client() -> None:
                 with peer:
                     await _check_response(connection, peer)
                     async with _connected(connector, address) as again:
+                        _require(len(opened) == 1, "TCPConnector._create_connection opens new connections only")
                         _require(again.protocol is first, "a connection with a detached parser is kept and used again")
                         again.release()
             # The close is in the kernel; the transport has not seen it yet.
+            opened.clear()
             async with _connected(connector, address) as connection:
                 _require(connection.protocol is not first, "a connection that the upstream closed is not used again")
+            _require(len(opened) == 1, "TCPConnector._create_connection opens every new connection")
         finally:
             await connector.close()
 

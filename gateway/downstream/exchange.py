@@ -103,6 +103,7 @@ class Exchange:
         self.fault: Fault | None = None
         #: Of the worst of the files that were sent by themselves.
         self._files_outcome, self._files_blame = Outcome.COMPLETE, Blame.NONE
+        self.has_failed_file = False
         #: What the access log says about the parts of a form, the first of them.
         self.parts: list[dict[str, Any]] = []
         self.first_byte_seconds: float | None = None
@@ -235,6 +236,7 @@ class Exchange:
         order = list(Blame)
         if order.index(blame) > order.index(self._files_blame):
             self._files_outcome, self._files_blame = outcome, blame
+            self.has_failed_file = True
 
     def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None

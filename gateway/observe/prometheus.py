@@ -12,7 +12,7 @@ from prometheus_client import ProcessCollector
 
 from gateway import __version__
 from gateway.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Family, Kind, write_families
-from gateway.observe.stats import RouteStats, Stats
+from gateway.observe.stats import RouteStats, Stats, UpstreamStats
 
 #: The help text of every metric; the table of docs/metrics.md is generated from it.
 HELP: Final = {
@@ -20,6 +20,8 @@ HELP: Final = {
     "gateway_request_duration_seconds": "Seconds from the request head to the end of the exchange.",
     "gateway_time_to_first_byte_seconds": "Seconds from the request head to the response head.",
     "gateway_requests_in_flight": "Exchanges in progress.",
+    "gateway_request_failures": "Exchanges with a fault, a failed file of a split, or an upstream's 5xx, by blame.",
+    "gateway_faults": "Faults that ended exchanges and files of a split, by code (docs/errors.md).",
     "gateway_transfers": "Finished transfers (request or response bodies), by outcome.",
     "gateway_transfers_by_lane": "Finished transfers, by the lane that moved most of their bytes.",
     "gateway_transfers_in_flight": "Transfers in progress.",
@@ -35,9 +37,16 @@ HELP: Final = {
     "gateway_mirrored_requests": "Mirrored requests, by outcome (limit: the mirror was too slow and was cut).",
     "gateway_mirror_bytes": "Bytes of mirrored bodies, by result (sent, dropped).",
     "gateway_upstream_endpoint_up": "1 if the endpoint is healthy, 0 if its health checks fail or it is ejected.",
+    "gateway_upstream_requests": "Requests sent, by status of the response or, without one, by code of the fault.",
+    "gateway_upstream_in_flight": "Requests in progress: sent, and the response is not complete.",
+    "gateway_upstream_response_seconds": "Seconds from the end of a request to its response head: the service itself.",
+    "gateway_upstream_connect_seconds": "Seconds to open a connection: name lookup, TCP, TLS; not of connections kept.",
+    "gateway_upstream_slots": "Exchanges that the upstream takes at once (max_in_flight); +Inf: unlimited.",
     "gateway_upstream_queue_length": "Exchanges that wait for a slot of the upstream.",
+    "gateway_upstream_queue_seconds": "Seconds in the queue, of exchanges that found no free slot.",
     "gateway_upstream_ejections": "Times an endpoint got no requests for a while because its requests had failed.",
     "gateway_upstream_retries": "Requests sent again or to another endpoint, by the reason why the attempt failed.",
+    "gateway_connections": "Connections of clients, by state (active: an exchange is in progress; idle).",
     "gateway_config_reloads": "Config reloads, by result (failure: the previous config stays in force).",
     "gateway_config_last_reload_success_timestamp_seconds": "Unix time at which the config in force was loaded.",
     "gateway_log_lines_dropped": "Log lines that were never written: standard output was blocked, full or closed.",
@@ -66,7 +75,7 @@ def collect(stats: Stats) -> Iterator[Family]:
     yield from _waits_and_parts(routes)
     yield from _mirrors(routes)
     yield from _upstreams(stats)
-    yield from _config(stats)
+    yield from _process_wide(stats)
     build = Family("gauge", "gateway_build_info", HELP["gateway_build"], ("version", "aiohttp", "python"))
     build.add((__version__, aiohttp.__version__, platform.python_version()), 1)
     yield build
@@ -77,13 +86,19 @@ def _requests(routes: Iterable[RouteStats]) -> Iterator[Family]:
     durations = _histogram("gateway_request_duration_seconds", "route")
     first_bytes = _histogram("gateway_time_to_first_byte_seconds", "route")
     in_flight = _gauge("gateway_requests_in_flight", "route")
+    failures = _counter("gateway_request_failures", "route", "blame")
+    faults = _counter("gateway_faults", "route", "code")
     for route in routes:
         for (method, status), count in list(route.requests.items()):
             requests.add((route.route, method, str(status)), count)
         durations.add((route.route,), route.durations)
         first_bytes.add((route.route,), route.first_bytes)
         in_flight.add((route.route,), route.in_flight)
-    yield from (requests, durations, first_bytes, in_flight)
+        for blame, count in list(route.failures.items()):
+            failures.add((route.route, blame.value), count)
+        for code, count in list(route.faults.items()):
+            faults.add((route.route, code), count)
+    yield from (requests, durations, first_bytes, in_flight, failures, faults)
 
 
 def _transfers(routes: Iterable[RouteStats]) -> Iterator[Family]:
@@ -140,22 +155,47 @@ def _mirrors(routes: Iterable[RouteStats]) -> Iterator[Family]:
 
 
 def _upstreams(stats: Stats) -> Iterator[Family]:
-    up = _gauge("gateway_upstream_endpoint_up", "upstream", "endpoint")
+    upstreams = list(stats.upstreams.values())
+    yield from _endpoints(upstreams)
+    responses = _histogram("gateway_upstream_response_seconds", "upstream")
+    connects = _histogram("gateway_upstream_connect_seconds", "upstream")
+    slots = _gauge("gateway_upstream_slots", "upstream")
     queue = _gauge("gateway_upstream_queue_length", "upstream")
-    ejections = _counter("gateway_upstream_ejections", "upstream", "endpoint")
+    queued = _histogram("gateway_upstream_queue_seconds", "upstream")
     retries = _counter("gateway_upstream_retries", "upstream", "reason")
-    for upstream in list(stats.upstreams.values()):
-        for endpoint, is_up in list(upstream.endpoints_up.items()):
-            up.add((upstream.upstream, endpoint), int(is_up))
-        for endpoint, count in list(upstream.ejections.items()):
-            ejections.add((upstream.upstream, endpoint), count)
-        queue.add((upstream.upstream,), upstream.queue_length)
+    for upstream in upstreams:
+        label = (upstream.upstream,)
+        responses.add(label, upstream.response_seconds)
+        connects.add(label, upstream.connect_seconds)
+        slots.add(label, upstream.slots)
+        queue.add(label, upstream.queue_length)
+        queued.add(label, upstream.queue_seconds)
         for reason, count in list(upstream.retries.items()):
-            retries.add((upstream.upstream, reason), count)
-    yield from (up, queue, ejections, retries)
+            retries.add((*label, reason), count)
+    yield from (responses, connects, slots, queue, queued, retries)
 
 
-def _config(stats: Stats) -> Iterator[Family]:
+def _endpoints(upstreams: Iterable[UpstreamStats]) -> Iterator[Family]:
+    labels = ("upstream", "endpoint")
+    up = _gauge("gateway_upstream_endpoint_up", *labels)
+    in_flight = _gauge("gateway_upstream_in_flight", *labels)
+    requests = _counter("gateway_upstream_requests", *labels, "code")
+    ejections = _counter("gateway_upstream_ejections", *labels)
+    for upstream in upstreams:
+        for url, endpoint in list(upstream.endpoints.items()):
+            values = (upstream.upstream, url)
+            up.add(values, int(endpoint.is_up))
+            in_flight.add(values, endpoint.in_flight)
+            ejections.add(values, endpoint.ejections)
+            for code, count in list(endpoint.requests.items()):
+                requests.add((*values, str(code)), count)
+    yield from (up, in_flight, requests, ejections)
+
+
+def _process_wide(stats: Stats) -> Iterator[Family]:
+    connections = _gauge("gateway_connections", "state")
+    for state, count in list(stats.connections.items()):
+        connections.add((state,), count)
     reloads = _counter("gateway_config_reloads", "result")
     for result, count in list(stats.reloads.items()):
         reloads.add((result,), count)
@@ -163,7 +203,7 @@ def _config(stats: Stats) -> Iterator[Family]:
     loaded.add((), stats.configured_at)
     dropped = _counter("gateway_log_lines_dropped")
     dropped.add((), stats.dropped_log_lines())
-    yield from (reloads, loaded, dropped)
+    yield from (connections, reloads, loaded, dropped)
 
 
 def _process() -> Iterator[Family]:

@@ -8,6 +8,7 @@ without a lock; the numbers they see may differ by one chunk.
 from __future__ import annotations
 
 import enum
+import math
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.errors import Outcome
+from gateway.errors import Blame, FaultKind, Outcome
 
 
 class Direction(enum.StrEnum):
@@ -68,6 +69,23 @@ CHUNK_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(6, 23, 2))
 RATE_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(10, 35, 2))
 #: Up to an hour, since transfers of large files over slow links are normal.
 SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+#: Connections within a host take 0.1 ms, those to another continent with TLS half a second.
+CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+# Series of failures are there from the start with 0: `increase` sees no failure whose series begins with it.
+
+
+def _outcome_counter() -> Counter[Outcome]:
+    return Counter(dict.fromkeys(Outcome, 0))
+
+
+def _blame_counter() -> Counter[Blame]:
+    return Counter({blame: 0 for blame in Blame if blame is not Blame.NONE})
+
+
+def _fault_counter() -> Counter[str]:
+    # The faults of clients are many, and no alert waits for the first of them.
+    return Counter({kind.code: 0 for kind in FaultKind if kind.info.blame is not Blame.CLIENT})
 
 
 class TransferStats:
@@ -79,7 +97,7 @@ class TransferStats:
         #: Bytes by the name of the route's upstream, "" without one; more than one only around a reload.
         self.moved: Counter[str] = Counter()
         self.in_flight = 0
-        self.outcomes: Counter[Outcome] = Counter()
+        self.outcomes = _outcome_counter()
         #: Transfers by the lane that moved most of their bytes.
         self.lanes: Counter[str] = Counter()
         self.chunk_sizes = Histogram(CHUNK_BOUNDS)
@@ -101,6 +119,10 @@ class RouteStats:
     in_flight: int = 0
     #: By method and status.
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    #: Failed exchanges, by whose fault it was.
+    failures: Counter[Blame] = field(default_factory=_blame_counter)
+    #: Faults of exchanges, and of the files of a `split`, by code.
+    faults: Counter[str] = field(default_factory=_fault_counter)
     durations: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     first_bytes: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     transfers: dict[Direction, TransferStats] = field(
@@ -110,10 +132,15 @@ class RouteStats:
     #: By kind of part.
     parts: Counter[str] = field(default_factory=Counter)
     part_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
-    #: Mirrored requests by outcome, and their bytes by result: sent, dropped.
+    #: Mirrored requests by outcome, and their bytes by result: sent, dropped. Empty without a mirror.
     mirrors: Counter[Outcome] = field(default_factory=Counter)
     mirror_bytes: Counter[str] = field(default_factory=Counter)
-    part_outcomes: Counter[Outcome] = field(default_factory=Counter)
+    part_outcomes: Counter[Outcome] = field(default_factory=_outcome_counter)
+
+    def add_mirror(self) -> None:
+        """Create the series of a mirror; those that exist are kept."""
+        self.mirrors.update(_outcome_counter())
+        self.mirror_bytes.update({"sent": 0, "dropped": 0})
 
     def count_part(self, kind: str, size_bytes: int, outcome: Outcome) -> None:
         """Count one part of a form at its end."""
@@ -134,16 +161,43 @@ RETRY_REASONS: Final = (
 )
 
 
+#: The codes of requests that got no response, and the statuses that mean a failure of the service.
+_REQUEST_FAILURES: Final[tuple[int | str, ...]] = (
+    *(500, 502, 503, 504),
+    *("connect_refused", "connect_timeout", "dns_error", "tls_error"),
+    *("upstream_closed", "bad_response", "response_timeout", "upstream_stuck"),
+)
+
+
+@dataclass(slots=True)
+class EndpointStats:
+    """Totals of one endpoint of an upstream."""
+
+    #: Whether it is healthy: its health checks pass, and it is not ejected.
+    is_up: bool = True
+    #: Requests sent to it that have not ended.
+    in_flight: int = 0
+    ejections: int = 0
+    #: Requests by the status of the response; those without one by the code of their fault, or CANCELLED_CODE.
+    requests: Counter[int | str] = field(default_factory=lambda: Counter(dict.fromkeys(_REQUEST_FAILURES, 0)))
+
+
 @dataclass(slots=True)
 class UpstreamStats:
     """Totals of one upstream over all routes."""
 
     upstream: str
     queue_length: int = 0
-    #: By endpoint: whether it is healthy.
-    endpoints_up: dict[str, bool] = field(default_factory=dict)
-    #: By endpoint.
-    ejections: dict[str, int] = field(default_factory=dict)
+    #: Exchanges that it takes at once, infinite without a limit.
+    slots: float = math.inf
+    #: By the URL of the config, as long as the config in force has it.
+    endpoints: dict[str, EndpointStats] = field(default_factory=dict)
+    #: From the end of the request to the response head.
+    response_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
+    #: Of new connections: name lookup, TCP, TLS.
+    connect_seconds: Histogram = field(default_factory=lambda: Histogram(CONNECT_BOUNDS))
+    #: Of exchanges that found no free slot.
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     #: By reason, one of RETRY_REASONS.
     retries: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(RETRY_REASONS, 0)))
 
@@ -157,6 +211,8 @@ class Stats:
     def __init__(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
         self.routes = {self.NO_ROUTE: RouteStats(self.NO_ROUTE)}
         self.upstreams: dict[str, UpstreamStats] = {}
+        #: Connections of clients: those with an exchange, and those that wait for the next. Set before each scrape.
+        self.connections = {"active": 0, "idle": 0}
         #: Reloads by result, and the Unix time at which the config in force was loaded.
         self.reloads = Counter({"success": 0, "failure": 0})
         self.configured_at = 0.0
@@ -188,6 +244,9 @@ class Stats:
         """Record that a config was loaded."""
         self.configured_at = time.time()  # noqa: TID251 (the time of day)
 
+
+#: Given up before a response: the client left, the gateway stopped, or another file of the form failed.
+CANCELLED_CODE: Final = "cancelled"
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from gateway.config import Policy
 from gateway.config.values import Endpoint
+from gateway.observe.stats import EndpointStats
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +22,8 @@ class EndpointState:
     """The state of one endpoint."""
 
     endpoint: Endpoint
-    in_flight: int = 0
+    #: Also its requests in flight.
+    stats: EndpointStats = field(default_factory=EndpointStats)
     #: By its health checks.
     is_up: bool = True
     #: By the failures of its requests.
@@ -38,7 +40,7 @@ class EndpointState:
 
 
 _first_turn, _further_turn = attrgetter("first_turn"), attrgetter("further_turn")
-_load = attrgetter("in_flight", "first_turn")
+_load = attrgetter("stats.in_flight", "first_turn")
 
 
 class Balancer:

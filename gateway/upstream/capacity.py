@@ -50,6 +50,7 @@ class CapacityLimiter:
         are held. Exchanges that wait stay in a queue that is shorter now; their time counts from their arrival.
         """
         self._slots, self._max_queued, self._queue_seconds = slots, max_queued, queue_seconds
+        self._stats.slots = slots
         self._admit()
         for waiter in self._waiters:
             if not waiter.slot.done():
@@ -82,7 +83,8 @@ class CapacityLimiter:
                 f"try again, or raise upstreams.{upstream}.max_in_flight or max_queued.",
                 retry_after_seconds=1,
             )
-        waiter = _Waiter(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(loop)
         self._waiters.append(waiter)
         self._stats.queue_length = len(self._waiters)
         try:
@@ -103,6 +105,7 @@ class CapacityLimiter:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             self._stats.queue_length = len(self._waiters)
+            self._stats.queue_seconds.observe(loop.time() - waiter.since)
 
     def _deadline(self, waiter: _Waiter) -> float | None:
         return None if math.isinf(self._queue_seconds) else waiter.since + self._queue_seconds

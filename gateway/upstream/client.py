@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +30,7 @@ from gateway.http.response_head import (
     check_response_framing,
     is_interim,
 )
+from gateway.observe.stats import UpstreamStats
 from gateway.transfer import Timers, descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
 from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
@@ -85,12 +86,14 @@ class UpstreamClient:
         resolver: Resolver,
         guard: AddressGuard | None = None,
         *,
-        retries: Counter[str] | None = None,
+        stats: UpstreamStats | None = None,
     ) -> None:
-        """`retries` counts requests that were sent a second time, by reason."""
+        """`stats` is where retries, connections and the times of responses are counted, if anywhere."""
         self._whose = whose
+        self._stats = stats or UpstreamStats("")
         self._connector = LiveConnector(
             timers.turns,
+            self._stats.connect_seconds.observe,
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
             keepalive_timeout=_KEEPALIVE_SECONDS,
             use_dns_cache=False,  # the resolver remembers
@@ -102,7 +105,6 @@ class UpstreamClient:
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf)
         self._timeouts = timeouts
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
-        self._retries = retries if retries is not None else Counter[str]()
         #: One per endpoint of the config.
         self._pool_requests: dict[Endpoint, PoolRequest] = {}
 
@@ -130,7 +132,7 @@ class UpstreamClient:
             if not fault.was_kept or not fault.is_repeatable:
                 raise
             body = fault.body
-        self._retries[_STALE_CONNECTION] += 1
+        self._stats.retries[_STALE_CONNECTION] += 1
         return await self._send(endpoint, head, body, on_connected, must_be_new=True)
 
     async def _send(
@@ -179,7 +181,7 @@ class UpstreamClient:
 
         Where there is none, the request failed with `exc`: its body is under way, so it goes to no other endpoint.
         """
-        self._retries[_STALE_CONNECTION] += 1
+        self._stats.retries[_STALE_CONNECTION] += 1
         try:
             return await self._connector.connect(self._pool_request(endpoint), [], self._timeout, must_be_new=True)
         except (aiohttp.ClientError, OSError):
@@ -212,6 +214,8 @@ class UpstreamClient:
             while True:
                 message, content = await protocol.read()
                 if not is_interim(message.code):
+                    if request.sent_at is not None:
+                        self._stats.response_seconds.observe(time.monotonic() - request.sent_at)
                     return UpstreamResponse(message, content, protocol, request, method)
                 check_response_framing(message.version, message.code, ReceivedHeaders(message.raw_headers))
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import Final, TypeGuard
@@ -9,6 +10,7 @@ from typing import Final, TypeGuard
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
+from gateway.observe.stats import CANCELLED_CODE
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.client import Unanswered, UpstreamClient, Whose
@@ -43,7 +45,7 @@ class UpstreamPool:
         self._config = config
         self._state = state
         self._stats = state.stats
-        self._client = UpstreamClient(config.timeouts, timers, whose, resolver, retries=state.stats.retries)
+        self._client = UpstreamClient(config.timeouts, timers, whose, resolver, stats=state.stats)
         self._resolver = resolver
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
@@ -104,15 +106,18 @@ class UpstreamPool:
     ) -> UpstreamResponse:
         if on_endpoint is not None:
             on_endpoint(state.endpoint)
-        state.in_flight += 1
+        stats = state.stats
+        stats.in_flight += 1
         try:
             response = await self._client.send(state.endpoint, head, body, on_connected=on_connected)
         except BaseException as exc:
             # Also when cancelled: without a response nothing else counts it off.
-            state.in_flight -= 1
+            stats.in_flight -= 1
+            stats.requests[_code(exc)] += 1
             if isinstance(exc, Fault) and exc.kind in FAILURES and not _is_stale(exc):
                 self._state.record_failure(state, exc.kind.code)
             raise
+        stats.requests[response.status] += 1
         response.on_closed = functools.partial(self._leave, state)
         return response
 
@@ -121,7 +126,7 @@ class UpstreamPool:
 
         An exchange that the client ended says nothing.
         """
-        state.in_flight -= 1
+        state.stats.in_flight -= 1
         if response.status in FAILURE_STATUSES:
             self._state.record_failure(state, f"status {response.status}")
         elif response.fault is not None and response.fault.kind in FAILURES:
@@ -133,6 +138,13 @@ class UpstreamPool:
         """Check the endpoints until cancelled, where the config has health checks."""
         if self._config.health is not None:
             await check_endpoints(self._state, self._states, self._config.health, self._resolver)
+
+
+def _code(exc: BaseException) -> str:
+    """Return the label of a request that got no response."""
+    if isinstance(exc, Fault):
+        return exc.kind.code
+    return CANCELLED_CODE if isinstance(exc, asyncio.CancelledError) else FaultKind.BUG.code
 
 
 def _is_repeatable(fault: Fault) -> TypeGuard[Unanswered]:

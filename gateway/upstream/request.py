@@ -18,6 +18,7 @@ sees the response:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -138,7 +139,8 @@ class UpstreamRequest:
         self._moved: asyncio.Future[None] | None = None
         #: Called once the whole request was handed to the connection.
         self.on_sent: Callable[[], None] | None = None
-        self._is_sent = False
+        #: When that was, on the monotonic clock.
+        self.sent_at: float | None = None
 
     def start(self, connection: Connection) -> None:
         """Write the head, and start a task that sends the body. Raises aiohttp.ClientError.
@@ -192,7 +194,7 @@ class UpstreamRequest:
         """Whether it may be sent a second time: it is idempotent, and without a body or with one that is held whole."""
         if not self._has_body:
             return self._is_idempotent
-        return self._is_sent and self._held is not None and self._held.is_whole
+        return self.sent_at is not None and self._held is not None and self._held.is_whole
 
     @property
     def held_body(self) -> HeldBody | None:
@@ -215,7 +217,7 @@ class UpstreamRequest:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if is_whole and self._is_sent:
+        if is_whole and self.sent_at is not None:
             connection.release()
             return
         if self._transport is not None:
@@ -259,7 +261,7 @@ class UpstreamRequest:
         task.get_loop().call_exception_handler({"message": "bug while a body was sent", "exception": exc})
 
     def _mark_sent(self) -> None:
-        self._is_sent = True
+        self.sent_at = time.monotonic()
         if self.on_sent is not None:
             self.on_sent()
 

@@ -54,8 +54,6 @@ class UpstreamState:
         self._failures = {endpoint: self._failures.get(endpoint) or FailureRecord() for endpoint in self._endpoints}
         for endpoint in self._readmissions.keys() - self._endpoints.keys():
             self._readmissions.pop(endpoint).cancel()
-        ejections = self.stats.ejections
-        self.stats.ejections = {str(endpoint): ejections.get(str(endpoint), 0) for endpoint in self._endpoints}
         self._ejection = config.ejection
         for state in self._endpoints.values():
             if config.health is None:
@@ -63,7 +61,8 @@ class UpstreamState:
                 state.is_up = True
             if config.ejection is None and state.is_ejected:
                 self._readmit(state, "ejection was switched off")
-        self.stats.endpoints_up = {str(endpoint): state.is_healthy for endpoint, state in self._endpoints.items()}
+            state.stats.is_up = state.is_healthy
+        self.stats.endpoints = {str(endpoint): state.stats for endpoint, state in self._endpoints.items()}
 
     def mark_up(self, state: EndpointState, reason: str) -> None:
         """Record that the health checks of an endpoint pass again, and log it; it is not ejected any more."""
@@ -95,7 +94,7 @@ class UpstreamState:
         seconds = record.start(config.duration, loop.time())
         state.is_ejected = True
         self._readmissions[state.endpoint] = loop.call_later(seconds, self._readmit, state, f"after {seconds:g} s")
-        self.stats.ejections[str(state.endpoint)] += 1
+        state.stats.ejections += 1
         why = f"{record.failures} requests in a row failed, the last with {reason}"
         self._report(logging.WARNING, state, "endpoint_ejected", f"is ejected for {seconds:g} s", why)
 
@@ -111,6 +110,6 @@ class UpstreamState:
 
     def _report(self, level: int, state: EndpointState, event: str, change: str, reason: str) -> None:
         upstream, endpoint = self.stats.upstream, str(state.endpoint)
-        self.stats.endpoints_up[endpoint] = state.is_healthy
+        state.stats.is_up = state.is_healthy
         keys = {"event": event, "upstream": upstream, "endpoint": endpoint, "reason": reason}
         _log.log(level, "endpoint %s of upstream %s %s: %s", endpoint, upstream, change, reason, extra={"keys": keys})

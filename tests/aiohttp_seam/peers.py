@@ -117,7 +117,7 @@ class Upstream:
         self._listener = listener
         host, port = listener.getsockname()
         self.address = PoolRequest(URL.build(scheme="http", host=host, port=port))
-        self.connector = LiveConnector(turns or LoopTurns(), limit=0)
+        self.connector = LiveConnector(turns or LoopTurns(), lambda seconds: None, limit=0)
 
     async def connect(self) -> Connection:
         async with asyncio.timeout(PATIENCE_SECONDS):

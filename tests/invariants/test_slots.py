@@ -146,7 +146,7 @@ async def test_endpoint_that_fails_its_health_checks_gets_no_requests() -> None:
     keys = {"health": {"path": "/healthz", "interval": "20ms", "fails": 2}}
     async with RawUpstream(respond_503) as bad, RawUpstream(responding(OK)) as good:
         async with run_gateway(forward_config([bad.url, good.url], upstream_keys=keys)) as gateway:
-            await wait_until(lambda: not (gateway.stats.upstreams["up"].endpoints_up[bad.url]))
+            await wait_until(lambda: not (gateway.stats.upstreams["up"].endpoints[bad.url].is_up))
             for _ in range(4):
                 assert (await gateway.request(GET)).endswith(b"ok")
-            assert gateway.stats.upstreams["up"].endpoints_up[good.url]
+            assert gateway.stats.upstreams["up"].endpoints[good.url].is_up

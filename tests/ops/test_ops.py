@@ -145,7 +145,7 @@ async def test_gateway_is_ready_while_one_route_can_be_served(actions: list[dict
         "routes": [{"name": f"r{index}", "match": {"path": f"/{index}"}, **each} for index, each in enumerate(actions)],
     }
     async with run_gateway(config) as gateway:
-        await wait_until(lambda: not all(gateway.stats.upstreams["down"].endpoints_up.values()))
+        await wait_until(lambda: not all(each.is_up for each in gateway.stats.upstreams["down"].endpoints.values()))
         text = "ok\n" * (status == 200) + "upstream down: no healthy endpoint\n"
         assert (await fetch(gateway.ops_url + "/readyz"))[::2] == (status, text)
 

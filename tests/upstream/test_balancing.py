@@ -46,16 +46,16 @@ def test_share_of_an_endpoint_that_refuses_connections_goes_to_all_others(policy
 
 def test_least_requests_takes_the_endpoint_with_the_fewest_requests_in_flight() -> None:
     endpoints = states(3)
-    endpoints[0].in_flight, endpoints[1].in_flight = 2, 1
+    endpoints[0].stats.in_flight, endpoints[1].stats.in_flight = 2, 1
     balancer = Balancer("least_requests", endpoints)
     assert chosen(balancer, 2) == ["h2", "h2"]
-    endpoints[0].in_flight = 0
+    endpoints[0].stats.in_flight = 0
     assert chosen(balancer, 4) == ["h0", "h2", "h0", "h2"]
 
 
 def test_random_two_never_takes_the_busiest_endpoint() -> None:
     endpoints = states(3)
-    endpoints[1].in_flight = 9
+    endpoints[1].stats.in_flight = 9
     assert "h1" not in chosen(Balancer("random_two", endpoints), 200)
     assert chosen(Balancer("random_two", states(1)), 1) == ["h0"]
 
@@ -63,7 +63,7 @@ def test_random_two_never_takes_the_busiest_endpoint() -> None:
 def test_random_two_compares_two_endpoints_that_are_up() -> None:
     """The loaded endpoint got a third of the requests, whenever it was drawn together with the one that is down."""
     endpoints = states(3)
-    endpoints[0].is_up, endpoints[1].in_flight = False, 9
+    endpoints[0].is_up, endpoints[1].stats.in_flight = False, 9
     assert chosen(Balancer("random_two", endpoints), 200) == ["h2"] * 200
 
 

@@ -49,11 +49,11 @@ def parsed(keys: dict[str, Any]) -> Config:
 
 
 def ejections(gateway: RunningGateway, upstream: RawUpstream) -> int:
-    return gateway.stats.upstreams["up"].ejections[upstream.url]
+    return gateway.stats.upstreams["up"].endpoints[upstream.url].ejections
 
 
 def is_healthy(gateway: RunningGateway, upstream: RawUpstream) -> bool:
-    return gateway.stats.upstreams["up"].endpoints_up[upstream.url]
+    return gateway.stats.upstreams["up"].endpoints[upstream.url].is_up
 
 
 async def send(gateway: RunningGateway, count: int) -> list[int]:
@@ -185,7 +185,7 @@ async def test_endpoint_that_refuses_connections_is_ejected_and_no_request_fails
         bad = "http://127.0.0.1:9"
         async with run_gateway(config_of([bad, good.url])) as gateway:
             assert await send(gateway, 20) == [200] * 20
-            assert gateway.stats.upstreams["up"].ejections[bad] == 1
+            assert gateway.stats.upstreams["up"].endpoints[bad].ejections == 1
             assert gateway.stats.upstreams["up"].retries["connect_refused"] == 3
 
 
@@ -258,7 +258,7 @@ async def test_reload_keeps_ejections_of_endpoints_that_stay() -> None:
             assert await send(gateway, 9) == [200] * 9
             # Removed, it has no series; it comes back as a new one.
             await reload(lambda: parsed(config_of([good.url])))
-            assert bad.url not in gateway.stats.upstreams["up"].ejections
+            assert bad.url not in gateway.stats.upstreams["up"].endpoints
             await reload(lambda: parsed(config_of([bad.url, good.url])))
             assert is_healthy(gateway, bad)
 

@@ -23,7 +23,7 @@ def config_of(url: str, **keys: Any) -> dict[str, Any]:
 
 
 def is_up(gateway: RunningGateway, url: str) -> bool:
-    return gateway.stats.upstreams["up"].endpoints_up[url]
+    return gateway.stats.upstreams["up"].endpoints[url].is_up
 
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
