@@ -25,7 +25,7 @@ PACKAGE = ROOT / "gateway"
 #: design order: a module imports only from rows above its own.
 ROWS = (
     ("",),
-    ("errors", "signals", "systemd", "threads"),
+    ("errors", "sharing", "signals", "systemd", "threads"),
     ("config",),
     ("http",),
     ("multipart",),
