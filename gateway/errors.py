@@ -107,6 +107,7 @@ class FaultKind(enum.Enum):
     BUG = FaultInfo(500, _G, _OUT.BUG, "proxy_internal_error", "Internal error")
     DISK_FAILED = FaultInfo(500, _G, _OUT.DISK_FAILED, "proxy_internal_error", "Disk error")
     CANCELLED = FaultInfo(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Cancelled by shutdown")
+    OPERATOR_CANCELLED = FaultInfo(503, _G, _OUT.CANCELLED, "proxy_internal_error", "Cancelled by an operator")
     QUEUE_FULL = FaultInfo(503, _G, _OUT.REFUSED, "connection_limit_reached", "Queue for the upstream is full")
     QUEUE_TIMEOUT = FaultInfo(
         503, _G, _OUT.REFUSED, "connection_limit_reached", "Timeout in the queue for the upstream"

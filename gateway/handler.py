@@ -15,6 +15,7 @@ from aiohttp import web
 from gateway.actions import match_form_route
 from gateway.downstream import ClientResponse, Exchange
 from gateway.downstream.access_log import Describe, RecordLine
+from gateway.downstream.live import LiveTransfers, RecentFailures
 from gateway.errors import Blame, Fault, FaultKind
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
@@ -50,6 +51,8 @@ class ExchangeHandler:
         self._scheme = scheme
         #: The exchanges in flight, by their tasks.
         self._exchanges: dict[asyncio.Task[Any] | None, Exchange] = {}
+        self.live = LiveTransfers(self._exchanges, live_waits)
+        self.failures = RecentFailures()
         self.is_draining = False
 
     @property
@@ -104,7 +107,8 @@ class ExchangeHandler:
             except asyncio.CancelledError:
                 if not exchange.is_delivered:
                     await exchange.fail(exchange.why_cancelled())
-                raise
+                if not _was_cancelled_by_operator_only(exchange):
+                    raise
             except Exception:
                 # The one place where a bug becomes a response or a cut.
                 _log.exception("bug in exchange %s", exchange.trace.request_id.decode("latin-1"))
@@ -145,10 +149,20 @@ class ExchangeHandler:
         status = exchange.status
         stats.requests[method_label(exchange.method), status] += 1
         if exchange.fault is not None or exchange.has_failed_file or status >= _FIRST_FAILURE:
-            _count_failure(exchange)
+            self.failures.add(exchange, seconds, _count_failure(exchange))
         stats.durations.observe(seconds)
         if exchange.first_byte_seconds is not None:
             stats.first_bytes.observe(exchange.first_byte_seconds)
+
+    def cancel(self, transfer_id: str, operator: str) -> bool:
+        """Cancel an exchange for an operator at an address; return whether there is one under way with this id."""
+        exchange = self.live.cancel(transfer_id)
+        if exchange is None:
+            return False
+        request_id = exchange.trace.request_id.decode("latin-1")
+        keys = {"event": "transfer_cancelled", "id": transfer_id, "request_id": request_id, "operator": operator}
+        _log.info("an operator at %s cancelled the request %s", operator, request_id, extra={"keys": keys})
+        return True
 
     def refuse_unread(self, request: web.BaseRequest, fault: Fault) -> ClientResponse:
         """Refuse a request whose head could not be parsed: nothing in it is used."""
@@ -159,9 +173,20 @@ class ExchangeHandler:
         return exchange.response
 
 
-def _count_failure(exchange: Exchange) -> None:
-    """Count an exchange that failed. Without a fault of its own, the status is one that an upstream chose."""
-    stats, blame = exchange.stats, exchange.blame
-    stats.failures[Blame.UPSTREAM if blame is Blame.NONE else blame] += 1
+def _count_failure(exchange: Exchange) -> Blame:
+    """Count an exchange that failed; return the blame. Without a fault, the status is one that an upstream chose."""
+    stats = exchange.stats
+    blame = Blame.UPSTREAM if exchange.blame is Blame.NONE else exchange.blame
+    stats.failures[blame] += 1
     if exchange.fault is not None:
         stats.faults[exchange.fault.kind.code] += 1
+    return blame
+
+
+def _was_cancelled_by_operator_only(exchange: Exchange) -> bool:
+    """Return whether nothing else cancelled the current task; then its connection ends as after any other fault.
+
+    So the client can read the response while it still sends. A client that left and a gateway that stops cancel, too.
+    """
+    task = asyncio.current_task()
+    return exchange.is_operator_cancelled and task is not None and task.uncancel() == 0

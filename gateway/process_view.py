@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gateway.config.model import Ops
 from gateway.handler import ExchangeHandler
+from gateway.observe.live import FailureRow, TransferRow
 from gateway.observe.prometheus import render
 from gateway.observe.stats import Stats
-from gateway.ops import Readiness
+from gateway.ops import ConfigInForce, Readiness
 
 
 class ProcessView:
@@ -63,3 +64,25 @@ class ProcessView:
         # A client that leaves must not cancel the drain.
         await asyncio.wait({self._drain()})
         return self._handler.exchange_count
+
+    async def stats(self) -> Stats:
+        """Return the statistics, the waits under way included."""
+        self._refresh()
+        return self._stats
+
+    async def transfers(self) -> list[TransferRow]:
+        """Return the transfers under way."""
+        return await self._handler.live.rows()
+
+    async def failures(self) -> list[FailureRow]:
+        """Return the last exchanges that failed."""
+        return self._handler.failures.rows()
+
+    async def cancel(self, transfer_id: str, operator: str) -> bool:
+        """Cancel a transfer for an operator; return whether it is under way."""
+        return self._handler.cancel(transfer_id, operator)
+
+    def config(self) -> ConfigInForce:
+        """Return the config in force."""
+        generation = 1 + self._stats.reloads["success"]
+        return ConfigInForce(self._handler.runtime.config, generation, self._stats.configured_at)

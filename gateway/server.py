@@ -136,6 +136,7 @@ class Gateway:
         self._begin_work()
         view.has_started = True
         self._keep(self._report_status(), "service manager")
+        self._keep(self._handler.live.watch(), "live transfers")
 
     def drain(self) -> asyncio.Task[None]:
         """Begin to drain, unless that was done before; return the task that does it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream.text_line import show_bytes
+from gateway.observe.units import show_bytes
 from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, forward_config, responding
 
 CLOCK = r"\d\d:\d\d:\d\d "

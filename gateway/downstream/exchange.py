@@ -56,6 +56,7 @@ _CLOSING: Final = frozenset(
         FaultKind.TARGET_TOO_LONG,
         FaultKind.UNKNOWN_METHOD,
         FaultKind.CANCELLED,
+        FaultKind.OPERATOR_CANCELLED,
     }
 )
 
@@ -97,6 +98,8 @@ class Exchange:
         self.target: Target
         #: Whether the gateway is draining: the response closes the connection.
         self.is_draining = False
+        #: Whether an operator cancelled it; its task was cancelled, too.
+        self.is_operator_cancelled = False
         self.response: ClientResponse | None = None
         self.upload: Transfer | None = None
         self.download: Transfer | None = None
@@ -106,6 +109,8 @@ class Exchange:
         self.has_failed_file = False
         #: What the access log says about the parts of a form, the first of them.
         self.parts: list[dict[str, Any]] = []
+        #: The parts of a form that have ended, all of them.
+        self.part_count = 0
         self.first_byte_seconds: float | None = None
         is_chunked = headers.first(b"transfer-encoding") is not None
         length = None if is_chunked else int(headers.first(b"content-length") or 0)
@@ -189,9 +194,11 @@ class Exchange:
         return sum(known) if known else None
 
     def why_cancelled(self) -> Fault:
-        """Return why the task of this exchange was cancelled: the client left, or the gateway stops."""
+        """Return why its task was cancelled: the client left, an operator cancelled it, or the gateway stops."""
         if self.is_client_gone:
             return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response was complete.")
+        if self.is_operator_cancelled:
+            return Fault(FaultKind.OPERATOR_CANCELLED, "An operator of the gateway cancelled this request: ask them.")
         return Fault(FaultKind.CANCELLED, "The gateway stopped before the response was complete: try again.")
 
     def begin_upload(
@@ -243,6 +250,7 @@ class Exchange:
     ) -> None:
         """Count a part that has ended, and describe it in the access log."""
         self.stats.count_part(kind, size, outcome)
+        self.part_count += 1
         if len(self.parts) < _MAX_PARTS_LOGGED:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
             self.parts.append({**(facts or {}), **named})

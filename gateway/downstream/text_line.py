@@ -17,13 +17,13 @@ from gateway.downstream.access_log import Describe, describe_exchange
 from gateway.downstream.exchange import Exchange
 from gateway.errors import Blame
 from gateway.observe.log import Color, LineStyle, escape_controls, paint
+from gateway.observe.units import show_bytes
 
 _MAX_TARGET_CHARACTERS: Final = 120
 _MAX_REASON_CHARACTERS: Final = 300
 #: Legs that took less are not shown.
 _SLOW_SECONDS: Final = 0.1
 _SLOW_SHARE: Final = 0.2
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _FIRST_SERVER_ERROR: Final = 500
 _FIRST_CLIENT_ERROR: Final = 400
 _FIRST_REDIRECT: Final = 300
@@ -49,15 +49,6 @@ def choose_describe(style: LineStyle) -> Describe:
     if style is LineStyle.JSON:
         return describe_exchange
     return functools.partial(show_exchange, has_color=style is LineStyle.COLOR)
-
-
-def show_bytes(size_bytes: float) -> str:
-    """Return a size in SI units with two digits, for example `1.2 GB`."""
-    for unit in _UNITS[:-1]:
-        if round(size_bytes) < 1000:  # noqa: PLR2004 (SI)
-            return f"{size_bytes:.0f} {unit}" if size_bytes >= 10 or unit == "B" else f"{size_bytes:.1f} {unit}"  # noqa: PLR2004
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} {_UNITS[-1]}"
 
 
 def _sizes(exchange: Exchange, seconds: float) -> list[str]:

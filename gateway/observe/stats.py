@@ -175,6 +175,10 @@ class EndpointStats:
 
     #: Whether it is healthy: its health checks pass, and it is not ejected.
     is_up: bool = True
+    #: Why, since when (Unix time, 0 if it never changed), and when its ejection ends (0 if it is not ejected).
+    reason: str = ""
+    since: float = 0.0
+    ejected_until: float = 0.0
     #: Requests sent to it that have not ended.
     in_flight: int = 0
     ejections: int = 0

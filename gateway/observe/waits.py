@@ -118,6 +118,10 @@ class LiveWaits:
         self._clock = clock
         self._waits: set[Waits] = set()
 
+    def __contains__(self, waits: Waits) -> bool:
+        """Return whether an exchange is under way."""
+        return waits in self._waits
+
     def __iter__(self) -> Iterator[Waits]:
         """Iterate over the exchanges under way."""
         return iter(self._waits)

@@ -1,6 +1,6 @@
-"""The operations port: metrics, health checks, and the drain that a preStop hook asks for."""
+"""The operations port: metrics, health checks, the drain that a preStop hook asks for, the API and the live page."""
 
 from gateway.ops.port import serve_ops
-from gateway.ops.view import OpsView, Readiness
+from gateway.ops.view import ConfigInForce, OpsView, Readiness
 
-__all__ = ["OpsView", "Readiness", "serve_ops"]
+__all__ = ["ConfigInForce", "OpsView", "Readiness", "serve_ops"]

@@ -4,6 +4,7 @@
 /healthz   200 while the process runs
 /readyz    200 if the gateway accepts traffic; 503 while starting, draining, or without a route to serve; with reasons
 /drain     with `ops.drain: on`: drain, and respond when that is done; the process stays until SIGTERM
+/api/...   what happens now, as JSON, and the cancelling of transfers: `api`
 """
 
 from __future__ import annotations
@@ -14,9 +15,20 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.ops.access import find_refusal
+from gateway.ops.api import Api
 from gateway.ops.view import OpsView
 
 _UNAUTHORIZED: Final = 401
+#: A page from here loads and reaches nothing from elsewhere, has no script or style within itself, and is in no frame.
+_CSP: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_SECURITY: Final = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class OpsApp:
@@ -33,6 +45,8 @@ class OpsApp:
         app.router.add_get("/readyz", self._readyz)
         # A HEAD request asks for nothing but the head: it must not drain.
         app.router.add_get("/drain", self._drain_and_respond, allow_head=False)
+        Api(self._view).add_to(app)
+        app.on_response_prepare.append(_add_security_headers)
         return app
 
     @web.middleware
@@ -61,3 +75,7 @@ class OpsApp:
             return web.Response(status=404, text="/drain is off: set ops.drain to on\n")
         count = await self._view.drain()
         return web.Response(text=f"drained, {count} exchanges left\n")
+
+
+async def _add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_SECURITY)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.config import Config
 from gateway.config.model import Ops
+from gateway.observe.live import FailureRow, TransferRow
+from gateway.observe.stats import Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,15 @@ class Readiness:
 
     is_ready: bool
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigInForce:
+    """A config, with the number of those that were in force before it plus 1, and the Unix time of its load."""
+
+    config: Config
+    generation: int
+    loaded_at: float
 
 
 class OpsView(Protocol):
@@ -40,4 +52,24 @@ class OpsView(Protocol):
 
         Cancelling the call does not cancel the drain.
         """
+        ...
+
+    async def stats(self) -> Stats:
+        """Return the statistics of all processes, the waits under way included."""
+        ...
+
+    async def transfers(self) -> list[TransferRow]:
+        """Return the transfers under way in all processes; made in slices."""
+        ...
+
+    async def failures(self) -> list[FailureRow]:
+        """Return the last exchanges of all processes that failed."""
+        ...
+
+    async def cancel(self, transfer_id: str, operator: str) -> bool:
+        """Cancel a transfer for an operator at this address; return whether it is under way in any process."""
+        ...
+
+    def config(self) -> ConfigInForce:
+        """Return the config in force."""
         ...

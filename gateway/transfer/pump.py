@@ -136,7 +136,7 @@ class Transfer:
         self.meter = Meter(policy, waits)
         self._source = source
         #: Bytes of the whole body; None where they are not known.
-        self._length = length
+        self.length = length
         self._filters = filters
         self._async_filters = async_filters
         # Dropped at the end: neither must wait for the garbage collector.
@@ -205,12 +205,12 @@ class Transfer:
     @property
     def is_whole(self) -> bool:
         """Whether every byte of the body was pulled."""
-        return self.is_exhausted or self.meter.moved_bytes == self._length
+        return self.is_exhausted or self.meter.moved_bytes == self.length
 
     @property
     def remaining_bytes(self) -> int | None:
         """Bytes still to come; None where the length is not known."""
-        return None if self._length is None else self._length - self.meter.moved_bytes
+        return None if self.length is None else self.length - self.meter.moved_bytes
 
     @property
     def checks(self) -> TimerQueue | None:
@@ -252,7 +252,7 @@ class Transfer:
                 if not self.turns.has_time():
                     await self.turns.wait()
                 has_more = each.feed_data(b"")
-        if self.meter.moved_bytes + len(chunk) == self._length:
+        if self.meter.moved_bytes + len(chunk) == self.length:
             self._finish_filters()
 
     async def _flush_filters(self) -> None:
@@ -262,11 +262,11 @@ class Transfer:
 
     def _end_source(self) -> None:
         moved = self.meter.moved_bytes
-        if self._length is not None and moved != self._length:
+        if self.length is not None and moved != self.length:
             is_upload = self.policy.direction is Direction.UPLOAD
             kind = FaultKind.CLIENT_LEFT if is_upload else FaultKind.RESPONSE_INCOMPLETE
-            raise Fault(kind, f"The body ended after {moved} of {self._length} bytes.")
-        if not self._length:
+            raise Fault(kind, f"The body ended after {moved} of {self.length} bytes.")
+        if not self.length:
             self._finish_filters()
         self.is_exhausted = True
 

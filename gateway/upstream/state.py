@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 
 from gateway.config import Upstream
@@ -56,9 +57,10 @@ class UpstreamState:
             self._readmissions.pop(endpoint).cancel()
         self._ejection = config.ejection
         for state in self._endpoints.values():
-            if config.health is None:
+            if config.health is None and not state.is_up:
                 # Nothing would bring it up again.
                 state.is_up = True
+                state.stats.reason, state.stats.since = "health checks were switched off", _now()
             if config.ejection is None and state.is_ejected:
                 self._readmit(state, "ejection was switched off")
             state.stats.is_up = state.is_healthy
@@ -95,6 +97,7 @@ class UpstreamState:
         state.is_ejected = True
         self._readmissions[state.endpoint] = loop.call_later(seconds, self._readmit, state, f"after {seconds:g} s")
         state.stats.ejections += 1
+        state.stats.ejected_until = _now() + seconds
         why = f"{record.failures} requests in a row failed, the last with {reason}"
         self._report(logging.WARNING, state, "endpoint_ejected", f"is ejected for {seconds:g} s", why)
 
@@ -106,10 +109,19 @@ class UpstreamState:
         self._readmissions.pop(state.endpoint).cancel()
         self._failures[state.endpoint].end(asyncio.get_running_loop().time())
         state.is_ejected = False
+        state.stats.ejected_until = 0.0
         self._report(logging.INFO, state, "endpoint_readmitted", "is readmitted", reason)
 
     def _report(self, level: int, state: EndpointState, event: str, change: str, reason: str) -> None:
         upstream, endpoint = self.stats.upstream, str(state.endpoint)
         state.stats.is_up = state.is_healthy
+        if state.is_healthy or event != "endpoint_readmitted":
+            # Otherwise it is down for the reason it had before.
+            state.stats.reason, state.stats.since = reason, _now()
         keys = {"event": event, "upstream": upstream, "endpoint": endpoint, "reason": reason}
         _log.log(level, "endpoint %s of upstream %s %s: %s", endpoint, upstream, change, reason, extra={"keys": keys})
+
+
+def _now() -> float:
+    """Return the Unix time."""
+    return time.time()  # noqa: TID251 (the time of day)

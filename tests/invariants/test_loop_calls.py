@@ -224,7 +224,11 @@ async def test_event_loop_neither_imports_nor_opens_nor_looks_up_anything(tmp_pa
         async with audited(tmp_path / "gateway.yaml", settings) as gateway:
             for request in requests(origin):
                 await gateway.ask(request, gateway.port)
-            for path in ("/metrics", "/healthz", "/readyz", "/nowhere", "/drain"):
+            api = [
+                f"/api/{name}" for name in ("transfers", "transfers/1-1", "routes", "upstreams", "history", "snapshot")
+            ]
+            api += [f"/api/{name}" for name in ("failures", "config", "openapi.json")]
+            for path in ("/metrics", "/healthz", "/readyz", "/nowhere", *api, "/drain"):
                 get = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
                 assert await gateway.ask(get.encode(), gateway.ops_port)
 

@@ -19,6 +19,8 @@ from tests.project.test_project import PACKAGE, SOURCES
 MAKERS = {
     "server.py": "Gateway keeps the tasks of reloads and background jobs; `stop` cancels them",
     "downstream/acceptor.py": "Acceptor keeps the tasks of TLS handshakes; `close` cancels them",
+    "ops/api.py": "Api keeps the task that records the history, and cancels it when the application is cleaned up",
+    "ops/events.py": "EventStream keeps the task that makes events while there are readers; `close` cancels it",
     "upstream/request.py": "UpstreamRequest keeps the task that sends the body, and `stop` cancels it",
     "actions/mirror.py": "Mirror keeps the tasks of its copies; they outlive the exchange, and `close` ends them",
     "actions/split.py": "`_wait_first` makes one task per wait and cancels those that are left before it returns",
