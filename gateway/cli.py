@@ -15,12 +15,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway import __version__, memory
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.contradictions import find_contradictions
 from gateway.config.values import Address
+from gateway.cores import count_workers
 from gateway.downstream.acceptor import raise_descriptor_limit
 from gateway.downstream.text_line import choose_describe
 from gateway.filters import FilterContext, FilterProblem, make_filters
@@ -31,6 +32,10 @@ from gateway.server import Gateway, Load
 from gateway.signals import Signals
 from gateway.systemd import Notifier, take_sockets
 from gateway.threads import Threads
+
+if TYPE_CHECKING:
+    from gateway.workers.supervisor import Supervisor
+    from gateway.workers.template import Template
 
 _BAD_CONFIG: Final = 2
 _FAILED: Final = 1
@@ -61,6 +66,12 @@ def main(arguments: Sequence[str] | None = None, signals: Signals | None = None)
 def _load(path: Path) -> Config:
     """Load a config and create its filters, to check the options of plug-ins. Raises ConfigError."""
     config = load_config(path)
+    _check_filters(config, path)
+    return config
+
+
+def _check_filters(config: Config, path: Path) -> None:
+    """Create the filters of a config, to check the options of plug-ins. Raises ConfigError."""
     problems = []
     threads = Threads("filter", 1)
     for route in config.routes:
@@ -70,7 +81,6 @@ def _load(path: Path) -> Config:
             problems.append(Problem(str(path), 0, "", config.hide(str(problem))))
     if problems:
         raise ConfigError(problems)
-    return config
 
 
 def _load_and_warn(path: Path) -> Config:
@@ -123,8 +133,28 @@ def _print_routes(config: Config) -> None:
 
 
 def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
-    config = _load(path)
+    config = load_config(path)
     raise_descriptor_limit()
+    # Workers are forked from what is here now: no plug-in, no thread, no loop.
+    template = _start_template(config)
+    try:
+        _check_filters(config, path)
+        return _run_checked(config, path, signals, template, is_demo=is_demo)
+    finally:
+        if template is not None:
+            template.close()
+
+
+def _start_template(config: Config) -> Template | None:
+    """Return the process that workers are forked from; None for a single process, which imports nothing of this."""
+    if count_workers(config) == 1:
+        return None
+    from gateway.workers.supervisor import start_template  # noqa: PLC0415 (see above)
+
+    return start_template(choose_style(config.log.format, os.environ))
+
+
+def _run_checked(config: Config, path: Path, signals: Signals, template: Template | None, *, is_demo: bool) -> int:
     try:
         sockets = take_sockets(os.environ)
     except ValueError as exc:
@@ -135,7 +165,14 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     writer = start_logging(style)
     _log_warnings(config)
     try:
-        gateway = Gateway(config, writer.add_line, sockets=sockets, notifier=notifier, describe=choose_describe(style))
+        gateway: Gateway | Supervisor
+        if template is None:
+            describe = choose_describe(style)
+            gateway = Gateway(config, writer.add_line, sockets=sockets, notifier=notifier, describe=describe)
+        else:
+            from gateway.workers.supervisor import Supervisor  # noqa: PLC0415 (see above)
+
+            gateway = Supervisor(config, template, writer, sockets=sockets, notifier=notifier)
         gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
         asyncio.run(_serve(config, gateway, lambda: _load_and_warn(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:
@@ -151,7 +188,7 @@ def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
     return 0
 
 
-async def _serve(config: Config, gateway: Gateway, load: Load, signals: Signals, *, is_demo: bool) -> None:
+async def _serve(config: Config, gateway: Gateway | Supervisor, load: Load, signals: Signals, *, is_demo: bool) -> None:
     def announce() -> None:
         logging.getLogger("gateway").info("listening on %s, ops on %s", gateway.address, gateway.ops_address)
         if is_demo:
@@ -167,7 +204,7 @@ async def _serve(config: Config, gateway: Gateway, load: Load, signals: Signals,
         await gateway.run(load, signals, announce)
 
 
-def _banner(config: Config, gateway: Gateway) -> Iterator[str]:
+def _banner(config: Config, gateway: Gateway | Supervisor) -> Iterator[str]:
     base = f"{'https' if config.tls else 'http'}://{gateway.address}"
     yield f"\n  gateway {__version__} at {base}, metrics at http://{gateway.ops_address}/metrics\n"
     for route in RouteTable(config.routes).routes:

@@ -12,11 +12,14 @@ room until `drain_timeout` would admit new clients all the time.
 Idle kept connections are closed after the delay; with none, a client may send a request at the moment its connection is
 closed, as with every keep-alive timeout. Others do it this way, too: nginx and HAProxy close idle connections at once,
 Envoy announces the close in every response first. With a delay, both.
+
+One worker of several that is replaced or not needed any more leaves the queue to the others, and has no delay.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from typing import Final
 
@@ -36,6 +39,15 @@ _CHANGED_SECONDS, _UNCHANGED_SECONDS = 1.0, 5.0
 _log = logging.getLogger("gateway")
 
 
+class Queue(enum.Enum):
+    """What becomes of the connections in the kernel's queue."""
+
+    #: They are accepted first.
+    ACCEPTED = enum.auto()
+    #: Other processes accept from it.
+    LEFT = enum.auto()
+
+
 async def drain(
     handler: ExchangeHandler,
     traffic: TrafficServer,
@@ -43,6 +55,7 @@ async def drain(
     *,
     delay_seconds: float,
     timeout_seconds: float,
+    queue: Queue = Queue.ACCEPTED,
 ) -> None:
     """Drain; return after the last exchange, or when the time is over: then exchanges are left.
 
@@ -52,7 +65,9 @@ async def drain(
     more = f"connections are accepted for {delay_seconds:g} s more" if delay_seconds else "no connection is accepted"
     _log.info("drain started: %s", more)
     await asyncio.sleep(delay_seconds)
-    await _accept_last(acceptor, traffic)
+    if queue is Queue.ACCEPTED:
+        await _accept_last(acceptor, traffic)
+    acceptor.stop()
     try:
         async with asyncio.timeout(timeout_seconds):
             await _wait_for_last(handler, traffic, acceptor)
@@ -63,14 +78,13 @@ async def drain(
 
 
 async def _accept_last(acceptor: Acceptor, traffic: TrafficServer) -> None:
-    """Accept what the kernel's queue holds, and stop. Where accepting pauses, make room and wait a while for it."""
+    """Accept what the kernel's queue holds. Where accepting pauses, make room and wait a while for it."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _HEAD_SECONDS
     while not acceptor.accept_queued() and loop.time() < deadline:
         # They are closed next in any case.
         await _close_idle(traffic, is_head_due=False)
         await asyncio.sleep(_PAUSE_SECONDS)
-    acceptor.stop()
 
 
 async def _wait_for_last(handler: ExchangeHandler, traffic: TrafficServer, acceptor: Acceptor) -> None:
@@ -83,7 +97,7 @@ async def _wait_for_last(handler: ExchangeHandler, traffic: TrafficServer, accep
         # A connection that was accepted or closed shows in the turn after.
         await asyncio.sleep(0)
         count = handler.exchange_count
-        if not count and not traffic.connections and (is_head_due or not acceptor.has_handshakes):
+        if not count and not traffic.connections and (is_head_due or not acceptor.handshake_count):
             return
         quiet_seconds = loop.time() - reported_at
         if count and quiet_seconds >= (_CHANGED_SECONDS if count != reported_count else _UNCHANGED_SECONDS):

@@ -1,6 +1,8 @@
 """Compose, start, serve, reload, drain, stop.
 
-`Gateway` is one configured gateway in a running loop. What happens to an exchange is in `handler`.
+`Gateway` is one configured gateway in a running loop. What happens to an exchange is in `handler`. With several
+workers, each runs one with a `Shared` socket, and the supervisor has the ops port, the health checks and the service
+manager; a reload is then made in two steps, so that it takes place in all or in none.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -19,10 +22,11 @@ from typing import Any, Final
 from gateway.aiohttp_seam import check_behaviour, check_names
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.values import Address
+from gateway.cores import count_workers
 from gateway.downstream import TrafficServer
-from gateway.downstream.acceptor import Acceptor, half_of_descriptors
+from gateway.downstream.acceptor import Acceptor, AcceptShare, half_of_descriptors
 from gateway.downstream.access_log import Describe, RecordLine, describe_exchange
-from gateway.drain import drain
+from gateway.drain import Queue, drain
 from gateway.errors import Fault
 from gateway.filters import FilterProblem
 from gateway.handler import ExchangeHandler
@@ -44,11 +48,22 @@ from gateway.upstream.resolver import MAX_LOOKUPS
 _SWEEP_SECONDS: Final = 60.0
 #: For what is left of a cut exchange to end.
 _SHUTDOWN_SECONDS: Final = 1.0
+#: A change that a reload refuses, of a key with others that it does not.
+_CHANGES: Final = {"workers": " from or to 1"}
+_MEND: Final = "restart it, or set the key back"
 #: Reads the config anew. Raises ConfigError.
 Load = Callable[[], Config]
 #: How long health checks that failed with a bug pause before they start again.
 _RESTART_SECONDS: Final = 1.0
 _log = logging.getLogger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a worker has in common with the others: the listening socket, of which it owns a descriptor."""
+
+    sock: socket.socket
+    share: AcceptShare
 
 
 class Gateway:
@@ -62,13 +77,16 @@ class Gateway:
         sockets: Mapping[str, socket.socket] = MappingProxyType({}),
         notifier: Notifier | None = None,
         describe: Describe = describe_exchange,
+        shared: Shared | None = None,
     ) -> None:
         """`describe` returns the log line of an exchange.
 
-        `sockets` are listening sockets by the config key whose address they replace.
+        `sockets` are listening sockets by the config key whose address they replace. With `shared` this is one of
+        several workers: it has no ops port and checks no health.
         """
         check_names()
-        self._sockets = sockets
+        self._sockets = {**sockets, "listen": shared.sock} if shared is not None else sockets
+        self._shared = shared
         self._notifier = notifier or Notifier("", None)
         self._config = config
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
@@ -84,12 +102,24 @@ class Gateway:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: The task that checks the health of each upstream.
         self._health_tasks: dict[UpstreamPool, asyncio.Task[Any]] = {}
+        #: Made by `prepare_reload`, not in force yet.
+        self._next: Runtime | None = None
         #: Replaced, but not without exchanges yet.
         self._retired: list[Runtime] = []
         #: Set by the first that drains: a signal, or GET /drain.
         self._draining: asyncio.Task[None] | None = None
         self.address: Address
         self.ops_address: Address
+
+    @property
+    def exchange_count(self) -> int:
+        """Exchanges in flight."""
+        return self._handler.exchange_count
+
+    @property
+    def connection_count(self) -> int:
+        """Connections of clients, those included whose TLS handshake runs."""
+        return self._traffic.open_connections + self._acceptor.handshake_count
 
     async def start(self) -> None:
         """Open both ports. Raises ListenError if one is taken, RuntimeError if aiohttp does not behave as verified.
@@ -113,7 +143,8 @@ class Gateway:
             self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
             view = ProcessView(self._handler, self.stats, refresh=self.refresh_stats, drain=self.drain)
             stack.callback(view.close)
-            self.ops_address = await serve_ops(stack, view, self._listener(config.ops.listen, "ops.listen"))
+            if self._shared is None:
+                self.ops_address = await serve_ops(stack, view, self._listener(config.ops.listen, "ops.listen"))
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
             sock = self._listener(config.listen, "listen")
             stack.callback(sock.close)
@@ -128,6 +159,7 @@ class Gateway:
                 first_kept=half_of_descriptors(),
                 is_full=lambda: self._traffic.open_connections >= self._runtime.config.max_connections,
                 make_room=self._traffic.make_room,
+                share=self._shared.share if self._shared is not None else None,
             )
             self._traffic.on_connection_lost = self._acceptor.connection_closed
             stack.push_async_callback(self._acceptor.close)
@@ -138,16 +170,20 @@ class Gateway:
         self._keep(self._report_status(), "service manager")
         self._keep(self._handler.live.watch(), "live transfers")
 
-    def drain(self) -> asyncio.Task[None]:
-        """Begin to drain, unless that was done before; return the task that does it."""
+    def drain(self, queue: Queue = Queue.ACCEPTED) -> asyncio.Task[None]:
+        """Begin to drain, unless that was done before; return the task that does it.
+
+        With `Queue.LEFT` other workers go on: there is no delay.
+        """
         if self._draining is None:
             config = self._runtime.config
             work = drain(
                 self._handler,
                 self._traffic,
                 self._acceptor,
-                delay_seconds=config.drain_delay,
+                delay_seconds=config.drain_delay if queue is Queue.ACCEPTED else 0.0,
                 timeout_seconds=config.drain_timeout,
+                queue=queue,
             )
             self._draining = self._keep(work, "drain")
             self._notifier.report_stopping(self._status())
@@ -170,7 +206,7 @@ class Gateway:
         await asyncio.gather(*exchanges, *self._tasks, return_exceptions=True)
         await self._stack.aclose()
 
-    def _stop_now(self) -> None:
+    def stop_now(self) -> None:
         """End the drain: `stop` goes on with what comes after it."""
         self.drain().cancel()
 
@@ -188,7 +224,7 @@ class Gateway:
             signals.deliver_hangup(loop, lambda: self._keep(self.reload(load), "reload"))
             await stopping.wait()
         finally:
-            signals.deliver_stop(loop, self._stop_now)
+            signals.deliver_stop(loop, self.stop_now)
             await self.stop()
 
     async def reload(self, load: Load) -> None:
@@ -198,25 +234,52 @@ class Gateway:
         """
         async with self._reloading:
             self._notifier.report_reloading()
-            try:
-                prepared = await asyncio.wrap_future(self._reload_thread.submit(lambda: self._prepare_next(load)))
-                self._replace(prepared)
-                # A context of its own: one in use would be left with half of a pair that does not fit.
-                self._tls = prepared.tls
-            except (ConfigError, FilterProblem, OSError) as exc:
-                for problem in exc.problems if isinstance(exc, ConfigError) else (exc,):
-                    _log.error("the config stays as it was: %s", problem)
-            except Exception as exc:
-                # A filter of a plug-in may raise anything.
-                _log.exception("the config stays as it was: applying it failed: %r", exc)
-            else:
-                self.stats.reloads["success"] += 1
-                _log.info("the config was replaced")
-                return
-            finally:
-                self._notifier.report_ready(self._status())
-            self.stats.reloads["failure"] += 1
-            self._drop_unused()
+            problems = await self.prepare_reload(load)
+            if not problems:
+                self.commit_reload()
+            self.stats.reloads["failure" if problems else "success"] += 1
+            self._notifier.report_ready(self._status())
+            log_reload(problems)
+
+    async def prepare_reload(self, load: Load) -> list[str]:
+        """Make what the next config needs, and change nothing that is in force; return why it cannot be used.
+
+        Without a reason `commit_reload` or `abort_reload` is to follow.
+        """
+        try:
+            prepared = await asyncio.wrap_future(self._reload_thread.submit(lambda: self._prepare_next(load)))
+            self._next = Runtime(prepared, self._resources, self._runtime)
+        except (ConfigError, FilterProblem, OSError) as exc:
+            problems = [str(problem) for problem in (exc.problems if isinstance(exc, ConfigError) else (exc,))]
+        except Exception as exc:
+            # A filter of a plug-in may raise anything.
+            _log.exception("the config stays as it was: applying it failed")
+            problems = [f"applying it failed: {exc!r}"]
+        else:
+            return []
+        self._drop_unused()
+        return problems
+
+    def commit_reload(self) -> None:
+        """Put what `prepare_reload` made in force."""
+        if self._next is None:
+            return
+        before, self._runtime, self._next = self._runtime, self._next, None
+        self._handler.runtime = self._runtime
+        self._runtime.activate()
+        # A context of its own: one in use would be left with half of a pair that does not fit.
+        self._tls = self._runtime.tls
+        self.stats.record_config()
+        self._retired.append(before)
+        self._keep(self._retire(before), "retire")
+        self._begin_work()
+
+    def abort_reload(self) -> None:
+        """Drop what `prepare_reload` made."""
+        if self._next is not None:
+            unused, self._next = self._next, None
+            self._retired.append(unused)
+            self._keep(self._retire(unused), "retire")
 
     def _choose_context(self, connection: ssl.SSLObject) -> None:
         if self._tls is not None:
@@ -225,17 +288,8 @@ class Gateway:
     def _prepare_next(self, load: Load) -> Prepared:
         """Read the next config, in a thread. Raises ConfigError, FilterProblem, OSError; a plug-in anything."""
         config = load()
-        _check_fixed(self._config, config)
+        check_fixed(self._config, config)
         return prepare(config)
-
-    def _replace(self, prepared: Prepared) -> None:
-        before = self._runtime
-        self._runtime = self._handler.runtime = Runtime(prepared, self._resources, before)
-        self._runtime.activate()
-        self.stats.record_config()
-        self._retired.append(before)
-        self._keep(self._retire(before), "retire")
-        self._begin_work()
 
     async def _retire(self, runtime: Runtime) -> None:
         """Close a replaced runtime after its last exchange."""
@@ -246,23 +300,27 @@ class Gateway:
         await runtime.close(but={upstream for other in others for upstream in other.upstreams.values()})
         self._drop_unused()
 
+    def _runtimes(self) -> list[Runtime]:
+        """Return every runtime that is in use or may be."""
+        return [*self._retired, self._runtime, *([self._next] if self._next is not None else ())]
+
     def _drop_unused(self) -> None:
         """Drop state and counts of routes and upstreams that no runtime has any more."""
-        configs = [runtime.config for runtime in (self._runtime, *self._retired)]
+        configs = [runtime.config for runtime in self._runtimes()]
         upstreams = {name for config in configs for name in config.upstreams}
         self.stats.keep({(route.name, route.upstream) for config in configs for route in config.routes}, upstreams)
         for name in self._resources.upstreams.keys() - upstreams:
             self._resources.upstreams.pop(name).close()
 
     async def _close_runtimes(self) -> None:
-        for runtime in (*self._retired, self._runtime):
+        for runtime in self._runtimes():
             await runtime.close()
         for upstream in self._resources.upstreams.values():
             upstream.close()
 
     def _begin_work(self) -> None:
         """Check the health of the upstreams in use, and of no others; remove unfinished uploads of killed gateways."""
-        upstreams = set(self._runtime.upstreams.values())
+        upstreams = set(self._runtime.upstreams.values()) if self._shared is None else set()
         for upstream in self._health_tasks.keys() - upstreams:
             self._health_tasks.pop(upstream).cancel()
         for upstream in upstreams - self._health_tasks.keys():
@@ -311,16 +369,25 @@ async def _watch_health(upstream: UpstreamPool) -> None:
         await asyncio.sleep(_RESTART_SECONDS)
 
 
-def _check_fixed(before: Config, after: Config) -> None:
+def log_reload(problems: list[str]) -> None:
+    """Log the end of a reload: `problems` are why the config cannot be used."""
+    for problem in problems:
+        _log.error("the config stays as it was: %s", problem)
+    if not problems:
+        _log.info("the config was replaced")
+
+
+def check_fixed(before: Config, after: Config) -> None:
     """Raise ConfigError for keys that only a restart can change: what was opened at the start depends on them."""
     fixed = {
         "listen": (before.listen, after.listen),
         "ops.listen": (before.ops.listen, after.ops.listen),
         "log.format": (before.log.format, after.log.format),
         "tls": (before.tls is not None, after.tls is not None),
+        "workers": (count_workers(before) == 1, count_workers(after) == 1),
     }
     problems = [
-        Problem("reload", 0, key, "cannot change while the gateway runs: restart it, or set the key back")
+        Problem("reload", 0, key, f"cannot change{_CHANGES.get(key, '')} while the gateway runs: {_MEND}")
         for key, (old, new) in fixed.items()
         if old != new
     ]

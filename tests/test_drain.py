@@ -226,7 +226,7 @@ async def test_delay_accepts_and_serves_while_not_ready() -> None:
             assert_last(await idle.read_to_end())
             await idle.close()
             # As a second signal does: nothing is in flight, so the gateway stops at once.
-            gateway.gateway._stop_now()
+            gateway.gateway.stop_now()
             await asyncio.wait({task})
             assert task.cancelled()
 
@@ -239,7 +239,7 @@ async def test_second_signal_cuts_what_is_in_flight() -> None:
             await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
             stopping = asyncio.create_task(gateway.gateway.stop())
             await wait_until(lambda: gateway.gateway._acceptor._sock.fileno() < 0)
-            gateway.gateway._stop_now()
+            gateway.gateway.stop_now()
             assert b'"code": "cancelled"' in await client.read_to_end()
             await asyncio.wait_for(stopping, TIMEOUT_SECONDS)
             gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
@@ -311,7 +311,7 @@ async def test_client_of_get_drain_that_leaves_does_not_end_the_drain() -> None:
             await asyncio.wait({asking})
             assert (await fetch(gateway.ops_url + "/readyz"))[::2] == (503, "draining\n")
             assert not gateway.gateway.drain().done()
-            gateway.gateway._stop_now()
+            gateway.gateway.stop_now()
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -14,7 +14,7 @@ from gateway.config.filters import FilterChoice
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
 from gateway.config.upstream import Upstream, UpstreamTimeouts
-from gateway.config.values import Address, Delay, ListenAddress, Seconds, Size, Switch
+from gateway.config.values import Address, Delay, ListenAddress, Seconds, Size, Switch, WorkerCount
 from gateway.config.variables import Variables
 
 HostMode = Literal["preserve", "upstream"]
@@ -341,6 +341,12 @@ class Config(Section):
 
     listen: ListenAddress = Field(
         Address("127.0.0.1", 8080), description="Address of the traffic port; `:8080` listens on all addresses."
+    )
+    workers: WorkerCount = Field(
+        1,
+        description="Processes that share the traffic port, each with an event loop of its own: one keeps one core "
+        "busy. `auto`: one for each core this container may use. Limits and metrics are those of all workers. Changing "
+        "it from or to 1 needs a restart. Default: 1, a single process, which takes the least memory.",
     )
     tls: Tls | None = Field(None, description="TLS on the traffic port. Default: plain HTTP.")
     log: Log = Field(Log(), description="The log on standard output.")

@@ -28,6 +28,9 @@ _UNIT_BYTES: Final = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+#: As many workers as cores.
+AUTO_WORKERS: Final = 0
+_MAX_WORKERS: Final = 256
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PERCENT: Final = 100
 _PERCENTAGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
@@ -189,6 +192,15 @@ def _size_or_word(value: float) -> float | str:
     return "unlimited" if math.isinf(value) else value
 
 
+def parse_worker_count(value: object) -> int:
+    """Return a number of workers; `auto` is `AUTO_WORKERS`. Raises ValueError with the accepted forms."""
+    if value == "auto":
+        return AUTO_WORKERS
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_WORKERS:
+        return value
+    raise ValueError(f"{_quoted(value)} is not a number of workers: write 1 to {_MAX_WORKERS}, or auto")
+
+
 def _text_schema(description: str, *examples: str | int) -> WithJsonSchema:
     return WithJsonSchema(
         {"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": list(examples)}
@@ -217,6 +229,14 @@ Switch = Annotated[
     BeforeValidator(parse_switch),
     PlainSerializer(lambda value: "on" if value else "off"),
     WithJsonSchema({"enum": ["on", "off", True, False], "description": "on or off"}),
+]
+WorkerCount = Annotated[
+    int,
+    BeforeValidator(parse_worker_count),
+    PlainSerializer(lambda value: "auto" if value == AUTO_WORKERS else value),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_WORKERS}, {"enum": ["auto"]}], "examples": [2]}
+    ),
 ]
 Rate = Annotated[
     float,

@@ -17,6 +17,9 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
   otherwise; so neither a flood of clients that stall nor one of honest clients keeps others out.
 - `spares` are descriptors held open that are given up, one by one, to accept where no other is free: the ops port
   answers while everything else is in use.
+- With a `share`, several processes accept from the same socket. One that has more to do than another leaves a
+  connection to the others for a moment, then takes it all the same. Rejected: SO_REUSEPORT, where a process that ends
+  takes the connections in its queue along, and one that is stuck keeps its share of the clients.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.aiohttp_seam import connect_accepted
 
@@ -41,6 +44,8 @@ _ACCEPTS: Final = 8
 #: net.core.somaxconn of Linux. Clients that go on connecting do not keep `accept_queued` from its end.
 _MAX_QUEUED: Final = 4096
 _RETRY_SECONDS: Final = 0.1
+#: For which a connection is left to other processes. The one with less to do has been woken, too.
+_DEFER_SECONDS: Final = 0.002
 #: A TLS handshake takes a few round trips; asyncio's default is 60 s.
 HANDSHAKE_SECONDS: Final = 10.0
 #: TLS handshakes under way at once: 42 MiB.
@@ -70,6 +75,18 @@ def half_of_descriptors() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2
 
 
+class AcceptShare(Protocol):
+    """The connections of this process beside those of others that accept from the same socket."""
+
+    def has_more(self) -> bool:
+        """Return whether another process has less to do than this one."""
+        ...
+
+    def count(self, change: int) -> None:
+        """Count connections that were accepted, or that were lost if it is negative."""
+        ...
+
+
 class Acceptor:
     """Accepts the connections of one listening socket, which it owns; `make_protocol` makes the protocol of each.
 
@@ -86,6 +103,7 @@ class Acceptor:
         spares: int = 0,
         is_full: Callable[[], bool] = lambda: False,
         make_room: Callable[[], object] = lambda: None,
+        share: AcceptShare | None = None,
     ) -> None:
         """`make_room` is called, at most ten times a second, while accepting pauses until a connection closes."""
         self._sock = sock
@@ -94,12 +112,15 @@ class Acceptor:
         self._first_kept = first_kept
         self._is_full = is_full
         self._make_room = make_room
+        self._share = share
         self._last_room = -_RETRY_SECONDS
         self._loop = asyncio.get_running_loop()
         #: Of connections whose handshake runs: when it began, the oldest first.
         self._handshakes: dict[asyncio.Task[None], float] = {}
         #: Runs while there is no room for another handshake.
         self._room_timer: asyncio.TimerHandle | None = None
+        #: Runs while a connection is left to others.
+        self._deferral: asyncio.TimerHandle | None = None
         self._is_paused = False
         self._is_exhausted = False
         self._is_reading = False
@@ -111,9 +132,9 @@ class Acceptor:
         self._update()
 
     @property
-    def has_handshakes(self) -> bool:
-        """Whether the TLS handshake of a connection runs."""
-        return bool(self._handshakes)
+    def handshake_count(self) -> int:
+        """Connections whose TLS handshake runs."""
+        return len(self._handshakes)
 
     def pause(self) -> None:
         """Accept nothing until `resume`: clients wait in the kernel's queue."""
@@ -127,6 +148,8 @@ class Acceptor:
 
     def connection_closed(self) -> None:
         """Tell that a connection was lost: accepting goes on if it paused until one closes."""
+        if self._share is not None:
+            self._share.count(-1)
         if self._is_exhausted:
             # Its descriptor is closed when this turn of the loop is over.
             self._retry_by(self._loop.call_soon(self._try_again))
@@ -137,6 +160,7 @@ class Acceptor:
         Return False if accepting pauses, so that connections may be left in the queue: call it again later. Not for a
         socket that another process goes on to accept from.
         """
+        self._end_deferral()
         for _ in range(_MAX_QUEUED):
             if not self._is_reading or not self._accept_one():
                 break
@@ -151,6 +175,8 @@ class Acceptor:
         self._is_exhausted = False
         if self._retry is not None:
             self._retry.cancel()
+        if self._deferral is not None:
+            self._deferral.cancel()
         while self._spares:
             os.close(self._spares.pop())
         self._sock.close()
@@ -163,7 +189,8 @@ class Acceptor:
         await asyncio.gather(*self._handshakes, return_exceptions=True)
 
     def _update(self) -> None:
-        is_wanted = not (self._is_paused or self._is_exhausted or self._room_timer is not None)
+        is_waiting = self._room_timer is not None or self._deferral is not None
+        is_wanted = not (self._is_paused or self._is_exhausted or is_waiting)
         if is_wanted and not self._is_reading:
             self._loop.add_reader(self._sock.fileno(), self._accept)
         elif self._is_reading and not is_wanted:
@@ -172,8 +199,24 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):
+            if self._share is not None and self._share.has_more():
+                self._deferral = self._loop.call_later(_DEFER_SECONDS, self._accept_deferred)
+                self._update()
+                return
             if not self._accept_one():
                 return
+
+    def _accept_deferred(self) -> None:
+        """Accept a connection that the others have left, if there is one: no client waits for a balance."""
+        self._end_deferral()
+        if self._is_reading:
+            self._accept_one()
+
+    def _end_deferral(self) -> None:
+        if self._deferral is not None:
+            self._deferral.cancel()
+            self._deferral = None
+            self._update()
 
     def _accept_one(self) -> bool:
         """Accept a connection; return whether there may be more to accept now."""
@@ -194,6 +237,8 @@ class Acceptor:
                 return True
             self._exhaust(f"{os.strerror(exc.errno)}; {_raise_limit()}")
             return False
+        if self._share is not None:
+            self._share.count(1)
         if self._context is None:
             connect_accepted(sock, peer, self._make_protocol())
         else:
@@ -238,11 +283,17 @@ class Acceptor:
         return f"the other descriptors are kept for upstreams and files; {_raise_limit()}"
 
     async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        # A handshake that fails ends only its connection.
-        with contextlib.suppress(OSError):
-            await self._loop.connect_accepted_socket(
-                self._make_protocol, sock, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
-            )
+        is_connected = False
+        try:
+            # A handshake that fails ends only its connection.
+            with contextlib.suppress(OSError):
+                await self._loop.connect_accepted_socket(
+                    self._make_protocol, sock, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+                )
+                is_connected = True
+        finally:
+            if self._share is not None and not is_connected:
+                self._share.count(-1)
 
     def _exhaust(self, reason: str) -> None:
         self._is_exhausted = True

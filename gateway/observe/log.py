@@ -104,8 +104,12 @@ class TextFormatter(logging.Formatter):
             name = record.levelname.lower()
             color = Color.YELLOW if record.levelno < logging.ERROR else Color.RED
             level = f"{paint(name, color) if self._has_color else name}: "
-        line = f"{clock} {level}{message}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [f"{clock} {level}{message}"]
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        # What a worker wrote: its traceback, or the stacks of its threads.
+        lines += map(escape_controls, getattr(record, "keys", {}).get("stderr", "").splitlines())
+        return "\n".join(lines)
 
 
 def make_formatter(style: LineStyle) -> logging.Formatter:

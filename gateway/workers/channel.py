@@ -41,20 +41,24 @@ class Kind(enum.IntEnum):
     START = enum.auto()
     #: Worker: it accepts connections. None.
     READY = enum.auto()
-    #: Supervisor: make what a config needs, and keep the one in force. A Config.
+    #: Worker: it cannot start. The reason as text.
+    FAILED = enum.auto()
+    #: Supervisor: make what a config needs, and keep the one in force. Its generation, and the Config.
     PREPARE = enum.auto()
-    #: Worker: what was to be prepared is ready for COMMIT. None.
+    #: Worker: the end of PREPARE. The generation, and a list of reasons why the config cannot be used.
     PREPARED = enum.auto()
-    #: Worker: the config cannot be used. A list of the problems as text.
-    REFUSED = enum.auto()
-    #: Supervisor: put what was prepared in force. None.
+    #: Supervisor: put what was prepared in force. Its generation.
     COMMIT = enum.auto()
-    #: Supervisor: drop what was prepared. None.
+    #: Supervisor: drop what was prepared. Its generation.
     ABORT = enum.auto()
-    #: Supervisor: drain, then exit. None.
+    #: Supervisor: drain. A `drain.Queue`.
     DRAIN = enum.auto()
-    #: Supervisor: end the drain and exit. None.
+    #: Worker: the drain is over. How many exchanges are left.
+    DRAINED = enum.auto()
+    #: Supervisor: end the drain, cut what is left, exit. None.
     STOP = enum.auto()
+    #: Worker: asks for another in its place, because it was sent SIGTERM. None.
+    RETIRE = enum.auto()
     #: Supervisor: send a SNAPSHOT now. None.
     SCRAPE = enum.auto()
     #: Worker: its counts, each second, on SCRAPE and at its end. Handlers get it as bytes.
@@ -82,6 +86,8 @@ class Channel(asyncio.Protocol):
         self._on_end = on_end
         self._received = bytearray()
         self._transport: asyncio.WriteTransport | None = None
+        #: Set when nothing more can arrive.
+        self.ended = asyncio.Event()
 
     @classmethod
     async def open(cls, sock: socket.socket, handlers: Handlers, on_end: Callable[[], None]) -> Self:
@@ -153,6 +159,7 @@ class Channel(asyncio.Protocol):
             with contextlib.suppress(OSError):
                 while data := self._sock.recv(_RECEIVE_BYTES):
                     self.data_received(data)
+        self.ended.set()
         self._on_end()
 
     def _handle(self, kind: int, content: bytes) -> None:

@@ -27,7 +27,7 @@ ROWS = (
     ("",),
     ("errors", "sharing", "signals", "systemd", "threads"),
     ("config",),
-    ("http",),
+    ("http", "cores"),
     ("multipart",),
     ("observe",),
     ("aiohttp_seam",),

@@ -76,10 +76,10 @@ async def test_messages_arrive_whole_and_in_their_order_in_both_directions() -> 
     async with two_ends() as (left, right):
         for content in contents:
             left.channel.send(Kind.PREPARE, content)
-            right.channel.send(Kind.REFUSED, content)
+            right.channel.send(Kind.PREPARED, content)
         await wait_until(lambda: len(left.received) == len(right.received) == len(contents))
         assert right.received == [(Kind.PREPARE, content) for content in contents]
-        assert left.received == [(Kind.REFUSED, content) for content in contents]
+        assert left.received == [(Kind.PREPARED, content) for content in contents]
 
 
 async def test_snapshot_is_handled_as_the_bytes_that_were_sent() -> None:
@@ -93,19 +93,19 @@ async def test_snapshot_is_handled_as_the_bytes_that_were_sent() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
 async def test_message_in_pieces_of_any_size_is_handled_once_and_whole(size: int) -> None:
-    wire = message(Kind.READY, pickle.dumps("one")) + message(Kind.REFUSED, pickle.dumps("two"))
+    wire = message(Kind.READY, pickle.dumps("one")) + message(Kind.PREPARED, pickle.dumps("two"))
     async with end_and_socket() as (end, sock):
         for start in range(0, len(wire), size):
             sock.send(wire[start : start + size])
             await asyncio.sleep(0)
         await wait_until(lambda: len(end.received) == 2)
-        assert end.received == [(Kind.READY, "one"), (Kind.REFUSED, "two")]
+        assert end.received == [(Kind.READY, "one"), (Kind.PREPARED, "two")]
 
 
 async def test_messages_sent_before_a_close_arrive_before_the_end() -> None:
     async with two_ends() as (left, right):
         for number in range(100):
-            left.channel.send(Kind.REFUSED, b"x" * 10_000 + bytes([number]))
+            left.channel.send(Kind.PREPARED, b"x" * 10_000 + bytes([number]))
         left.channel.close()
         await right.wait_end()
         assert [content[-1] for _, content in right.received] == list(range(100))
