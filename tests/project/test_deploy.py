@@ -15,11 +15,13 @@ import pytest
 import yaml
 
 from gateway.config import parse_config
+from gateway.errors import Blame, FaultKind, Outcome
 from gateway.observe.prometheus import collect
 from gateway.observe.stats import Stats
 from tests.conftest import require_tool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+DOCS = DEPLOY.parent / "docs"
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
 
 
@@ -72,12 +74,38 @@ def test_flask_service_of_the_manifest_compiles() -> None:
 
 def test_prometheus_config_and_rules_pass_promtool() -> None:
     promtool = require_tool("promtool")
-    run(promtool, "check", "config", str(DEPLOY / "prometheus.yaml"))
-    run(promtool, "test", "rules", str(DEPLOY / "alerts_test.yaml"))
+    run(promtool, "check", "config", str(DEPLOY / "prometheus" / "prometheus.yaml"))
+    run(promtool, "test", "rules", str(DEPLOY / "prometheus" / "alerts_test.yaml"))
 
 
-def test_alerts_and_dashboard_use_metrics_that_exist() -> None:
-    used = set(re.findall(r"\bgateway_\w+", (DEPLOY / "alerts.yaml").read_text()))
+def alerts() -> list[dict[str, Any]]:
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())
+    return [rule for group in rules["groups"] for rule in group["rules"]]
+
+
+def test_runbook_has_a_section_for_each_alert() -> None:
+    names = [rule["alert"] for rule in alerts()]
+    runbook = (DOCS / "runbook.md").read_text()
+    assert re.findall(r"^## (Gateway\w+)$", runbook, re.MULTILINE) == names
+    for rule in alerts():
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+    # Each fires in the unit tests of promtool.
+    assert set(re.findall(r'alertname="(\w+)"', (DEPLOY / "prometheus" / "alerts_test.yaml").read_text())) == set(names)
+
+
+def test_every_fault_of_the_gateway_fires_an_alert() -> None:
+    text = " ".join(rule["expr"] for rule in alerts())
+    patterns = re.findall(r'code=~?"([^"]+)"', text)
+    for kind in FaultKind:
+        # A shutdown and an operator cut exchanges on purpose.
+        if kind.info.blame is Blame.GATEWAY and kind.info.outcome is not Outcome.CANCELLED:
+            assert any(re.fullmatch(pattern, kind.code) for pattern in patterns), kind.code
+
+
+def test_rules_and_dashboard_use_metrics_that_exist() -> None:
+    rules = [(DEPLOY / "prometheus" / name).read_text() for name in ("alerts.yaml", "recording_rules.yaml")]
+    # Names of recorded series have a colon before.
+    used = set(re.findall(r"(?<![:\w])gateway_\w+", " ".join(rules)))
     dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     for query in queries:
