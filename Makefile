@@ -77,7 +77,7 @@ dist: $(VENV)/.release
 	build/installed/bin/pip install --quiet dist/*.whl
 	$(BIN)/cyclonedx-py environment --output-file build/sbom.cdx.json build/installed/bin/python
 
-# Programs that tests run: nginx, HAProxy, curl, promtool, clamd. Installed when root on Debian; where one is missing,
+# Programs that tests run: nginx, HAProxy, curl, promtool, clamd, tmux. Installed when root on Debian; where one is missing,
 # the tests that need it skip with a message (with CI=true they fail).
 tools:
 	@sh tests/tools.sh

@@ -32,6 +32,7 @@ from gateway.server import Gateway, Load
 from gateway.signals import Signals
 from gateway.systemd import Notifier, take_sockets
 from gateway.threads import Threads
+from gateway.top import OpsError, read_once, run_screen
 
 if TYPE_CHECKING:
     from gateway.workers.supervisor import Supervisor
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None, signals: Signals | None = None)
                 print(f"{options.config}: no problems found")  # noqa: T201 (a command's output)
             case "routes":
                 _print_routes(load_config(options.config))
+            case "top":
+                return _top(options.ops, is_once=options.once or options.json, is_json=options.json)
             case _:
                 print(json.dumps(json_schema(), indent=2))  # noqa: T201 (a command's output)
     except ConfigError as error:
@@ -120,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--demo", action="store_true", help="also run the demo upstream, on the first endpoint"
             )
+    top = "show live transfers, upstreams and rates of a running gateway; its ops.token is read from OPS_TOKEN"
+    command = commands.add_parser("top", help=top, description=top)
+    command.add_argument(
+        "--ops", default="http://127.0.0.1:9090", metavar="URL", help="the ops port (default: %(default)s)"
+    )
+    command.add_argument("--once", action="store_true", help="print it once as text")
+    command.add_argument("--json", action="store_true", help="print it once as JSON")
     schema = "print the JSON Schema of config files, for editors"
     commands.add_parser("schema", help=schema, description=schema)
     return parser
@@ -130,6 +140,19 @@ def _print_routes(config: Config) -> None:
         target = f" -> {route.upstream}" if route.upstream else ""
         match = describe_match(route, config.hide)
         print(f"{route.name:<20} {route.action_name + target:<28} {match}")  # noqa: T201 (a command's output)
+
+
+def _top(url: str, *, is_once: bool, is_json: bool) -> int:
+    token = os.environ.get("OPS_TOKEN", "")
+    try:
+        if is_once:
+            print(asyncio.run(read_once(url, token, is_json=is_json)))  # noqa: T201 (a command's output)
+        else:
+            asyncio.run(run_screen(url, token))
+    except OpsError as error:
+        print(f"gateway top: {error}", file=sys.stderr)  # noqa: T201 (standard output is for the snapshot)
+        return _FAILED
+    return 0
 
 
 def _run(path: Path, signals: Signals, *, is_demo: bool) -> int:
