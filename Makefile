@@ -22,8 +22,8 @@ run: $(VENV)/.run
 test: lint types tests
 
 lint: $(VENV)/.test
-	$(BIN)/ruff format --check gateway tests
-	$(BIN)/ruff check gateway tests
+	$(BIN)/ruff format --check gateway tests deploy
+	$(BIN)/ruff check gateway tests deploy
 
 types: $(VENV)/.test
 	$(BIN)/mypy
@@ -49,8 +49,8 @@ fuzz: $(VENV)/.test
 	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s -o timeout=0 tests/fuzz
 
 format: $(VENV)/.test
-	$(BIN)/ruff format gateway tests
-	$(BIN)/ruff check --fix gateway tests
+	$(BIN)/ruff format gateway tests deploy
+	$(BIN)/ruff check --fix gateway tests deploy
 
 # Beside nginx, HAProxy, Envoy and the naive solution. With QUICK=1: tests/bench/__main__.py says what is compared.
 QUICK ?=
@@ -64,9 +64,10 @@ bench: $(VENV)/.test tools
 	$(BIN)/python -m tests.bench --write
 endif
 
-# Write the tables of docs/ from the code.
+# Write the tables of docs/ and the dashboards of deploy/grafana from the code.
 docs: $(VENV)/.test
 	$(BIN)/python -m tests.project.reference
+	$(BIN)/python -m deploy.grafana
 
 # The SBOM lists what a fresh installation of the wheel brings, so it is taken from an environment with nothing else.
 dist: $(VENV)/.release

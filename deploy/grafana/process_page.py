@@ -1,0 +1,102 @@
+"""The page of the gateway's processes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deploy.grafana.panels import (
+    INSTANCE,
+    RATE,
+    Query,
+    Row,
+    lines,
+    page,
+    rate,
+    total,
+)
+
+_JOB: Final = f'job=~"streaming-gateway.*",{INSTANCE}'
+PAGE: Final = page(
+    "process",
+    "Process",
+    "CPU, memory, descriptors, connections, config and log of the gateways.",
+    ["instance"],
+    [
+        Row(
+            "Resources",
+            [
+                lines(
+                    "CPU",
+                    "Cores in use; one worker uses at most one.",
+                    "short",
+                    Query(f"rate(process_cpu_seconds_total{{{_JOB}}}{RATE})", "{{instance}}"),
+                    width=8,
+                ),
+                lines(
+                    "Memory",
+                    "Resident memory: flat, whatever the size of the bodies.",
+                    "bytes",
+                    Query(f"process_resident_memory_bytes{{{_JOB}}}", "{{instance}} resident"),
+                    Query(f"process_virtual_memory_bytes{{{_JOB}}}", "{{instance}} virtual"),
+                    width=8,
+                ),
+                lines(
+                    "Descriptors",
+                    "Open, of those allowed; GatewayDescriptorsLow fires at 80 %.",
+                    "percentunit",
+                    Query(f"process_open_fds{{{_JOB}}} / process_max_fds{{{_JOB}}}", "{{instance}}"),
+                    width=8,
+                ),
+            ],
+        ),
+        Row(
+            "Connections",
+            [
+                lines(
+                    "Connections of clients",
+                    "Active: with an exchange in progress. Idle: kept for the next.",
+                    "short",
+                    Query(total("gateway_connections", INSTANCE, "instance, state"), "{{instance}} {{state}}"),
+                ),
+                lines(
+                    "Uptime",
+                    "Seconds since the process started.",
+                    "s",
+                    Query(f"time() - process_start_time_seconds{{{_JOB}}}", "{{instance}}"),
+                ),
+            ],
+        ),
+        Row(
+            "Config, log and version",
+            [
+                lines(
+                    "Reloads",
+                    "Config reloads within the interval, by result.",
+                    "short",
+                    Query(
+                        f"sum by (instance, result) (increase(gateway_config_reloads_total{{{INSTANCE}}}{RATE}))",
+                        "{{instance}} {{result}}",
+                    ),
+                    width=8,
+                ),
+                lines(
+                    "Log lines dropped",
+                    "Lines per second that were never written: standard output was blocked, full or closed.",
+                    "cps",
+                    Query(rate("gateway_log_lines_dropped_total", INSTANCE, "instance"), "{{instance}}"),
+                    width=8,
+                ),
+                lines(
+                    "Gateways by version",
+                    "A rollout shows as one version taking the place of the other.",
+                    "short",
+                    Query(
+                        f"count by (version, aiohttp, python) (gateway_build_info{{{INSTANCE}}})",
+                        "{{version}}, aiohttp {{aiohttp}}, Python {{python}}",
+                    ),
+                    width=8,
+                ),
+            ],
+        ),
+    ],
+)
