@@ -1,9 +1,9 @@
 """Write the dashboards as JSON beside this file: `python -m deploy.grafana` (`make docs`). A test compares them.
 
-What is tested: each file is what this code writes and passes the types of Grafana's SDK for 11.6; every query uses metrics
-that exist, and returns data from a real Prometheus that scrapes a gateway with traffic. The files were once checked by hand
-against the TypeScript types of @grafana/schema 11.6.0. What is not: no Grafana has rendered them. Colours, legends and the
-space that a panel needs are as the schema's documentation describes them.
+What is tested: each file is what this code writes and passes the types of Grafana's SDK for 11.6; every query uses
+metrics that exist, and returns data from a real Prometheus that scrapes a gateway with traffic. The files were once
+checked by hand against the TypeScript types of @grafana/schema 11.6.0. What is not: no Grafana has rendered them.
+Colors, legends and the space that a panel needs are as the documentation of the schema describes them.
 """
 
 from __future__ import annotations
