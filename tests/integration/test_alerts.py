@@ -12,6 +12,7 @@ import pytest
 
 from gateway.config import Config, ConfigError, Problem
 from gateway.downstream import Exchange
+from gateway.errors import Fault, FaultKind
 from gateway.http.routing import RouteMatch
 from tests.peers import (
     OK,
@@ -121,16 +122,32 @@ async def refuse_reload(gateway: RunningGateway, _stack: contextlib.AsyncExitSta
     await gateway.gateway.reload(load)
 
 
+class Broken:
+    """An action that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def __call__(self, _exchange: Exchange, _matched: RouteMatch) -> None:
+        raise self._error
+
+    async def close(self) -> None:
+        pass
+
+
 async def meet_bug(gateway: RunningGateway, _stack: contextlib.AsyncExitStack) -> None:
-    class Broken:
-        async def __call__(self, _exchange: Exchange, _matched: RouteMatch) -> None:
-            raise ZeroDivisionError
-
-        async def close(self) -> None:
-            pass
-
-    gateway.gateway._handler.runtime.actions["r"] = Broken()
+    gateway.gateway._handler.runtime.actions["r"] = Broken(ZeroDivisionError())
     await gateway.request(GET)
+
+
+async def run_out_of_descriptors(gateway: RunningGateway, _stack: contextlib.AsyncExitStack) -> None:
+    """Respond as without a descriptor: the test's own are those of the gateway."""
+    gateway.gateway._handler.runtime.actions["r"] = Broken(Fault(FaultKind.OUT_OF_DESCRIPTORS, "none left"))
+    await gateway.request(GET)
+
+
+async def drop_log_lines(gateway: RunningGateway, _stack: contextlib.AsyncExitStack) -> None:
+    gateway.stats.dropped_log_lines = lambda: 3
 
 
 async def stop(gateway: RunningGateway, _stack: contextlib.AsyncExitStack) -> None:
@@ -179,6 +196,8 @@ def cases(good: str, bad: str, silent: str, directory: Path) -> dict[str, tuple[
         "no-scanner": (store_config(directory, filters=scan), send_file, {"GatewayScannerFailing"}),
         "reload": (forward_config(good), refuse_reload, {"GatewayConfigRefused"}),
         "bug": (forward_config(good), meet_bug, {"GatewayBug"}),
+        "exhausted": (forward_config(good), run_out_of_descriptors, {"GatewayExhausted"}),
+        "log": (forward_config(good), drop_log_lines, {"GatewayLogLinesDropped"}),
         "stopped": (forward_config(good), stop, {"GatewayDown"}),
     }
 
