@@ -34,9 +34,28 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def open_descriptors_of(pid: int) -> list[str]:
+    """Return what the descriptors of a process lead to."""
+    return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+
+
+def threads_of(pid: int) -> int:
+    """Return how many threads a process has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
 def name_of(pid: int) -> str:
     """Return what `ps` shows of a process."""
     return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def _inode_of(local_port: int, remote_port: int) -> str:
+    """Return the inode of an accepted connection's socket on the gateway's side."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(f":{local_port:04X}") and fields[2].endswith(f":{remote_port:04X}"):
+            return fields[9]
+    raise LookupError(f"no connection of port {remote_port}")
 
 
 class Processes:
@@ -49,6 +68,7 @@ class Processes:
         self.lines: list[bytes] = []
         self._more = asyncio.Event()
         self.stderr = b""
+        self.readers: list[asyncio.Task[None]] = []
 
     async def read_log(self) -> None:
         """Read the log until its end."""
@@ -105,6 +125,12 @@ class Processes:
         """The workers' process ids, in the order in which they were forked."""
         return children(self.template)
 
+    def worker_of(self, client: Wire) -> int:
+        """Return the worker that has accepted a client's connection."""
+        port = client.writer.get_extra_info("sockname")[1]
+        inode = _inode_of(self.port, port)
+        return next(pid for pid in self.workers if f"socket:[{inode}]" in open_descriptors_of(pid))
+
     async def connect(self) -> Wire:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         return Wire(reader, writer)
@@ -140,6 +166,11 @@ class Processes:
         self.process.send_signal(signal.SIGTERM)
         return await self.wait_exit()
 
+    async def wait_end_of_output(self) -> None:
+        """Wait until every process of the gateway has closed its standard output and error."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await asyncio.wait(self.readers)
+
     async def wait_exit(self) -> int:
         return await asyncio.wait_for(self.process.wait(), 2 * TIMEOUT_SECONDS)
 
@@ -171,8 +202,7 @@ async def run_processes(
     running = Processes(process, path)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(running.read_log())
-            group.create_task(running.read_stderr())
+            running.readers = [group.create_task(read()) for read in (running.read_log, running.read_stderr)]
             try:
                 yield running
             finally:
