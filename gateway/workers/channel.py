@@ -43,13 +43,13 @@ class Kind(enum.IntEnum):
     READY = enum.auto()
     #: Worker: it cannot start. The reason as text.
     FAILED = enum.auto()
-    #: Supervisor: make what a config needs, and keep the one in force. Its generation, and the Config.
+    #: Supervisor: make what a config needs, and keep the one in force. A number, and the Config.
     PREPARE = enum.auto()
-    #: Worker: the end of PREPARE. The generation, and a list of reasons why the config cannot be used.
+    #: Worker: the end of PREPARE. Its number, and a list of reasons why the config cannot be used.
     PREPARED = enum.auto()
-    #: Supervisor: put what was prepared in force. Its generation.
+    #: Supervisor: put what was prepared in force. The number of its PREPARE.
     COMMIT = enum.auto()
-    #: Supervisor: drop what was prepared. Its generation.
+    #: Supervisor: drop what was prepared, or is about to be. The number of its PREPARE.
     ABORT = enum.auto()
     #: Supervisor: drain. A `drain.Queue`.
     DRAIN = enum.auto()

@@ -187,7 +187,6 @@ class WorkerPool:
                 self._template,
                 self._listener,
                 row=row,
-                generation=self.generation,
                 handlers=self.handlers,
                 add_lines=self._add_lines,
             )
@@ -196,7 +195,8 @@ class WorkerPool:
             raise
         worker.replaces = before if before is None or before.is_alive else before.replaces
         self.workers.append(worker)
-        worker.channel.send(Kind.START, Start(self.config, self.generation, row))
+        worker.generation = self.generation
+        worker.channel.send(Kind.START, Start(self.config, row))
         self._keep(self._attendants, self._attend(worker), f"worker {worker.pid}")
         return worker
 

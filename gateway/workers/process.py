@@ -41,13 +41,13 @@ WorkerHandlers = dict[Kind, Callable[["WorkerProcess", Any], None]]
 class WorkerProcess:
     """A worker: its process, its channel, what it writes. Made by `start`; `wait_end` closes it."""
 
-    def __init__(self, child: Child, row: int, generation: int) -> None:
+    def __init__(self, child: Child, row: int) -> None:
         self._child = child
         self.pid = child.pid
         #: In the LoadTable.
         self.row = row
         #: Of the config it has.
-        self.generation = generation
+        self.generation = 0
         self.state = State.STARTING
         self.started = time.monotonic()
         self.last_words = LastWords(lambda: f"worker {self.pid}")
@@ -77,7 +77,6 @@ class WorkerProcess:
         listener: socket.socket,
         *,
         row: int,
-        generation: int,
         handlers: WorkerHandlers,
         add_lines: Callable[[str], None],
     ) -> WorkerProcess:
@@ -90,7 +89,7 @@ class WorkerProcess:
             errors, other_errors = _open_pipe(own, passed)
             # In the order of `worker.run_worker`.
             child = await template.fork([other_sock.fileno(), listener.fileno(), other_log, other_errors])
-            worker = cls(child, row, generation)
+            worker = cls(child, row)
             await worker._open(sock, log, errors, handlers, add_lines)
             own.pop_all()
         return worker

@@ -32,15 +32,16 @@ class Replacement:
     def __init__(self) -> None:
         #: The workers that are asked, with their reasons.
         self._answers: dict[WorkerProcess, asyncio.Future[list[str]]] = {}
-        self._generation = 0
+        #: Replacements that were tried: the answer to one must not be taken for that to another.
+        self._number = 0
 
     async def replace(self, generation: int, config: Config, workers: Collection[WorkerProcess]) -> list[str]:
         """Put a config in force in all these workers; return the reasons if one cannot use it: then in none.
 
         Not to be called again before it returns. Cancelling it leaves the workers without an answer.
         """
-        content = pickle.dumps((generation, config), pickle.HIGHEST_PROTOCOL)
-        self._generation = generation
+        self._number += 1
+        content = pickle.dumps((self._number, config), pickle.HIGHEST_PROTOCOL)
         loop = asyncio.get_running_loop()
         asked = self._answers = {worker: loop.create_future() for worker in workers}
         for worker in asked:
@@ -51,7 +52,7 @@ class Replacement:
         if silent:
             problems.append(f"{len(silent)} workers did not prepare it within {ANSWER_SECONDS:g} s")
         for worker in asked:
-            worker.channel.send(Kind.ABORT if problems else Kind.COMMIT, generation)
+            worker.channel.send(Kind.ABORT if problems else Kind.COMMIT, self._number)
             if not problems:
                 worker.generation = generation
         # Workers have most reasons in common.
@@ -59,9 +60,9 @@ class Replacement:
 
     def handle_prepared(self, worker: WorkerProcess, content: tuple[int, list[str]]) -> None:
         """Take in the answer of a worker."""
-        generation, problems = content
+        number, problems = content
         answer = self._answers.get(worker)
-        if answer is not None and generation == self._generation:
+        if answer is not None and number == self._number:
             answer.set_result(problems)
 
     def forget(self, worker: WorkerProcess) -> None:

@@ -52,7 +52,6 @@ class Start:
     """The content of START."""
 
     config: Config
-    generation: int
     #: In the LoadTable.
     row: int
 
@@ -125,7 +124,7 @@ class Worker:
         #: A config is prepared only by a gateway that has started.
         self._has_started = asyncio.Event()
         self._is_stopping = asyncio.Event()
-        #: Of the config that is not to be used.
+        #: The number of the last PREPARE whose config is not to be used.
         self._aborted = 0
         #: Called each second, and when the last exchange has ended.
         self.on_beat: list[Callable[[], None]] = [self._beat]
@@ -196,16 +195,16 @@ class Worker:
             moved_bytes=sum(each.bytes_moved for each in transfers),
         )
 
-    async def _prepare(self, generation: int, config: Config) -> None:
+    async def _prepare(self, number: int, config: Config) -> None:
         await self._has_started.wait()
         problems = await self.gateway.prepare_reload(lambda: config)
-        if self._aborted == generation:
+        if self._aborted == number:
             self.gateway.abort_reload()
         else:
-            self.channel.send(Kind.PREPARED, (generation, problems))
+            self.channel.send(Kind.PREPARED, (number, problems))
 
-    def _abort(self, generation: int) -> None:
-        self._aborted = generation
+    def _abort(self, number: int) -> None:
+        self._aborted = number
         self.gateway.abort_reload()
 
     async def _drain(self, queue: Queue) -> None:
