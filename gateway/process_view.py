@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from gateway.config.model import Ops
 from gateway.handler import ExchangeHandler
 from gateway.observe.live import FailureRow, TransferRow
+from gateway.observe.processes import ProcessGroup
 from gateway.observe.prometheus import render
 from gateway.observe.stats import Stats
 from gateway.ops import ConfigInForce, Readiness
@@ -33,6 +34,7 @@ class ProcessView:
         #: Set when both ports are open.
         self.has_started = False
         # Rendering many series takes tens of milliseconds: a thread keeps the event loop free for transfers.
+        self._processes = ProcessGroup()
         self._renderer = ThreadPoolExecutor(1, "metrics")
 
     def close(self) -> None:
@@ -42,7 +44,8 @@ class ProcessView:
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the text of all metrics, and its Content-Type."""
         self._refresh()
-        return await asyncio.get_running_loop().run_in_executor(self._renderer, render, self._stats, accept)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._renderer, lambda: render(self._stats, accept, self._processes.read()))
 
     def readiness(self) -> Readiness:
         """Return whether the gateway accepts traffic: it has started, does not drain, and has a route to serve."""

@@ -50,6 +50,27 @@ PAGE: Final = page(
             ],
         ),
         Row(
+            "Workers",
+            [
+                lines(
+                    "Workers",
+                    "Worker processes that serve, and those that did not respond to the scrape within a second.",
+                    "short",
+                    Query(total("gateway_workers", INSTANCE, "instance"), "{{instance}} serving"),
+                    Query(total("gateway_workers_stale", INSTANCE, "instance"), "{{instance}} stale"),
+                ),
+                lines(
+                    "Workers replaced",
+                    "Workers that died within the interval and were replaced: the log has their last words.",
+                    "short",
+                    Query(
+                        f"sum by (instance) (increase(gateway_worker_restarts_total{{{INSTANCE}}}{RATE}))",
+                        "{{instance}}",
+                    ),
+                ),
+            ],
+        ),
+        Row(
             "Connections",
             [
                 lines(

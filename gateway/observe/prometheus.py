@@ -8,10 +8,9 @@ from itertools import chain
 from typing import Final
 
 import aiohttp
-from prometheus_client import ProcessCollector
 
 from gateway import __version__
-from gateway.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Family, Kind, write_families
+from gateway.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Family, write_families
 from gateway.observe.stats import RouteStats, Stats, UpstreamStats
 
 #: The help text of every metric; the table of docs/metrics.md is generated from it.
@@ -50,20 +49,20 @@ HELP: Final = {
     "gateway_config_reloads": "Config reloads, by result (failure: the previous config stays in force).",
     "gateway_config_last_reload_success_timestamp_seconds": "Unix time at which the config in force was loaded.",
     "gateway_log_lines_dropped": "Log lines that were never written: standard output was blocked, full or closed.",
+    "gateway_workers": "Worker processes that serve; 1 without workers.",
+    "gateway_worker_restarts": "Worker processes that were started in place of one that had died.",
+    "gateway_workers_stale": "Workers that did not respond to this scrape within 1 s: their last numbers are shown.",
     "gateway_build": "Always 1; the labels are the versions of the gateway, aiohttp and Python.",
 }
 
-#: Registered nowhere: asked at each scrape.
-_PROCESS: Final = ProcessCollector(registry=None)
 
-
-def render(stats: Stats, accept: str) -> tuple[bytes, str]:
+def render(stats: Stats, accept: str, processes: Iterable[Family]) -> tuple[bytes, str]:
     """Return the exposition and its Content-Type: OpenMetrics if `accept` lists it, Prometheus text otherwise.
 
-    May be called from any thread.
+    `processes` are the metrics of the process, or of several. May be called from any thread.
     """
     is_openmetrics = "application/openmetrics-text" in accept
-    text = write_families(chain(collect(stats), _process()), is_openmetrics=is_openmetrics)
+    text = write_families(chain(collect(stats), processes), is_openmetrics=is_openmetrics)
     return text, OPENMETRICS_TYPE if is_openmetrics else TEXT_TYPE
 
 
@@ -203,16 +202,13 @@ def _process_wide(stats: Stats) -> Iterator[Family]:
     loaded.add((), stats.configured_at)
     dropped = _counter("gateway_log_lines_dropped")
     dropped.add((), stats.dropped_log_lines())
-    yield from (connections, reloads, loaded, dropped)
-
-
-def _process() -> Iterator[Family]:
-    """Yield memory, CPU time, descriptors and start of this process, as prometheus_client reads them from /proc."""
-    for metric in _PROCESS.collect():
-        kind: Kind = "counter" if metric.type == "counter" else "gauge"
-        family = Family(kind, metric.name, metric.documentation)
-        family.add((), metric.samples[0].value)
-        yield family
+    workers = _gauge("gateway_workers")
+    workers.add((), stats.workers)
+    restarts = _counter("gateway_worker_restarts")
+    restarts.add((), stats.worker_restarts)
+    stale = _gauge("gateway_workers_stale")
+    stale.add((), stats.stale_workers)
+    yield from (connections, reloads, loaded, dropped, workers, restarts, stale)
 
 
 def _counter(name: str, *labels: str) -> Family:

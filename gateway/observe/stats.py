@@ -1,8 +1,9 @@
-"""Statistics as plain numbers, updated with every chunk. `prometheus` exposes them.
+"""Statistics as plain numbers, updated with every chunk. `prometheus` exposes them, `merge` adds those of workers.
 
 Each route has one `RouteStats`, created with the config, which has all counters that a chunk changes: counting a
 chunk takes a few additions and no lookup of labels. Only the event loop's thread writes. Other threads may read
-without a lock; the numbers they see may differ by one chunk.
+without a lock; the numbers they see may differ by one chunk. A new field needs its place in `snapshot`, too: a test
+finds those that have none.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 #: Connections within a host take 0.1 ms, those to another continent with TLS half a second.
 CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+_FAULT_CODES: Final = tuple(kind.code for kind in FaultKind if kind.info.blame is not Blame.CLIENT)
+
 # Series of failures are there from the start with 0: `increase` sees no failure whose series begins with it.
 
 
@@ -85,7 +88,7 @@ def _blame_counter() -> Counter[Blame]:
 
 def _fault_counter() -> Counter[str]:
     # The faults of clients are many, and no alert waits for the first of them.
-    return Counter({kind.code: 0 for kind in FaultKind if kind.info.blame is not Blame.CLIENT})
+    return Counter(dict.fromkeys(_FAULT_CODES, 0))
 
 
 class TransferStats:
@@ -116,6 +119,8 @@ class RouteStats:
     """Totals of one route."""
 
     route: str
+    #: Which of the same name: one that is created anew, after its series ended, has another number.
+    number: int = 0
     in_flight: int = 0
     #: By method and status.
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -191,6 +196,8 @@ class UpstreamStats:
     """Totals of one upstream over all routes."""
 
     upstream: str
+    #: Which of the same name, as above.
+    number: int = 0
     queue_length: int = 0
     #: Exchanges that it takes at once, infinite without a limit.
     slots: float = math.inf
@@ -217,24 +224,35 @@ class Stats:
         self.upstreams: dict[str, UpstreamStats] = {}
         #: Connections of clients: those with an exchange, and those that wait for the next. Set before each scrape.
         self.connections = {"active": 0, "idle": 0}
+        #: The worker processes that serve, those that were replaced after they died, and those whose numbers are old.
+        self.workers = 1
+        self.worker_restarts = 0
+        self.stale_workers = 0
         #: Reloads by result, and the Unix time at which the config in force was loaded.
         self.reloads = Counter({"success": 0, "failure": 0})
         self.configured_at = 0.0
         #: Returns the number of log lines that were never written.
         self.dropped_log_lines: Callable[[], int] = int
+        #: Called before series end, while their last numbers are still here.
+        self.before_drop: Callable[[], None] = _do_nothing
+        self._next_number = 1
         self.add([(self.NO_ROUTE, ""), *routes], upstreams)
 
     def add(self, routes: Iterable[tuple[str, str]], upstreams: Iterable[str]) -> None:
         """Create the statistics of routes, given as (route, upstream), and upstreams; keep those that exist."""
         for name, upstream in routes:
-            route = self.routes.setdefault(name, RouteStats(name))
+            route = self.routes.get(name)
+            if route is None:
+                route = self.routes[name] = RouteStats(name, self._take_number())
             for transfer in route.transfers.values():
                 transfer.moved[upstream] += 0
         for name in upstreams:
-            self.upstreams.setdefault(name, UpstreamStats(name))
+            if name not in self.upstreams:
+                self.upstreams[name] = UpstreamStats(name, self._take_number())
 
     def keep(self, routes: Collection[tuple[str, str]], upstreams: Collection[str]) -> None:
         """Drop all but these: their series end. A name that comes back later starts at 0, as after a restart."""
+        self.before_drop()
         routes = {(self.NO_ROUTE, ""), *routes}
         names = {name for name, _ in routes}
         self.routes = {name: route for name, route in self.routes.items() if name in names}
@@ -247,6 +265,14 @@ class Stats:
     def record_config(self) -> None:
         """Record that a config was loaded."""
         self.configured_at = time.time()  # noqa: TID251 (the time of day)
+
+    def _take_number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+
+def _do_nothing() -> None:
+    pass
 
 
 #: Given up before a response: the client left, the gateway stopped, or another file of the form failed.

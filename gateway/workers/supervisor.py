@@ -104,7 +104,9 @@ class Supervisor:
             self._template.listen()
             stack.callback(self._template.ignore)
             config = self.config
-            self._view = WorkersView(self.stats, lambda: self.config, self.pool.workers, self.drain)
+            self._view = WorkersView(self.stats, self.pool, self._template.pid, self.drain)
+            stack.callback(self._view.close)
+            self.on_config.insert(0, self._view.keep_series)
             self.ops_address = await serve_ops(stack, self._view, self._open(config.ops.listen, "ops.listen"))
             listener = self._open(config.listen, "listen")
             self.address = Address(*listener.getsockname()[:2])
@@ -112,7 +114,6 @@ class Supervisor:
             await self.pool.start(listener, count_workers(config))
             self._stack = stack.pop_all()
         self.stats.record_config()
-        self._view.has_started = True
         self._keep(self._report_status(), "service manager")
 
     def drain(self) -> asyncio.Task[None]:

@@ -3,63 +3,102 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable
+from typing import TypeVar
 
-from gateway.config import Config
 from gateway.config.model import Ops
 from gateway.observe.live import FailureRow, TransferRow
+from gateway.observe.processes import ProcessGroup
 from gateway.observe.prometheus import render
 from gateway.observe.stats import Stats
 from gateway.ops import ConfigInForce, Readiness
+from gateway.workers.channel import Kind
+from gateway.workers.counts import WorkerCounts
+from gateway.workers.pool import WorkerPool
 from gateway.workers.process import State, WorkerProcess
+
+_T = TypeVar("_T")
 
 
 class WorkersView:
-    """An OpsView. `drain` begins to drain, unless that was done before, and returns the task that does it."""
+    """An OpsView. Made before the workers start; `close` it after their end.
+
+    `stats` are the supervisor's own. `drain` begins to drain, unless that was done before, and returns the task that
+    does it.
+    """
 
     def __init__(
-        self,
-        stats: Stats,
-        config: Callable[[], Config],
-        workers: Collection[WorkerProcess],
-        drain: Callable[[], asyncio.Task[None]],
+        self, stats: Stats, pool: WorkerPool, template_pid: int, drain: Callable[[], asyncio.Task[None]]
     ) -> None:
         self._stats = stats
-        self._config = config
-        self._workers = workers
+        self._pool = pool
+        self._template_pid = template_pid
         self._drain = drain
-        #: Set when every worker accepts connections for the first time, and when the drain begins.
-        self.has_started = False
+        self._counts = WorkerCounts(stats)
+        self._processes = ProcessGroup()
+        #: Whether a worker has accepted connections.
+        self._has_started = False
+        #: Set when the drain begins.
         self.is_draining = False
+        pool.handlers[Kind.SNAPSHOT] = self._counts.receive
+        pool.on_ready.append(self._record_start)
+        pool.on_end.append(self._counts.retire)
+
+    def close(self) -> None:
+        """Stop the thread of the counts."""
+        self._counts.close()
+
+    def keep_series(self) -> None:
+        """After a change of the config: begin the series of what is new; those of what was removed end."""
+        config = self._pool.config
+        routes = [(route.name, route.upstream) for route in config.routes]
+        self._stats.add(routes, config.upstreams)
+        self._stats.keep(routes, config.upstreams)
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the text of all metrics, and its Content-Type."""
-        return render(self._stats, accept)
+        serving = self._pool.serving
+        self._stats.stale_workers = await self._counts.ask(serving)
+        pids = [os.getpid(), self._template_pid, *(worker.pid for worker in self._pool.workers)]
+        return await self._read(
+            lambda stats: render(stats, accept, self._processes.read_all(pids, parent=self._template_pid))
+        )
 
     def readiness(self) -> Readiness:
-        """Return whether a worker accepts connections."""
+        """Return whether the gateway accepts traffic: a worker does, and there is a route to serve."""
         reasons = []
-        if not self.has_started:
+        if not self._has_started:
             reasons.append("starting")
-        elif not any(worker.state is State.READY for worker in self._workers):
+        elif not any(worker.state is State.READY for worker in self._pool.workers):
             reasons.append("no worker accepts connections")
         if self.is_draining:
             reasons.append("draining")
-        return Readiness(is_ready=not reasons, reasons=tuple(reasons))
+        known = self._stats.upstreams.items()
+        unavailable = [
+            name
+            for name, upstream in known
+            if upstream.endpoints and not any(endpoint.is_up for endpoint in upstream.endpoints.values())
+        ]
+        can_serve = any(route.upstream not in unavailable for route in self._pool.config.routes)
+        return Readiness(
+            is_ready=not reasons and can_serve,
+            reasons=(*reasons, *(f"upstream {name}: no healthy endpoint" for name in unavailable)),
+        )
 
     def settings(self) -> Ops:
         """Return the settings in force."""
-        return self._config().ops
+        return self._pool.config.ops
 
     async def drain(self) -> int:
         """Drain all workers, and return how many exchanges are left."""
         # A client that leaves must not cancel the drain.
         await asyncio.wait({self._drain()})
-        return sum(worker.exchanges_left for worker in self._workers)
+        return sum(worker.exchanges_left for worker in self._pool.workers)
 
     async def stats(self) -> Stats:
-        """Return the statistics."""
-        return self._stats
+        """Return the statistics, as the workers sent them within the last second."""
+        return await self._read(lambda stats: stats)
 
     async def transfers(self) -> list[TransferRow]:
         """Return the transfers under way."""
@@ -76,4 +115,11 @@ class WorkersView:
     def config(self) -> ConfigInForce:
         """Return the config in force."""
         generation = 1 + self._stats.reloads["success"]
-        return ConfigInForce(self._config(), generation, self._stats.configured_at)
+        return ConfigInForce(self._pool.config, generation, self._stats.configured_at)
+
+    async def _read(self, use: Callable[[Stats], _T]) -> _T:
+        self._stats.workers, self._stats.worker_restarts = len(self._pool.serving), self._pool.restart_count
+        return await self._counts.read(use)
+
+    def _record_start(self, _worker: WorkerProcess) -> None:
+        self._has_started = True

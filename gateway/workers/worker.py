@@ -33,6 +33,7 @@ from gateway.memory import tune_memory
 from gateway.observe.log import LineStyle, LineWriter, start_logging
 from gateway.server import Gateway, Shared
 from gateway.workers.channel import Channel, Kind
+from gateway.workers.counts import CountSender
 from gateway.workers.load import LoadRow, LoadTable
 from gateway.workers.template import enable_stack_dumps, name_process
 
@@ -159,6 +160,9 @@ class Worker:
             shared=Shared(self._listener, self._row),
         )
         self.gateway.stats.dropped_log_lines = lambda: self._writer.dropped_lines
+        counts = CountSender(self.gateway, self.channel)
+        self.on_beat.append(counts.send_regularly)
+        self.handlers[Kind.SCRAPE] = counts.respond
         try:
             await self.gateway.start()
         except (FilterProblem, OSError, RuntimeError) as exc:

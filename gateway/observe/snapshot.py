@@ -1,0 +1,231 @@
+"""The numbers of Stats in a form that is cheap to send and to add: one list of numbers for each record.
+
+A record is what begins and ends together: a route, the bytes of a route for one upstream, an upstream, an endpoint, the
+process. `_fields_of_route` and those below name the fields in the order of the numbers, once for both ways:
+
+    Stats --take--> records --pack--> bytes --unpack--> records --restore--> Stats
+
+Sent and added as objects, the numbers of 50 routes took a worker 3 ms and each scrape 9 ms per worker; so 1 and 2.
+
+Fractions are rounded down: sums of them are exact then, in any order. The end of a worker changes the order, and a
+counter that falls by a rounding error is a restart to Prometheus, which then adds the whole counter again. Seconds are
+rounded to 61 us, which is exact up to 2**39 s; rates and sizes to whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+from operator import add, gt
+from typing import Any, Final
+
+from gateway.observe.stats import EndpointStats, Histogram, RouteStats, Stats, UpstreamStats
+
+#: Of a second. Multiples of a power of two have no rounding error.
+_TICKS: Final = 2**14
+#: What a record is of: its kind and names.
+Subject = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Record:
+    """The numbers of one subject: gauges, then counters and histograms, then the counters that have labels."""
+
+    #: Which of the same name: another one if it was created anew. That is known of those above 0 only.
+    number: int
+    gauge_count: int
+    numbers: list[float]
+    #: The labels of the last of `numbers`, for each set of counters.
+    labels: tuple[tuple[Hashable, ...], ...] = ()
+
+    def add(self, other: Record) -> None:
+        """Add the numbers of another record of the same subject."""
+        if self.labels != other.labels:
+            pairs = zip(self.labels, other.labels, strict=True)
+            labels = tuple(tuple(dict.fromkeys(own + others)) for own, others in pairs)
+            self.numbers, self.labels = self._with_labels(labels), labels
+        self.numbers = list(map(add, self.numbers, other._with_labels(self.labels)))
+
+    def copy(self) -> Record:
+        """Return a record to which others can be added."""
+        return Record(self.number, self.gauge_count, self.numbers, self.labels)
+
+    def without_gauges(self) -> Record:
+        """Return what remains when it has ended."""
+        numbers = [*[0] * self.gauge_count, *self.numbers[self.gauge_count :]]
+        return Record(self.number, self.gauge_count, numbers, self.labels)
+
+    def is_continued_by(self, later: Record) -> bool:
+        """Return whether a later record of the same worker counts on from this one."""
+        if later.number != self.number or self.number > 0:
+            return later.number == self.number
+        # One that was created anew has counted less.
+        return not any(map(gt, self.numbers[self.gauge_count :], later._with_labels(self.labels)[self.gauge_count :]))
+
+    def _with_labels(self, labels: tuple[tuple[Hashable, ...], ...]) -> list[float]:
+        """Return the numbers with other labels, 0 for those that are new."""
+        if labels == self.labels:
+            return self.numbers
+        rest = iter(self.numbers[-sum(map(len, self.labels)) or len(self.numbers) :])
+        numbers = self.numbers[: len(self.numbers) - sum(map(len, self.labels))]
+        for own, others in zip(self.labels, labels, strict=True):
+            known = dict(zip(own, rest, strict=False))
+            numbers += [known.get(label, 0) for label in others]
+        return numbers
+
+
+#: By subject.
+Records = dict[Subject, Record]
+
+
+def take(stats: Stats) -> Records:
+    """Return the numbers of this moment."""
+    process: list[float] = [*stats.connections.values(), stats.dropped_log_lines()]
+    records: Records = {("process",): Record(0, len(stats.connections), process)}
+    for name, route in stats.routes.items():
+        records["route", name] = _read(_fields_of_route(route), route.number)
+        upload, download = (transfer.moved for transfer in route.transfers.values())
+        for upstream, moved in upload.items():
+            # A route may get an upstream again that it had before: its number does not change with that.
+            records["moved", name, upstream] = Record(-route.number, 0, [moved, download[upstream]])
+    for name, upstream_stats in stats.upstreams.items():
+        records["upstream", name] = _read(_fields_of_upstream(upstream_stats), upstream_stats.number)
+        for url, endpoint in upstream_stats.endpoints.items():
+            records["endpoint", name, url] = _read(_fields_of_endpoint(endpoint), 0)
+    return records
+
+
+def restore(records: Records) -> Stats:
+    """Return the statistics of records; what no record has is as in an empty Stats."""
+    stats = Stats([], [])
+    for (kind, *names), record in records.items():
+        name = names[0] if names else ""
+        match kind:
+            case "process":
+                *connections, lines = record.numbers
+                stats.connections = dict(zip(stats.connections, map(int, connections), strict=True))
+                stats.dropped_log_lines = partial(int, lines)
+            case "route":
+                _write(_fields_of_route(_route(stats, name)), record)
+            case "moved":
+                for transfer, moved in zip(_route(stats, name).transfers.values(), record.numbers, strict=True):
+                    transfer.moved[names[1]] = int(moved)
+            case "upstream":
+                _write(_fields_of_upstream(_upstream(stats, name)), record)
+            case _:
+                endpoint = _upstream(stats, name).endpoints[names[1]] = EndpointStats()
+                _write(_fields_of_endpoint(endpoint), record)
+    return stats
+
+
+def pack(records: Records) -> bytes:
+    """Return records as bytes."""
+    plain = [(subject, each.number, each.gauge_count, each.numbers, each.labels) for subject, each in records.items()]
+    return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack(content: bytes) -> Records:
+    """Return the records of bytes. Both ends are one program of one user: pickle is safe here."""
+    return {subject: Record(*values) for subject, *values in pickle.loads(content)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The fields of one subject, in the order of the numbers. Those in seconds come with `_TICKS`, others with 1."""
+
+    #: Each an object and the name of its attribute.
+    gauges: tuple[tuple[Any, str], ...]
+    counters: tuple[tuple[Any, str], ...]
+    histograms: tuple[tuple[Histogram, int], ...]
+    labelled: tuple[tuple[dict[Any, Any], int], ...]
+
+
+def _fields_of_route(route: RouteStats) -> _Fields:
+    upload, download = route.transfers.values()
+    return _Fields(
+        gauges=((route, "in_flight"), (upload, "in_flight"), (download, "in_flight")),
+        counters=(),
+        histograms=(
+            (route.durations, _TICKS),
+            (route.first_bytes, _TICKS),
+            (route.part_sizes, 1),
+            *((histogram, 1) for each in (upload, download) for histogram in (each.chunk_sizes, each.chunk_rates)),
+            *((histogram, 1) for each in (upload, download) for histogram in (each.rates, each.sizes)),
+        ),
+        labelled=(
+            (route.requests, 1),
+            (route.failures, 1),
+            (route.faults, 1),
+            (route.waits, _TICKS),
+            (route.parts, 1),
+            (route.mirrors, 1),
+            (route.mirror_bytes, 1),
+            (route.part_outcomes, 1),
+            *((counter, 1) for each in (upload, download) for counter in (each.outcomes, each.lanes)),
+        ),
+    )
+
+
+def _fields_of_upstream(upstream: UpstreamStats) -> _Fields:
+    seconds = (upstream.response_seconds, upstream.connect_seconds, upstream.queue_seconds)
+    return _Fields(
+        gauges=((upstream, "queue_length"),),
+        counters=(),
+        histograms=tuple((histogram, _TICKS) for histogram in seconds),
+        labelled=((upstream.retries, 1),),
+    )
+
+
+def _fields_of_endpoint(endpoint: EndpointStats) -> _Fields:
+    return _Fields(
+        gauges=((endpoint, "in_flight"),),
+        counters=((endpoint, "ejections"),),
+        histograms=(),
+        labelled=((endpoint.requests, 1),),
+    )
+
+
+def _read(fields: _Fields, number: int) -> Record:
+    numbers: list[float] = [getattr(owner, name) for owner, name in (*fields.gauges, *fields.counters)]
+    for histogram, ticks in fields.histograms:
+        numbers += histogram.counts
+        numbers.append(_round_down(histogram.total, ticks))
+    for counts, ticks in fields.labelled:
+        numbers += counts.values() if ticks == 1 else [_round_down(value, ticks) for value in counts.values()]
+    return Record(number, len(fields.gauges), numbers, tuple([tuple(counts) for counts, _ in fields.labelled]))
+
+
+def _write(fields: _Fields, record: Record) -> None:
+    numbers: list[Any] = record.numbers
+    scalars = (*fields.gauges, *fields.counters)
+    for (owner, name), number in zip(scalars, numbers, strict=False):
+        setattr(owner, name, number)
+    start = len(scalars)
+    for histogram, _ in fields.histograms:
+        end = start + len(histogram.counts)
+        histogram.counts, histogram.total = numbers[start:end], numbers[end]
+        start = end + 1
+    for (counts, _), labels in zip(fields.labelled, record.labels, strict=True):
+        end = start + len(labels)
+        # Not the method of Counter, which would count the pairs.
+        dict.update(counts, zip(labels, numbers[start:end], strict=True))
+        start = end
+
+
+def _round_down(value: float, ticks: int) -> float:
+    return math.floor(value * ticks) / ticks if ticks > 1 else math.floor(value)
+
+
+def _route(stats: Stats, name: str) -> RouteStats:
+    if name not in stats.routes:
+        stats.routes[name] = RouteStats(name)
+    return stats.routes[name]
+
+
+def _upstream(stats: Stats, name: str) -> UpstreamStats:
+    if name not in stats.upstreams:
+        stats.upstreams[name] = UpstreamStats(name)
+    return stats.upstreams[name]
