@@ -6,10 +6,8 @@ from typing import Final
 
 from deploy.grafana.panels import (
     INSTANCE,
-    LEGS,
     MOVED,
     RATE,
-    WAITED,
     Query,
     Row,
     lines,
@@ -17,7 +15,9 @@ from deploy.grafana.panels import (
     page,
     quantile,
     rate,
+    statuses,
     total,
+    who_is_slow,
 )
 
 _FAILING: Final = f'sum(rate(gateway_request_failures_total{{{INSTANCE},blame=~"upstream|gateway"}}{RATE}))'
@@ -34,6 +34,15 @@ PAGE: Final = page(
         Row(
             "Now",
             [
+                number(
+                    "Alerts firing",
+                    "Alerts of deploy/prometheus that fire now; docs/runbook.md says what to do about each.",
+                    "short",
+                    Query(
+                        f'count(ALERTS{{alertname=~"Gateway.+",alertstate="firing",{INSTANCE}}}) or vector(0)', "alerts"
+                    ),
+                    alarm=1,
+                ),
                 number(
                     "Gateways up",
                     "Gateways whose ops port responds to Prometheus; red with none.",
@@ -113,12 +122,6 @@ PAGE: Final = page(
                     ),
                     alarm=1,
                 ),
-                number(
-                    "Config loaded",
-                    "Time since the youngest config in force was loaded.",
-                    "s",
-                    Query(f"time() - max(gateway_config_last_reload_success_timestamp_seconds{{{INSTANCE}}})", "ago"),
-                ),
             ],
         ),
         Row(
@@ -130,20 +133,8 @@ PAGE: Final = page(
                     "binBps",
                     Query(rate(MOVED, INSTANCE, "route, direction"), "{{route}} {{direction}}"),
                 ),
-                lines(
-                    "Who is slow",
-                    LEGS,
-                    "short",
-                    Query(rate(WAITED, INSTANCE, "leg"), "{{leg}}"),
-                    is_stacked=True,
-                ),
-                lines(
-                    "Requests by status",
-                    "Exchanges that end per second; 499: the client left before the response.",
-                    "reqps",
-                    Query(rate("gateway_requests_total", INSTANCE, "code"), "{{code}}"),
-                    is_stacked=True,
-                ),
+                who_is_slow(INSTANCE),
+                statuses(INSTANCE),
                 lines(
                     "Failures by blame",
                     "Exchanges per second that failed, by whose fault it was.",

@@ -34,13 +34,22 @@ RATE: Final = "[$__rate_interval]"
 INSTANCE: Final = 'instance=~"$instance"'
 ROUTE: Final = f'{INSTANCE},route=~"$route"'
 UPSTREAM: Final = f'{INSTANCE},upstream=~"$upstream"'
-#: Metrics that several pages show.
+#: A metric that several pages show.
 MOVED: Final = "gateway_transfer_bytes_total"
-WAITED: Final = "gateway_wait_seconds_total"
-LEGS: Final = (
-    "Exchanges that wait for each leg, stacked. upstream_response is the service itself, queue a free slot of it, "
-    "downstream_read and downstream_write the client."
-)
+#: Blue is the client, orange and red the upstream, purple its slots, green the gateway's own machine.
+_LEG_COLORS: Final = {
+    "downstream_read": "blue",
+    "downstream_write": "light-blue",
+    "upstream_response": "red",
+    "upstream_write": "orange",
+    "upstream_read": "light-orange",
+    "connect": "yellow",
+    "queue": "purple",
+    "disk_write": "green",
+    "disk_read": "light-green",
+    "filter": "dark-green",
+}
+_STATUS_COLORS: Final = {"2..": "green", "3..": "blue", "4..": "yellow", "5..": "red"}
 _HEIGHT: Final = 8
 _STAT_HEIGHT: Final = 4
 
@@ -97,6 +106,33 @@ def number(
     )
 
 
+def who_is_slow(selector: str) -> timeseries.Panel:
+    """Return the panel that stacks what exchanges wait for, in the same colors on each page."""
+    meaning = (
+        "Exchanges that wait for each leg, stacked. upstream_response is the service itself, queue a free slot of it, "
+        "downstream_read and downstream_write the client."
+    )
+    waiting = Query(rate("gateway_wait_seconds_total", selector, "leg") + " > 0", "{{leg}}")
+    panel = lines("Who is slow", meaning, "short", waiting, is_stacked=True)
+    for leg, color in _LEG_COLORS.items():
+        panel = panel.override_by_name(leg, [_fixed(color)])
+    return panel
+
+
+def statuses(selector: str) -> timeseries.Panel:
+    """Return the panel that stacks requests by status, in a color for each class of statuses."""
+    ended = Query(rate("gateway_requests_total", selector, "code"), "{{code}}")
+    meaning = "Exchanges that end per second; 499: the client left before the response."
+    panel = lines("Requests by status", meaning, "reqps", ended, is_stacked=True)
+    for pattern, color in _STATUS_COLORS.items():
+        panel = panel.override_by_regexp(f"/^{pattern}$/", [_fixed(color)])
+    return panel
+
+
+def _fixed(color: str) -> models.DynamicConfigValue:
+    return models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": color})
+
+
 def _steps(warn: float | None, alarm: float | None) -> list[models.Threshold]:
     if warn is None and alarm is not None:
         # What falls below `alarm` is bad.
@@ -137,6 +173,9 @@ def page(name: str, title: str, meaning: str, variables: Sequence[str], rows: Se
     link = dashboard.DashboardLink("Streaming gateway").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
     board = board.link(link.as_dropdown(True).include_vars(True).keep_time(True))
     board = board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    alerts = f'ALERTS{{alertname=~"Gateway.+",alertstate="firing",{INSTANCE}}}'
+    annotation = dashboard.AnnotationQuery().name("Alerts").datasource(DATASOURCE).enable(True).icon_color("red")
+    board = board.annotation(annotation.expr(alerts))
     for variable in variables:
         board = board.with_variable(_variable(variable))
     for row in rows:

@@ -91,6 +91,15 @@ PAGE: Final = page(
             "Config, log and version",
             [
                 lines(
+                    "Age of the config",
+                    "Seconds since the config in force was loaded.",
+                    "s",
+                    Query(
+                        f"time() - gateway_config_last_reload_success_timestamp_seconds{{{INSTANCE}}}", "{{instance}}"
+                    ),
+                    width=6,
+                ),
+                lines(
                     "Reloads",
                     "Config reloads within the interval, by result.",
                     "short",
@@ -98,14 +107,14 @@ PAGE: Final = page(
                         f"sum by (instance, result) (increase(gateway_config_reloads_total{{{INSTANCE}}}{RATE}))",
                         "{{instance}} {{result}}",
                     ),
-                    width=8,
+                    width=6,
                 ),
                 lines(
                     "Log lines dropped",
                     "Lines per second that were never written: standard output was blocked, full or closed.",
                     "cps",
                     Query(rate("gateway_log_lines_dropped_total", INSTANCE, "instance"), "{{instance}}"),
-                    width=8,
+                    width=6,
                 ),
                 lines(
                     "Gateways by version",
@@ -115,7 +124,7 @@ PAGE: Final = page(
                         f"count by (version, aiohttp, python) (gateway_build_info{{{INSTANCE}}})",
                         "{{version}}, aiohttp {{aiohttp}}, Python {{python}}",
                     ),
-                    width=8,
+                    width=6,
                 ),
             ],
         ),

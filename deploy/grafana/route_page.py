@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.grafana.panels import (
-    LEGS,
     MOVED,
     ROUTE,
-    WAITED,
     Query,
     Row,
     lines,
@@ -16,6 +14,7 @@ from deploy.grafana.panels import (
     quantile,
     rate,
     total,
+    who_is_slow,
 )
 
 PAGE: Final = page(
@@ -83,13 +82,7 @@ PAGE: Final = page(
         Row(
             "Time and bytes",
             [
-                lines(
-                    "Who is slow",
-                    LEGS,
-                    "short",
-                    Query(rate(WAITED, ROUTE, "leg"), "{{leg}}"),
-                    is_stacked=True,
-                ),
+                who_is_slow(ROUTE),
                 lines(
                     "Throughput by upstream",
                     "Bytes per second of bodies; without an upstream the name is empty.",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.grafana.panels import (
-    LEGS,
     RATE,
     ROUTE,
-    WAITED,
     Query,
     Row,
     cells,
@@ -17,6 +15,7 @@ from deploy.grafana.panels import (
     quantile,
     rate,
     total,
+    who_is_slow,
 )
 
 
@@ -77,7 +76,7 @@ PAGE: Final = page(
         Row(
             "Now",
             [
-                lines("Who is slow", LEGS, "short", Query(rate(WAITED, ROUTE, "leg"), "{{leg}}"), is_stacked=True),
+                who_is_slow(ROUTE),
                 lines(
                     "In progress",
                     "Bodies that are being moved.",

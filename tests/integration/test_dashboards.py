@@ -92,6 +92,9 @@ async def test_every_query_of_the_dashboards_returns_data(tmp_path: Path) -> Non
                 for query in queries(name):
                     await assert_data(prometheus, query)
             for name in PAGES:
+                for annotation in dashboard(name)["annotations"]["list"]:
+                    # No alert has to fire here: it must be PromQL.
+                    await prometheus.query(annotation["expr"].replace("$instance", ".*"))
                 for variable in dashboard(name)["templating"]["list"]:
                     if variable["type"] == "query":
                         await assert_values(prometheus, variable["query"])
