@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tests.peers import (
     wait_until,
 )
 from tests.prometheus import run_prometheus
+from tests.workers.processes import run_processes
 
 #: A port that refuses connections.
 CLOSED = "http://127.0.0.1:9"
@@ -217,11 +220,18 @@ async def test_each_failure_fires_its_alert_and_no_other(tmp_path: Path) -> None
             name: await stack.enter_async_context(run_gateway(config)) for name, (config, _, _) in every.items()
         }
         targets = {name: gateway.ops_url.removeprefix("http://") for name, gateway in gateways.items()}
+        # More failures than one: those of a gateway with workers are added up by another process.
+        workers = await stack.enter_async_context(run_processes(tmp_path, forward_config(CLOSED)))
+        await workers.wait_started()
+        targets["workers"] = f"127.0.0.1:{workers.ops_port}"
         prometheus = await stack.enter_async_context(run_prometheus(tmp_path, targets))
         clients = await stack.enter_async_context(contextlib.AsyncExitStack())
         for name, (_, break_it, _) in every.items():
             await break_it(gateways[name], clients)
+        await workers.request(GET)
+        os.kill(workers.workers[0], signal.SIGKILL)
         expected = {(name, alert) for name, (_, _, alerts) in every.items() for alert in alerts}
+        expected |= {("workers", "GatewayUpstreamFailing"), ("workers", "GatewayWorkerDied")}
         fired = 'count by (instance, alertname) (max_over_time(ALERTS{alertstate="firing"}[10m]))'
         await prometheus.wait_for(fired, len(expected), TIMEOUT_SECONDS)
         seen = {(each["metric"]["instance"], each["metric"]["alertname"]) for each in await prometheus.query(fired)}
