@@ -13,7 +13,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from typing import Final
 
 from gateway.downstream.exchange import Exchange
-from gateway.errors import Fault
+from gateway.errors import Blame, Fault, Outcome
 from gateway.observe.log import show_time
 from gateway.observe.stats import Leg
 
@@ -42,7 +42,8 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
     leg_seconds = exchange.waits.leg_seconds.values()
     waits = ", ".join([f"{key}{spent:.6f}" for key, spent in zip(_LEG_KEYS, leg_seconds, strict=True) if spent])
     return (
-        f'{{"time": "{show_time(time.time())}", "level": "info", "event": "exchange", '  # noqa: TID251 (the time of day)
+        f'{{"time": "{show_time(time.time())}", "level": "{_level(exchange)}", '  # noqa: TID251 (the time of day)
+        f'"event": "exchange", '
         f"{_route_keys(route.name, route.action_name) if route else _NO_ROUTE_KEYS}"
         f'"method": {_quote(exchange.method)}, "target": {_quote(exchange.raw_target[:_MAX_TARGET_CHARACTERS])}, '
         f'"status": {exchange.status}, "outcome": "{exchange.outcome}", "blame": "{exchange.blame}", '
@@ -59,6 +60,17 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
         f'"request_id": {_quote(trace.request_id.decode("latin-1"))}, '
         f'"trace_id": "{trace.traceparent[3:35].decode("latin-1")}"}}'
     )
+
+
+def _level(exchange: Exchange) -> str:
+    """Return the level of an exchange. What clients do wrong is no warning: strangers would fill the log with them."""
+    if exchange.outcome is Outcome.BUG:
+        return "error"
+    return "warning" if exchange.blame in (Blame.GATEWAY, Blame.UPSTREAM) else "info"
+
+
+def _quote(text: str | None) -> str:
+    return "null" if text is None else encode_basestring_ascii(text)
 
 
 def _fault_keys(fault: Fault) -> str:

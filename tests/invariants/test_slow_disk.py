@@ -7,6 +7,7 @@ loop: if one call were made on it, they would wait, too.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import sys
@@ -151,6 +152,44 @@ async def test_upload_that_its_disk_holds_for_too_long_gets_503_and_is_removed_w
         await slow_disk.release()
         # A commit that was under way may have ended whole.
         await wait_until(lambda: names(slow_disk.directory) in ({"a"}, {"a", "b"}))
+
+
+@pytest.mark.parametrize(
+    ("operation", "size"),
+    [*((each, 3000) for each in ("STATFS", "CREATE", "WRITE", "FSYNC")), ("WRITE", 3_000_000), ("RENAME", 700_000)],
+)
+async def test_raw_upload_that_its_disk_holds_is_charged_to_the_disk_and_not_to_the_client(
+    slow_disk: SlowDisk, fast: Path, operation: str, size: int
+) -> None:
+    """One that was wholly received got 408, blamed on the client: the rate of the client counted on."""
+    timeouts = {"idle": "300ms", "min_rate": "10MB/s", "grace": "50ms"}
+    async with run_gateway(config(slow_disk.directory, fast, timeouts=timeouts, sync="300ms")) as gateway:
+        await slow_disk.hold(operation)
+        client = await gateway.connect()
+        await client.send_all(
+            [post(b"x" * size, target="/in", content_type="x/y", headers='Content-Disposition: a; filename="raw"\r\n')]
+        )
+        problem = problem_of(await client.read_to_end())
+        assert (problem["status"], problem["code"]) == (503, "disk_slow")
+        line = await gateway.wait_log_line()
+        assert (line["blame"], line["outcome"]) == ("gateway", "disk_failed")
+        assert max(line["wait_seconds"], key=line["wait_seconds"].get) == "disk_write"
+        await client.close()
+        await slow_disk.release()
+    assert await asyncio.to_thread(names, slow_disk.directory) in (set(), {"raw"})
+
+
+@pytest.mark.parametrize("operation", ["CREATE", "WRITE"])
+async def test_raw_upload_to_a_full_disk_is_507(slow_disk: SlowDisk, fast: Path, operation: str) -> None:
+    async with run_gateway(config(slow_disk.directory, fast)) as gateway:
+        await slow_disk.fail(operation, errno.ENOSPC)
+        request = post(
+            b"x" * 700_000, target="/in", content_type="x/y", headers='Content-Disposition: a; filename="raw"\r\n'
+        )
+        assert problem_of(await gateway.request(request))["status"] == 507
+        assert (await gateway.wait_log_line())["blame"] == "gateway"
+        await slow_disk.release()
+    assert await asyncio.to_thread(names, slow_disk.directory) == set()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from tests.s3_server import S3Server
 pytestmark = [pytest.mark.slow]
 #: Every action and every party at least once.
 CASES = list(make_cases(1, len(ACTIONS) + len(Party)))
-SOAK_CASES = list(make_cases(2, 600))
+SOAK_CASES = list(make_cases(2, 400))
 
 
 def _cases(*, with_bucket: bool) -> list[Any]:
