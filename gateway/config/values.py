@@ -65,7 +65,9 @@ def parse_seconds(value: object) -> float:
 
 def parse_delay(value: object) -> float:
     """Return a time in seconds that may be 0, but not `off`. Raises ValueError with the accepted forms."""
-    if value in (0, "0", "0s"):
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    if isinstance(value, str) and (found := _TIME.fullmatch(value.strip())) and not float(found[1]):
         return 0.0
     with contextlib.suppress(ValueError):
         seconds = parse_seconds(value)

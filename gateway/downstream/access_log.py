@@ -69,10 +69,6 @@ def _level(exchange: Exchange) -> str:
     return "warning" if exchange.blame in (Blame.GATEWAY, Blame.UPSTREAM) else "info"
 
 
-def _quote(text: str | None) -> str:
-    return "null" if text is None else encode_basestring_ascii(text)
-
-
 def _fault_keys(fault: Fault) -> str:
     return f'"code": {_quote(fault.kind.code)}, "reason": {_quote(fault.reason or fault.detail)}, '
 

@@ -33,7 +33,7 @@ from gateway.http.response_head import (
 from gateway.observe.stats import UpstreamStats
 from gateway.transfer import Timers, descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
-from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamRequest
+from gateway.upstream.request import HeldBody, OutgoingBody, RequestHead, UpstreamRequest
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 
@@ -53,6 +53,23 @@ class Unanswered(Fault):
         #: Whether the request may be sent a second time, and the body to send then.
         self.is_repeatable = request.is_repeatable
         self.body = request.held_body
+
+
+class Unreplaced(Fault):
+    """There is no new connection in place of a kept one that had ended. It has the fault of connecting."""
+
+    def __init__(self, fault: Fault, *, is_repeatable: bool, body: HeldBody | None = None) -> None:
+        retry = fault.retry_after_seconds
+        super().__init__(fault.kind, fault.detail, reason=fault.reason, retry_after_seconds=retry)
+        #: Whether the request may go to another endpoint, and the body to send there: the client's own was read.
+        self.is_repeatable = is_repeatable
+        self.body = body
+
+
+#: Faults before a byte was sent on a connection: the next endpoint may be tried.
+UNSENT: Final = frozenset(
+    {FaultKind.CONNECT_REFUSED, FaultKind.CONNECT_TIMEOUT, FaultKind.DNS_ERROR, FaultKind.TLS_ERROR}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +148,14 @@ class UpstreamClient:
         except Unanswered as fault:
             if not fault.was_kept or not fault.is_repeatable:
                 raise
-            body = fault.body
+            held = fault.body
         self._stats.retries[_STALE_CONNECTION] += 1
-        return await self._send(endpoint, head, body, on_connected, must_be_new=True)
+        try:
+            return await self._send(endpoint, head, held, on_connected, must_be_new=True)
+        except Fault as fault:
+            if fault.kind not in UNSENT:
+                raise
+            raise Unreplaced(fault, is_repeatable=True, body=held) from fault
 
     async def _send(
         self,
@@ -146,6 +168,7 @@ class UpstreamClient:
     ) -> UpstreamResponse:
         request = UpstreamRequest(head, endpoint, body, on_connected)
         protocol: ResponseHandler | None = None
+        is_replacing = False
         try:
             address = self._pool_requests.get(endpoint) or self._pool_request(endpoint)
             connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
@@ -153,11 +176,14 @@ class UpstreamClient:
             try:
                 try:
                     response = await self._exchange(connection, head.method, request)
-                except aiohttp.ClientConnectionError as exc:
+                except aiohttp.ClientConnectionError:
                     if not request.is_stranded:
                         raise
                     connection.close()
-                    connection = await self._replace_connection(endpoint, exc)
+                    self._stats.retries[_STALE_CONNECTION] += 1
+                    is_replacing = True
+                    connection = await self._connector.connect(address, [], self._timeout, must_be_new=True)
+                    is_replacing = False
                     protocol = connection.protocol
                     response = await self._exchange(connection, head.method, request)
             except BaseException:
@@ -168,24 +194,15 @@ class UpstreamClient:
                 raise
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             exhaustion = exhaustion_fault(exc) if isinstance(exc, OSError) else None
-            raise request.fault or exhaustion or self._blame_upstream(exc, request, protocol) from exc
+            fault = request.fault or exhaustion or self._blame_upstream(exc, request, protocol)
+            # The body is under way, so it goes to no other endpoint.
+            raise (Unreplaced(fault, is_repeatable=False) if is_replacing else fault) from exc
         try:
             check_response_framing(response.version, response.status, response.headers)
         except Fault:
             await response.close()
             raise
         return response
-
-    async def _replace_connection(self, endpoint: Endpoint, exc: aiohttp.ClientConnectionError) -> Connection:
-        """Return a new connection in place of one that ended before the request was sent.
-
-        Where there is none, the request failed with `exc`: its body is under way, so it goes to no other endpoint.
-        """
-        self._stats.retries[_STALE_CONNECTION] += 1
-        try:
-            return await self._connector.connect(self._pool_request(endpoint), [], self._timeout, must_be_new=True)
-        except (aiohttp.ClientError, OSError):
-            raise exc from None
 
     def _pool_request(self, endpoint: Endpoint) -> PoolRequest:
         request = self._pool_requests.get(endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
@@ -13,18 +13,13 @@ from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import CANCELLED_CODE
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
-from gateway.upstream.client import Unanswered, UpstreamClient, Whose
+from gateway.upstream.client import UNSENT, Unanswered, Unreplaced, UpstreamClient, Whose
 from gateway.upstream.ejection import FAILURE_STATUSES, FAILURES
 from gateway.upstream.health import check_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 from gateway.upstream.state import UpstreamState
-
-#: Faults before a byte was sent: the next endpoint may be tried.
-_UNSENT: Final = frozenset(
-    {FaultKind.CONNECT_REFUSED, FaultKind.CONNECT_TIMEOUT, FaultKind.DNS_ERROR, FaultKind.TLS_ERROR}
-)
 
 
 class UpstreamPool:
@@ -89,7 +84,11 @@ class UpstreamPool:
                 tried.append(state)
                 if len(tried) == len(self._states):
                     raise
-                if fault.kind not in _UNSENT:
+                if isinstance(fault, Unreplaced):
+                    if not fault.is_repeatable:
+                        raise
+                    body = fault.body
+                elif fault.kind not in UNSENT:
                     if not (attempts_left and _is_repeatable(fault) and self._state.budget.withdraw()):
                         raise
                     attempts_left -= 1

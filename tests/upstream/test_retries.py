@@ -20,7 +20,7 @@ from gateway.observe.stats import Direction, UpstreamStats
 from gateway.threads import Threads
 from gateway.transfer import Timers
 from gateway.upstream import RequestHead, Resolver, UpstreamClient, UpstreamSink, Whose
-from gateway.upstream.client import Unanswered
+from gateway.upstream.client import Unreplaced
 from gateway.upstream.retries import RetryBudget
 from tests.ops.test_ops import fetch
 from tests.peers import (
@@ -345,9 +345,35 @@ async def test_request_whose_body_was_begun_goes_to_no_other_endpoint() -> None:
             stale.peer.send(UNREQUESTED)
             listener.close()
 
-        with pytest.raises(Unanswered) as caught:
+        with pytest.raises(Unreplaced) as caught:
             await stale.post(BODIES["small"], Framing(5), on_connected)
         assert not caught.value.is_repeatable
+        # It was upstream_closed.
+        assert caught.value.kind is FaultKind.CONNECT_REFUSED
+
+
+@pytest.mark.parametrize("request_bytes", [request_of("PUT", b"small"), chunked_request("PUT", b"small")])
+async def test_whole_body_goes_to_another_endpoint_when_one_closes_its_connections_and_its_port(
+    request_bytes: bytes,
+) -> None:
+    """The other endpoint got the head and no body: that had been sent on the first endpoint's connection."""
+    received: list[bytes] = []
+
+    async def respond(wire: Wire) -> None:
+        while True:
+            received.append((await read_request(wire))[1])
+            await wire.send(NO_BODY)
+
+    async def stop(wire: Wire) -> None:
+        first._server.close()
+        await wire.close()
+
+    async with RawUpstream(respond) as other, ClosingUpstream(stop) as first:
+        async with run_gateway(forward_config([first.url, other.url])) as gateway:
+            assert [split_response(await gateway.request(GET))[0] for _ in range(2)] == [200, 200]
+            assert split_response(await gateway.request(request_bytes))[0] == 200
+            assert received == [b"", b"small"]
+            assert retries_of(gateway) == {"stale_connection": 1, "connect_refused": 1}
 
 
 def racing(requests: Counter[bytes]) -> Script:
