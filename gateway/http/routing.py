@@ -10,7 +10,8 @@ A path that would match another route if they were is refused: the upstream may 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,7 +42,7 @@ class RouteTable:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
-        self._rows = [_make_row(route) for route in self.routes]
+        self._index = _Index([_make_row(route) for route in self.routes])
 
     def find(self, *, host: str, path: str, method: str, header: Callable[[bytes], bytes | None]) -> list[RouteMatch]:
         """Return the matching routes. `host` has no port, `path` is as sent, `header` returns a header's value.
@@ -77,11 +78,8 @@ class RouteTable:
         """Return the matching routes, and the methods of those that only do not have this one."""
         allowed: set[str] = set()
         candidates: list[RouteMatch] = []
-        for row in self._rows:
+        for row in self._index.find(host, plain):
             route = row.route
-            pattern = route.match.host
-            if pattern is not None and not _host_matches(pattern, host):
-                continue
             if (rest := _path_rest(row, plain)) is None:
                 continue
             if row.headers and any(header(key) != value for key, value in row.headers):
@@ -124,6 +122,60 @@ class _Row:
     headers: Sequence[tuple[bytes, bytes]]
     methods: Sequence[str] | None
     rewrite: str | None
+
+
+class _Index:
+    """Finds the rows that a host and a path may match, in the order of precedence.
+
+    Exact paths, prefixes and hosts are looked up, so 20,000 of them cost no more than a few. What is tried one by one
+    depends on the config alone: regexes, different lengths of prefixes and wildcard hosts.
+    """
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows = rows
+        paths: defaultdict[tuple[str | None, str], list[int]] = defaultdict(list)
+        prefixes: defaultdict[tuple[str | None, str], list[int]] = defaultdict(list)
+        regexes: defaultdict[str | None, list[int]] = defaultdict(list)
+        lengths: defaultdict[str | None, set[int]] = defaultdict(set)
+        for number, row in enumerate(rows):
+            match = row.route.match
+            if match.path is not None:
+                paths[match.host, match.path].append(number)
+            elif match.regex is not None:
+                regexes[match.host].append(number)
+            else:
+                prefixes[match.host, row.prefix].append(number)
+                lengths[match.host].add(len(row.prefix))
+        # Plain dictionaries: a look-up must add nothing.
+        self._paths, self._prefixes, self._regexes = dict(paths), dict(prefixes), dict(regexes)
+        self._prefix_lengths = {host: sorted(each) for host, each in lengths.items()}
+        self._hosts = {row.route.match.host for row in rows}
+        self._suffix_lengths = sorted({len(host) - 1 for host in self._hosts if host and host.startswith("*.")})
+
+    def find(self, host: str, path: str) -> Iterable[_Row]:
+        """Return the rows whose host matches, and whose path or prefix matches; all those with a regex."""
+        found: list[int] = []
+        for pattern in self._patterns(host):
+            found += self._paths.get((pattern, path), ())
+            found += self._regexes.get(pattern, ())
+            for length in self._prefix_lengths.get(pattern, ()):
+                if length > len(path):
+                    break
+                if length == len(path) or path[length] == "/":
+                    found += self._prefixes.get((pattern, path[:length]), ())
+        found.sort()
+        return (self._rows[number] for number in found)
+
+    def _patterns(self, host: str) -> Iterator[str | None]:
+        """Yield the hosts of routes that match a host."""
+        if host in self._hosts and not host.startswith("*."):
+            yield host
+        for length in self._suffix_lengths:
+            # At least one character stands for the asterisk.
+            if length < len(host) and (pattern := "*" + host[-length:]) in self._hosts:
+                yield pattern
+        if None in self._hosts:
+            yield None
 
 
 #: Methods of an action whose route has no match.methods; any for `forward`.
@@ -175,12 +227,6 @@ def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
     else:
         kind, length = 1, len((match.prefix or "/").rstrip("/"))
     return host, kind, -length, 0 if match.methods else 1, -len(match.headers), -len(match.form_fields), order
-
-
-def _host_matches(pattern: str, host: str) -> bool:
-    if pattern.startswith("*."):
-        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
-    return host == pattern
 
 
 def _path_rest(row: _Row, path: str) -> str | None:
