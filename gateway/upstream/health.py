@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import math
 import os
@@ -13,6 +14,7 @@ import aiohttp
 
 from gateway.config.upstream import Health
 from gateway.config.values import Endpoint
+from gateway.transfer import descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.state import UpstreamState
@@ -44,7 +46,9 @@ async def check_endpoints(
 ) -> None:
     """Check the endpoints until cancelled, and record in their states whether they are up."""
     timeout = aiohttp.ClientTimeout(total=None if math.isinf(health.timeout) else health.timeout)
-    connector = aiohttp.TCPConnector(force_close=True, use_dns_cache=False, resolver=resolver)
+    connector = aiohttp.TCPConnector(
+        force_close=True, use_dns_cache=False, resolver=resolver, socket_factory=open_socket
+    )
     async with (
         aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), connector=connector) as session,
         asyncio.TaskGroup() as group,
@@ -58,29 +62,39 @@ async def _check_endpoint(
 ) -> None:
     history = CheckHistory(health.passes, health.fails, state.is_up)
     while True:
-        failure = await _check(session, state.endpoint, health)
-        if history.record(has_passed=failure is None):
-            if failure is None:
-                upstream.mark_up(state, f"{_count(health.passes)} passed")
-            else:
-                upstream.mark_down(state, f"{_count(health.fails)} failed: {failure}")
+        # A check that the gateway could not make says nothing of the endpoint.
+        with contextlib.suppress(_NotCheckedError):
+            failure = await _check(session, state.endpoint, health)
+            if history.record(has_passed=failure is None):
+                if failure is None:
+                    upstream.mark_up(state, f"{_count(health.passes)} passed")
+                else:
+                    upstream.mark_down(state, f"{_count(health.fails)} failed: {failure}")
         await asyncio.sleep(health.interval)
 
 
 async def _check(session: aiohttp.ClientSession, endpoint: Endpoint, health: Health) -> str | None:
-    """Return why an endpoint fails the check, None if it passes."""
+    """Return why an endpoint fails the check, None if it passes. Raises _NotCheckedError."""
     try:
         async with session.get(f"{endpoint}{health.path}", allow_redirects=False) as response:
             return None if response.status < 400 else f"status {response.status}"  # noqa: PLR2004 (2xx and 3xx pass)
     except TimeoutError:
         return f"no response within {health.timeout:g} s"
     except aiohttp.ClientConnectorDNSError:
+        if descriptor_fault() is not None:
+            raise _NotCheckedError from None
         return "the name does not resolve"
     except aiohttp.ServerDisconnectedError:
         return "the connection was closed without a response"
     except (aiohttp.ClientError, OSError, ValueError) as exc:
+        if isinstance(exc, OSError) and exhaustion_fault(exc) is not None:
+            raise _NotCheckedError from None
         # asyncio and the idna codec raise ValueError for names that cannot be looked up.
         return _describe(exc)
+
+
+class _NotCheckedError(Exception):
+    """The gateway is out of descriptors or memory."""
 
 
 def _describe(exc: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -140,6 +141,50 @@ async def test_acceptor_without_a_descriptor_pauses_with_one_log_line_and_recove
         # No connection closed: the acceptor tries again.
         await wait_until(lambda: len(connections.open) == 6)
         assert len(caplog.records) == 1
+
+
+class ExhaustedSocket(socket.socket):
+    """A listener that the system accepts nothing for, until `error` is 0."""
+
+    error = 0
+    failures = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.error:
+            self.failures += 1
+            raise OSError(self.error, os.strerror(self.error))
+        return super().accept()
+
+
+@expected_pause
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_acceptor_pauses_where_the_system_has_nothing_left_and_recovers_by_itself(
+    error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with queued_clients(3) as (listener, _):
+        with ExhaustedSocket(fileno=os.dup(listener.fileno())) as exhausted:
+            exhausted.error = error
+            async with accepting(exhausted, spares=1) as connections:
+                # The spare is given back first; a system that is full does not care.
+                await wait_until(lambda: exhausted.failures >= 2)
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                assert exhausted.failures <= 3
+                assert connections.accepted == 0
+                assert [os.strerror(error) in record.getMessage() for record in caplog.records] == [True]
+                exhausted.error = 0
+                await connections.wait_accepted(3)
+                assert len(caplog.records) == 1
+
+
+async def test_connection_that_is_gone_before_it_is_accepted_stops_nothing() -> None:
+    async with queued_clients(2) as (listener, _):
+        with ExhaustedSocket(fileno=os.dup(listener.fileno())) as aborted:
+            aborted.error = errno.ECONNABORTED
+            async with accepting(aborted) as connections:
+                await wait_until(lambda: aborted.failures >= 2)
+                aborted.error = 0
+                await connections.wait_accepted(2)
 
 
 @expected_pause

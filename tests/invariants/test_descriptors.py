@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -138,6 +139,30 @@ async def test_object_store_that_cannot_be_connected_without_a_descriptor_is_not
     config = {"routes": [{"name": "down", "match": {"prefix": "/"}, "files": bucket}]}
     async with run_gateway(config) as gateway:
         assert_out_of_descriptors(await ask(gateway, GET), await gateway.wait_log_line())
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+@pytest.mark.parametrize("is_body", [False, True])
+async def test_upstream_is_not_to_blame_where_the_system_has_nothing_left_to_connect_it(
+    error: int, monkeypatch: pytest.MonkeyPatch, *, is_body: bool
+) -> None:
+    def fail(_address: object) -> socket.socket:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("gateway.upstream.client.open_socket", fail)
+    async with RawUpstream(responding(OK)) as upstream:
+        ejection = {"ejection": {"failures": 1}}
+        urls = [upstream.url, upstream.url.replace("127.0.0.1", "localhost")]
+        async with run_gateway(forward_config(urls, upstream_keys=ejection)) as gateway:
+            request = post(b"data", content_type="text/plain") if is_body else GET
+            response = await gateway.request(request)
+            code = "out_of_memory" if error in (errno.ENOBUFS, errno.ENOMEM) else "out_of_descriptors"
+            assert problem_of(response)["code"] == code
+            status, headers, _ = split_response(response)
+            assert (status, headers["retry-after"]) == (503, "1")
+            line = await gateway.wait_log_line()
+            assert (line["blame"], line["outcome"], line["level"]) == ("gateway", "refused", "warning")
+            assert all(gateway.stats.upstreams["up"].endpoints_up.values())
 
 
 def test_only_failures_without_descriptors_or_memory_are_the_gateways() -> None:

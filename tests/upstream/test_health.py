@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import socket
 from typing import Any
 
 import pytest
 
+from gateway.errors import Fault, FaultKind
 from gateway.observe.log import JsonFormatter
-from gateway.upstream import health
+from gateway.transfer import open_socket
+from gateway.upstream import Resolver, health
 from gateway.upstream.health import CheckHistory
 from tests.peers import RawUpstream, RunningGateway, Script, Wire, forward_config, responding, run_gateway, wait_until
 
@@ -140,3 +145,59 @@ async def test_checks_that_failed_with_a_bug_start_again(monkeypatch: pytest.Mon
     monkeypatch.setattr("gateway.server._RESTART_SECONDS", 0)
     async with run_gateway(config_of("http://127.0.0.1:9")) as gateway:
         await wait_until(lambda: not is_up(gateway, "http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_endpoint_stays_up_while_the_gateway_cannot_make_its_checks(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every endpoint was taken for down when the gateway ran out of descriptors."""
+    failures = 0
+    is_exhausted = False
+
+    def open_or_fail(address: tuple[Any, ...]) -> socket.socket:
+        nonlocal failures
+        if is_exhausted:
+            failures += 1
+            raise OSError(error, os.strerror(error))
+        return open_socket(address)
+
+    monkeypatch.setattr(health, "open_socket", open_or_fail)
+    async with RawUpstream(responding(PASS)) as upstream, run_gateway(config_of(upstream.url)) as gateway:
+        await upstream.connected.wait()
+        is_exhausted = True
+        await wait_until(lambda: failures > 4)
+        assert is_up(gateway, upstream.url)
+        is_exhausted = False
+        count = len(upstream.wires)
+        await wait_until(lambda: len(upstream.wires) > count)
+        assert is_up(gateway, upstream.url)
+
+
+async def test_endpoint_stays_up_while_there_is_no_descriptor_to_look_up_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """getaddrinfo(3) reports that the name does not resolve."""
+    failures = 0
+    is_exhausted = False
+
+    def descriptor_fault() -> Fault | None:
+        nonlocal failures
+        failures += 1
+        return Fault(FaultKind.OUT_OF_DESCRIPTORS, "none")
+
+    async def resolve(self: Resolver, host: str, *rest: Any, **named: Any) -> Any:
+        if is_exhausted:
+            raise socket.gaierror(socket.EAI_NONAME, "no name")
+        return await found(self, host, *rest, **named)
+
+    found = Resolver.resolve
+    monkeypatch.setattr(Resolver, "resolve", resolve)
+    monkeypatch.setattr(health, "descriptor_fault", descriptor_fault)
+    async with RawUpstream(responding(PASS)) as upstream:
+        url = upstream.url.replace("127.0.0.1", "localhost")
+        async with run_gateway(config_of(url)) as gateway:
+            await upstream.connected.wait()
+            is_exhausted = True
+            await wait_until(lambda: failures > 4)
+            assert is_up(gateway, url)
