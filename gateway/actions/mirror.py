@@ -8,9 +8,11 @@ mirror's response is read and dropped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +23,7 @@ from gateway.errors import Fault, FaultKind, Outcome
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import RouteStats
 from gateway.storage import NameRules, Storage
-from gateway.transfer import Transfer
+from gateway.transfer import Progress, Transfer
 from gateway.upstream import RequestHead, UpstreamPool, UpstreamSink
 
 #: Limit for the sync of a body that is written to a directory, see `store.sync_timeout`.
@@ -29,6 +31,8 @@ MIRROR_SYNC_SECONDS: Final = 300.0
 _PERCENT: Final = 100.0
 #: Smaller chunks in the queue are joined.
 _JOINED_BYTES: Final = 4096
+#: How often a write that waits is looked at.
+_CHECKS_PER_LIMIT: Final = 4
 
 
 class Mirror:
@@ -171,21 +175,47 @@ class _TeeBody:
         """Send the chunks as they come. Raises Fault where the mirror was dropped or is stuck."""
         while chunk := await self._tee.read():
             try:
-                async with asyncio.timeout(self._idle_seconds):
-                    await sink.write(chunk)
+                async with asyncio.timeout(self._idle_seconds) as limit:
+                    with _extended(limit, self._idle_seconds, sink.acknowledged):
+                        await sink.write(chunk)
             except TimeoutError:
                 # An OSError, which would mean that the connection was lost.
                 raise Fault(FaultKind.UPSTREAM_STUCK, "The mirror stopped reading.") from None
             self._tee.confirm(chunk)
 
 
+@contextlib.contextmanager
+def _extended(limit: asyncio.Timeout, idle_seconds: float, progress: Progress) -> Iterator[None]:
+    """Put a limit off while there is progress: a peer that reads slowly is not silent."""
+    if math.isinf(idle_seconds):
+        yield
+        return
+    loop, seconds = asyncio.get_running_loop(), idle_seconds / _CHECKS_PER_LIMIT
+    seen = progress()
+    timer: asyncio.TimerHandle
+
+    def check() -> None:
+        nonlocal seen, timer
+        if (now_seen := progress()) > seen:
+            seen = now_seen
+            limit.reschedule(loop.time() + idle_seconds)
+        timer = loop.call_later(seconds, check)
+
+    timer = loop.call_later(seconds, check)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 async def _send(upstream: UpstreamPool, head: RequestHead, tee: Tee, *, has_body: bool) -> None:
     """Send a mirrored request, and read and drop its response."""
     body = _TeeBody(tee, upstream.idle_seconds) if has_body else None
     async with upstream.capacity, await upstream.send(head, body) as response:
-        async with asyncio.timeout(upstream.idle_seconds):
-            while await response.read():
-                pass
+        is_whole = False
+        while not is_whole:
+            async with asyncio.timeout(upstream.idle_seconds):
+                is_whole = not await response.read()
 
 
 async def _write(storage: Storage, tee: Tee) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.actions.mirror import Tee, _TeeBody
+from gateway.actions.mirror import _CHECKS_PER_LIMIT, Tee, _TeeBody
 from gateway.errors import Fault, Outcome
 from gateway.observe.stats import RouteStats
 from tests.peers import (
@@ -247,12 +247,60 @@ async def test_mirror_that_stops_reading_is_slow_and_not_lost() -> None:
         async def write(self, chunk: bytes) -> None:
             await asyncio.Event().wait()
 
+        def acknowledged(self) -> int:
+            return 0
+
     tee = Tee(1000, RouteStats("r"))
     tee.feed_data(b"chunk")
     stuck: Any = StuckSink()
     with pytest.raises(Fault) as raised:
         await _TeeBody(tee, idle_seconds=0.01).send_to(stuck)
     assert raised.value.outcome is Outcome.UPSTREAM_SLOW
+
+
+async def test_mirror_that_reads_slowly_is_not_stuck() -> None:
+    """The limit for silence was one for the whole chunk."""
+
+    class SlowSink:
+        """Takes a chunk after it has been looked at for twice the limit, and has read something each time."""
+
+        def __init__(self) -> None:
+            self.reads = 0
+            self.is_taken = asyncio.Event()
+
+        async def write(self, chunk: bytes) -> None:
+            await self.is_taken.wait()
+
+        def acknowledged(self) -> int:
+            self.reads += 1
+            if self.reads > 2 * _CHECKS_PER_LIMIT:
+                self.is_taken.set()
+            return self.reads
+
+    tee = Tee(1000, RouteStats("r"))
+    tee.feed_data(b"chunk")
+    tee.finish()
+    slow: Any = SlowSink()
+    await _TeeBody(tee, idle_seconds=0.05).send_to(slow)
+    assert tee._stats.mirror_bytes["sent"] == len(b"chunk")
+
+
+@pytest.mark.slow
+async def test_mirror_that_sends_its_response_slowly_is_not_silent() -> None:
+    """The limit for silence was one for the whole response."""
+    pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", *[b"x"] * 4]
+
+    async def trickle(wire: Wire) -> None:
+        await read_request(wire)
+        for piece in pieces:
+            await wire.send(piece)
+            # A third of the limit.
+            await asyncio.sleep(0.35)
+
+    async with RecordingUpstream() as primary, RawUpstream(trickle) as shadow:
+        async with run_gateway(config(primary.url, shadow.url)) as gateway:
+            assert split_response(await gateway.request(post(b"x", content_type="x/y")))[0] == 200
+            assert (await stats_after_mirror(gateway)).mirrors == {Outcome.COMPLETE: 1}
 
 
 async def test_request_refused_before_its_mirror_begins_leaves_no_coroutine() -> None:
