@@ -673,12 +673,15 @@ def test_addresses_that_cannot_be_read_are_reported_once() -> None:
     assert [problem.split(": ")[1] for problem in problems(text + ROUTE)] == ["upstreams.u.endpoints[1]", "upstreams.v"]
 
 
-@pytest.mark.parametrize(("text", "seconds"), [(0, 0), ("0s", 0), ("0", 0), ("250ms", 0.25), (5, 5)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [(0, 0), ("0s", 0), ("0", 0), ("0ms", 0), ("0.0m", 0), (0.0, 0), ("250ms", 0.25), (5, 5)],
+)
 def test_delays_may_be_0(text: object, seconds: float) -> None:
     assert parse_delay(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["off", -1, "soon", None])
+@pytest.mark.parametrize("text", ["off", -1, "soon", None, False, "-0s"])
 def test_invalid_delay_is_reported(text: object) -> None:
     with pytest.raises(ValueError, match="is not a delay: write seconds"):
         parse_delay(text)
