@@ -22,6 +22,8 @@ DEFAULTS: dict[str, Any] = {}
 
 #: The maximum time of one step before a test fails.
 TIMEOUT_SECONDS = 10.0
+#: Iterations of the event loop until a script knows that its connection is lost: one for the transport, two for tasks.
+_LOST_ITERATIONS = 4
 
 
 class Wire:
@@ -126,6 +128,10 @@ class RawUpstream:
         self._server.close()
         for wire in self.wires:
             wire.writer.transport.abort()
+        for _ in range(_LOST_ITERATIONS):
+            # A script that is cancelled after its connection was reset, and before it runs, leaves an exception of
+            # asyncio's that is never retrieved.
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
