@@ -162,7 +162,7 @@ async def test_upstream_is_not_to_blame_where_the_system_has_nothing_left_to_con
             assert (status, headers["retry-after"]) == (503, "1")
             line = await gateway.wait_log_line()
             assert (line["blame"], line["outcome"], line["level"]) == ("gateway", "refused", "warning")
-            assert all(gateway.stats.upstreams["up"].endpoints_up.values())
+            assert all(each.is_up for each in gateway.stats.upstreams["up"].endpoints.values())
 
 
 def test_only_failures_without_descriptors_or_memory_are_the_gateways() -> None:
