@@ -15,6 +15,7 @@ import asyncio
 import functools
 import os
 import select
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -183,6 +184,15 @@ class ClientConnection(ResponseHandler):
         """Record a reset met while sending below the transport: the transport will read a clean end after it."""
         self._reset = exc
 
+    def eof_received(self) -> None:
+        """Take an end of TLS without its close_notify for a reset: anyone on the way may send a FIN.
+
+        A body that only the close ends would look complete (RFC 9112 section 9.8). asyncio does not report it.
+        """
+        if self.transport is not None and not _is_closed_by_peer(self.transport):
+            self.record_reset(ConnectionResetError("TLS ended without close_notify"))
+        super().eof_received()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Read what had arrived before a reset, then set the reset on the body being read.
 
@@ -213,6 +223,20 @@ class ClientConnection(ResponseHandler):
         except OSError:
             # Nothing more to read: the reset itself, or an empty socket.
             return
+
+
+def _is_closed_by_peer(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the end of a connection is its peer's: without TLS any, with TLS one with a close_notify."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        # Everything before was read: this is the end, or there is none.
+        return not tls.read(1)
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLError:
+        return False
 
 
 def _too_many_interim() -> Fault:

@@ -14,10 +14,21 @@ from pathlib import Path
 import pytest
 import requests
 
+from gateway.observe.stats import Direction
 from tests.certificates import Certificate
 from tests.conftest import require_tool
 from tests.integration.test_memory import gateway_process, length_of, read_head
-from tests.peers import OK, RawUpstream, Wire, forward_config, responding, run_gateway, split_response
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    chunked,
+    forward_config,
+    responding,
+    run_gateway,
+    split_response,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 BODY = os.urandom(5_000_001)
@@ -127,3 +138,49 @@ async def test_request_without_tls_on_the_tls_port_gets_no_response(tmp_path: Pa
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:
         assert b"HTTP/1.1" not in await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
         assert not upstream.wires
+
+
+@pytest.mark.parametrize("framing", ["close", "chunked"])
+@pytest.mark.parametrize("end", ["close_notify", "FIN", "RST"])
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_response_over_tls_that_ends_without_close_notify_does_not_look_whole(
+    framing: str, end: str, certificate: Certificate, *, is_paused: bool
+) -> None:
+    """A body that only the close ends was passed on as whole: anyone on the way can send a FIN."""
+    body = b"x" * (3_000_000 if is_paused else 3000)
+    is_chunked = framing == "chunked"
+    head = b"Transfer-Encoding: chunked" if is_chunked else b"Connection: close"
+    response = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + (chunked(body) if is_chunked else body)
+
+    async def respond(wire: Wire) -> None:
+        await wire.writer.start_tls(certificate.server_context())
+        await wire.read_head()
+        await wire.send(response)
+        if end == "close_notify":
+            await wire.close()
+        elif end == "FIN":
+            wire.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            await wire.read_to_end()
+        else:
+            wire.reset()
+
+    async with RawUpstream(respond, is_paused=True) as upstream:
+        async with run_gateway(forward_config(f"https://localhost:{upstream.port}")) as gateway:
+            client = await gateway.connect()
+            if is_paused:
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a client that does not read
+            await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+            if is_paused:
+                await wait_until(lambda: gateway.stats.routes["r"].transfers[Direction.DOWNLOAD].bytes_moved)
+                client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+            received = await client.read_to_end()
+            await client.close()
+            is_whole = received.endswith(b"0\r\n\r\n")
+            line = await gateway.wait_log_line()
+            assert is_whole == (line["outcome"] == "complete")
+            if end == "close_notify" or (is_chunked and end == "FIN"):
+                assert is_whole
+                assert received.count(b"x") == len(body)
+            elif not is_chunked:
+                assert not is_whole
+                assert line["outcome"] == "upstream_failed"
