@@ -78,8 +78,8 @@ dist: $(VENV)/.release
 	build/installed/bin/pip install --quiet dist/*.whl
 	$(BIN)/cyclonedx-py environment --output-file build/sbom.cdx.json build/installed/bin/python
 
-# Programs that tests run: nginx, HAProxy, curl, promtool, clamd, tmux. Installed when root on Debian; where one is missing,
-# the tests that need it skip with a message (with CI=true they fail).
+# Programs that tests run: nginx, HAProxy, curl, promtool, clamd, tmux, Chromium. Installed when root on Debian; where one is
+# missing, the tests that need it skip with a message (with CI=true they fail).
 tools:
 	@sh tests/tools.sh
 

@@ -9,6 +9,7 @@ command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || missing="$missing h
 command -v promtool >/dev/null || missing="$missing prometheus"
 command -v clamd >/dev/null || [ -x /usr/sbin/clamd ] || missing="$missing clamav-daemon"
 command -v tmux >/dev/null || missing="$missing tmux"
+command -v chromium >/dev/null || missing="$missing chromium"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "tools: not installed (needs root and apt):$missing" >&2

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Final, TypedDict
 
-from gateway.errors import Blame
+from gateway.errors import Blame, FaultKind
 from gateway.observe.live import Slices, show_moment
-from gateway.observe.stats import CANCELLED_CODE, Direction, EndpointStats, RouteStats, Stats, UpstreamStats
+from gateway.observe.stats import Direction, EndpointStats, RouteStats, Stats, UpstreamStats
 from gateway.observe.waits import Clock
 
 #: Points kept, one per second.
@@ -25,6 +25,8 @@ NOW_SECONDS: Final = 2
 #: For the latencies and errors of upstreams.
 RECENT_SECONDS: Final = 60
 _FIRST_FAILURE: Final = 500
+#: Requests may also end without a response because a client left or the gateway refused.
+_UPSTREAM_CODES: Final = frozenset(kind.code for kind in FaultKind if kind.info.blame is Blame.UPSTREAM)
 
 
 class Rates(TypedDict):
@@ -165,11 +167,11 @@ class _UpstreamSeries:
 
 
 def count_errors(endpoint: EndpointStats) -> int:
-    """Return how many requests of an endpoint failed: without a response, or with a status of 500 or more."""
+    """Return how many requests an endpoint failed: it gave no response, or one with a status of 500 or more."""
     return sum(
         count
         for code, count in endpoint.requests.items()
-        if (code != CANCELLED_CODE if isinstance(code, str) else code >= _FIRST_FAILURE)
+        if (code in _UPSTREAM_CODES if isinstance(code, str) else code >= _FIRST_FAILURE)
     )
 
 

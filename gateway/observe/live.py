@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, TypedDict
 
+from gateway.errors import Blame
 from gateway.observe.waits import Clock
 
 #: A slice of work between two turns of other tasks.
@@ -118,6 +119,13 @@ def oldest_first(rows: Iterable[TransferRow]) -> list[TransferRow]:
 def newest_first(rows: Iterable[FailureRow]) -> list[FailureRow]:
     """Return failures of any number of processes, the last first."""
     return sorted(rows, key=lambda row: row["time"], reverse=True)
+
+
+def choose_failures(rows: list[FailureRow], count: int) -> list[FailureRow]:
+    """Return this many failures, the last first: clients' only as far as others leave room."""
+    of_others = [row for row in rows if row["blame"] != Blame.CLIENT][:count]
+    of_clients = [row for row in rows if row["blame"] == Blame.CLIENT][: count - len(of_others)]
+    return newest_first([*of_others, *of_clients])
 
 
 def worker_of(transfer_id: str) -> int | None:

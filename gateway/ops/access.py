@@ -1,6 +1,7 @@
 """Who may ask the ops port for what. Pure.
 
-Health and metrics are open: probes and scrapers come with any Host. For everything else:
+Health and metrics are open: probes and scrapers come with any Host. For everything else, but the token for the files of
+the live page, which asks for it:
 
 - Host must be an IP address, `localhost` or in `ops.allow_hosts`. A web page may point a DNS name of its own at this
   machine and then read the port as its own origin (DNS rebinding); the browser sends that name as Host.
@@ -43,9 +44,13 @@ def find_refusal(method: str, path: str, headers: Mapping[str, str], settings: O
         return Refusal(403, f"Host {host!r} is not known here: ask by IP address, or add the name to ops.allow_hosts\n")
     if (method not in _READING or path in _CHANGING_PATHS) and _is_from_other_site(host, headers):
         return Refusal(403, "A page of another site may not ask for this\n")
-    if not _has_token(headers.get("Authorization", ""), settings):
+    if not _is_file_of_page(path) and not _has_token(headers.get("Authorization", ""), settings):
         return Refusal(401, "This needs the token of ops.token: send Authorization: Bearer TOKEN\n")
     return None
+
+
+def _is_file_of_page(path: str) -> bool:
+    return path == "/" or path.startswith("/page/")
 
 
 def _is_known_host(host: str, allowed: tuple[str, ...]) -> bool:

@@ -4,6 +4,7 @@
 /healthz   200 while the process runs
 /readyz    200 if the gateway accepts traffic; 503 while starting, draining, or without a route to serve; with reasons
 /drain     with `ops.drain: on`: drain, and respond when that is done; the process stays until SIGTERM
+/          the live page
 /api/...   what happens now, as JSON, and the cancelling of transfers: `api`
 """
 
@@ -16,6 +17,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.ops.access import find_refusal
 from gateway.ops.api import Api
+from gateway.ops.page import Page
 from gateway.ops.view import OpsView
 
 _UNAUTHORIZED: Final = 401
@@ -46,6 +48,7 @@ class OpsApp:
         # A HEAD request asks for nothing but the head: it must not drain.
         app.router.add_get("/drain", self._drain_and_respond, allow_head=False)
         Api(self._view).add_to(app)
+        Page().add_to(app)
         app.on_response_prepare.append(_add_security_headers)
         return app
 

@@ -11,13 +11,13 @@ from gateway import __version__
 from gateway.config import Config
 from gateway.observe.diagnosis import Diagnosis
 from gateway.observe.history import History
-from gateway.observe.live import Slices, encode_rows, newest_first, oldest_first, show_moment
+from gateway.observe.live import Slices, choose_failures, encode_rows, newest_first, oldest_first, show_moment
 from gateway.observe.report import describe_routes, describe_upstreams
 from gateway.ops.view import OpsView
 
 #: Transfers in one snapshot: the oldest.
 MAX_ROWS: Final = 200
-#: Failures in one snapshot: the last.
+#: Failures in one snapshot.
 MAX_FAILURES: Final = 30
 #: Failures are what is wrong now for this long.
 _FAILURE_SECONDS: Final = 60.0
@@ -85,7 +85,7 @@ class Snapshots:
             "transfers_total": len(rows),
             "routes": describe_routes(stats, self.history),
             "upstreams": upstreams,
-            "failures": failures[:MAX_FAILURES],
+            "failures": choose_failures(failures, MAX_FAILURES),
         }
         transfers = await encode_rows(oldest_first(rows)[:MAX_ROWS])
         return b'%b,"transfers":%b}' % (_encode(head)[:-1], transfers.encode())

@@ -90,7 +90,7 @@ def test_upstreams_are_judged_by_the_last_minute() -> None:
     clock, history, stats = make()
     up = stats.upstreams["up"]
     up.endpoints["http://a"] = EndpointStats()
-    up.endpoints["http://a"].requests.update({200: 100, 500: 3, "connect_refused": 2, "cancelled": 7})
+    up.endpoints["http://a"].requests.update({200: 100, 500: 3, "connect_refused": 2, "client_left": 7})
     up.response_seconds.observe(0.07)
     for _ in range(2):
         clock.now += 1
