@@ -31,13 +31,13 @@ class Ops(Section):
 
     listen: ListenAddress = Field(
         Address("127.0.0.1", 9090),
-        description="Address of /metrics, /healthz, /readyz and /drain. Keep it off public networks: health and "
-        "metrics have no access control.",
+        description="Address of metrics, health, /drain, the live page and its API. Keep it off public networks: "
+        "health and metrics have no access control, and without `token` the others have none either.",
     )
     token: SecretStr | None = Field(
         None,
-        description="Bearer token that /drain requires (`Authorization: Bearer TOKEN`); health and metrics never do. "
-        "Default: none is required.",
+        description="Bearer token that the API and /drain require (`Authorization: Bearer TOKEN`); health, metrics and "
+        "the files of the live page, in which there is no data, never do. Default: none is required.",
     )
     allow_hosts: tuple[Host, ...] = Field(
         (),

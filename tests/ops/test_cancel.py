@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from gateway.observe.stats import Direction
@@ -213,3 +214,18 @@ async def test_gateway_that_stops_while_a_transfer_is_cancelled_ends() -> None:
             await wait_until(lambda: all(task.done() for task in tasks))
             assert [task.cancelled() for task in tasks] == [True]
             await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "evil.example"}],
+)
+async def test_page_of_another_site_cannot_cancel(headers: dict[str, str]) -> None:
+    async with RawUpstream(read_all) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        async with upload(gateway, b"x", 2) as client:
+            row = await wait_row(gateway, lambda row: row["bytes"] == 1)
+            url = f"{gateway.ops_url}/api/transfers/{row['id']}"
+            async with aiohttp.ClientSession() as session, session.delete(url, headers=headers) as response:
+                assert response.status == 403
+            assert [each["id"] for each in await rows(gateway)] == [row["id"]]
+            await client.close()

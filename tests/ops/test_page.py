@@ -30,10 +30,10 @@ async def test_slow_upload_moves_is_cancelled_and_both_peers_are_cut() -> None:
     async with RawUpstream(read_all) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         async with chromium() as browser, open_page(browser, gateway.ops_url) as page:
             await expect(page.get_by_text("Nothing is under way.", exact=True)).to_be_visible()
-            async with upload(gateway, b"x" * 100_000, 1_000_000, "/slow.bin") as client:
+            async with upload(gateway, b"x" * 100_000, 1_000_000, "/slow.bin?<img/src=x>") as client:
                 row = page.locator(".transfers tbody tr")
                 await expect(row).to_have_count(1)
-                await expect(row).to_contain_text("/slow.bin")
+                await expect(row).to_contain_text("/slow.bin?<img/src=x>")
                 await expect(row).to_contain_text("client to send")
                 await expect(row.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "10")
                 await client.send(b"x" * 500_000)

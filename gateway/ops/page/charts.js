@@ -36,7 +36,7 @@ function Card({ kind, now, history, names, colors }) {
   return html`<section class="card chart" aria-label=${TITLES[kind]}>
     <h3>${TITLES[kind]}</h3>
     <p class=${isBad ? "figure bad" : "figure"} data-kind=${kind}>${show(kind, now)}</p>
-    <p class="pointed">${pointed ?? `15 min peak ${show(kind, peak)}`}</p>
+    <p class="pointed">${pointed ?? `peak ${show(kind, peak)}`}</p>
     <${Plot} kind=${kind} history=${history} names=${names} colors=${colors} onPoint=${setPointed}
       label=${`${TITLES[kind]}: now ${show(kind, now)}, peak of the last 15 minutes ${show(kind, peak)}`} />
   </section>`;
@@ -80,11 +80,11 @@ function options(kind, names, colors, width, onPoint, history) {
     legend: { show: false },
     cursor: { y: false, points: { show: false }, drag: { x: false, y: false }, sync: { key: "history" } },
     scales: {
-      x: { range: () => [Date.now() / 1000 - 900, Date.now() / 1000] },
+      x: { range: () => shownTimes(history) },
       y: { range: (_, __, highest) => [0, niceTop(highest, isBytes(kind))] },
     },
     axes: [
-      { ...axis, size: 20, gap: 3, values: (_, times) => times.map((time) => clock(time * 1000).slice(0, 5)) },
+      { ...axis, size: 20, gap: 3, incrs: [60, 120, 300], values: (_, times) => times.map((time) => clock(time * 1000).slice(0, 5)) },
       { ...axis, size: isBytes(kind) ? 62 : 44, gap: 4, splits: (_, __, ___, top) => [0, top / 2, top],
         values: (_, values) => values.map((value) => (isBytes(kind) ? rate(value) : `${+value.toPrecision(3)}/s`)) },
     ],
@@ -99,6 +99,12 @@ function options(kind, names, colors, width, onPoint, history) {
       ],
     },
   };
+}
+
+// The last 15 minutes; of a gateway that is younger, its life, but at least two minutes.
+function shownTimes(history) {
+  const now = Date.now() / 1000;
+  return [Math.max(now - 900, Math.min(history.times[0] ?? now, now - 120)), now];
 }
 
 function pointed(kind, history, names, index) {

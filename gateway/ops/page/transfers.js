@@ -76,7 +76,8 @@ function Head({ column, sort, onSort }) {
 function Row({ row, onCancel }) {
   const isUp = row.direction === "upload";
   const wait = LEGS[row.waiting_on];
-  const isStill = row.waiting_seconds >= 1;
+  // Between two chunks a body waits all the time; nothing moves while a step of the request is waited for.
+  const isStill = row.waiting_seconds >= 1 || ["queue", "connect", "upstream_response"].includes(row.waiting_on);
   return html`<tr data-id=${row.id} data-request=${row.request_id}>
     <th scope="row" class="column-target">
       <span class="what" title=${`${row.method} ${row.target}`}><b>${row.method}</b> ${row.target}</span>
