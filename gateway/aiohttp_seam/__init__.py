@@ -52,7 +52,13 @@ from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
 from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered
-from gateway.aiohttp_seam.transports import connect_accepted, drain_write_buffer, is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam.transports import (
+    connect_accepted,
+    drain_write_buffer,
+    is_plain_tcp,
+    set_receive_size,
+    socket_of,
+)
 
 __all__ = [
     "DISCARD_BYTES",
@@ -73,4 +79,5 @@ __all__ = [
     "is_plain_tcp",
     "is_reading_paused",
     "set_receive_size",
+    "socket_of",
 ]

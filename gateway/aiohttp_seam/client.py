@@ -29,6 +29,7 @@ from aiohttp.streams import StreamReader
 from yarl import URL
 
 from gateway.aiohttp_seam.feed import UNTIL_CLOSE, BodyHead, MessageFeed, Turns
+from gateway.aiohttp_seam.transports import socket_of
 from gateway.errors import Fault, FaultKind
 from gateway.http.response_head import (
     MAX_RESPONSE_HEAD_BYTES,
@@ -81,7 +82,7 @@ class ClientConnection(ResponseHandler):
         if transport is None or transport.is_closing() or self.should_close:
             return False
         if self._poll is None:
-            sock = transport.get_extra_info("socket")
+            sock = socket_of(transport)
             if sock is None:
                 return False
             self._poll = select.poll()
@@ -189,7 +190,7 @@ class ClientConnection(ResponseHandler):
 
         A body that only the close ends would look complete (RFC 9112 section 9.8). asyncio does not report it.
         """
-        if self.transport is not None and not _is_closed_by_peer(self.transport):
+        if socket_of(self.transport) is not None and not _is_closed_by_peer(self.transport):
             self.record_reset(ConnectionResetError("TLS ended without close_notify"))
         super().eof_received()
 
@@ -212,10 +213,10 @@ class ClientConnection(ResponseHandler):
 
     def _read_remaining(self) -> None:
         transport = self.transport
-        if transport is None or transport.get_extra_info("sslcontext") is not None:
+        sock = socket_of(transport)
+        if transport is None or sock is None or transport.get_extra_info("sslcontext") is not None:
             return
-        sock = transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
+        if sock.fileno() < 0:
             return
         try:
             while data := os.read(sock.fileno(), _READ_BYTES):
@@ -225,9 +226,9 @@ class ClientConnection(ResponseHandler):
             return
 
 
-def _is_closed_by_peer(transport: asyncio.BaseTransport) -> bool:
+def _is_closed_by_peer(transport: asyncio.BaseTransport | None) -> bool:
     """Return whether the end of a connection is its peer's: without TLS any, with TLS one with a close_notify."""
-    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object") if transport is not None else None
     if tls is None:
         return True
     try:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.trsock
+import contextlib
 import select
 import socket
 from asyncio import selector_events
 from collections.abc import Awaitable, Callable
+
+
+def socket_of(transport: asyncio.BaseTransport | None) -> asyncio.trsock.TransportSocket | None:
+    """Return the socket of a transport, None without one.
+
+    asyncio's TLS transport raises AttributeError once it was closed twice: it has dropped what it would ask (Python
+    3.11-3.13).
+    """
+    with contextlib.suppress(AttributeError):
+        sock: asyncio.trsock.TransportSocket | None = transport.get_extra_info("socket")  # type: ignore[union-attr]
+        return sock
+    return None
 
 
 def is_plain_tcp(transport: asyncio.BaseTransport | None) -> bool:

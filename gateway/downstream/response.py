@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 
-from gateway.aiohttp_seam import drain_write_buffer
+from gateway.aiohttp_seam import drain_write_buffer, socket_of
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Header, Headers, encode_head
 from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
@@ -141,7 +141,7 @@ class ClientResponse(web.StreamResponse):
 
     def acknowledged(self) -> int:
         """Return the progress of the client, see `gateway.transfer.progress`."""
-        return acknowledged_bytes(self._transport.get_extra_info("socket")) if self._transport is not None else 0
+        return acknowledged_bytes(socket_of(self._transport))
 
     async def flush(self) -> None:
         """Wait until every byte has left this process, so that a client that stopped reading is still watched."""
@@ -199,7 +199,7 @@ class ClientResponse(web.StreamResponse):
 def abort(transport: asyncio.Transport, *, with_reset: bool) -> None:
     """Close a connection at once, dropping what was not sent; `with_reset` so that even an end by close is broken."""
     if with_reset:
-        sock = transport.get_extra_info("socket")
+        sock = socket_of(transport)
         if sock is not None and not transport.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()

@@ -28,7 +28,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 
-from gateway.aiohttp_seam import ClientConnection, drain_write_buffer, is_plain_tcp
+from gateway.aiohttp_seam import ClientConnection, drain_write_buffer, is_plain_tcp, socket_of
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.framing import Framing
@@ -294,7 +294,7 @@ class UpstreamSink:
 
     def acknowledged(self) -> int:
         """Return the progress of the upstream, see `gateway.transfer.progress`."""
-        return acknowledged_bytes(self._transport.get_extra_info("socket"))
+        return acknowledged_bytes(socket_of(self._transport))
 
     def send_head(self) -> None:
         """Send the head, if it was not sent with a chunk."""

@@ -8,8 +8,10 @@ import socket
 
 import pytest
 
-from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam import drain_write_buffer, is_plain_tcp, set_receive_size, socket_of
+from gateway.transfer import acknowledged_bytes
 from tests.aiohttp_seam.peers import PATIENCE_SECONDS, tcp_pair
+from tests.certificates import Certificate
 
 
 class Recorder(asyncio.Protocol):
@@ -92,3 +94,19 @@ async def test_draining_an_empty_write_buffer_does_not_wait() -> None:
         with contextlib.closing(transport):
             await drain_write_buffer(transport, recorder.drain)
             assert not recorder.resumed.is_set()
+
+
+async def test_socket_of_a_tls_transport_that_was_closed_twice_is_none(certificate: Certificate) -> None:
+    """It raises AttributeError then; the check for stalls failed on it, and never ran again."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=certificate.server_context())
+    port = server.sockets[0].getsockname()[1]
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=certificate.client_context())
+    sock = socket_of(writer.transport)
+    assert sock is not None
+    assert sock.getpeername()[1] == port
+    writer.transport.close()
+    writer.transport.close()
+    assert acknowledged_bytes(socket_of(writer.transport)) == 0
+    assert socket_of(None) is None
+    server.close()
+    await server.wait_closed()
