@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 import subprocess
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ class Certificate:
     path: Path
     key: Path
 
+    @functools.cache  # noqa: B019 (few are made)
     def server_context(self) -> ssl.SSLContext:
         """Return the context of a server that has it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.path, self.key)
         return context
 
+    @functools.cache  # noqa: B019 (see above)
     def client_context(self) -> ssl.SSLContext:
         """Return the context of a client that trusts it and nothing else."""
         return ssl.create_default_context(cafile=self.path)

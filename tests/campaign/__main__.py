@@ -14,7 +14,7 @@ from tests.campaign.run import Campaign, Summary
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 SEEDS = (1, 2, 3, 4, 5)
 BATCHES, SIZE = 12, 80
-LANES = ("auto", "copy")
+LANES = ("auto", "copy", "tls")
 _KINDS = {
     "hangs": "exchanges that did not end",
     "false_wholes": "cut bodies that looked whole to a client, an upstream or a disk",
@@ -59,10 +59,11 @@ This page is written by `make soak` (`python -m tests.campaign --write`).
 ## Fault campaign
 
 {summary.exchanges} exchanges with {summary.faults} faults of clients and upstreams at random bytes, over every action
-and on every lane, {len(SEEDS)} seeds, {seconds:.0f} s. In some batches the config is reloaded, exchanges are
-cancelled, descriptors run out or the disk is full meanwhile. After each batch nothing may be left, and every exchange
-must have one log line with the right blame. Not checked for their line: requests whose head is malformed or was not
-sent whole, and those that were reset. While the gateway itself is disturbed, any blame is accepted.
+and on every lane, also with TLS on both sides, {len(SEEDS)} seeds, {seconds:.0f} s. In some batches the config is
+reloaded, exchanges are cancelled, descriptors run out or the disk is full meanwhile. After each batch nothing may be
+left, and every exchange must have one log line with the right blame. Not checked for their line: requests whose head
+is malformed or was not sent whole, and those that were reset. While the gateway itself is disturbed, any blame is
+accepted.
 
 | found | count |
 |---|---|
@@ -76,7 +77,7 @@ sent whole, and those that were reset. While the gateway itself is disturbed, an
 |---|---|
 {outcomes}
 
-Not in it: buckets (tests/storage has their faults), TLS, and disks that do not answer
+Not in it: buckets (tests/storage has their faults), and disks that do not answer
 (tests/invariants/test_slow_disk.py).
 
 ## Beside other proxies

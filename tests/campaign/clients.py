@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 
 from tests.campaign.plans import ClientFault, Plan
+from tests.certificates import Certificate
 from tests.peers import Wire
 
 _PIECE_BYTES = 65_536
@@ -19,10 +21,11 @@ class HungError(Exception):
     """An exchange did not end."""
 
 
-async def run_client(plan: Plan, port: int, generator: random.Random) -> None:
+async def run_client(plan: Plan, port: int, generator: random.Random, certificate: Certificate | None = None) -> None:
     """Send the request of a plan, with its fault, and receive what comes. Raises HungError."""
+    context = certificate.client_context() if certificate is not None else None
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20, ssl=context)
     except OSError:
         # Out of descriptors, which it shares with the gateway.
         return
@@ -35,6 +38,10 @@ async def run_client(plan: Plan, port: int, generator: random.Random) -> None:
     finally:
         if plan.client is ClientFault.RESET:
             wire.reset()
+        if context is not None:
+            # With its close_notify, but not waiting for the gateway's.
+            writer.close()
+            writer.transport.abort()
         await wire.close()
 
 
@@ -46,7 +53,8 @@ async def _exchange(plan: Plan, wire: Wire, generator: random.Random) -> None:
         plan.is_sent = await _send(plan, wire, sent[:end]) and end == len(sent)
         if plan.client is ClientFault.HALF_CLOSE:
             with contextlib.suppress(OSError):
-                wire.writer.write_eof()
+                # Not `write_eof`, which TLS has not: there it is an end without close_notify.
+                wire.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
         if plan.client is ClientFault.RESET or plan.client is ClientFault.LEAVE:
             await asyncio.sleep(generator.choice([0, 0.005, 0.03]))
             return
@@ -65,7 +73,7 @@ async def _send(plan: Plan, wire: Wire, data: bytes) -> bool:
         try:
             wire.writer.write(piece)
             await wire.writer.drain()
-        except ConnectionError:
+        except OSError:
             return False
         if is_slow:
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -78,5 +86,5 @@ async def _receive(plan: Plan, wire: Wire) -> None:
             plan.response += data
             if plan.client is ClientFault.SLOW_READ:
                 await asyncio.sleep(_PAUSE_SECONDS)
-    except ConnectionError:
+    except OSError:
         plan.was_reset = True

@@ -40,6 +40,7 @@ class UpstreamFault(enum.Enum):
     RESET = "resets while it reads"
     RESET_IN_BODY = "resets within its response"
     CUT = "closes within its response"
+    CUT_UNSIZED = "breaks a response that the close ends"
     CUT_CHUNKED = "closes within its chunked response"
     BAD_CHUNK = "malformed chunk"
     NOT_HTTP = "no HTTP"

@@ -22,6 +22,7 @@ from gateway.config import parse_config
 from tests.campaign.clients import HungError, run_client
 from tests.campaign.plans import PLAIN_UPSTREAM, ClientFault, Plan, UpstreamFault, make_plan
 from tests.campaign.upstreams import WHOLE, CampaignUpstream
+from tests.certificates import Certificate, make_certificate
 from tests.leaks import LogRecords, open_descriptors
 from tests.peers import run_gateway
 
@@ -58,7 +59,9 @@ class Summary:
         return [f"{kind}: {text}" for kind in kinds for text in getattr(self, kind)]
 
 
-def make_config(url: str, directory: Path, lanes: str, generation: int = 0) -> dict[str, Any]:
+def make_config(
+    url: str, directory: Path, lanes: str, generation: int = 0, certificate: Certificate | None = None
+) -> dict[str, Any]:
     """Return the config of a campaign: every action, and short timeouts."""
     here, up = {"directory": str(directory)}, {"upstream": "up"}
     actions: dict[str, dict[str, Any]] = {
@@ -81,7 +84,8 @@ def make_config(url: str, directory: Path, lanes: str, generation: int = 0) -> d
     timeouts = {"idle": "1s", "min_rate": 0}
     limits = {"connect": "2s", "response": "1s", "idle": "1s"}
     return {
-        "lanes": lanes,
+        "lanes": "auto" if lanes == "tls" else lanes,
+        **({"tls": {"certificate": str(certificate.path), "key": str(certificate.key)}} if certificate else {}),
         "trusted_proxies": ["127.0.0.0/8"],
         "upstreams": {
             # A key that changes with each reload makes another pool of connections.
@@ -108,7 +112,12 @@ class Campaign:
     def __init__(self, seed: int, directory: Path, lanes: str, summary: Summary) -> None:
         self._generator = random.Random(seed)
         self._directory = directory / "stored"
+        #: `auto` or `copy`; `tls` for TLS with clients and upstreams.
         self._lanes = lanes
+        self._certificate: Certificate | None = None
+        if lanes == "tls":
+            self._certificate = make_certificate(directory)
+            self._certificate.trust()
         self.summary = summary
         self._number = 0
         self._generation = 0
@@ -121,8 +130,8 @@ class Campaign:
 
     async def run(self, batches: int, size: int) -> None:
         """Run batches of `size` exchanges each."""
-        async with CampaignUpstream(self._generator) as self._upstream:
-            settings = make_config(self._upstream.url, self._directory, self._lanes)
+        async with CampaignUpstream(self._generator, self._certificate) as self._upstream:
+            settings = make_config(self._upstream.url, self._directory, self._lanes, certificate=self._certificate)
             with LogRecords() as logs, _collect_warnings(self.summary.stray_lines):
                 async with run_gateway(settings) as self._gateway:
                     for _ in range(batches):
@@ -144,7 +153,7 @@ class Campaign:
             while queue:
                 plan = queue.pop()
                 try:
-                    await run_client(plan, self._gateway.port, self._generator)
+                    await run_client(plan, self._gateway.port, self._generator, self._certificate)
                 except HungError as exc:
                     self.summary.hangs.append(str(exc))
 
@@ -205,7 +214,9 @@ class Campaign:
             await asyncio.sleep(0.05)
             if event == "reload":
                 self._generation += 1
-                settings = make_config(self._upstream.url, self._directory, self._lanes, self._generation)
+                settings = make_config(
+                    self._upstream.url, self._directory, self._lanes, self._generation, self._certificate
+                )
                 fixed = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s"}
                 config = parse_config(json.dumps({**fixed, **settings}))
                 await self._gateway.gateway.reload(lambda config=config: config)  # type: ignore[misc]  # a default

@@ -11,7 +11,7 @@ from tests.campaign.run import Campaign, Summary
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("lanes", ["auto", "copy"])
+@pytest.mark.parametrize("lanes", ["auto", "copy", "tls"])
 async def test_random_faults_leave_nothing_and_nothing_cut_looks_whole(lanes: str, tmp_path: Path) -> None:
     summary = Summary()
     await Campaign(7, tmp_path, lanes, summary).run(batches=4, size=60)

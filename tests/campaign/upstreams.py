@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import socket
 
 from tests.campaign.plans import Plan, UpstreamFault
+from tests.certificates import Certificate
 from tests.peers import Wire
 
 BIG = b"big response." * 40_000
@@ -16,6 +18,7 @@ EARLY = b"early"
 WHOLE = frozenset({SMALL, BIG, EARLY, b"abc", b"to the end", b"failed"})
 _ID = re.compile(rb"plan-(\d+)")
 _STALL_SECONDS = 30.0
+_NO_NOTIFY_SHARE = 0.5
 _OK = b"HTTP/1.1 200 OK\r\n"
 _SIZED = _OK + b"Content-Length: 2\r\n\r\nok"
 #: Sent after the whole request; the connection is kept.
@@ -30,6 +33,7 @@ _KEEPING = {
 #: Sent after the whole request; then the connection is closed.
 _CLOSING = {
     UpstreamFault.CLOSE_DELIMITED: _OK + b"\r\nto the end",
+    UpstreamFault.CUT_UNSIZED: _OK + b"\r\nto the",
     UpstreamFault.CLOSE: b"",
     UpstreamFault.CUT: _OK + b"Content-Length: 5000\r\n\r\ncut",
     UpstreamFault.CUT_CHUNKED: _OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\ncut\r\n",
@@ -43,14 +47,16 @@ _CLOSING = {
 class CampaignUpstream:
     """A server for all plans. An async context manager."""
 
-    def __init__(self, generator: random.Random) -> None:
+    def __init__(self, generator: random.Random, certificate: Certificate | None = None) -> None:
+        self._certificate = certificate
         self.plans: dict[int, Plan] = {}
         self._generator = generator
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> CampaignUpstream:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**21, backlog=512)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        context = self._certificate.server_context() if self._certificate is not None else None
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**21, backlog=512, ssl=context)
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -114,8 +120,7 @@ class CampaignUpstream:
         if fault in _CLOSING:
             wire.writer.write(_CLOSING[fault])
             await wire.writer.drain()
-            wire.writer.write_eof()
-            await wire.reader.read(1)
+            await self._close(fault, wire)
             return False
         if fault is UpstreamFault.STALL:
             await asyncio.sleep(_STALL_SECONDS)
@@ -130,6 +135,23 @@ class CampaignUpstream:
                 return False
             await asyncio.sleep(0.005)
         return True
+
+    async def _close(self, fault: UpstreamFault, wire: Wire) -> None:
+        """End a connection: as it should be, or, after a response that was cut, perhaps not."""
+        writer, is_cut = wire.writer, fault is UpstreamFault.CUT_UNSIZED
+        if writer.can_write_eof():
+            if is_cut:
+                wire.reset()
+                return
+            writer.write_eof()
+        elif is_cut or (fault is not UpstreamFault.CLOSE_DELIMITED and self._generator.random() < _NO_NOTIFY_SHARE):
+            # Without the close_notify of TLS.
+            writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        else:
+            writer.close()
+        async with asyncio.timeout(_STALL_SECONDS):
+            await wire.reader.read(1)
+            await (writer.wait_closed() if writer.is_closing() else asyncio.sleep(0))
 
 
 async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
