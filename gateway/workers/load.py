@@ -92,7 +92,12 @@ class LoadRow:
 
     def count(self, change: int) -> None:
         """Count connections that were accepted, or that were lost if it is negative."""
-        self._numbers[self._start + _CONNECTIONS] += change
+        numbers, start = self._numbers, self._start
+        before = numbers[start + _CONNECTIONS]
+        numbers[start + _CONNECTIONS] = before + change
+        if change < 0:
+            # Its bytes do not come any more. Those of the last second would keep clients away for another.
+            numbers[start + _BYTES_PER_SECOND] *= max(0.0, before + change) / max(1.0, before)
 
     def tick(self, *, connections: int, transfers: int, moved_bytes: int) -> None:
         """Record what this worker has to do; once a second. `moved_bytes` is the total of all transfers so far."""
@@ -100,8 +105,9 @@ class LoadRow:
         seconds = now - numbers[start + _BEAT]
         numbers[start + _CONNECTIONS] = connections
         numbers[start + _TRANSFERS] = transfers
-        # A route that a reload removed takes its bytes along.
-        numbers[start + _BYTES_PER_SECOND] = max(0, moved_bytes - self._moved_bytes) / seconds
+        # A route that a reload removed takes its bytes along; transfers that have ended move no more.
+        rate = max(0, moved_bytes - self._moved_bytes) / seconds
+        numbers[start + _BYTES_PER_SECOND] = rate if transfers else 0.0
         numbers[start + _BEAT] = now
         self._moved_bytes = moved_bytes
 

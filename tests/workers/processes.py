@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,11 @@ class Processes:
 
     def worker_of(self, client: Wire) -> int:
         """Return the worker that has accepted a client's connection."""
-        port = client.writer.get_extra_info("sockname")[1]
+        port: int = client.writer.get_extra_info("sockname")[1]
+        return self.worker_of_port(port)
+
+    def worker_of_port(self, port: int) -> int:
+        """Return the worker that has accepted the connection of a client on this local port."""
         inode = _inode_of(self.port, port)
         return next(pid for pid in self.workers if f"socket:[{inode}]" in open_descriptors_of(pid))
 
@@ -181,9 +185,10 @@ async def run_processes(
     config: dict[str, Any],
     *,
     prelude: str = "",
+    passed: Sequence[int] = (),
     **environment: str,
 ) -> AsyncIterator[Processes]:
-    """Run `gateway run` with this config; `prelude` is Python code that runs before it, in the same process.
+    """Run `gateway run` with this config, with the descriptors `passed`; `prelude` is Python code that runs before it.
 
     At the end, kill what is left of it, and check that it has logged no bug.
     """
@@ -196,6 +201,7 @@ async def run_processes(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=2**24,
+        pass_fds=passed,
         start_new_session=True,
         env={**os.environ, **environment},
     )

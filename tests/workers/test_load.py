@@ -49,6 +49,27 @@ def test_transfer_weighs_more_than_idle_connections(table: LoadTable, monkeypatc
     assert not busy.has_more()
 
 
+def test_transfers_that_have_ended_weigh_nothing(table: LoadTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight uploads after eight others all went to the worker that had finished first."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    first, second = ready_row(table, connections=4), ready_row(table)
+    now += 1
+    first.tick(connections=4, transfers=4, moved_bytes=2**30)
+    second.count(3)
+    assert first.has_more()
+    first.count(-1)
+    first.count(-1)
+    assert first.has_more()
+    first.count(-1)
+    first.count(-1)
+    assert not first.has_more()
+    now += 1
+    # They have moved some bytes before their end in that second.
+    first.tick(connections=0, transfers=0, moved_bytes=2 * 2**30)
+    assert not first.has_more()
+
+
 def test_worker_that_does_not_accept_is_not_compared(table: LoadTable) -> None:
     first, number = ready_row(table, connections=1), table.take_row()
     second = LoadRow(table, number)
