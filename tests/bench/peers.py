@@ -94,7 +94,7 @@ class Peer:
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes so far."""
-        return sum(_cpu(pid) for pid in self.pids())
+        return sum(cpu_seconds(pid) for pid in self.pids())
 
     def peak_bytes(self) -> int:
         """Sum of the peak resident sets of its processes."""
@@ -134,7 +134,7 @@ def _keep_to(cores: set[int], pids: list[int]) -> None:
             os.sched_setaffinity(thread, cores)
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return the CPU seconds of all threads of a process, ended ones included, with nanosecond resolution.
 
     The clock id is the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED). /proc/PID/stat counts ticks of 10 ms,
@@ -179,16 +179,19 @@ _PLAIN = {"nginx": {"tls": "", "certificate": "", "scheme": "http"}, "haproxy": 
 
 
 @contextlib.contextmanager
-def run_peer(name: str, up: int, files: Path, certificate: Path | None = None, *, tree: Path = ROOT) -> Iterator[Peer]:
+def run_peer(
+    name: str, up: int, files: Path, certificate: Path | None = None, *, tree: Path = ROOT, workers: int = 1
+) -> Iterator[Peer]:
     """Run one proxy in front of port `up`, serving `files`; with a certificate, TLS on both sides.
 
-    `tree` is the checkout whose Python code it runs: the gateway of another commit for the peer `before`.
+    `workers` are those of the gateway. `tree` is the checkout whose Python code it runs: the gateway of another commit
+    for the peer `before`.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         process = subprocess.Popen(
-            _command(name, (port, up), Path(directory), files, certificate),
+            _command(name, (port, up), Path(directory), files, certificate, workers=workers),
             cwd=tree,
             env=environment_of(tree) | ({"SSL_CERT_FILE": str(certificate)} if certificate else {}),
             stdout=subprocess.DEVNULL,
@@ -203,12 +206,16 @@ def run_peer(name: str, up: int, files: Path, certificate: Path | None = None, *
             process.wait()
 
 
-def _command(name: str, ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None) -> list[str]:
+def _command(
+    name: str, ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None, *, workers: int
+) -> list[str]:
     port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
     if name in ("gateway", "before"):
-        config.write_text(json.dumps(_gateway_config((port, up), directory, files, certificate)))
+        settings = _gateway_config((port, up), directory, files, certificate)
+        # The gateway of an older commit has no such key.
+        config.write_text(json.dumps({**settings, **({"workers": workers} if workers > 1 else {})}))
         return [sys.executable, "-m", "gateway", "run", "--config", str(config)]
     if name == "naive":
         return [

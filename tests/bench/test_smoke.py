@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.bench import workers
 from tests.bench.__main__ import QUICK, cases, comparison, run, run_quick, table
 from tests.bench.before import ROOT, check_import, checkout
 from tests.bench.peers import available
@@ -33,6 +34,14 @@ def test_quick_benchmark_compares_with_nginx_and_with_another_tree(monkeypatch: 
     lines = comparison(run_quick(ROOT, size=2_000_000, requests=40, rounds=1)).splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines] == list(QUICK)
     assert all(line.count("(") == 2 for line in lines), "a ratio is missing"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_benchmark_of_workers_compares_each_case_with_one_process() -> None:
+    chosen = workers.cases(size=1_000_000, requests=128)
+    lines = workers.table(chosen, workers.run(chosen, rounds=1)).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["1", "2"] * len(chosen)
 
 
 @pytest.mark.slow

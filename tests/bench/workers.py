@@ -1,0 +1,163 @@
+"""Run the benchmark of workers: the gateway with one process and with two workers; print a table, or write it down.
+
+`share` is the CPU time of the busier worker over that of all workers. `PSS` is the memory of a worker after the
+work, with its share of what it has in common with others. CPU is that of all processes (supervisor, template,
+workers) on a core of their own. Rate and share are those on all cores, with clients and upstreams in one process
+beside the gateway, which limits the rates on a small machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench import load
+from tests.bench.before import ROOT
+from tests.bench.peers import Peer, cores_apart, cpu_seconds, run_peer
+
+PAGE = ROOT / "docs" / "scaling.md"
+_BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
+_REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+_COUNTS = (1, 2)
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of work. `size` is in bytes for uploads, in requests for others."""
+
+    name: str
+    work: Callable[[int], object]
+    size: int
+    is_small: bool
+
+
+@dataclass
+class Cost:
+    """What one case cost with one number of workers, per round."""
+
+    cpu: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    share: list[float] = field(default_factory=list)
+    pss: list[float] = field(default_factory=list)
+
+
+Costs = dict[tuple[str, int], Cost]
+
+
+def cases(size: int, requests: int) -> list[Case]:
+    """Return the cases: eight uploads of `size` bytes each, and this many small requests."""
+
+    def small(connections: int) -> Callable[[int], object]:
+        return lambda port: load.ask_small(port, _REQUEST, requests, connections)
+
+    upload = functools.partial(load.ask_upload, size=size)
+    form = functools.partial(load.ask_form, size=size)
+    return [
+        Case("small GET, 8 connections", small(8), requests, is_small=True),
+        Case("small GET, 64 connections", small(64), requests, is_small=True),
+        Case("raw upload, 8 at once", lambda port: load.at_once(8, upload, port), 8 * size, is_small=False),
+        Case("multipart, 8 at once", lambda port: load.at_once(8, form, port), 8 * size, is_small=False),
+    ]
+
+
+def measure(peer: Peer, case: Case, cost: Cost) -> None:
+    """Do the work twice and record what it cost: on all cores, and on one with the clients on another."""
+    workers = _workers(peer)
+    spent, seconds = _spend(peer, case)
+    of_workers = [spent[pid] for pid in workers]
+    cost.rate.append(case.size / seconds)
+    cost.share.append(max(of_workers) / sum(of_workers))
+    cost.pss.append(statistics.mean(map(_pss_bytes, workers)))
+    with cores_apart(peer):
+        spent, _ = _spend(peer, case)
+    cost.cpu.append(sum(spent.values()) / (case.size / (1000 if case.is_small else GB)))
+
+
+def _spend(peer: Peer, case: Case) -> tuple[dict[int, float], float]:
+    """Do the work; return the CPU seconds of each process, and the seconds it took."""
+    before = {pid: cpu_seconds(pid) for pid in peer.pids()}
+    began = time.perf_counter()
+    case.work(peer.port)
+    seconds = time.perf_counter() - began
+    return {pid: cpu_seconds(pid) - earlier for pid, earlier in before.items()}, seconds
+
+
+def run(chosen: list[Case], rounds: int) -> Costs:
+    """Run every case with every number of workers, round by round, the order turned around each time."""
+    costs: Costs = {}
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        up = stack.enter_context(load.upstream())
+        peers = [
+            (count, stack.enter_context(run_peer("gateway", up, Path(directory), workers=count))) for count in _COUNTS
+        ]
+        for number in range(rounds):
+            for case in chosen:
+                for count, peer in peers if number % 2 else reversed(peers):
+                    measure(peer, case, costs.setdefault((case.name, count), Cost()))
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return costs
+
+
+def table(chosen: list[Case], costs: Costs) -> str:
+    """Return the medians, and the CPU in relation to that of one process, as Markdown."""
+    lines = ["| case | workers | CPU | x one | rate | share | PSS MiB per worker |", "|---|---|---|---|---|---|---|"]
+    for case in chosen:
+        for count in _COUNTS:
+            cost, base = costs[case.name, count], costs[case.name, 1]
+            # Of the rounds: both run on the machine in the same state.
+            ratio = statistics.median(own / one for own, one in zip(cost.cpu, base.cpu, strict=True) if one)
+            rate = statistics.median(cost.rate)
+            speed = f"{rate:.0f} req/s" if case.is_small else f"{rate / 1e6:.0f} MB/s"
+            unit = "s/1000" if case.is_small else "s/GB"
+            lines.append(
+                f"| {case.name} | {count} | {statistics.median(cost.cpu):.3f} {unit} | {ratio:.2f} | {speed} "
+                f"| {statistics.median(cost.share):.2f} | {statistics.median(cost.pss) / 2**20:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def _workers(peer: Peer) -> list[int]:
+    """Return the processes that serve."""
+    # After supervisor and template; or the only one.
+    return peer.pids()[2:] or [peer.pid]
+
+
+def _pss_bytes(pid: int) -> int:
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found is not None else 0
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="bench.workers", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", type=int, default=GB // 4, help="bytes of each of 8 uploads; default: %(default)s")
+    parser.add_argument("--requests", type=int, default=6400, help="small requests a round; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--write", action="store_true", help="write docs/scaling.md")
+    options = parser.parse_args()
+    chosen = cases(options.size, options.requests)
+    text = table(chosen, run(chosen, options.rounds))
+    print(text)
+    if options.write:
+        head, _, rest = PAGE.read_text().partition(_BEGIN)
+        where = (
+            f"Python {platform.python_version()}, {os.cpu_count()} cores, loopback, medians of {options.rounds} rounds."
+        )
+        PAGE.write_text(f"{head}{_BEGIN}\n\n{where}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
