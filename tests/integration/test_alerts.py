@@ -229,6 +229,9 @@ async def test_each_failure_fires_its_alert_and_no_other(tmp_path: Path) -> None
         for name, (_, break_it, _) in every.items():
             await break_it(gateways[name], clients)
         await workers.request(GET)
+        # What a killed worker counted in its last second is lost.
+        failed = 'gateway_request_failures_total{instance="workers",blame="upstream"} > 0'
+        await prometheus.wait_for(failed, 1, TIMEOUT_SECONDS)
         os.kill(workers.workers[0], signal.SIGKILL)
         expected = {(name, alert) for name, (_, _, alerts) in every.items() for alert in alerts}
         expected |= {("workers", "GatewayUpstreamFailing"), ("workers", "GatewayWorkerDied")}
