@@ -20,9 +20,11 @@ from typing import Final
 from gateway.actions import Action, make_action
 from gateway.config import Config, Route
 from gateway.config.check import server_context
+from gateway.cores import count_workers
 from gateway.filters import FilterContext, FilterFactory, make_filters
 from gateway.http.routing import RouteTable
 from gateway.observe.stats import Stats
+from gateway.sharing import SharedLimits
 from gateway.storage import Disks, load_object_store
 from gateway.threads import Threads
 from gateway.transfer import Lanes, Timers
@@ -39,6 +41,8 @@ class Resources:
     timers: Timers
     disks: Disks
     resolver: Resolver
+    #: Those that a worker shares with others.
+    limits: SharedLimits | None = None
     #: By the name of the upstream.
     upstreams: dict[str, UpstreamState] = field(default_factory=dict)
 
@@ -54,7 +58,7 @@ class Prepared:
     filters: Mapping[str, Sequence[FilterFactory]]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, limits: SharedLimits | None = None) -> Prepared:
     """Read certificates, and load filters and the library of object stores. Blocks. Raises FilterProblem, OSError.
 
     A filter of a plug-in may raise anything.
@@ -63,7 +67,7 @@ def prepare(config: Config) -> Prepared:
     context = server_context(tls.certificate, tls.key) if tls is not None else None
     if any((action := route.store or route.files) is not None and action.url is not None for route in config.routes):
         load_object_store()
-    filters = {route.name: make_filters(route, _filter_context(route)) for route in config.routes}
+    filters = {route.name: make_filters(route, _filter_context(route), limits) for route in config.routes}
     return Prepared(config, context, filters)
 
 
@@ -104,6 +108,7 @@ class Runtime:
         config = prepared.config
         self.config = config
         self.tls = prepared.tls
+        self._limits = resources.limits
         self.table = RouteTable(config.routes)
         resources.stats.add(((route.name, route.upstream) for route in config.routes), config.upstreams)
         self.stats = {route.name: resources.stats.routes[route.name] for route in config.routes}
@@ -117,6 +122,8 @@ class Runtime:
 
     def activate(self) -> None:
         """Put it in force: the limits of its upstreams apply, also to exchanges that began before."""
+        if self._limits is not None:
+            self._limits.worker_count = count_workers(self.config)
         for upstream in self.upstreams.values():
             upstream.activate()
 
@@ -166,7 +173,7 @@ def _make_upstreams(config: Config, resources: Resources, before: Runtime | None
 def _state_of(name: str, resources: Resources) -> UpstreamState:
     state = resources.upstreams.get(name)
     if state is None:
-        state = resources.upstreams[name] = UpstreamState(resources.stats.upstreams[name])
+        state = resources.upstreams[name] = UpstreamState(resources.stats.upstreams[name], resources.limits)
     return state
 
 

@@ -36,6 +36,7 @@ from gateway.observe.waits import LiveWaits
 from gateway.ops import serve_ops
 from gateway.process_view import ProcessView
 from gateway.runtime import Prepared, Resources, Runtime, prepare
+from gateway.sharing import SharedLimits
 from gateway.signals import Signals
 from gateway.storage import Disks, sweep
 from gateway.systemd import Notifier
@@ -53,17 +54,16 @@ _CHANGES: Final = {"workers": " from or to 1"}
 _MEND: Final = "restart it, or set the key back"
 #: Reads the config anew. Raises ConfigError.
 Load = Callable[[], Config]
-#: How long health checks that failed with a bug pause before they start again.
-_RESTART_SECONDS: Final = 1.0
 _log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a worker has in common with the others: the listening socket, of which it owns a descriptor."""
+    """What a worker has in common with the others: the listening socket, of which it owns a descriptor, and limits."""
 
     sock: socket.socket
     share: AcceptShare
+    limits: SharedLimits
 
 
 class Gateway:
@@ -87,6 +87,7 @@ class Gateway:
         check_names()
         self._sockets = {**sockets, "listen": shared.sock} if shared is not None else sockets
         self._shared = shared
+        self._limits = shared.limits if shared is not None else None
         self._notifier = notifier or Notifier("", None)
         self._config = config
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
@@ -135,8 +136,8 @@ class Gateway:
             names = Threads("name", MAX_LOOKUPS)
             # A lookup that is stuck does not keep the process.
             stack.callback(names.shutdown, wait=False, cancel_futures=True)
-            self._resources = Resources(self.stats, self._timers, disks, Resolver(names))
-            self._runtime = self._handler.runtime = Runtime(prepare(config), self._resources)
+            self._resources = Resources(self.stats, self._timers, disks, Resolver(names), self._limits)
+            self._runtime = self._handler.runtime = Runtime(prepare(config, self._limits), self._resources)
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
@@ -157,7 +158,8 @@ class Gateway:
                 self._traffic,
                 context=self._tls,
                 first_kept=half_of_descriptors(),
-                is_full=lambda: self._traffic.open_connections >= self._runtime.config.max_connections,
+                open_connections=lambda: self._traffic.open_connections,
+                max_connections=lambda: self._runtime.config.max_connections,
                 make_room=self._traffic.make_room,
                 share=self._shared.share if self._shared is not None else None,
             )
@@ -289,7 +291,7 @@ class Gateway:
         """Read the next config, in a thread. Raises ConfigError, FilterProblem, OSError; a plug-in anything."""
         config = load()
         check_fixed(self._config, config)
-        return prepare(config)
+        return prepare(config, self._limits)
 
     async def _retire(self, runtime: Runtime) -> None:
         """Close a replaced runtime after its last exchange."""
@@ -324,7 +326,7 @@ class Gateway:
         for upstream in self._health_tasks.keys() - upstreams:
             self._health_tasks.pop(upstream).cancel()
         for upstream in upstreams - self._health_tasks.keys():
-            self._health_tasks[upstream] = self._keep(_watch_health(upstream), f"health of {upstream.name}")
+            self._health_tasks[upstream] = self._keep(upstream.watch_health(), f"health of {upstream.name}")
         self._keep(self._sweep(), "sweep")
 
     async def _sweep(self) -> None:
@@ -354,19 +356,6 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _watch_health(upstream: UpstreamPool) -> None:
-    """Check the health of an upstream until cancelled; start again after a bug, which would end the checks for good."""
-    while True:
-        try:
-            await upstream.watch_health()
-        except Exception:
-            # Whatever the bug is: without checks the endpoints would stay as they were last seen.
-            _log.exception("health checks of upstream %s failed: they start again", upstream.name)
-        else:
-            return
-        await asyncio.sleep(_RESTART_SECONDS)
 
 
 def log_reload(problems: list[str]) -> None:

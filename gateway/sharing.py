@@ -26,9 +26,10 @@ of arrival would need a queue there as well.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 
@@ -96,9 +97,172 @@ class Keep(NamedTuple):
     leases: int
 
 
-ToSupervisor = Join | Leave | Ask | Withdraw | GiveBack | Kept
-ToWorker = Grant | Refuse | Keep
+class AskBytes(NamedTuple):
+    """A worker needs bytes of a rate: `size` of them, at `rate` bytes per second over all workers."""
+
+    limit: str
+    number: int
+    size: int
+    rate: float
+
+
+class WithdrawBytes(NamedTuple):
+    """Bytes are not needed any more."""
+
+    limit: str
+    number: int
+
+
+class GiveBackBytes(NamedTuple):
+    """A worker returns bytes whose grant has crossed its WithdrawBytes."""
+
+    limit: str
+    size: int
+
+
+class GrantBytes(NamedTuple):
+    """The bytes are granted."""
+
+    limit: str
+    number: int
+    size: int
+
+
+class Failed(NamedTuple):
+    """A request failed on an endpoint."""
+
+    limit: str
+    endpoint: str
+    reason: str
+
+
+class Succeeded(NamedTuple):
+    """A request did not fail on an endpoint whose last one did."""
+
+    limit: str
+    endpoint: str
+
+
+class EndpointHealth(NamedTuple):
+    """Whether an endpoint is up by its checks and not ejected, and whether its last request failed."""
+
+    is_up: bool
+    is_ejected: bool
+    has_failed: bool
+
+
+ToSupervisor = (
+    Join | Leave | Ask | Withdraw | GiveBack | Kept | AskBytes | WithdrawBytes | GiveBackBytes | Failed | Succeeded
+)
+ToWorker = Grant | Refuse | Keep | GrantBytes
+#: By the name of the upstream, then by endpoint.
+Health = dict[str, dict[str, EndpointHealth]]
 W = TypeVar("W")
+
+
+class SharedLimits:
+    """The limits of one worker that hold over all of them. Used in one event loop.
+
+    `send` sends messages to the supervisor, those of one iteration of the loop at once. The owner passes on what the
+    supervisor sends.
+    """
+
+    def __init__(self, send: Callable[[list[ToSupervisor]], None]) -> None:
+        #: Workers among which a limit is divided that is not leased.
+        self.worker_count = 1
+        self._send = send
+        self._outbox: list[ToSupervisor] = []
+        self._receivers: dict[str, Callable[[ToWorker | None], None]] = {}
+        self._numbers = itertools.count()
+        #: What waits for bytes, by the number of its AskBytes.
+        self._byte_receivers: dict[int, Callable[[int | None], None]] = {}
+        self._health: Health = {}
+        self._health_receivers: dict[str, Callable[[dict[str, EndpointHealth]], None]] = {}
+        self._has_supervisor = True
+
+    def post(self, message: ToSupervisor) -> None:
+        """Send a message at the end of this iteration: connections that it aborts are closed before their slots are.
+
+        Otherwise an upstream could see the next exchange before the end of the last.
+        """
+        if not self._outbox:
+            # Twice: what is aborted after this message is closed in the next iteration, too.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._flush)
+        self._outbox.append(message)
+
+    def receive(self, messages: Iterable[ToWorker]) -> None:
+        """Pass messages of the supervisor on."""
+        for message in messages:
+            if isinstance(message, GrantBytes):
+                self._receive_bytes(message)
+            elif (receiver := self._receivers.get(message.limit)) is not None:
+                receiver(message)
+
+    def receive_health(self, health: Health) -> None:
+        """Pass on the health of the endpoints of some upstreams."""
+        self._health.update(health)
+        for upstream, endpoints in health.items():
+            receiver = self._health_receivers.get(upstream)
+            if receiver is not None:
+                receiver(endpoints)
+
+    def lose_supervisor(self) -> None:
+        """Go on without a supervisor."""
+        self._has_supervisor = False
+        for receiver in list(self._receivers.values()):
+            receiver(None)
+        while self._byte_receivers:
+            self._byte_receivers.popitem()[1](None)
+
+    def ask_bytes(self, limit: str, size: int, rate: float, receive: Callable[[int | None], None]) -> int:
+        """Have `receive` called with `size` once that many bytes of a rate are granted; return the request's number.
+
+        It is called with None if the supervisor has ended.
+        """
+        number = next(self._numbers)
+        self._byte_receivers[number] = receive
+        self.post(AskBytes(limit, number, size, rate))
+        if not self._has_supervisor:
+            asyncio.get_running_loop().call_soon(self._byte_receivers.pop(number), None)
+        return number
+
+    def withdraw_bytes(self, limit: str, number: int) -> None:
+        """Need the bytes of a request no more."""
+        if self._byte_receivers.pop(number, None) is not None:
+            self.post(WithdrawBytes(limit, number))
+
+    def subscribe(self, limit: str, receive: Callable[[ToWorker | None], None]) -> None:
+        """Have `receive` called with the messages about a limit, and with None if the supervisor has ended."""
+        self._receivers[limit] = receive
+        if not self._has_supervisor:
+            receive(None)
+
+    def unsubscribe(self, limit: str) -> None:
+        """End a subscription."""
+        self._receivers.pop(limit, None)
+
+    def subscribe_health(self, upstream: str, receive: Callable[[dict[str, EndpointHealth]], None]) -> None:
+        """Have `receive` called with the health of an upstream whenever it changes, and now with the last."""
+        self._health_receivers[upstream] = receive
+        if upstream in self._health:
+            receive(self._health[upstream])
+
+    def unsubscribe_health(self, upstream: str) -> None:
+        """End a subscription."""
+        self._health_receivers.pop(upstream, None)
+
+    def _receive_bytes(self, message: GrantBytes) -> None:
+        receive = self._byte_receivers.pop(message.number, None)
+        if receive is not None:
+            receive(message.size)
+        else:
+            self.post(GiveBackBytes(message.limit, message.size))
+
+    def _flush(self) -> None:
+        messages, self._outbox = self._outbox, []
+        if self._has_supervisor:
+            self._send(messages)
 
 
 class Leases(Generic[W]):
@@ -128,11 +292,6 @@ class Leases(Generic[W]):
         """Whether a limit applies."""
         return self.held != math.inf
 
-    @property
-    def is_full(self) -> bool:
-        """Whether an exchange has to wait for a lease."""
-        return self.used >= self.held or bool(self.waiting)
-
     def begin(self) -> None:
         """Apply the limit from now on; exchanges that run hold a lease each."""
         self.held, self._keep_count = self.used, 0
@@ -149,7 +308,7 @@ class Leases(Generic[W]):
 
     def take(self) -> bool:
         """Use a lease; return False if there is none, so that the exchange has to wait."""
-        if self.is_full:
+        if self.used >= self.held or self.waiting:
             return False
         self.used += 1
         return True
@@ -169,7 +328,7 @@ class Leases(Generic[W]):
     def release(self) -> W | None:
         """End the use of a lease. Return what has it next, if that is decided here."""
         self.used -= 1
-        return self._settle()
+        return self._settle() if self.held != math.inf else None
 
     def grant(self, number: int) -> W | None:
         """Receive a lease; return what has waited for it."""
@@ -202,7 +361,7 @@ class Leases(Generic[W]):
 
     def _settle(self) -> W | None:
         """Pass a lease on that is not used, or keep it, or give it back."""
-        if not self.is_limited or self.used >= self.held:
+        if self.used >= self.held:
             return None
         if self._is_alone:
             if not self.waiting:

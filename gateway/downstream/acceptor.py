@@ -9,8 +9,9 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
 - The kernel hands out the lowest free descriptor, so its number tells how many are in use. Clients get numbers below
   `first_kept`; those above are kept for upstreams, files and the ops port. HAProxy derives its `maxconn` from the limit
   in the same way.
-- Without a free descriptor, and while `is_full`, accepting pauses. It goes on as soon as a connection closes, and
-  otherwise tries again ten times a second. Idle kept connections are closed for those that wait, as nginx does.
+- Without a free descriptor, and with `max_connections` open, accepting pauses. It goes on as soon as a connection
+  closes, and otherwise tries again ten times a second. Idle kept connections are closed for those that wait, as nginx
+  does.
   Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
 - TLS handshakes under way are bounded in number and time: each holds 335 KiB, and a client that stalls in its own must
   hold none for long. Over the number, the oldest is cut if it takes longer than honest ones do, and accepting pauses
@@ -35,7 +36,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.aiohttp_seam import connect_accepted
 
@@ -54,6 +55,7 @@ MAX_HANDSHAKES: Final = 128
 STALLED_SECONDS: Final = 1.0
 #: Between two log lines.
 _QUIET_SECONDS: Final = 10.0
+_FULL: Final = "max_connections are open; raise it"
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = logging.getLogger("gateway")
 
@@ -78,6 +80,17 @@ def half_of_descriptors() -> int:
 class AcceptShare(Protocol):
     """The connections of this process beside those of others that accept from the same socket."""
 
+    def total(self) -> int:
+        """Return the connections of all processes."""
+        ...
+
+    def reserve(self, limit: int) -> bool:
+        """Count a connection that is accepted next, unless `limit` are open; return whether it is counted.
+
+        Where two processes take the last place at the same time, perhaps none gets it.
+        """
+        ...
+
     def has_more(self) -> bool:
         """Return whether another process has less to do than this one."""
         ...
@@ -101,7 +114,8 @@ class Acceptor:
         context: ssl.SSLContext | None = None,
         first_kept: int = sys.maxsize,
         spares: int = 0,
-        is_full: Callable[[], bool] = lambda: False,
+        open_connections: Callable[[], int] = lambda: 0,
+        max_connections: Callable[[], int] = lambda: sys.maxsize,
         make_room: Callable[[], object] = lambda: None,
         share: AcceptShare | None = None,
     ) -> None:
@@ -110,7 +124,8 @@ class Acceptor:
         self._make_protocol = make_protocol
         self._context = context
         self._first_kept = first_kept
-        self._is_full = is_full
+        self._open_connections = open_connections if share is None else share.total
+        self._max_connections = max_connections
         self._make_room = make_room
         self._share = share
         self._last_room = -_RETRY_SECONDS
@@ -223,10 +238,10 @@ class Acceptor:
         if self._context is not None and not self._has_room_for_handshake():
             return False
         try:
-            if reason := self._why_none():
+            if reason := self._why_none() or self._reserve():
                 self._exhaust(reason)
                 return False
-            sock, peer = self._sock.accept()
+            sock, peer = self._accept_reserved()
         except OSError as exc:
             # Others, such as ECONNABORTED, are failures of the connection that was to be accepted: accept(2).
             if exc.errno not in _EXHAUSTED:
@@ -237,8 +252,6 @@ class Acceptor:
                 return True
             self._exhaust(f"{os.strerror(exc.errno)}; {_raise_limit()}")
             return False
-        if self._share is not None:
-            self._share.count(1)
         if self._context is None:
             connect_accepted(sock, peer, self._make_protocol())
         else:
@@ -246,6 +259,19 @@ class Acceptor:
             self._handshakes[task] = self._loop.time()
             task.add_done_callback(self._end_handshake)
         return True
+
+    def _reserve(self) -> str:
+        """Count the connection that is accepted next; return why it may not be, "" if it may."""
+        share = self._share
+        return "" if share is None or share.reserve(self._max_connections()) else _FULL
+
+    def _accept_reserved(self) -> tuple[socket.socket, Any]:
+        try:
+            return self._sock.accept()
+        except OSError:
+            if self._share is not None:
+                self._share.count(-1)
+            raise
 
     def _has_room_for_handshake(self) -> bool:
         """Return whether one more handshake may begin; cut the oldest for it if that stalls."""
@@ -274,8 +300,8 @@ class Acceptor:
 
     def _why_none(self) -> str:
         """Return why no client may be accepted now, "" if one may. Raises OSError if no descriptor at all is free."""
-        if self._is_full():
-            return "max_connections are open; raise it"
+        if self._open_connections() >= self._max_connections():
+            return _FULL
         lowest_free = os.dup(self._sock.fileno())
         os.close(lowest_free)
         if lowest_free < self._first_kept:

@@ -14,6 +14,7 @@ from gateway.filters.file import FilterContext, FilterFactory, MakeFactory
 from gateway.filters.scan import ScanFactory
 from gateway.filters.sniff import SniffFactory
 from gateway.filters.throttle import ThrottleFactory
+from gateway.sharing import SharedLimits
 
 _GROUP: Final = "gateway.filters"
 
@@ -22,15 +23,21 @@ class FilterProblem(Exception):
     """A filter cannot be created. The message says what is wrong, where, and how to mend it."""
 
 
-def make_filters(route: Route, context: FilterContext) -> list[FilterFactory]:
-    """Return the filters of a route in the order of the config. Raises FilterProblem."""
+def make_filters(route: Route, context: FilterContext, limits: SharedLimits | None = None) -> list[FilterFactory]:
+    """Return the filters of a route in the order of the config. Raises FilterProblem.
+
+    `limits` are those that a worker shares with others.
+    """
     return [
-        _make(choice, f"routes.{route.name}.filters[{index}]", context) for index, choice in enumerate(route.filters)
+        _make(choice, f"routes.{route.name}.filters[{index}]", context, limits)
+        for index, choice in enumerate(route.filters)
     ]
 
 
-def _make(choice: FilterChoice, where: str, context: FilterContext) -> FilterFactory:
+def _make(choice: FilterChoice, where: str, context: FilterContext, limits: SharedLimits | None) -> FilterFactory:
     try:
+        if isinstance(choice.options, Throttle):
+            return ThrottleFactory(choice.options.rate, choice.options.per, f"{where}.throttle", limits)
         factory = _make_builtin(choice.options, context)
     except ImportError as exc:
         raise FilterProblem(f"{where}: {choice.name} needs a package that is missing: pip install {exc.name}") from exc
@@ -44,8 +51,6 @@ def _make_builtin(options: Any, context: FilterContext) -> FilterFactory | None:
             factory = DigestFactory(options.algorithm, context)
         case Sniff():
             factory = SniffFactory(options.allow)
-        case Throttle():
-            factory = ThrottleFactory(options.rate, options.per)
         case Scan():
             factory = ScanFactory(options.clamd, options.timeout, options.on_error, context)
         case Compress():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import aiohttp
 
@@ -18,6 +20,10 @@ from gateway.transfer import descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.state import UpstreamState
+
+#: How long checks that failed with a bug pause before they start again.
+_RESTART_SECONDS: Final = 1.0
+_log = logging.getLogger("gateway")
 
 
 @dataclass(slots=True)
@@ -39,6 +45,19 @@ class CheckHistory:
             return False
         self.is_up, self._contrary_count = has_passed, 0
         return True
+
+
+async def watch_endpoints(
+    upstream: UpstreamState, states: Sequence[EndpointState], health: Health, resolver: Resolver
+) -> None:
+    """Check the endpoints until cancelled; start again after a bug, which would end the checks for good."""
+    while True:
+        try:
+            await check_endpoints(upstream, states, health, resolver)
+        except Exception:
+            # Whatever the bug is: without checks the endpoints would stay as they were last seen.
+            _log.exception("health checks of upstream %s failed: they start again", upstream.stats.upstream)
+        await asyncio.sleep(_RESTART_SECONDS)
 
 
 async def check_endpoints(

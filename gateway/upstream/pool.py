@@ -15,7 +15,7 @@ from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.client import UNSENT, Unanswered, Unreplaced, UpstreamClient, Whose
 from gateway.upstream.ejection import FAILURE_STATUSES, FAILURES
-from gateway.upstream.health import check_endpoints
+from gateway.upstream.health import watch_endpoints
 from gateway.upstream.request import OutgoingBody, RequestHead
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
@@ -134,9 +134,9 @@ class UpstreamPool:
             self._state.record_success(state)
 
     async def watch_health(self) -> None:
-        """Check the endpoints until cancelled, where the config has health checks."""
+        """Check the endpoints until cancelled, where the config has health checks; after a bug, start again."""
         if self._config.health is not None:
-            await check_endpoints(self._state, self._states, self._config.health, self._resolver)
+            await watch_endpoints(self._state, self._states, self._config.health, self._resolver)
 
 
 def _code(exc: BaseException) -> str:

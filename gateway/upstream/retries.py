@@ -2,6 +2,10 @@
 
 Each request adds a share of a token, each retry takes one. So retries never add more than that share to the load of an
 upstream that fails all requests, while a few requests that fail are all sent again.
+
+Several workers divide the tokens per second among them, and each adds the share of its own requests: together they add
+no more than one process would, without a message. Rejected: one bucket in the supervisor. Retries would wait for it
+while everything fails, and the workers get their requests from one queue, so their failures are spread as evenly.
 """
 
 from __future__ import annotations
@@ -17,25 +21,37 @@ _MAX_TOKENS: Final = 100.0
 
 
 class RetryBudget:
-    """The tokens of one upstream. It starts with those of one second; `share` is what one request adds."""
+    """The tokens of one upstream. It starts with those of one second."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.share = 0.0
+        self._share = 0.0
+        self._worker_count = 1
+        self._tokens_per_second = _TOKENS_PER_SECOND
+        self._max_tokens = _MAX_TOKENS
         self._clock = clock
         self._tokens = _TOKENS_PER_SECOND
         self._refilled = clock()
 
+    def configure(self, share: float, worker_count: int = 1) -> None:
+        """Set the share of a token that one request adds, and among how many workers the budget is divided."""
+        self._share = share
+        if worker_count != self._worker_count:
+            # One at least: the first request that fails is sent again.
+            self._tokens = max(1.0, self._tokens * self._worker_count / worker_count)
+            self._worker_count = worker_count
+            self._tokens_per_second = _TOKENS_PER_SECOND / worker_count
+            self._max_tokens = max(1.0, _MAX_TOKENS / worker_count)
+
     def deposit(self) -> None:
         """Add the share of one request."""
-        tokens = self._tokens + self.share
-        self._tokens = tokens if tokens < _MAX_TOKENS else _MAX_TOKENS
+        self._tokens = min(self._tokens + self._share, self._max_tokens)
 
     def withdraw(self) -> bool:
         """Take a token for a retry; return whether there was one."""
-        if not self.share:
+        if not self._share:
             return False
         now = self._clock()
-        self._tokens = min(self._tokens + (now - self._refilled) * _TOKENS_PER_SECOND, _MAX_TOKENS)
+        self._tokens = min(self._tokens + (now - self._refilled) * self._tokens_per_second, self._max_tokens)
         self._refilled = now
         if self._tokens < 1:
             return False

@@ -2,6 +2,9 @@
 
 There is one state per name of an upstream, used by every runtime whose config has that name, until the last exchange of
 the last of them has ended. So a reload that changes one key makes no second set of slots beside the one in use.
+
+With several workers there is a state in each of them, and one in the supervisor, which decides whether endpoints are
+healthy: it checks them, and the workers report to it which requests fail. They apply what it decides.
 """
 
 from __future__ import annotations
@@ -9,27 +12,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gateway.config import Upstream
 from gateway.config.upstream import Ejection
 from gateway.config.values import Endpoint
 from gateway.observe.stats import UpstreamStats
+from gateway.sharing import EndpointHealth, Failed, SharedLimits, Succeeded
 from gateway.upstream.balancing import EndpointState
-from gateway.upstream.capacity import CapacityLimiter
+from gateway.upstream.capacity import Capacity, CapacityLimiter
 from gateway.upstream.ejection import FailureRecord, may_eject
+from gateway.upstream.leased import LeasedLimiter
 from gateway.upstream.retries import RetryBudget
 
 _log = logging.getLogger("gateway.upstream")
 
 
 class UpstreamState:
-    """The state of one upstream."""
+    """The state of one upstream. `limits` are those that a worker shares with others."""
 
-    def __init__(self, stats: UpstreamStats) -> None:
+    def __init__(self, stats: UpstreamStats, limits: SharedLimits | None = None) -> None:
         self.stats = stats
-        self.capacity = CapacityLimiter(stats)
+        self.capacity: Capacity = CapacityLimiter(stats) if limits is None else LeasedLimiter(stats, limits)
         self.budget = RetryBudget()
+        #: Called when the health of an endpoint changed, or whether its last request failed.
+        self.on_health: Callable[[], None] = _ignore
+        self._limits = limits
         self._ejection: Ejection | None = None
         self._endpoints: dict[Endpoint, EndpointState] = {}
         self._failures: dict[Endpoint, FailureRecord] = {}
@@ -40,6 +48,9 @@ class UpstreamState:
         """End what is under way; nothing uses the upstream any more."""
         for timer in self._readmissions.values():
             timer.cancel()
+        self.capacity.close()
+        if self._limits is not None:
+            self._limits.unsubscribe_health(self.stats.upstream)
 
     def endpoints(self, endpoints: Iterable[Endpoint]) -> list[EndpointState]:
         """Return the states of endpoints, new ones for those that are not in use; one that is repeated counts once."""
@@ -50,13 +61,13 @@ class UpstreamState:
         self.capacity.configure(
             slots=config.max_in_flight, max_queued=config.max_queued, queue_seconds=config.queue_timeout
         )
-        self.budget.share = config.retries.budget
+        self.budget.configure(config.retries.budget, 1 if self._limits is None else self._limits.worker_count)
         self._endpoints = {state.endpoint: state for state in states}
         self._failures = {endpoint: self._failures.get(endpoint) or FailureRecord() for endpoint in self._endpoints}
         for endpoint in self._readmissions.keys() - self._endpoints.keys():
             self._readmissions.pop(endpoint).cancel()
         self._ejection = config.ejection
-        for state in self._endpoints.values():
+        for state in self._endpoints.values() if self._limits is None else ():
             if config.health is None and not state.is_up:
                 # Nothing would bring it up again.
                 state.is_up = True
@@ -65,6 +76,24 @@ class UpstreamState:
                 self._readmit(state, "ejection was switched off")
             state.stats.is_up = state.is_healthy
         self.stats.endpoints = {str(endpoint): state.stats for endpoint, state in self._endpoints.items()}
+        if self._limits is not None:
+            self._limits.subscribe_health(self.stats.upstream, self._apply_health)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether at least one endpoint is healthy."""
+        return any(state.is_healthy for state in self._endpoints.values())
+
+    def health(self) -> dict[str, EndpointHealth]:
+        """Return what the workers need to know of each endpoint."""
+        return {
+            str(endpoint): EndpointHealth(state.is_up, state.is_ejected, bool(self._failures[endpoint].failures))
+            for endpoint, state in self._endpoints.items()
+        }
+
+    def find(self, endpoint: str) -> EndpointState | None:
+        """Return the state of an endpoint in use, None if the config in force does not have it."""
+        return next((state for each, state in self._endpoints.items() if str(each) == endpoint), None)
 
     def mark_up(self, state: EndpointState, reason: str) -> None:
         """Record that the health checks of an endpoint pass again, and log it; it is not ejected any more."""
@@ -80,8 +109,14 @@ class UpstreamState:
 
     def record_success(self, state: EndpointState) -> None:
         """Record a request that did not fail."""
-        if self._ejection is not None and self._is_in_use(state):
-            self._failures[state.endpoint].failures = 0
+        if self._ejection is None or not self._is_in_use(state):
+            return
+        record = self._failures[state.endpoint]
+        if record.failures:
+            record.failures = 0
+            if self._limits is not None:
+                self._limits.post(Succeeded(self.stats.upstream, str(state.endpoint)))
+            self.on_health()
 
     def record_failure(self, state: EndpointState, reason: str) -> None:
         """Record a request that failed on an endpoint, and eject it if that was one too many."""
@@ -90,6 +125,11 @@ class UpstreamState:
             return
         record = self._failures[state.endpoint]
         record.failures += 1
+        if self._limits is not None:
+            self._limits.post(Failed(self.stats.upstream, str(state.endpoint), reason))
+            return
+        if record.failures == 1:
+            self.on_health()
         if record.failures < config.failures or not may_eject(state, self._endpoints.values(), config):
             return
         loop = asyncio.get_running_loop()
@@ -100,6 +140,15 @@ class UpstreamState:
         state.stats.ejected_until = _now() + seconds
         why = f"{record.failures} requests in a row failed, the last with {reason}"
         self._report(logging.WARNING, state, "endpoint_ejected", f"is ejected for {seconds:g} s", why)
+
+    def _apply_health(self, health: dict[str, EndpointHealth]) -> None:
+        """Take over what the supervisor has decided: it also logs it."""
+        for endpoint, state in self._endpoints.items():
+            decided = health.get(str(endpoint))
+            if decided is not None:
+                state.is_up, state.is_ejected = decided.is_up, decided.is_ejected
+                state.stats.is_up = state.is_healthy
+                self._failures[endpoint].failures = int(decided.has_failed)
 
     def _is_in_use(self, state: EndpointState) -> bool:
         """Whether the config in force has the endpoint, and this is its state."""
@@ -120,8 +169,13 @@ class UpstreamState:
             state.stats.reason, state.stats.since = reason, _now()
         keys = {"event": event, "upstream": upstream, "endpoint": endpoint, "reason": reason}
         _log.log(level, "endpoint %s of upstream %s %s: %s", endpoint, upstream, change, reason, extra={"keys": keys})
+        self.on_health()
 
 
 def _now() -> float:
     """Return the Unix time."""
     return time.time()  # noqa: TID251 (the time of day)
+
+
+def _ignore() -> None:
+    pass

@@ -17,9 +17,9 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from gateway.sharing import Grant, Keep, Refuse, ToWorker
 
@@ -27,8 +27,8 @@ from gateway.sharing import Grant, Keep, Refuse, ToWorker
 #: every worker.
 _CALM_COUNT: Final = 32
 
-#: Sends a message to a worker, given by its number.
-Send = Callable[[int, ToWorker], None]
+#: A worker.
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(slots=True)
@@ -46,20 +46,20 @@ class _Member:
         return self.leased > 0 and (self.keep > 0 or self.unconfirmed > 0)
 
 
-class Ledger:
+class Ledger(Generic[K]):
     """The slots of one limit. It begins with none: `configure` sets the limit."""
 
-    def __init__(self, limit: str, send: Send) -> None:
+    def __init__(self, limit: str, send: Callable[[K, ToWorker], None]) -> None:
         self._limit = limit
         self._send = send
         self._slots = 0
         self._max_queued = 0
-        self._members: dict[int, _Member] = {}
+        self._members: dict[K, _Member] = {}
         #: Workers that apply the limit soon: exchanges of theirs may run that are not counted yet.
-        self._expected: set[int] = set()
+        self._expected: set[K] = set()
         #: The requests that wait, by worker and number, in order of arrival; and those of them beyond `max_queued`.
-        self._queue: dict[tuple[int, int], None] = {}
-        self._excess: dict[tuple[int, int], None] = {}
+        self._queue: dict[tuple[K, int], None] = {}
+        self._excess: dict[tuple[K, int], None] = {}
         #: Leases that are out.
         self._leased = 0
         self._may_keep = True
@@ -80,7 +80,7 @@ class Ledger:
         """Whether no worker applies the limit."""
         return not self._members
 
-    def configure(self, slots: int, max_queued: int, expected: Iterable[int] = ()) -> None:
+    def configure(self, slots: int, max_queued: int, expected: Iterable[K] = ()) -> None:
         """Change the limit. `expected` are the workers that apply it from now on; those that do already are left out.
 
         Nothing is granted before all of them have joined. Requests that wait stay in a queue that is shorter now.
@@ -89,14 +89,14 @@ class Ledger:
         self._expected |= set(expected) - self._members.keys()
         self._update()
 
-    def join(self, worker: int, held: int) -> None:
+    def join(self, worker: K, held: int) -> None:
         """Count a worker that applies the limit; `held` of its exchanges run already."""
         self._expected.discard(worker)
         self._members[worker] = _Member(held)
         self._leased += held
         self._update()
 
-    def leave(self, worker: int) -> None:
+    def leave(self, worker: K) -> None:
         """Take back all that a worker has: it has ended, or does not apply the limit any more."""
         self._expected.discard(worker)
         if (member := self._members.pop(worker, None)) is not None:
@@ -105,7 +105,7 @@ class Ledger:
                 self._remove(key)
         self._update()
 
-    def ask(self, worker: int, number: int) -> None:
+    def ask(self, worker: K, number: int) -> None:
         """Grant a slot, or put the request into the queue, or refuse it."""
         if worker not in self._members:
             return
@@ -121,20 +121,20 @@ class Ledger:
             self._refuse(worker, number)
         self._update()
 
-    def withdraw(self, worker: int, number: int) -> None:
+    def withdraw(self, worker: K, number: int) -> None:
         """Forget a request. One that was granted meanwhile is given back by its worker."""
         if (worker, number) in self._queue:
             self._remove((worker, number))
             self._update()
 
-    def give_back(self, worker: int, count: int) -> None:
+    def give_back(self, worker: K, count: int) -> None:
         """Take back leases."""
         if (member := self._members.get(worker)) is not None:
             member.leased -= count
             self._leased -= count
             self._update()
 
-    def confirm(self, worker: int, count: int) -> None:
+    def confirm(self, worker: K, count: int) -> None:
         """Take back the leases that a worker returns with its confirmation of a Keep."""
         if (member := self._members.get(worker)) is not None:
             member.unconfirmed -= 1
@@ -178,14 +178,14 @@ class Ledger:
                 self._remove(key)
                 self._refuse(*key)
 
-    def _remove(self, key: tuple[int, int]) -> None:
+    def _remove(self, key: tuple[K, int]) -> None:
         del self._queue[key]
         self._excess.pop(key, None)
 
-    def _grant(self, worker: int, number: int) -> None:
+    def _grant(self, worker: K, number: int) -> None:
         self._members[worker].leased += 1
         self._leased += 1
         self._send(worker, Grant(self._limit, number))
 
-    def _refuse(self, worker: int, number: int) -> None:
+    def _refuse(self, worker: K, number: int) -> None:
         self._send(worker, Refuse(self._limit, number, self._leased, len(self._queue)))

@@ -80,6 +80,22 @@ class LoadRow:
         self._start = row * _WIDTH
         self._moved_bytes = 0
 
+    def total(self) -> int:
+        """Return the connections of all workers."""
+        numbers = self._numbers
+        return int(sum(numbers[row * _WIDTH + _CONNECTIONS] for row in range(1, int(numbers[0]))))
+
+    def reserve(self, limit: int) -> bool:
+        """Count a connection that is accepted next, unless `limit` are open; return whether it is counted.
+
+        It is counted first, then checked: of two workers that take the last place at the same time none or one gets it.
+        """
+        self.count(1)
+        if self.total() > limit:
+            self.count(-1)
+            return False
+        return True
+
     def has_more(self) -> bool:
         """Return whether another worker has less to do than this one."""
         numbers, own = self._numbers, self._load(self._row)

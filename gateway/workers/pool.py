@@ -17,7 +17,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
 from gateway.config import Config
@@ -57,7 +57,7 @@ class WorkerPool:
         self.workers: list[WorkerProcess] = []
         #: Workers that took the place of one that died.
         self.restart_count = 0
-        self._replacement = Replacement()
+        self._replacement = Replacement(self._before_commit)
         self.handlers: WorkerHandlers = {
             Kind.READY: lambda worker, _: self._set_ready(worker),
             Kind.FAILED: _record_failure,
@@ -65,6 +65,10 @@ class WorkerPool:
             Kind.DRAINED: self._record_drained,
             Kind.RETIRE: lambda worker, _: self._make_way(worker),
         }
+        #: Called with each worker before it gets its config.
+        self.before_start: list[Callable[[WorkerProcess], None]] = []
+        #: Called with a config that all workers have prepared, and those that put it in force next.
+        self.before_commit: list[Callable[[Config, Collection[WorkerProcess]], None]] = []
         #: Called with each worker that is ready, and with each that has ended.
         self.on_ready: list[Callable[[WorkerProcess], None]] = []
         self.on_end: list[Callable[[WorkerProcess], None]] = [self._replacement.forget]
@@ -195,6 +199,8 @@ class WorkerPool:
             raise
         worker.replaces = before if before is None or before.is_alive else before.replaces
         self.workers.append(worker)
+        for call in self.before_start:
+            call(worker)
         worker.generation = self.generation
         worker.channel.send(Kind.START, Start(self.config, row))
         self._keep(self._attendants, self._attend(worker), f"worker {worker.pid}")
@@ -237,6 +243,10 @@ class WorkerPool:
             self._retire(worker.replaces)
             worker.replaces = None
         self._update_later(worker)
+
+    def _before_commit(self, config: Config, workers: Collection[WorkerProcess]) -> None:
+        for call in self.before_commit:
+            call(config, workers)
 
     def _update_later(self, worker: WorkerProcess) -> None:
         if worker.state is State.READY and worker.generation != self.generation:

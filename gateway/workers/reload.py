@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from gateway.config import Config
@@ -29,7 +29,9 @@ ANSWER_SECONDS: Final = 30.0
 class Replacement:
     """Replaces configs. `handle_prepared` and `forget` are to be called for each PREPARED and each end of a worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_commit: Callable[[Config, Collection[WorkerProcess]], None]) -> None:
+        """`before_commit` is called with a config that none has refused, and the workers that put it in force next."""
+        self._before_commit = before_commit
         #: The workers that are asked, with their reasons.
         self._answers: dict[WorkerProcess, asyncio.Future[list[str]]] = {}
         #: Replacements that were tried: the answer to one must not be taken for that to another.
@@ -51,6 +53,8 @@ class Replacement:
         problems = [problem for answer in asked.values() if answer not in silent for problem in answer.result()]
         if silent:
             problems.append(f"{len(silent)} workers did not prepare it within {ANSWER_SECONDS:g} s")
+        if not problems:
+            self._before_commit(config, asked)
         for worker in asked:
             worker.channel.send(Kind.ABORT if problems else Kind.COMMIT, self._number)
             if not problems:

@@ -26,7 +26,10 @@ from gateway.server import Load, check_fixed, log_reload
 from gateway.signals import Signals
 from gateway.systemd import Notifier
 from gateway.threads import Threads
+from gateway.workers.channel import Kind
+from gateway.workers.limits import GatewayLimits
 from gateway.workers.pool import WorkerPool, wait_first
+from gateway.workers.process import WorkerProcess
 from gateway.workers.template import Template, name_process
 from gateway.workers.view import WorkersView
 from gateway.workers.worker import run_worker
@@ -67,6 +70,8 @@ class Supervisor:
         #: A config file on a disk that does not answer keeps no process.
         self._reload_thread = Threads("reload", 1)
         self._draining: asyncio.Task[None] | None = None
+        #: From `start` on.
+        self.limits: GatewayLimits[WorkerProcess]
         self.address: Address
         self.ops_address: Address
 
@@ -104,6 +109,7 @@ class Supervisor:
             self._template.listen()
             stack.callback(self._template.ignore)
             config = self.config
+            self._limit(stack)
             self._view = WorkersView(self.stats, self.pool, self._template.pid, self.drain)
             stack.callback(self._view.close)
             self.on_config.insert(0, self._view.keep_series)
@@ -115,6 +121,20 @@ class Supervisor:
             self._stack = stack.pop_all()
         self.stats.record_config()
         self._keep(self._report_status(), "service manager")
+
+    def _limit(self, stack: contextlib.AsyncExitStack) -> None:
+        """Keep the limits that hold over all workers."""
+        self.limits = GatewayLimits[WorkerProcess](
+            self.stats,
+            lambda worker, messages: worker.channel.send(Kind.LEASE_GRANT, messages),
+            lambda worker, health: worker.channel.send(Kind.HEALTH, health),
+        )
+        stack.push_async_callback(self.limits.close)
+        self.limits.configure(self.config)
+        self.pool.handlers[Kind.LEASE_REQUEST] = self.limits.receive
+        self.pool.before_start.append(self.limits.add)
+        self.pool.before_commit.append(self.limits.configure)
+        self.pool.on_end.append(self.limits.remove)
 
     def drain(self) -> asyncio.Task[None]:
         """Begin to drain all workers, unless that was done before; return the task that does it."""

@@ -32,6 +32,7 @@ from gateway.filters import FilterProblem
 from gateway.memory import tune_memory
 from gateway.observe.log import LineStyle, LineWriter, start_logging
 from gateway.server import Gateway, Shared
+from gateway.sharing import SharedLimits
 from gateway.workers.channel import Channel, Kind
 from gateway.workers.counts import CountSender
 from gateway.workers.load import LoadRow, LoadTable
@@ -138,6 +139,8 @@ class Worker:
             Kind.STOP: lambda _: self._stop(),
         }
         self.channel: Channel
+        self._limits = SharedLimits(lambda messages: self.channel.send(Kind.LEASE_REQUEST, messages))
+        self.handlers |= {Kind.LEASE_GRANT: self._limits.receive, Kind.HEALTH: self._limits.receive_health}
 
     async def serve(self, channel: socket.socket) -> None:
         """Serve from START to STOP, or to the end of the channel."""
@@ -157,7 +160,7 @@ class Worker:
             start.config,
             self._writer.add_line,
             describe=choose_describe(self._style),
-            shared=Shared(self._listener, self._row),
+            shared=Shared(self._listener, self._row, self._limits),
         )
         self.gateway.stats.dropped_log_lines = lambda: self._writer.dropped_lines
         counts = CountSender(self.gateway, self.channel)
@@ -227,6 +230,7 @@ class Worker:
             self._start.set_result(None)
         if not self._is_stopping.is_set():
             self._on_orphaned()
+            self._limits.lose_supervisor()
             _log.error("the supervisor process has ended: this worker drains and ends")
             self._is_stopping.set()
 

@@ -405,7 +405,7 @@ async def test_buckets_of_idle_clients_are_removed(monkeypatch: pytest.MonkeyPat
     kind = ThrottleFactory(1e9, "client")
     for number in range(10):
         kind(FileHead(1, "f", "a", None, None, client=str(number)))
-    assert len(kind._buckets) <= 2
+    assert len(kind._rates) <= 2
 
 
 class SparseFactory:

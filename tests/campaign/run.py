@@ -239,7 +239,7 @@ class Campaign:
             if route.in_flight or any(transfer.in_flight for transfer in route.transfers.values())
         ]
         upstreams = gateway.gateway._resources.upstreams.items()
-        left += [f"upstream {name} has slots taken" for name, upstream in upstreams if upstream.capacity._taken]
+        left += [f"upstream {name} has slots taken" for name, upstream in upstreams if upstream.capacity.taken]
         names = [name for name in os.listdir(self._directory) if name.startswith(".")]
         names += [name for name in os.listdir(self._directory / "tee") if name.startswith(".")]
         left += [f"unfinished upload {name}" for name in names]

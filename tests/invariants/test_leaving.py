@@ -107,7 +107,7 @@ async def test_client_that_leaves_while_the_upstream_does_not_read(
             await send_until_unread(gateway, client)
             await leave(client, how)
             await assert_noticed(gateway)
-            assert gateway.gateway._runtime.upstreams["up"].capacity._taken == 0
+            assert gateway.gateway._runtime.upstreams["up"].capacity.taken == 0
             client.writer.transport.abort()
 
 

@@ -20,6 +20,7 @@ MAKERS = {
     "server.py": "Gateway keeps the tasks of reloads and background jobs; `stop` cancels them",
     "workers/supervisor.py": "Supervisor keeps the tasks of reloads, drain and status; `stop` cancels them",
     "workers/pool.py": "WorkerPool keeps a task per place and per worker; `end` cancels and awaits them",
+    "workers/limits.py": "GatewayLimits keeps the tasks of health checks and of waits for bytes; `close` cancels them",
     "workers/worker.py": "Worker keeps the tasks of messages and beats; `serve` cancels them at its end",
     "downstream/acceptor.py": "Acceptor keeps the tasks of TLS handshakes; `close` cancels them",
     "ops/api.py": "Api keeps the task that records the history, and cancels it when the application is cleaned up",

@@ -142,7 +142,7 @@ async def test_checks_that_failed_with_a_bug_start_again(monkeypatch: pytest.Mon
         return await real(*arguments)
 
     monkeypatch.setattr(health, "_check", fail_once)
-    monkeypatch.setattr("gateway.server._RESTART_SECONDS", 0)
+    monkeypatch.setattr("gateway.upstream.health._RESTART_SECONDS", 0)
     async with run_gateway(config_of("http://127.0.0.1:9")) as gateway:
         await wait_until(lambda: not is_up(gateway, "http://127.0.0.1:9"))
 

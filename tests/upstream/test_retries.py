@@ -77,7 +77,7 @@ def test_budget_adds_a_share_for_each_request_and_some_in_any_case() -> None:
     now = 100.0
     budget = RetryBudget(clock=lambda: now)
     assert not budget.withdraw()
-    budget.share = 0.2
+    budget.configure(0.2)
     assert [budget.withdraw() for _ in range(11)] == [True] * 10 + [False]
     for _ in range(16):
         budget.deposit()
@@ -88,6 +88,20 @@ def test_budget_adds_a_share_for_each_request_and_some_in_any_case() -> None:
     for _ in range(1000):
         budget.deposit()
     assert [budget.withdraw() for _ in range(101)] == [True] * 100 + [False]
+
+
+def test_workers_divide_a_budget_and_each_sends_the_first_request_again() -> None:
+    now = 100.0
+    budgets = [RetryBudget(clock=lambda: now) for _ in range(5)]
+    for budget in budgets:
+        budget.configure(0.2, 5)
+    assert [sum(budget.withdraw() for _ in range(5)) for budget in budgets] == [2] * 5
+    now += 1000
+    assert [sum(budget.withdraw() for _ in range(50)) for budget in budgets] == [20] * 5
+    for budget in budgets[:2]:
+        # A reload: of 50 workers now.
+        budget.configure(0.2, 50)
+        assert [budget.withdraw() for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("end", [Wire.close, Wire.reset], ids=["close", "reset"])
@@ -198,7 +212,7 @@ async def test_attempts_and_budget_limit_how_often_a_request_is_sent() -> None:
         config = forward_config(endpoints, upstream_keys={"retries": {"attempts": 1}})
         async with run_gateway(config) as gateway:
             gateway.gateway._resources.upstreams["up"].budget = budget = RetryBudget(clock=lambda: 0)
-            budget.share = 0.2
+            budget.configure(0.2)
             await gateway.request(GET)
             assert sum(len(upstream.wires) for upstream in (one, two, three)) == 2
             for _ in range(40):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -320,9 +320,9 @@ class AnyOrder(RuleBasedStateMachine):
                 del self.arrived[worker, number]
             case Refuse(_, number):
                 del self.arrived[worker, number]
-                for each in self.gateway.workers.values():
-                    if each.leases.is_limited:
-                        assert each.leases.held == each.leases.used
+                limited = [each.leases for each in self.gateway.workers.values() if each.leases.is_limited]
+                # What is not used is for those that have waited longer.
+                assert sum(leases.held - leases.used for leases in limited) <= len(self.arrived)
 
     @initialize(count=st.integers(1, 4), slots=st.one_of(st.just(math.inf), st.integers(1, 6)))
     def start(self, count: int, slots: float) -> None:
@@ -446,5 +446,10 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60,
+    stateful_step_count=50,
+    deadline=None,
+    # A failure is reported as it was found: to make it smaller takes minutes.
+    phases=[Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
