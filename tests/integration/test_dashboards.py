@@ -1,4 +1,4 @@
-"""Every query of every dashboard returns data from a real Prometheus that scrapes a gateway with traffic."""
+"""Queries of dashboards and recording rules return data from a real Prometheus that scrapes a gateway with traffic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.grafana.__main__ import PAGES
 from tests.peers import OK, RawUpstream, RunningGateway, Wire, form, post, read_request, responding, run_gateway
 from tests.project.test_dashboards import dashboard, queries
-from tests.prometheus import SCRAPE_SECONDS, Prometheus, run_prometheus
+from tests.prometheus import DEPLOY, SCRAPE_SECONDS, Prometheus, run_prometheus
 
 CLOSED = "http://127.0.0.1:9"
 FORM = form(("name=a", b"b"), ('name="f"; filename="x"', b"y" * 5000))
@@ -77,7 +78,7 @@ async def assert_data(prometheus: Prometheus, query: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.expected_log("gateway.upstream", "is ejected", reason="an endpoint is down on purpose")
-async def test_every_query_of_the_dashboards_returns_data(tmp_path: Path) -> None:
+async def test_every_query_of_the_dashboards_and_every_recording_rule_returns_data(tmp_path: Path) -> None:
     directory = tmp_path / "files"
     directory.mkdir()
     async with contextlib.AsyncExitStack() as stack:
@@ -91,6 +92,8 @@ async def test_every_query_of_the_dashboards_returns_data(tmp_path: Path) -> Non
             for name in PAGES:
                 for query in queries(name):
                     await assert_data(prometheus, query)
+            for name in recorded_series():
+                await assert_data(prometheus, name)
             for name in PAGES:
                 for annotation in dashboard(name)["annotations"]["list"]:
                     # No alert has to fire here: it must be PromQL.
@@ -101,6 +104,11 @@ async def test_every_query_of_the_dashboards_returns_data(tmp_path: Path) -> Non
         finally:
             traffic.cancel()
             await asyncio.wait([traffic])
+
+
+def recorded_series() -> list[str]:
+    rules = yaml.safe_load((DEPLOY / "recording_rules.yaml").read_text())
+    return [rule["record"] for group in rules["groups"] for rule in group["rules"]]
 
 
 async def assert_values(prometheus: Prometheus, query: str) -> None:
