@@ -33,7 +33,7 @@ from gateway.transfer.policy import TransferPolicy
 from gateway.transfer.progress import Progress, no_progress
 from gateway.transfer.stall import StallDetector
 from gateway.transfer.timers import TimerQueue, Timers
-from gateway.transfer.turns import Turns
+from gateway.transfer.turns import Turn, Turns
 
 #: What one read returns: bytes, or how many bytes stay in the kernel where no filter has to see them.
 _Chunk = TypeVar("_Chunk", bytes, int)
@@ -293,7 +293,7 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
 
     Raises Fault for the source, a filter or a leg that stalls, and what `lane.write` and `send_end` raise.
     """
-    turns = transfer.turns
+    turn = Turn(transfer.turns, transfer.meter.moved_bytes)
     with transfer.watched(lane.acknowledged):
         # A body of known length is not read any further after its last byte.
         while not transfer.is_whole:
@@ -303,8 +303,8 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
             await lane.write(chunk)
             if transfer.is_whole:
                 break
-            if not turns.has_time():
-                await turns.wait()
+            if not turn.has_time():
+                await turn.wait(transfer.meter.moved_bytes)
         if send_end is not None:
             await send_end()
 

@@ -7,6 +7,11 @@ The first step of a body is not asked for, so a small exchange never waits here.
     if not turns.has_time():
         await turns.wait()
 
+A body that may have large chunks asks its `Turn` in place of `Turns`. While its chunks are large it keeps its turn for
+several iterations: what its peer sends meanwhile is still in the processor's cache when it is read. To change bodies
+after each chunk cost 17 to 25 % more for eight uploads at once. A body of many small steps gives way after each: what
+waits, waits for one of its steps only.
+
 Rejected: `asyncio.sleep(0)` after a number of steps, or a time for each body: fifty bodies of costly steps would hold
 the loop fifty times as long.
 """
@@ -23,6 +28,11 @@ from typing import Final
 #: Time for all bodies together per iteration of the loop, twice this where an interval begins within one. An exchange
 #: needs about five iterations.
 TURN_SECONDS: Final = 0.004
+#: A body that moves this many bytes in one turn keeps it. 1 MiB received in chunks of one byte is 171 KiB of data.
+KEEPING_BYTES: Final = 2**19
+#: How long it keeps it; less where many wait: they all have their turns within a round.
+_KEPT_SECONDS: Final = 0.016
+_ROUND_SECONDS: Final = 0.064
 
 
 class Turns:
@@ -44,6 +54,9 @@ class Turns:
         #: Whether a body found no time left since it was chosen.
         self._has_ended = False
         self._is_scheduled = False
+        #: The body that keeps its turn, and until when.
+        self._keeper: Turn | None = None
+        self._kept_until = 0.0
 
     def has_time(self) -> bool:
         """Return whether a body may take another step now: there is time left, and no other body waits for it."""
@@ -65,8 +78,10 @@ class Turns:
 
     async def wait(self) -> None:
         """Wait for a turn, and take it."""
+        await self._wait_in(self._waiting)
+
+    async def _wait_in(self, queue: deque[Callable[[], None]]) -> None:
         loop = asyncio.get_running_loop()
-        queue = self._waiting
         while True:
             waiter: asyncio.Future[None] = loop.create_future()
             self._add(queue, functools.partial(_wake, waiter))
@@ -106,6 +121,40 @@ class Turns:
                 break
         if waiting:
             self._schedule()
+
+
+class Turn:
+    """The turn of one body, which has moved `moved_bytes` so far."""
+
+    __slots__ = ("_began_bytes", "_turns")
+
+    def __init__(self, turns: Turns, moved_bytes: int) -> None:
+        self._turns = turns
+        #: Moved before this turn.
+        self._began_bytes = moved_bytes
+
+    def has_time(self) -> bool:
+        """Return whether the body may take another step now, see `Turns.has_time`."""
+        turns = self._turns
+        return turns.is_time_left() and (not turns._waiting or self._is_kept())
+
+    async def wait(self, moved_bytes: int) -> None:
+        """Wait until the body may take another step."""
+        turns = self._turns
+        is_large = moved_bytes - self._began_bytes >= KEEPING_BYTES
+        self._began_bytes = moved_bytes
+        if is_large and self._is_kept():
+            await turns._wait_in(turns._postponed)
+            return
+        await turns.wait()
+        if is_large:
+            turns._keeper = self
+            turns._kept_until = turns._clock() + min(_KEPT_SECONDS, _ROUND_SECONDS / (len(turns._waiting) + 1))
+        elif turns._keeper is self:
+            turns._keeper = None
+
+    def _is_kept(self) -> bool:
+        return self._turns._keeper is self and self._turns._clock() < self._turns._kept_until
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
