@@ -5,7 +5,7 @@ holds one chunk, and at most one delimiter or one line more. MultipartReader acc
 preambles of any size and anything after the closing delimiter; parsers of upstreams differ on such bodies, so they
 are refused here (RFC 2046 section 5.1.1).
 
-The search is `bytes.find` of the whole boundary in the chunk as received. Chunks are joined only if a delimiter may
+The search is for the whole boundary in the chunk as received (`search`). Chunks are joined only if a delimiter may
 be divided between them. A piece of data ends with its chunk or its part, however many bytes look like a boundary.
 """
 
@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from gateway.config import Limits
 from gateway.errors import Fault, FaultKind
 from gateway.http.limits import limit_fault
+from gateway.multipart.search import has_boundary
 
 #: Limit for a line outside of part data: aiohttp's limit for a header line.
 _MAX_LINE_BYTES: Final = 8190
@@ -112,7 +113,7 @@ class FormContent:
         while True:
             chunk, at = self._chunk, self._offset
             # Nearly always there is none, and this search is the cheapest.
-            if chunk.find(boundary, at) >= 0:
+            if has_boundary(chunk, boundary, at):
                 found = chunk.find(delimiter, at)
                 self._check_bare_line_breaks(chunk, at, found if found >= 0 else len(chunk))
                 if found >= 0:
