@@ -11,6 +11,7 @@ from gateway.config import Config
 from gateway.config.values import AUTO_WORKERS
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
+_PROC: Final = Path("/proc/self/cgroup")
 
 
 def count_workers(config: Config) -> int:
@@ -27,14 +28,25 @@ def count_cores(cgroup: Path | None = None) -> int:
 
 def _read_limit(cgroup: Path) -> float:
     """Return the cores that the control group allows, as its version 2 or 1 has it; infinity without a limit."""
-    try:
-        text = (cgroup / "cpu.max").read_text()
-    except OSError:
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
-            text = f"{quota.strip()} {(cgroup / 'cpu/cpu.cfs_period_us').read_text()}"
-        except OSError:
-            return math.inf
-    quota, _, period = text.strip().partition(" ")
+    # A container sees its own group as the root; a unit of systemd has its path in /proc.
+    quota, _, period = (
+        _read(cgroup / _own_group() / "cpu.max")
+        or _read(cgroup / "cpu.max")
+        or f"{_read(cgroup / 'cpu/cpu.cfs_quota_us')} {_read(cgroup / 'cpu/cpu.cfs_period_us')}"
+    ).partition(" ")
     # Without a limit the quota is `max` in version 2, -1 in version 1.
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else math.inf
+
+
+def _own_group() -> str:
+    """Return the path of this process's control group, of version 2, below the root of all."""
+    lines = _read(_PROC).splitlines()
+    return next((line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), "")
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file, "" if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

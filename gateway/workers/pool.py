@@ -211,10 +211,12 @@ class WorkerPool:
         await worker.wait_exit()
         self.workers.remove(worker)
         self._table.give_back(worker.row)
-        for call in self.on_end:
-            call(worker)
-        worker.is_drained.set()
-        worker.is_leaving.set()
+        try:
+            for call in self.on_end:
+                call(worker)
+        finally:
+            worker.is_drained.set()
+            worker.is_leaving.set()
         await worker.wait_output()
         if worker.end:
             keys = {"worker": worker.pid, "stderr": worker.last_words.text}

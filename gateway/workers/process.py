@@ -127,6 +127,8 @@ class WorkerProcess:
         code = os.waitstatus_to_exitcode(self._child.exited.result())
         if code < 0:
             return f"{self.kill_reason or 'killed by'} {signal.Signals(-code).name}"
+        if not code and self.failure:
+            return f"it cannot start: {self.failure}"
         return "" if not code and self.state is State.STOPPING else f"exit status {code}"
 
     def count_missed(self, beat: float) -> int:

@@ -20,6 +20,7 @@ import enum
 import errno
 import faulthandler
 import gc
+import io
 import os
 import select
 import signal
@@ -79,6 +80,8 @@ class Template:
         #: In the memory of all processes.
         self.table = table
         self._control = control
+        #: Open as long as this process is.
+        self._standard_files: list[io.FileIO] = []
         self._received = bytearray()
         self._count = 0
         #: Forks under way.
@@ -92,6 +95,7 @@ class Template:
     def start(cls, run_worker: RunWorker) -> Template:
         """Fork the template; `run_worker` runs in each worker. Call it before there is a loop or a thread."""
         table = LoadTable()
+        standard_files = _open_standard_descriptors()
         tune_memory()
         own, other = socket.socketpair()
         # Python's flush at the end of a forked process would write what is buffered here a second time.
@@ -104,7 +108,9 @@ class Template:
             _run_template(other, partial(run_worker, table=table))
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         other.close()
-        return cls(pid, own, table)
+        template = cls(pid, own, table)
+        template._standard_files = standard_files
+        return template
 
     def listen(self) -> None:
         """Read the template's messages in the running loop."""
@@ -204,6 +210,18 @@ def _run_template(control: socket.socket, run_worker: Callable[[list[int]], None
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _open_standard_descriptors() -> list[io.FileIO]:
+    """Open /dev/null where a standard descriptor is closed: workers replace them, whatever they are by then."""
+    files = []
+    for descriptor in range(_STANDARD_ERROR + 1):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # A new file gets the lowest that is free.
+            files.append(io.FileIO(os.devnull, "r+"))
+    return files
 
 
 def _close_all_but(kept: int) -> None:

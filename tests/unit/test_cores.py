@@ -28,6 +28,16 @@ def test_container_limit_of_cgroup_2_bounds_the_cores(tmp_path: Path, text: str,
     assert count_cores(tmp_path) == count
 
 
+def test_limit_of_a_unit_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proc = tmp_path / "proc"
+    proc.write_text("1:name=x:/other\n0::/system.slice/gateway.service\n")
+    monkeypatch.setattr("gateway.cores._PROC", proc)
+    unit = tmp_path / "system.slice/gateway.service"
+    unit.mkdir(parents=True)
+    (unit / "cpu.max").write_text("300000 100000\n")
+    assert count_cores(tmp_path) == 3
+
+
 @pytest.mark.parametrize(("quota", "count"), [("-1\n", 8), ("300000\n", 3)])
 def test_container_limit_of_cgroup_1_bounds_the_cores(tmp_path: Path, quota: str, count: int) -> None:
     (tmp_path / "cpu").mkdir()

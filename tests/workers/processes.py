@@ -9,8 +9,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.leaks import stray_lines
@@ -68,15 +69,29 @@ class Processes:
         self.lines: list[bytes] = []
         self._more = asyncio.Event()
         self.stderr = b""
+        self.is_reading = asyncio.Event()
+        self.is_reading.set()
         self.readers: list[asyncio.Task[None]] = []
 
     async def read_log(self) -> None:
         """Read the log until its end."""
         assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
+        while line := await self._read_line(self.process.stdout):
             self.lines.append(line)
             self.log.append(json.loads(line))
             self._more.set()
+
+    async def _read_line(self, stream: asyncio.StreamReader) -> bytes:
+        await self.is_reading.wait()
+        return await stream.readline()
+
+    def pause_log(self) -> None:
+        """Read no more of the log, once the line that is waited for is here."""
+        self.is_reading.clear()
+
+    def resume_log(self) -> None:
+        """Go on reading the log."""
+        self.is_reading.set()
 
     async def read_stderr(self) -> None:
         assert self.process.stderr is not None
@@ -186,7 +201,7 @@ async def run_processes(
     *,
     prelude: str = "",
     passed: Sequence[int] = (),
-    **environment: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Processes]:
     """Run `gateway run` with this config, with the descriptors `passed`; `prelude` is Python code that runs before it.
 
@@ -200,7 +215,7 @@ async def run_processes(
         *command,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        limit=2**24,
+        limit=2**18,
         pass_fds=passed,
         start_new_session=True,
         env={**os.environ, **environment},

@@ -100,7 +100,7 @@ async def test_reload_that_one_worker_refuses_takes_place_in_none(tmp_path: Path
     refuse = tmp_path / "refuse"
     async with RawUpstream(responding(OK)) as upstream:
         config = {**route_for(upstream, "/a"), "workers": 3}
-        async with run_processes(tmp_path, config, prelude=REFUSING, REFUSE=str(refuse)) as gateway:
+        async with run_processes(tmp_path, config, prelude=REFUSING, environment={"REFUSE": str(refuse)}) as gateway:
             await gateway.wait_started()
             workers = gateway.workers
             refuse.write_text(f"refuse {workers[1]}")
@@ -120,7 +120,7 @@ async def test_worker_that_dies_during_a_reload_decides_nothing(tmp_path: Path) 
     refuse = tmp_path / "refuse"
     async with RawUpstream(responding(OK)) as upstream:
         config = {**route_for(upstream, "/a"), "workers": 3}
-        async with run_processes(tmp_path, config, prelude=REFUSING, REFUSE=str(refuse)) as gateway:
+        async with run_processes(tmp_path, config, prelude=REFUSING, environment={"REFUSE": str(refuse)}) as gateway:
             await gateway.wait_started()
             refuse.write_text(f"die {gateway.workers[1]}")
             gateway.write_config(**route_for(upstream, "/b"))

@@ -108,7 +108,9 @@ async def test_killed_worker_takes_only_its_own_transfers_and_is_replaced(tmp_pa
 async def test_worker_that_dies_again_and_again_is_held_off_with_its_last_words_in_the_log(tmp_path: Path) -> None:
     die = tmp_path / "die"
     async with RawUpstream(responding(OK)) as upstream:
-        async with run_processes(tmp_path, forward_config(upstream.url), prelude=DYING, DIE=str(die)) as gateway:
+        async with run_processes(
+            tmp_path, forward_config(upstream.url), prelude=DYING, environment={"DIE": str(die)}
+        ) as gateway:
             await gateway.wait_started()
             die.touch()
             os.kill(gateway.workers[0], signal.SIGKILL)
@@ -125,7 +127,9 @@ async def test_worker_that_dies_again_and_again_is_held_off_with_its_last_words_
 async def test_worker_that_cannot_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
     die = tmp_path / "die"
     die.touch()
-    async with run_processes(tmp_path, forward_config("http://127.0.0.1:9"), prelude=DYING, DIE=str(die)) as gateway:
+    async with run_processes(
+        tmp_path, forward_config("http://127.0.0.1:9"), prelude=DYING, environment={"DIE": str(die)}
+    ) as gateway:
         assert await gateway.wait_exit() == 1
         assert (await gateway.wait_log("died: exit status 3"))["stderr"] == "the disk is on fire"
         await gateway.wait_end_of_output()
@@ -261,7 +265,10 @@ async def serve_and_fork(self):
 Worker._serve_until_stopped = serve_and_fork
 """
     async with run_processes(
-        tmp_path, forward_config("http://127.0.0.1:9"), prelude=forking, FORKED=str(tmp_path / "forked")
+        tmp_path,
+        forward_config("http://127.0.0.1:9"),
+        prelude=forking,
+        environment={"FORKED": str(tmp_path / "forked")},
     ) as gateway:
         await gateway.wait_started()
         (parent,) = (pid for pid in gateway.workers if children(pid))
