@@ -78,13 +78,10 @@ def gateway_stats(total: Records, own: Stats) -> Stats:
         if known is None:
             continue
         known.slots = upstream.slots
-        # Where it is limited over all workers, the queue is the supervisor's, and it decides which endpoint is ejected.
-        known.queue_length += upstream.queue_length
         for url, endpoint in list(upstream.endpoints.items()):
             each = known.endpoints.setdefault(url, EndpointStats())
             each.is_up, each.reason, each.since = endpoint.is_up, endpoint.reason, endpoint.since
             each.ejected_until = endpoint.ejected_until
-            each.ejections += endpoint.ejections
     stats.reloads, stats.configured_at = own.reloads, own.configured_at
     stats.workers, stats.worker_restarts, stats.stale_workers = own.workers, own.worker_restarts, own.stale_workers
     return stats

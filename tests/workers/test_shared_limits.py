@@ -159,8 +159,10 @@ async def test_upstream_never_sees_more_exchanges_than_it_may_also_while_workers
 
     async def ask(gateway: Processes, number: int) -> None:
         response = b""
-        with contextlib.suppress(OSError):
-            response = await gateway.request(get(str(number)))
+        with contextlib.suppress(OSError, TimeoutError):
+            # Some clients leave before the response, from the queue or later.
+            async with asyncio.timeout(0.1 if number in range(0, 200, 7) else None):
+                response = await gateway.request(get(str(number)))
         statuses.append(response[:12])
 
     async with (
