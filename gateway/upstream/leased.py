@@ -102,7 +102,8 @@ class LeasedLimiter:
             case Keep(_, count):
                 self._leases.keep(count)
             case None:
-                self._admit(self._leases.lose_supervisor())
+                while (waiter := self._leases.lose_supervisor()) is not None:
+                    self._admit(waiter)
 
     def _admit(self, waiter: Waiter | None) -> None:
         """Give a slot to what has waited for it, or back if that does not wait any more."""

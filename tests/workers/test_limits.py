@@ -213,6 +213,21 @@ async def test_worker_goes_on_without_its_supervisor_with_the_slots_it_has(link:
         assert run.running == ["b", "d"]
 
 
+async def test_unused_slots_are_not_lost_with_the_supervisor(link: LinkKind) -> None:
+    """Those that wait have asked for a slot each, and the answers do not come."""
+    async with linked(link, 2, max_in_flight=4) as (_, (one, _)), exchanges() as run:
+        await run.begin(one, "a", "b")
+        one.limits._has_supervisor = False
+        await run.begin(one, "c", "d", "e")
+        await run.end("a", "b")
+        assert run.running == []
+        one.limits.lose_supervisor()
+        await settle()
+        assert run.running == ["c", "d"]
+        await run.end("c", "d")
+        assert run.running == ["e"]
+
+
 async def test_requests_cost_no_message_without_a_limit_or_far_below_it(link: LinkKind) -> None:
     for keys in ({}, {"max_in_flight": 100}):
         async with linked(link, 2, **keys) as (gateway, (one, _)), exchanges() as run:
