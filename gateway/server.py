@@ -191,6 +191,11 @@ class Gateway:
             self._notifier.report_stopping(self._status())
         return self._draining
 
+    @property
+    def exchanges(self) -> ExchangeHandler:
+        """The exchanges under way, and those that failed."""
+        return self._handler
+
     def refresh_stats(self) -> None:
         """Bring the numbers up to date that are not counted as it happens: before they are read by a scrape."""
         self.live_waits.charge()

@@ -69,6 +69,10 @@ class Kind(enum.IntEnum):
     LEASE_REQUEST = enum.auto()
     #: Supervisor: grants leases, or asks for them back.
     LEASE_GRANT = enum.auto()
+    #: Supervisor: asks for rows of the API. Number, `live.Question`, its arguments.
+    QUERY = enum.auto()
+    #: Worker: rows. Number of the QUERY, rows, whether they are the last.
+    REPLY = enum.auto()
 
 
 #: Kinds whose handlers get the pickled bytes: most of them are replaced by the next before they are looked at.

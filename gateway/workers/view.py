@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gateway.config.model import Ops
-from gateway.observe.live import FailureRow, TransferRow
+from gateway.observe.live import FailureRow, TransferRow, worker_of
 from gateway.observe.processes import ProcessGroup
 from gateway.observe.prometheus import render
 from gateway.observe.stats import Stats
 from gateway.ops import ConfigInForce, Readiness
 from gateway.workers.channel import Kind
 from gateway.workers.counts import WorkerCounts
+from gateway.workers.live import LiveQueries, Question
 from gateway.workers.pool import WorkerPool
 from gateway.workers.process import State, WorkerProcess
 
@@ -36,6 +37,7 @@ class WorkersView:
         self._template_pid = template_pid
         self._drain = drain
         self._counts = WorkerCounts(stats)
+        self._live = LiveQueries()
         self._processes = ProcessGroup()
         #: Whether a worker has accepted connections.
         self._has_started = False
@@ -44,6 +46,8 @@ class WorkersView:
         pool.handlers[Kind.SNAPSHOT] = self._counts.receive
         pool.on_ready.append(self._record_start)
         pool.on_end.append(self._counts.retire)
+        pool.handlers[Kind.REPLY] = self._live.receive
+        pool.on_end.append(self._live.forget)
 
     def close(self) -> None:
         """Stop the thread of the counts."""
@@ -102,15 +106,16 @@ class WorkersView:
 
     async def transfers(self) -> list[TransferRow]:
         """Return the transfers under way."""
-        return []
+        return await self._live.ask(self._pool.serving, Question.TRANSFERS)
 
     async def failures(self) -> list[FailureRow]:
-        """Return the last exchanges that failed."""
-        return []
+        """Return the last exchanges that failed, of workers that are there still."""
+        return await self._live.ask(self._pool.serving, Question.FAILURES)
 
     async def cancel(self, transfer_id: str, operator: str) -> bool:
         """Cancel a transfer for an operator; return whether it is under way."""
-        return False
+        workers = [worker for worker in self._pool.serving if worker.pid == worker_of(transfer_id)]
+        return bool(await self._live.ask(workers, Question.CANCEL, transfer_id, operator))
 
     def config(self) -> ConfigInForce:
         """Return the config in force."""

@@ -1,0 +1,86 @@
+"""The API speaks for all workers: it shows the transfers of each, and cancels a transfer in the one that has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.ops.live import OPENAPI, read_all, validate
+from tests.peers import RawUpstream, Wire, forward_config, problem_of
+from tests.workers.processes import Processes, run_processes
+
+pytestmark = pytest.mark.slow
+
+
+async def ask(gateway: Processes, path: str) -> Any:
+    status, body = await gateway.ops(f"/api/{path}")
+    assert status == 200
+    return json.loads(body)
+
+
+async def upload_to(gateway: Processes, worker: int, stack: contextlib.AsyncExitStack) -> Wire:
+    """Begin an upload that a certain worker has accepted."""
+    while True:
+        count = len(await transfers(gateway))
+        client = await gateway.connect()
+        stack.push_async_callback(client.close)
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 9\r\n\r\nx")
+        async with asyncio.timeout(10):
+            while len(await transfers(gateway)) == count:  # noqa: ASYNC110 (no event exists across processes)
+                await asyncio.sleep(0.01)
+        if gateway.worker_of(client) == worker:
+            return client
+
+
+async def transfers(gateway: Processes) -> list[dict[str, Any]]:
+    document = await ask(gateway, "transfers")
+    validate(
+        document, OPENAPI["paths"]["/api/transfers"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    )
+    found: list[dict[str, Any]] = document["transfers"]
+    return found
+
+
+@pytest.mark.timeout(120)
+async def test_transfers_of_all_workers_are_shown_and_cancelled_where_they_are(tmp_path: Path) -> None:
+    async with RawUpstream(read_all) as upstream, contextlib.AsyncExitStack() as stack:
+        async with run_processes(tmp_path, forward_config(upstream.url)) as gateway, aiohttp.ClientSession() as session:
+            await gateway.wait_started()
+            first, second = gateway.workers
+            clients = {worker: await upload_to(gateway, worker, stack) for worker in (first, second)}
+            shown = {row["worker"]: row for row in await transfers(gateway)}
+            assert shown.keys() == {first, second}
+            snapshot = await ask(gateway, "snapshot")
+            validate(snapshot, OPENAPI["components"]["schemas"]["Snapshot"])
+            assert {row["worker"] for row in snapshot["transfers"]} == {first, second}
+
+            url = f"http://127.0.0.1:{gateway.ops_port}/api/transfers/"
+            mine = [row for row in await transfers(gateway) if row["worker"] == second]
+            for row in mine:
+                async with session.delete(url + row["id"]) as response:
+                    assert response.status == 202
+            assert problem_of(await clients[second].read_to_end())["code"] == "operator_cancelled"
+            async with session.delete(url + mine[0]["id"]) as response:
+                assert response.status == 404
+            async with session.delete(url + "1-1") as response:
+                assert response.status == 404
+            assert {row["worker"] for row in await transfers(gateway)} == {first}
+            failures = (await ask(gateway, "failures"))["failures"]
+            assert {(each["worker"], each["code"]) for each in failures} == {(second, "operator_cancelled")}
+
+            # A worker that does not respond is left out, and the others are shown.
+            os.kill(second, signal.SIGSTOP)
+            try:
+                assert {row["worker"] for row in await transfers(gateway)} == {first}
+            finally:
+                os.kill(second, signal.SIGCONT)
+            await clients[first].close()
+            assert await gateway.terminate() == 0
