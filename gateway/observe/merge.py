@@ -48,7 +48,8 @@ class Totals:
         subjects = set().union(*living)
         self._ended = {subject: record for subject, record in self._ended.items() if subject in subjects}
         total: Records = {}
-        for records in (*living, self._ended):
+        # The supervisor's own last: they are 0 mostly, and have no label that the others lack.
+        for records in (*self._last.values(), self._ended, own):
             add_records(total, records)
         return total
 

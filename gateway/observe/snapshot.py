@@ -47,7 +47,8 @@ class Record:
             pairs = zip(self.labels, other.labels, strict=True)
             labels = tuple(tuple(dict.fromkeys(own + others)) for own, others in pairs)
             self.numbers, self.labels = self._with_labels(labels), labels
-        self.numbers = list(map(add, self.numbers, other._with_labels(self.labels)))
+        if any(other.numbers):
+            self.numbers = list(map(add, self.numbers, other._with_labels(self.labels)))
 
     def copy(self) -> Record:
         """Return a record to which others can be added."""
@@ -69,11 +70,15 @@ class Record:
         """Return the numbers with other labels, 0 for those that are new."""
         if labels == self.labels:
             return self.numbers
-        rest = iter(self.numbers[-sum(map(len, self.labels)) or len(self.numbers) :])
-        numbers = self.numbers[: len(self.numbers) - sum(map(len, self.labels))]
+        start = len(self.numbers) - sum(map(len, self.labels))
+        numbers = self.numbers[:start]
         for own, others in zip(self.labels, labels, strict=True):
-            known = dict(zip(own, rest, strict=False))
-            numbers += [known.get(label, 0) for label in others]
+            values = self.numbers[start : start + len(own)]
+            start += len(own)
+            if own != others:
+                known = dict(zip(own, values, strict=True))
+                values = [known.get(label, 0) for label in others]
+            numbers += values
         return numbers
 
 
