@@ -11,6 +11,10 @@ Requests are held to the grammar of aiohttp's parser (llhttp, strict), which is 
 it calls bad, and to limits of size. In responses, white space after a size, any extension and any trailer are accepted.
 Line breaks without CR never are: parsers disagree on where the data begins after one.
 Go bounds framing bytes by the data they frame; here they cost so little that the limits of a line suffice.
+
+Rejected: to receive less at once while chunks are tiny. A call is bounded by its work, whatever was received. A body in
+chunks of one byte costs 8.2 ms of CPU time per MiB received, with receives of 16 KiB 9.4 ms, of 4 KiB 13.7 ms; one in
+chunks of one to three bytes by turns 242, 192 and 198 ms, where the body that costs most gains a fifth.
 """
 
 from __future__ import annotations
