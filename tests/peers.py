@@ -27,7 +27,11 @@ _LOST_ITERATIONS = 4
 
 
 class Wire:
-    """One end of a TCP connection. It keeps every byte received; each read has a time limit."""
+    """One end of a TCP connection. It keeps every byte received; each read has a time limit.
+
+    Not by `asyncio.wait_for`: in Python 3.11 it loses a cancellation that comes together with what is waited for, and
+    so the limit of a caller, who then waits for ever.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -38,16 +42,19 @@ class Wire:
         """Write and flush each piece separately, so that TCP usually sends it in a segment of its own."""
         for piece in data:
             self.writer.write(piece)
-            await asyncio.wait_for(self.writer.drain(), TIMEOUT_SECONDS)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await self.writer.drain()
 
     async def read_some(self) -> bytes:
-        data = await asyncio.wait_for(self.reader.read(2**16), TIMEOUT_SECONDS)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            data = await self.reader.read(2**16)
         self.received += data
         return data
 
     async def read_until(self, mark: bytes) -> bytes:
         """Return the bytes up to and including the mark; later bytes stay unread."""
-        data = await asyncio.wait_for(self.reader.readuntil(mark), TIMEOUT_SECONDS)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            data = await self.reader.readuntil(mark)
         self.received += data
         return data
 
@@ -55,7 +62,8 @@ class Wire:
         return await self.read_until(b"\r\n\r\n")
 
     async def read_exactly(self, size: int) -> bytes:
-        data = await asyncio.wait_for(self.reader.readexactly(size), TIMEOUT_SECONDS)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            data = await self.reader.readexactly(size)
         self.received += data
         return data
 
