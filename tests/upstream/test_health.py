@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.config import Config, parse_config
 from gateway.errors import Fault, FaultKind
 from gateway.observe.log import JsonFormatter
 from gateway.transfer import open_socket
@@ -201,3 +202,28 @@ async def test_endpoint_stays_up_while_there_is_no_descriptor_to_look_up_its_nam
             is_exhausted = True
             await wait_until(lambda: failures > 4)
             assert is_up(gateway, url)
+
+
+@pytest.mark.expected_log("gateway.upstream", "is down", reason="the endpoint fails its checks")
+async def test_state_of_an_endpoint_follows_its_checks_through_reloads() -> None:
+    responses = [PASS]
+
+    async def script(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(responses[-1])
+        await wire.close()
+
+    def make_config(number: int) -> Config:
+        keys = {"health": {**HEALTH, "interval": "5ms"}, "timeouts": {"idle": f"{60 + number}s"}}
+        fixed = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s"}
+        return parse_config(json.dumps({**fixed, **forward_config(upstream.url, upstream_keys=keys)}))
+
+    async with RawUpstream(script) as upstream, run_gateway(config_of(upstream.url)) as gateway:
+        for number in range(20):
+            responses.append(FAIL if number % 2 else PASS)
+            # Each has a watch of its own; the one before may be in the middle of a check.
+            await gateway.gateway.reload(lambda number=number: make_config(number))  # type: ignore[misc]  # a default
+            if number % 3 == 0:
+                await wait_until(lambda: is_up(gateway, upstream.url) is (responses[-1] is PASS))
+        responses.append(PASS)
+        await wait_until(lambda: is_up(gateway, upstream.url))
