@@ -168,6 +168,7 @@ class WorkerPool:
                     worker = await self._start_worker(worker)
                 except OSError as exc:
                     lived_seconds = 0.0
+                    _log.error("a worker cannot be started: %s", exc)
                     self._report_failure(f"a worker cannot be started: {exc}")
                 else:
                     await worker.is_leaving.wait()
@@ -180,8 +181,10 @@ class WorkerPool:
                     _log.warning("the next worker starts in %g s: the last lived for %.3g s", pause, lived_seconds)
                 await asyncio.sleep(pause)
         finally:
-            if worker is not None and not self._is_draining:
-                self._retire(worker)
+            # Of two, the one that was to take the other's place is not ready yet.
+            for each in (worker, worker.replaces) if worker is not None and not self._is_draining else ():
+                if each is not None:
+                    self._retire(each)
 
     async def _start_worker(self, before: WorkerProcess | None) -> WorkerProcess:
         """Start a worker that takes the place of the one before, if that is still alive. Raises OSError."""
@@ -269,6 +272,9 @@ class WorkerPool:
 
     def _retire(self, worker: WorkerProcess) -> None:
         """Drain one worker, then stop it: others accept the connections that wait."""
+        if not worker.is_alive:
+            # Another may have its row by now.
+            return
         if worker.state is State.STARTING:
             self._stop(worker)
         elif worker.state is State.READY:

@@ -124,6 +124,30 @@ async def test_worker_that_dies_again_and_again_is_held_off_with_its_last_words_
             assert len(gateway.workers) == 2
 
 
+async def test_worker_that_cannot_be_forked_is_tried_again_with_pauses(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    prelude = """
+import errno, os
+fork = os.fork
+def fork_or_fail():
+    if os.path.exists(os.environ["FULL"]):
+        raise BlockingIOError(errno.EAGAIN, "out of processes")
+    return fork()
+os.fork = fork_or_fail
+"""
+    async with RawUpstream(responding(OK)) as upstream:
+        config = forward_config(upstream.url)
+        async with run_processes(tmp_path, config, prelude=prelude, environment={"FULL": str(full)}) as gateway:
+            await gateway.wait_started()
+            full.touch()
+            os.kill(gateway.workers[0], signal.SIGKILL)
+            await gateway.wait_log("a worker cannot be started: [Errno 11]", 2)
+            assert split_response(await gateway.request(GET))[0] == 200
+            full.unlink()
+            await gateway.wait_log("serves")
+            assert len(gateway.workers) == 2
+
+
 async def test_worker_that_cannot_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
     die = tmp_path / "die"
     die.touch()
