@@ -13,8 +13,9 @@ from typing import Final
 from aiohttp import web
 
 _INTERVAL_SECONDS: Final = 1.0
-#: Readers woken per turn of the loop: each copies an event into its socket.
+#: Readers woken at once, each of which copies an event into its socket, and the pause after them.
 _BATCH: Final = 4
+_PAUSE_SECONDS: Final = 0.001
 #: Further readers are refused.
 MAX_READERS: Final = 256
 #: A reader that takes nothing for this long is gone.
@@ -108,7 +109,7 @@ class EventStream:
         for index, waiter in enumerate(waiting, 1):
             _finish(waiter)
             if index % _BATCH == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:

@@ -203,7 +203,7 @@ def test_transfer_id_names_its_worker() -> None:
     ] * 6
 
 
-async def test_a_thousand_rows_are_made_in_slices() -> None:
+async def test_rows_are_made_in_slices() -> None:
     """The loop is free for others after each slice, whatever the rows take."""
 
     def ticks() -> Iterator[float]:
@@ -222,12 +222,12 @@ async def test_a_thousand_rows_are_made_in_slices() -> None:
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    for _ in range(1000):
+    for _ in range(100):
         if slices.is_over:
             await slices.begin()
     task.cancel()
     # 2 ms at 0.5 ms each.
-    assert len(others) >= 150
+    assert len(others) >= 20
 
 
 async def test_idle_connection_to_the_ops_port_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
