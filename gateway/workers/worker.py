@@ -180,6 +180,9 @@ class Worker:
         self._has_started.set()
         self._keep(self._beat_regularly(), "beat")
         self.channel.send(Kind.READY)
+        if self._is_stopping.is_set():
+            # It was told to stop while it started: there is nothing to drain, and no delay to wait for.
+            self.gateway.stop_now()
         await self._is_stopping.wait()
         await self.gateway.stop()
         for task in self._tasks:

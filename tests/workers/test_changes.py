@@ -272,13 +272,16 @@ async def test_signal_during_the_start_ends_it_without_a_trace(
         processes = [gateway.supervisor, *templates, *(pid for each in templates for pid in children(each))]
         return stage in map(name_of, filter(is_running, processes))
 
-    async with run_processes(tmp_path, forward_config("http://127.0.0.1:9")) as gateway:
+    # A worker that was told to stop while it started waited for the delay, and was killed.
+    config = forward_config("http://127.0.0.1:9", top={"drain_delay": "15s"})
+    async with run_processes(tmp_path, config) as gateway:
         await wait_until(has_reached)
         # As a terminal does.
         os.killpg(gateway.supervisor, number)
         assert await gateway.wait_exit() == 0
         await gateway.wait_end_of_output()
         assert gateway.stderr == b""
+        assert not [line for line in gateway.log if "died" in line.get("message", "")]
 
 
 @pytest.mark.soak
