@@ -124,6 +124,10 @@ class _Row:
     rewrite: str | None
 
 
+#: The hosts to look up where no route has one.
+_ANY_HOST: Final = (None,)
+
+
 class _Index:
     """Finds the rows that a host and a path may match, in the order of precedence.
 
@@ -151,11 +155,12 @@ class _Index:
         self._prefix_lengths = {host: sorted(each) for host, each in lengths.items()}
         self._hosts = {row.route.match.host for row in rows}
         self._suffix_lengths = sorted({len(host) - 1 for host in self._hosts if host and host.startswith("*.")})
+        self._has_hosts = self._hosts != {None}
 
-    def find(self, host: str, path: str) -> Iterable[_Row]:
+    def find(self, host: str, path: str) -> Sequence[_Row]:
         """Return the rows whose host matches, and whose path or prefix matches; all those with a regex."""
         found: list[int] = []
-        for pattern in self._patterns(host):
+        for pattern in self._patterns(host) if self._has_hosts else _ANY_HOST:
             found += self._paths.get((pattern, path), ())
             found += self._regexes.get(pattern, ())
             for length in self._prefix_lengths.get(pattern, ()):
@@ -163,8 +168,9 @@ class _Index:
                     break
                 if length == len(path) or path[length] == "/":
                     found += self._prefixes.get((pattern, path[:length]), ())
-        found.sort()
-        return (self._rows[number] for number in found)
+        if len(found) > 1:
+            found.sort()
+        return [self._rows[number] for number in found]
 
     def _patterns(self, host: str) -> Iterator[str | None]:
         """Yield the hosts of routes that match a host."""
