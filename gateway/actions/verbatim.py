@@ -11,7 +11,7 @@ from gateway.downstream import Exchange, RequestBody
 from gateway.errors import Outcome
 from gateway.filters import FileHead, FormObserver, ObserverFactory
 from gateway.http.headers import Header
-from gateway.multipart import Part, PartInspector, PartKind
+from gateway.multipart import EndedPart, PartInspector, PartKind
 from gateway.transfer import Filter, Lanes, Transfer
 from gateway.upstream import UpstreamSink
 
@@ -80,11 +80,11 @@ def inspect_body(
     filters: list[Filter] = []
     if boundary is not None:
 
-        def record(part: Part) -> None:
+        def record(part: EndedPart) -> None:
             if observer is None or part.kind is PartKind.FIELD:
                 exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
 
-        filters.append(PartInspector(boundary, route.limits, route.name, record, observer))
+        filters.append(PartInspector(boundary, route.limits, route.name, record, observer, length=exchange.length))
     elif observer is not None:
         observer.take_whole_body(raw_head(exchange, ""))
     return ([*filters, observer] if observer is not None else filters), observer

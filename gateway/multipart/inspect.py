@@ -5,18 +5,40 @@ coroutine that reads the parts is resumed by hand, without an event loop: it run
 continues with the next chunk. This needs no task, no queue and no copy, and a chunk is checked to its last byte
 before it is passed on. Rejected: a task with a queue of one chunk, which costs two task switches per chunk and
 passes a chunk on before it is checked.
+
+A form whose first chunk is all of it is read at a glance where it is plain (`quick`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.config import Limits
 from gateway.errors import Fault, FaultKind
 from gateway.multipart.content import FormContent
+from gateway.multipart.quick import read_quickly
 from gateway.multipart.reader import FormParts, Part, PartKind
+
+
+class EndedPart(Protocol):
+    """A part that was read to its end."""
+
+    @property
+    def number(self) -> int:
+        """Its number, from 1."""
+        ...
+
+    @property
+    def kind(self) -> PartKind:
+        """Whether it is a file or a form field."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data."""
+        ...
 
 
 class FileListener(Protocol):
@@ -40,7 +62,7 @@ class PartInspector:
 
     Order of calls: `feed_data` for every chunk, again with b"" while it returns True; then `finish` at the end of the
     body; `close` at any time. A Fault means that the chunk must not be passed on; after it only `close` may be called.
-    `on_part` is called at the end of each part.
+    `on_part` is called at the end of each part. `length` is that of the body in bytes, None if not known.
     """
 
     def __init__(
@@ -48,24 +70,31 @@ class PartInspector:
         boundary: bytes,
         limits: Limits,
         route: str,
-        on_part: Callable[[Part], None],
+        on_part: Callable[[EndedPart], None],
         listener: FileListener | None = None,
+        *,
+        length: int | None = None,
     ) -> None:
+        self._boundary = boundary
+        self._limits = limits
+        self._route = route
+        self._length = length
         self._chunk: bytes | None = None
         self._on_part = on_part
         self._listener = listener
         self._has_more = False
-        content = FormContent(boundary, limits, route, self)
-        self._coroutine = self._read(content, boundary, limits, route)
+        #: Reads the form; begun with the first chunk that is not read at a glance.
+        self._coroutine: Coroutine[Any, Any, None] | None = None
         self._is_ended = False
         self._is_done = False
-        self._resume()
 
     def feed_data(self, chunk: bytes) -> bool:
         """Check one chunk, b"" for the rest of the one before. Return whether there is a rest.
 
         Raises Fault BAD_MULTIPART, or the fault of a limit.
         """
+        if self._coroutine is None and (self._is_done or self._read_quickly(chunk)):
+            return False
         if chunk:
             self._chunk = chunk
         self._has_more = False
@@ -82,16 +111,30 @@ class PartInspector:
 
     def close(self) -> None:
         """Close the parsing coroutine; in the middle of a body the rest is not checked."""
-        self._coroutine.close()
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    def _read_quickly(self, body: bytes) -> bool:
+        """Read a whole form at a glance; return whether it was plain enough."""
+        if len(body) != self._length or self._listener is not None:
+            return False
+        parts = read_quickly(body, self._boundary, self._limits)
+        for part in parts or ():
+            self._on_part(part)
+        self._is_done = parts is not None
+        return self._is_done
 
     def _resume(self) -> None:
+        if self._coroutine is None:
+            content = FormContent(self._boundary, self._limits, self._route, self)
+            self._coroutine = self._read(content)
         try:
             self._coroutine.send(None)
         except StopIteration:
             self._is_done = True
 
-    async def _read(self, content: FormContent, boundary: bytes, limits: Limits, route: str) -> None:
-        async for part in FormParts(content, boundary, limits, route):
+    async def _read(self, content: FormContent) -> None:
+        async for part in FormParts(content, self._boundary, self._limits, self._route):
             listener = self._listener if part.kind is PartKind.FILE else None
             if listener is None:
                 while await part.read():

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from gateway.config import Limits
 from gateway.errors import Fault
-from gateway.multipart import FormContent, FormParts, Part, PartInspector, boundary_of, parse_disposition
+from gateway.multipart import EndedPart, FormContent, FormParts, Part, PartInspector, boundary_of, parse_disposition
 from gateway.multipart.content import TURN_TOKENS
 from tests.peers import form
 
@@ -26,7 +26,8 @@ def inspect(pieces: Iterable[bytes], limits: Limits | None = None, boundary: byt
     """Push chunks into an inspector: return its parts, or the code of its fault."""
     seen: Seen = []
 
-    def record(part: Part) -> None:
+    def record(part: EndedPart) -> None:
+        assert isinstance(part, Part)
         seen.append((part.disposition.name, part.disposition.filename, part.size))
 
     inspector = PartInspector(boundary, limits or Limits(), "r", record)
