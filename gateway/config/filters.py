@@ -34,10 +34,11 @@ def _parse_clamd(value: str) -> str:
 class Digest(Section):
     """Hash every file, and verify the Content-Digest or Repr-Digest that its sender gave (RFC 9530)."""
 
-    algorithm: Literal["sha256", "sha512", "sha1", "md5", "crc32c", "blake2b"] = Field(
+    algorithm: Literal["sha256", "sha512", "sha1", "md5", "crc32c", "blake2b", "blake3"] = Field(
         "sha256",
         description="Algorithm of the digest, which is reported in the log, in the response documents of split and "
-        "store, and in the header `X-Upload-Digest` of forwarded responses.",
+        "store, and in the header `X-Upload-Digest` of forwarded responses. blake3 takes less than half the time of "
+        "sha256; blake3 and crc32c need the packages of these names.",
     )
 
 

@@ -35,6 +35,7 @@ RFC_NAMES: Final = {
     "md5": "md5",
     "crc32c": "crc32c",
     "blake2b": None,
+    "blake3": None,
 }
 # A Dictionary of Byte Sequences (RFC 8941 sections 3.2 and 3.3.5); unknown keys are ignored.
 _MEMBER: Final = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):[ \t]*")
@@ -57,6 +58,9 @@ def make_hash(algorithm: str) -> Hash:
     """Return a new hash. Raises ImportError if the package of the algorithm is not installed."""
     if algorithm == "crc32c":
         hasher: Hash = importlib.import_module("crc32c").CRC32CHash()
+        return hasher
+    if algorithm == "blake3":
+        hasher = importlib.import_module("blake3").blake3()
         return hasher
     return hashlib.new(algorithm, usedforsecurity=False)
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from gateway.config import parse_config
 from gateway.errors import Fault, FaultKind
-from gateway.filters import FileHead, FilterContext, Observer
+from gateway.filters import FileHead, FilterContext, FilterProblem, Observer, make_filters
 from gateway.filters.coding import STEP_MEMBERS, DecompressFactory
 from gateway.filters.testing import run_filter
 from gateway.filters.throttle import Bucket, ThrottleFactory
@@ -185,6 +187,22 @@ async def test_malformed_digest_is_400() -> None:
         async with run_gateway(forward_config(upstream.url, filters=["digest"])) as gateway:
             request = post(b"x", content_type="x/y", headers="Content-Digest: sha-256=abc\r\n")
             assert problem_of(await gateway.request(request))["code"] == "bad_digest"
+
+
+async def test_blake3_digest_is_reported() -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(split_config(upstream.url, [{"digest": {"algorithm": "blake3"}}])) as gateway:
+            status, _, text = split_response(await gateway.request(post(form((FILE, b"abc")))))
+    # The digest of "abc", as b3sum prints it.
+    expected = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
+    assert (status, json.loads(text)["parts"][0]["blake3"]) == (200, expected)
+
+
+def test_missing_package_of_a_digest_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    config = parse_config(json.dumps(split_config("http://127.0.0.1:1", [{"digest": {"algorithm": "blake3"}}])))
+    with pytest.raises(FilterProblem, match=r"digest needs a package that is missing: pip install blake3"):
+        make_filters(config.routes[0], FilterContext("r", ThreadPoolExecutor(1)))
 
 
 async def test_digests_are_reported_per_file_and_a_wrong_one_fails_only_its_file() -> None:

@@ -38,6 +38,7 @@ ONE_FILE = form(("name=note", b"n"), file("b.bin", BIG))
 FILTERS: dict[str, list[Any]] = {
     "digest": [{"digest": {"algorithm": "sha256"}}],
     "blake": [{"digest": {"algorithm": "blake2b"}}],
+    "blake3": [{"digest": {"algorithm": "blake3"}}],
     "crc": [{"digest": {"algorithm": "crc32c"}}],
     "sniff": [{"sniff": {"allow": ["*"]}}],
     "throttle": [{"throttle": {"rate": "1GB/s"}}],
