@@ -155,6 +155,7 @@ def test_what_is_taken_the_reader_takes_with_the_same_parts() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(2, 10))
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", range(2, 22))
 def test_what_is_taken_of_millions_of_forms_the_reader_takes_with_the_same_parts(seed: int) -> None:
-    assert check_mutations(seed, count=500_000) > 50_000
+    assert check_mutations(seed, count=100_000) > 10_000
