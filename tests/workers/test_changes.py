@@ -20,14 +20,14 @@ REFUSING = """
 import os, pathlib
 import gateway.server
 prepare = gateway.server.prepare
-def prepare_or_refuse(config):
+def prepare_or_refuse(config, limits):
     path = pathlib.Path(os.environ["REFUSE"])
     what, _, pid = path.read_text().partition(" ") if path.exists() else ("", "", "")
     if pid == str(os.getpid()):
         if what == "die":
             os._exit(1)
         raise OSError("no disk for this one")
-    return prepare(config)
+    return prepare(config, limits)
 gateway.server.prepare = prepare_or_refuse
 """
 
