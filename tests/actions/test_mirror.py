@@ -300,7 +300,7 @@ async def test_mirror_that_sends_its_response_slowly_is_not_silent() -> None:
     async with RecordingUpstream() as primary, RawUpstream(trickle) as shadow:
         async with run_gateway(config(primary.url, shadow.url)) as gateway:
             assert split_response(await gateway.request(post(b"x", content_type="x/y")))[0] == 200
-            assert (await stats_after_mirror(gateway)).mirrors == {Outcome.COMPLETE: 1}
+            assert +(await stats_after_mirror(gateway)).mirrors == {Outcome.COMPLETE: 1}
 
 
 async def test_request_refused_before_its_mirror_begins_leaves_no_coroutine() -> None:
