@@ -98,7 +98,7 @@ def ask_aiohttp(cls: type, name: str) -> Callable[..., Any]:
 async def test_name_that_behaves_otherwise_is_told(
     owner: Any, name: str, replacement: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selftest, "_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(selftest, "_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(owner, name, replacement, raising=False)
     with pytest.raises(RuntimeError, match=re.escape(message)) as caught:
         await check_behaviour()
