@@ -68,15 +68,14 @@ def _count(sock: TcpSocket) -> int:
 def _has_counter() -> bool:
     """Return whether this kernel counts the bytes acknowledged; some sandboxes have the option and leave it 0."""
     try:
-        with (
-            socket.create_server(("127.0.0.1", 0)) as listener,
-            socket.create_connection(listener.getsockname()) as ours,
-            listener.accept()[0] as theirs,
-        ):
-            ours.sendall(b"x")
-            # The answer acknowledges what it answers.
-            theirs.sendall(theirs.recv(1))
-            ours.recv(1)
-            return _count(ours) > 0
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
+            # Not `create_connection`, which looks names up.
+            ours.connect(listener.getsockname())
+            with listener.accept()[0] as theirs:
+                ours.sendall(b"x")
+                # The answer acknowledges what it answers.
+                theirs.sendall(theirs.recv(1))
+                ours.recv(1)
+                return _count(ours) > 0
     except (OSError, struct.error):
         return False
