@@ -76,7 +76,7 @@ class InFlightCounter:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        #: Done once there is none; None while nobody waits for it.
+        #: Done once there is none; None while nothing waits for it.
         self._empty: asyncio.Future[None] | None = None
 
     def __enter__(self) -> None:

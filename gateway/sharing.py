@@ -6,7 +6,7 @@ not use, so that a request costs no message while there are enough for all; the 
 worker needs them. Messages between two processes arrive in order:
 
     to the supervisor       to the worker
-    Join                                        the limit holds from now on; so many exchanges run already
+    Join                                        the limit holds from now on; this many exchanges run already
     Ask                                         an exchange waits for a slot
                             Grant               the slot is its own
                             Refuse              the queue is full
@@ -82,7 +82,7 @@ class Grant(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """The queue is full: so many exchanges are in flight, and so many wait, over all workers."""
+    """The queue is full: this many exchanges are in flight, and this many wait, over all workers."""
 
     limit: str
     number: int

@@ -18,6 +18,7 @@ def socket_of(transport: asyncio.BaseTransport | None) -> asyncio.trsock.Transpo
     3.11-3.13).
     """
     with contextlib.suppress(AttributeError):
+        # union-attr: for None it is an AttributeError, too.
         sock: asyncio.trsock.TransportSocket | None = transport.get_extra_info("socket")  # type: ignore[union-attr]
         return sock
     return None

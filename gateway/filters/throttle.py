@@ -101,7 +101,7 @@ class Bucket:
 class LeasedRate:
     """A Rate that several workers share: bytes are taken from the supervisor's bucket, some at once.
 
-    A worker that is alone gets the whole rate: the bucket serves requests in order of arrival, whoever sends them.
+    A worker that is alone gets the whole rate: the bucket serves requests in order of arrival, from any worker.
     """
 
     def __init__(self, limit: str, rate: float, limits: SharedLimits) -> None:

@@ -12,6 +12,7 @@ _HOUR_SECONDS: Final = 3600.0
 def show_bytes(size_bytes: float) -> str:
     """Return a size in SI units with two digits, for example `1.2 GB`."""
     for unit in _UNITS[:-1]:
+        # PLR2004: 1000 is SI's step, 10 the first size with two digits.
         if round(size_bytes) < 1000:  # noqa: PLR2004 (SI)
             return f"{size_bytes:.0f} {unit}" if size_bytes >= 10 or unit == "B" else f"{size_bytes:.1f} {unit}"  # noqa: PLR2004
         size_bytes /= 1000

@@ -1,4 +1,4 @@
-"""Server-sent events: one snapshot per second, encoded once for all readers, and for nobody while there is no reader.
+"""Server-sent events: one snapshot per second, encoded once for all readers, and not at all while there is no reader.
 
 A reader takes the newest event when it has written the one before, so a slow one skips events and holds one at most.
 """

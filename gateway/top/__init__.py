@@ -24,7 +24,7 @@ async def run_screen(url: str, token: str) -> None:
     """Run the screen until the user leaves it. Raises OpsError if the port cannot be read, or without the extra."""
     try:
         # Heavy, and not there without the extra.
-        from gateway.top.screen import TopApp  # noqa: PLC0415
+        from gateway.top.screen import TopApp  # noqa: PLC0415 (see above)
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"textual", "rich"}:
             raise
