@@ -40,9 +40,9 @@ def environment_of(tree: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(tree)}
 
 
-def check_import(tree: Path) -> Path:
+def check_import(tree: Path, python: str = sys.executable) -> Path:
     """Return the path of the package that a peer of this tree imports. Raises RuntimeError if it is another tree's."""
-    command = [sys.executable, "-c", "import gateway; print(gateway.__file__)"]
+    command = [python, "-c", "import gateway; print(gateway.__file__)"]
     done = subprocess.run(command, cwd=tree, env=environment_of(tree), capture_output=True, text=True, check=True)
     found = Path(done.stdout.strip()).resolve()
     expected = (tree / "gateway" / "__init__.py").resolve()

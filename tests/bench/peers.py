@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.before import ROOT, environment_of
+from tests.bench.interpreter import venv_directory
 
 NGINX = """
 daemon off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log crit;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off; client_max_body_size 0; sendfile on; tcp_nodelay on; keepalive_requests 1000000;
+  log_format json escape=json '{{"time":"$time_iso8601","client":"$remote_addr","method":"$request_method",'
+    '"target":"$request_uri","status":$status,"request_bytes":$request_length,"response_bytes":$bytes_sent,'
+    '"seconds":$request_time,"upstream":"$upstream_addr","upstream_seconds":"$upstream_response_time",'
+    '"request_id":"$request_id"}}';
+  access_log {dir}/access.log json; client_max_body_size 0; sendfile on; tcp_nodelay on; keepalive_requests 1000000;
   client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
   uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
   client_body_buffer_size 1m; proxy_buffer_size 256k; proxy_buffers 4 256k;
@@ -30,8 +35,11 @@ http {{
   server {{
     listen 127.0.0.1:{port} {tls} backlog=512; {certificate}
     location /files/ {{ alias {files}/; }}
+    location = /stub_status {{ stub_status; }}
     location / {{
       proxy_pass {scheme}://up; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Request-Id $request_id; proxy_set_header Host $http_host;
       proxy_request_buffering off; proxy_buffering off;
     }}
   }}
@@ -40,11 +48,18 @@ http {{
 HAPROXY = """
 global
   nbthread 1
-  log stderr local0 emerg
+  log stdout format raw local0
   tune.pipesize 1048576
 defaults
   mode http
   option splice-auto
+  option forwardfor
+  log global
+  log-format '{{"time":"%t","client":"%ci","method":"%HM","target":"%HU","status":%ST,\
+"request_bytes":%U,"response_bytes":%B,"milliseconds":%Ta,"upstream":"%s","waits":"%Th/%Tw/%Tc/%Tr/%Td",\
+"outcome":"%ts","request_id":"%ID"}}'
+  unique-id-format %[uuid()]
+  unique-id-header X-Request-Id
   timeout connect 5s
   timeout client 60s
   timeout server 60s
@@ -67,6 +82,25 @@ static_resources:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: bench
           stream_idle_timeout: 0s
+          use_remote_address: true
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: {dir}/access.log
+              log_format:
+                json_format:
+                  time: "%START_TIME%"
+                  client: "%DOWNSTREAM_REMOTE_ADDRESS%"
+                  method: "%REQ(:METHOD)%"
+                  target: "%REQ(:PATH)%"
+                  status: "%RESPONSE_CODE%"
+                  request_bytes: "%BYTES_RECEIVED%"
+                  response_bytes: "%BYTES_SENT%"
+                  milliseconds: "%DURATION%"
+                  upstream: "%UPSTREAM_HOST%"
+                  outcome: "%RESPONSE_FLAGS%"
+                  request_id: "%REQ(X-REQUEST-ID)%"
           route_config:
             virtual_hosts:
             - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: up, timeout: 0s}}}}]}}
@@ -91,6 +125,7 @@ class Peer:
     name: str
     port: int
     pid: int
+    access_log: Path | None = None
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes so far."""
@@ -120,15 +155,16 @@ def cores_apart(peer: Peer) -> Iterator[None]:
     cores = os.sched_getaffinity(0)
     if len(cores) > 1:
         ours, theirs, *_ = ({core} for core in sorted(cores))
-        _keep_to(theirs, peer.pids())
-        _keep_to(ours, [os.getpid()])
+        keep_to(theirs, peer.pids())
+        keep_to(ours, [os.getpid()])
     try:
         yield
     finally:
-        _keep_to(cores, [os.getpid(), *peer.pids()])
+        keep_to(cores, [os.getpid(), *peer.pids()])
 
 
-def _keep_to(cores: set[int], pids: list[int]) -> None:
+def keep_to(cores: set[int], pids: list[int]) -> None:
+    """Keep all threads of these processes to these cores."""
     for thread in (int(path.name) for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(thread, cores)
@@ -137,8 +173,9 @@ def _keep_to(cores: set[int], pids: list[int]) -> None:
 def cpu_seconds(pid: int) -> float:
     """Return the CPU seconds of all threads of a process, ended ones included, with nanosecond resolution.
 
-    The clock id is the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED). /proc/PID/stat counts ticks of 10 ms,
-    which is several percent of one measurement.
+    The clock id is the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED): the sum of the first numbers of
+    /proc/PID/task/*/schedstat and of the same of threads that ended. /proc/PID/stat counts ticks of 10 ms, which is
+    several percent of one measurement.
     """
     return time.clock_gettime((~pid << 3) | 2)
 
@@ -166,7 +203,7 @@ def available() -> list[str]:
 
 
 def _which(name: str) -> str | None:
-    here = str(Path(sys.executable).parent)
+    here = f"{Path(sys.executable).parent}:{venv_directory() / 'bin'}"
     return shutil.which(name) or shutil.which(name, path=f"{here}:/usr/sbin:/usr/local/sbin")
 
 
@@ -180,34 +217,49 @@ _PLAIN = {"nginx": {"tls": "", "certificate": "", "scheme": "http"}, "haproxy": 
 
 @contextlib.contextmanager
 def run_peer(
-    name: str, up: int, files: Path, certificate: Path | None = None, *, tree: Path = ROOT, workers: int = 1
+    name: str,
+    up: int,
+    files: Path,
+    certificate: Path | None = None,
+    *,
+    tree: Path = ROOT,
+    workers: int = 1,
+    python: str = sys.executable,
 ) -> Iterator[Peer]:
     """Run one proxy in front of port `up`, serving `files`; with a certificate, TLS on both sides.
 
     `workers` are those of the gateway. `tree` is the checkout whose Python code it runs: the gateway of another commit
-    for the peer `before`.
+    for the peer `before`. `python` runs the peers that are Python programs. Each peer writes an access log to a file.
     """
     port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, (Path(directory) / "access.log").open("ab") as log:
         os.chmod(directory, 0o755)
         process = subprocess.Popen(
-            _command(name, (port, up), Path(directory), files, certificate, workers=workers),
+            _command(name, (port, up), Path(directory), files, certificate, workers=workers, python=python),
             cwd=tree,
             env=environment_of(tree) | ({"SSL_CERT_FILE": str(certificate)} if certificate else {}),
-            stdout=subprocess.DEVNULL,
+            # Where the gateway and HAProxy write their access log; nginx and Envoy open the file themselves.
+            stdout=log,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
             _wait_port(name, process, port)
-            yield Peer(name, port, process.pid)
+            yield Peer(name, port, process.pid, Path(log.name))
         finally:
             process.terminate()
             process.wait()
 
 
 def _command(
-    name: str, ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None, *, workers: int
+    name: str,
+    ports: tuple[int, int],
+    directory: Path,
+    files: Path,
+    certificate: Path | None,
+    *,
+    workers: int,
+    python: str,
 ) -> list[str]:
     port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
@@ -216,10 +268,10 @@ def _command(
         settings = _gateway_config((port, up), directory, files, certificate)
         # The gateway of an older commit has no such key.
         config.write_text(json.dumps({**settings, **({"workers": workers} if workers > 1 else {})}))
-        return [sys.executable, "-m", "gateway", "run", "--config", str(config)]
+        return [python, "-m", "gateway", "run", "--config", str(config)]
     if name == "naive":
         return [
-            sys.executable,
+            python,
             "-m",
             "tests.bench.naive",
             str(port),
@@ -228,7 +280,7 @@ def _command(
         ]
     if name.endswith(" alone"):
         kind = name.removesuffix(" alone")
-        return [sys.executable, "-m", "tests.bench.alone", kind, str(port), str(up), str(files)]
+        return [python, "-m", "tests.bench.alone", kind, str(port), str(up), str(files)]
     tls = {key: text.format(pem=certificate) for key, text in (_TLS if certificate else _PLAIN).get(name, {}).items()}
     config.write_text(texts[name].format(dir=directory, port=port, up=up, files=files, **tls))
     program = _which(name) or name

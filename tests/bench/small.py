@@ -1,0 +1,233 @@
+"""Run the benchmark of small requests: CPU of the proxy per request, on a core of its own; print medians and ratios.
+
+`--quick` compares the gateway with that of another commit and with Envoy on three cases, in under a minute. Clients and
+upstream are the load generator (`load_generator.c`) on another core. Every proxy writes an access log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench import small_requests as requests
+from tests.bench.before import ROOT, check_import, checkout, describe
+from tests.bench.generator import Generator, Load, LoadError, missing, run_generator
+from tests.bench.interpreter import Build, choose
+from tests.bench.peers import Peer, available, keep_to, run_peer
+
+ALL = frozenset({"gateway", "before", "naive", "nginx", "haproxy", "envoy"})
+PEERS = ("gateway", "before", "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
+QUICK_PEERS = ("gateway", "before", "envoy")
+#: A run of this part of the requests comes before what is measured, on every new process.
+_WARM_UP = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of small request and how it is sent."""
+
+    name: str
+    load: Load
+    peers: frozenset[str] = ALL
+    #: What the gateway is meant to cost at most, in relation to Envoy.
+    target: float | None = None
+    is_quick: bool = False
+
+
+@dataclass
+class Cost:
+    """What one case cost on one peer, per round: microseconds of CPU per request, requests per second, latencies."""
+
+    cpu: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+
+
+Costs = dict[tuple[str, str], Cost]
+
+
+def cases(count: int) -> list[Case]:
+    """Return the cases, with this many requests a run."""
+    kinds = [
+        ("GET", requests.GET, ALL | {"aiohttp alone"}, (1.15, 1.4)),
+        ("JSON", requests.JSON, ALL, (1.15, 1.4)),
+        ("form", requests.FORM, ALL, (1.5, 1.7)),
+    ]
+    found = [
+        Case(
+            f"{name}, {connections} connection{'s' if connections > 1 else ''}",
+            Load(request, count, connections),
+            peers,
+            at_64 if connections == 64 else target,
+            is_quick=connections == 8,
+        )
+        for name, request, peers, (target, at_64) in kinds
+        for connections in (1, 8, 64)
+    ]
+    found.append(Case("JSON with 11 headers, 8 connections", Load(requests.JSON_WITH_HEADERS, count, 8)))
+    found += [
+        Case(f"{name}, 8 at once, a new connection each", Load(request, count // 2, 8, "cold"), peers)
+        for name, request, peers, _ in kinds
+    ]
+    return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run has in common: the peers, the interpreter of the Python ones, and the tree of the peer `before`."""
+
+    peers: tuple[str, ...]
+    python: str
+    before: Path = ROOT
+    #: How often all peers are started, and how many measured rounds each start has.
+    starts: int = 3
+    rounds: int = 3
+
+
+def run(chosen: list[Case], setting: Setting) -> Costs:
+    """Run every case on every peer, round by round, the order rotating.
+
+    Peers are started several times: two processes of one program differ by more than two runs of one process.
+    """
+    costs: Costs = {}
+    with run_generator() as generator:
+        for start in range(setting.starts):
+            with start_peers(setting, generator) as peers:
+                for number in range(-1, setting.rounds):
+                    turn = (start + number) % len(peers)
+                    order = [*peers[turn:], *peers[:turn]]
+                    _run_round(chosen, order, generator, None if number < 0 else costs)
+            print(f"start {start + 1} of {setting.starts}", file=sys.stderr, flush=True)
+    return costs
+
+
+@contextlib.contextmanager
+def start_peers(setting: Setting, generator: Generator) -> Iterator[list[Peer]]:
+    """Start the peers in front of the generator's upstream, each kept to the last core."""
+    core = max(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        os.chmod(directory, 0o755)
+        peers = []
+        for name in setting.peers:
+            tree = setting.before if name == "before" else ROOT
+            proxy = run_peer(name, generator.port, Path(directory), tree=tree, python=setting.python)
+            peers.append(stack.enter_context(proxy))
+        for peer in peers:
+            keep_to({core}, peer.pids())
+        yield peers
+
+
+def _run_round(chosen: list[Case], peers: list[Peer], generator: Generator, costs: Costs | None) -> None:
+    """Run all cases once. Without `costs` it is the warm-up: fewer requests, and nothing is recorded."""
+    for case in chosen:
+        for peer in peers:
+            if peer.name not in case.peers:
+                continue
+            load = case.load
+            if costs is None:
+                load = Load(load.request, max(load.count // _WARM_UP, load.connections), load.connections, load.mode)
+            measure(peer, case.name, load, generator, Cost() if costs is None else _cost(costs, case.name, peer.name))
+
+
+def _cost(costs: Costs, case: str, peer: str) -> Cost:
+    return costs.setdefault((case, peer), Cost())
+
+
+def measure(peer: Peer, case: str, load: Load, generator: Generator, cost: Cost) -> None:
+    """Send one load to a peer and record what it cost. Raises LoadError, with the names of both."""
+    before = peer.cpu_seconds()
+    try:
+        timing = generator.run(peer.port, load)
+    except LoadError as error:
+        raise LoadError(f"{case}, {peer.name}: {error}") from error
+    cost.cpu.append((peer.cpu_seconds() - before) * 1e6 / load.count)
+    cost.rate.append(timing.rate)
+    cost.p50.append(timing.p50)
+    cost.p99.append(timing.p99)
+    if peer.access_log is not None:
+        # Opened for appending by all of them, so it may be emptied.
+        os.truncate(peer.access_log, 0)
+
+
+def ratio(own: Cost, other: Cost) -> str:
+    """Return the median of the ratios of CPU of the rounds, with the smallest and the largest."""
+    ratios = [mine / theirs for mine, theirs in zip(own.cpu, other.cpu, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def table(chosen: list[Case], costs: Costs, peers: tuple[str, ...]) -> str:
+    """Return the medians of CPU per request and the gateway's ratios to the other peers, as Markdown."""
+    against = [name for name in ("before", "envoy", "nginx") if name in peers and "gateway" in peers]
+    ratios = [f"gateway / {name}" for name in against]
+    lines = [
+        f"| us of CPU per request | {' | '.join([*peers, *ratios])} | target |",
+        "|---" * (len(peers) + len(ratios) + 2) + "|",
+    ]
+    for case in chosen:
+        cells = []
+        for name in peers:
+            cost = costs.get((case.name, name))
+            cells.append(f"{statistics.median(cost.cpu):.1f}" if cost else "-")
+        cells += [ratio(costs[case.name, "gateway"], costs[case.name, name]) for name in against]
+        target = f"{case.target} x envoy" if case.target else "-"
+        lines.append(f"| {' | '.join([case.name, *cells, target])} |")
+    return "\n".join(lines)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.small", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--requests", type=int, help="requests of a run; default: 4000, with --quick 2000")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after each start; default: %(default)s")
+    parser.add_argument("--starts", type=int, default=3, help="how often peers are started; default: %(default)s")
+    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--peers", default="", help="only these, separated by commas")
+    parser.add_argument("--before", metavar="REV", help="also the gateway of this commit; with --quick default HEAD~1")
+    parser.add_argument("--quick", action="store_true", help="three cases on gateway, before and Envoy")
+    return parser.parse_args()
+
+
+def _choose_peers(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.peers:
+        return tuple(options.peers.split(","))
+    here = available()
+    names = (
+        QUICK_PEERS if options.quick else ("gateway", "before", "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
+    )
+    return tuple(name for name in names if (options.before if name == "before" else name in here))
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    options = _parse()
+    if (reason := missing()) is not None:
+        print(f"bench: no small requests, because {reason}", file=sys.stderr)
+        return 0
+    build: Build = choose()
+    if options.quick:
+        options.before = options.before or "HEAD~1"
+    chosen = [
+        case
+        for case in cases(options.requests or (2000 if options.quick else 4000))
+        if options.cases in case.name and (case.is_quick or not options.quick)
+    ]
+    peers = _choose_peers(options)
+    with checkout(options.before) if options.before else contextlib.nullcontext(ROOT) as tree:
+        for name, path in (("gateway", ROOT), ("before", tree)):
+            if name in peers:
+                found = check_import(path, build.python)
+                print(f"{name}: {describe(path)} ({found})", file=sys.stderr, flush=True)
+        setting = Setting(peers, build.python, tree, options.starts, options.rounds)
+        print(f"{build}.\n\n{table(chosen, run(chosen, setting), peers)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The benchmark of small requests: its load generator, and a run on every peer this machine has.
+
+No test here depends on a time.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench import small_requests
+from tests.bench.before import ROOT
+from tests.bench.generator import Generator, Load, LoadError, Mode, run_generator
+from tests.bench.interpreter import Build, describe
+from tests.bench.peers import available, cpu_seconds
+from tests.bench.small import Cost, Setting, cases, run, table
+from tests.conftest import require_tool
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Generator]:
+    require_tool("gcc")
+    with run_generator() as running:
+        yield running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["warm", "cold", "even", "random"])
+@pytest.mark.parametrize("kind", ["GET", "JSON", "FORM", "JSON_WITH_HEADERS"])
+def test_load_generator_responds_to_itself(generator: Generator, mode: Mode, kind: str) -> None:
+    load = Load(getattr(small_requests, kind), 50, 8, mode, rate=10_000.0)
+    timing = generator.run(generator.port, load)
+    assert timing.rate > 0
+    assert 0 < timing.p50 <= timing.p99
+    assert generator.run(generator.port, load).rate > 0, "a second run on the same process"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "a response is not 200"),
+        (b"", "the proxy closed a connection"),
+    ],
+)
+def test_load_generator_reports_a_response_that_is_not_200(generator: Generator, response: bytes, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as sock:
+                sock.recv(65536)
+                sock.sendall(response)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(LoadError, match=reason):
+            generator.run(listener.getsockname()[1], Load(small_requests.GET, 1, 1))
+        thread.join()
+    assert generator.run(generator.port, Load(small_requests.GET, 1, 1)).rate > 0, "and it is of use afterwards"
+
+
+@pytest.mark.slow
+def test_load_generator_reports_that_nothing_listens(generator: Generator) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(LoadError, match="cannot connect"):
+        generator.run(port, Load(small_requests.GET, 1, 1))
+
+
+@pytest.mark.slow
+# Ten measurements of a process each, and a start of seven peers.
+@pytest.mark.timeout(180)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_each_case_of_small_requests_runs_on_each_peer() -> None:
+    for name in ("gcc", "nginx", "haproxy"):
+        require_tool(name)
+    peers = ("gateway", "before", *(name for name in available() if name not in ("gateway", "kernel alone")))
+    chosen = cases(count=64)
+    costs = run(chosen, Setting(peers, sys.executable, ROOT, starts=1, rounds=1))
+    assert set(costs) == {(case.name, peer) for case in chosen for peer in case.peers & set(peers)}
+    lines = table(chosen, costs, peers).splitlines()
+    assert len(lines) == 2 + len(chosen)
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
+    case = cases(count=1)[0]
+    costs = {(case.name, "gateway"): Cost(cpu=[10.0, 40.0, 12.0]), (case.name, "envoy"): Cost(cpu=[5.0, 10.0, 4.0])}
+    assert "| 12.0 | 5.0 | 3.00 (2.00-4.00) |" in table([case], costs, ("gateway", "envoy"))
+
+
+def test_cpu_clock_of_a_process_is_the_sum_of_schedstat() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        tasks = Path(f"/proc/{process.pid}/task")
+
+        def schedstat() -> float:
+            return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+
+        # Until it waits for its input: the clock is exact at all times, schedstat only of what does not run.
+        earlier, clock, later = 0.0, 0.0, -1.0
+        while earlier != later:
+            earlier, clock, later = schedstat(), cpu_seconds(process.pid), schedstat()
+        assert clock == pytest.approx(earlier, abs=1e-8)
+        process.communicate()
+
+
+def test_python_is_described_with_its_version_and_how_it_was_built() -> None:
+    build = describe(sys.executable)
+    assert build.minor == sys.version_info[:2]
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in str(build)
+    assert str(Build("p", (3, 11), "3.11.2", ("PGO", "LTO"), "its configure options")).endswith(
+        "built with PGO and LTO (its configure options)"
+    )
+    assert str(Build("p", (3, 11), "3.11.7", (), "its configure options")).endswith("built without PGO and LTO")
