@@ -119,8 +119,8 @@ class Gateway:
 
     @property
     def connection_count(self) -> int:
-        """Connections of clients, those included whose TLS handshake runs."""
-        return self._traffic.open_connections + self._acceptor.handshake_count
+        """Connections of clients, those included that were accepted a moment ago or whose TLS handshake runs."""
+        return self._traffic.open_connections + self._acceptor.connecting_count
 
     async def start(self) -> None:
         """Open both ports. Raises ListenError if one is taken, RuntimeError if aiohttp does not behave as verified.

@@ -19,8 +19,10 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
 - `spares` are descriptors held open that are given up, one by one, to accept where no other is free: the ops port
   answers while everything else is in use.
 - With a `share`, several processes accept from the same socket. One that has more to do than another leaves a
-  connection to the others for a moment, then takes it all the same. Rejected: SO_REUSEPORT, where a process that ends
-  takes the connections in its queue along, and one that is stuck keeps its share of the clients.
+  connection to that one, and looks again each millisecond: whether the connection still waits, and whether it still
+  has more. It takes it all the same when the other has not been awake for a while. Rejected: SO_REUSEPORT, where a
+  process that ends takes the connections in its queue along, and one that is stuck keeps its share of the clients; to
+  leave a connection to the others for a fixed time, after which a process that is late by that much gets none.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import errno
 import logging
 import os
 import resource
+import select
 import socket
 import ssl
 import sys
@@ -45,8 +48,8 @@ _ACCEPTS: Final = 8
 #: net.core.somaxconn of Linux. Clients that go on connecting do not keep `accept_queued` from its end.
 _MAX_QUEUED: Final = 4096
 _RETRY_SECONDS: Final = 0.1
-#: For which a connection is left to other processes. The one with less to do has been woken, too.
-_DEFER_SECONDS: Final = 0.002
+#: Between two looks at a connection that is left to other processes: the resolution of epoll.
+_DEFER_SECONDS: Final = 0.001
 #: A TLS handshake takes a few round trips; asyncio's default is 60 s.
 HANDSHAKE_SECONDS: Final = 10.0
 #: TLS handshakes under way at once: 42 MiB.
@@ -91,8 +94,15 @@ class AcceptShare(Protocol):
         """
         ...
 
-    def has_more(self) -> bool:
-        """Return whether another process has less to do than this one."""
+    def may_accept(self, left_seconds: float) -> bool:
+        """Return whether this process takes the next connection; False if it is to be left to one with less to do.
+
+        `left_seconds` is how long a connection was left already.
+        """
+        ...
+
+    def set_accepting(self, *, is_accepting: bool) -> None:
+        """Record whether this process accepts connections now: none is left to one that does not."""
         ...
 
     def count(self, change: int) -> None:
@@ -134,8 +144,13 @@ class Acceptor:
         self._handshakes: dict[asyncio.Task[None], float] = {}
         #: Runs while there is no room for another handshake.
         self._room_timer: asyncio.TimerHandle | None = None
-        #: Runs while a connection is left to others.
+        #: Runs while a connection is left to others, since `_left_at`.
         self._deferral: asyncio.TimerHandle | None = None
+        self._left_at: float | None = None
+        self._queue = select.poll()
+        self._queue.register(sock.fileno(), select.POLLIN)
+        #: Plain connections whose protocol is not connected yet: that takes one turn of the loop.
+        self._connecting_count = 0
         self._is_paused = False
         self._is_exhausted = False
         self._is_reading = False
@@ -150,6 +165,11 @@ class Acceptor:
     def handshake_count(self) -> int:
         """Connections whose TLS handshake runs."""
         return len(self._handshakes)
+
+    @property
+    def connecting_count(self) -> int:
+        """Connections that were accepted and whose protocol is not connected yet."""
+        return len(self._handshakes) + self._connecting_count
 
     def pause(self) -> None:
         """Accept nothing until `resume`: clients wait in the kernel's queue."""
@@ -204,28 +224,43 @@ class Acceptor:
         await asyncio.gather(*self._handshakes, return_exceptions=True)
 
     def _update(self) -> None:
-        is_waiting = self._room_timer is not None or self._deferral is not None
-        is_wanted = not (self._is_paused or self._is_exhausted or is_waiting)
+        is_accepting = not (self._is_paused or self._is_exhausted or self._room_timer is not None)
+        is_wanted = is_accepting and self._deferral is None
         if is_wanted and not self._is_reading:
             self._loop.add_reader(self._sock.fileno(), self._accept)
         elif self._is_reading and not is_wanted:
             self._loop.remove_reader(self._sock.fileno())
         self._is_reading = is_wanted
+        if self._share is not None:
+            self._share.set_accepting(is_accepting=is_accepting)
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPTS):
-            if self._share is not None and self._share.has_more():
-                self._deferral = self._loop.call_later(_DEFER_SECONDS, self._accept_deferred)
-                self._update()
+        for number in range(_ACCEPTS):
+            if self._share is not None and not self._share.may_accept(self._left_seconds()):
+                # After the first it is not certain that another waits: the event loop finds that out.
+                if not number:
+                    self._leave()
                 return
+            self._left_at = None
             if not self._accept_one():
                 return
 
-    def _accept_deferred(self) -> None:
-        """Accept a connection that the others have left, if there is one: no client waits for a balance."""
+    def _left_seconds(self) -> float:
+        return 0.0 if self._left_at is None else self._loop.time() - self._left_at
+
+    def _leave(self) -> None:
+        if self._left_at is None:
+            self._left_at = self._loop.time()
+        self._deferral = self._loop.call_later(_DEFER_SECONDS, self._look_again)
+        self._update()
+
+    def _look_again(self) -> None:
+        """Accept, unless what waited was taken by another process."""
         self._end_deferral()
-        if self._is_reading:
-            self._accept_one()
+        if not self._queue.poll(0):
+            self._left_at = None
+        elif self._is_reading:
+            self._accept()
 
     def _end_deferral(self) -> None:
         if self._deferral is not None:
@@ -254,11 +289,16 @@ class Acceptor:
             return False
         if self._context is None:
             connect_accepted(sock, peer, self._make_protocol())
+            self._connecting_count += 1
+            self._loop.call_soon(self._end_connecting)
         else:
             task = self._loop.create_task(self._start_tls(sock, self._context), name="handshake")
             self._handshakes[task] = self._loop.time()
             task.add_done_callback(self._end_handshake)
         return True
+
+    def _end_connecting(self) -> None:
+        self._connecting_count -= 1
 
     def _reserve(self) -> str:
         """Count the connection that is accepted next; return why it may not be, "" if it may."""

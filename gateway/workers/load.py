@@ -8,6 +8,18 @@ rows count, and sees in them that a worker's event loop runs.
 
 Connections count from the moment of accept: in a burst no bytes flow yet. A busy transfer weighs as much as dozens of
 idle connections.
+
+A worker takes a connection if no other has at least 2 less to do; otherwise it leaves the connection to that one. So
+two workers take 5 and 3 of a burst of 8 at most, 4 workers 3 and 1. With a difference of 1 they would take turns one by
+one, and each turn is a wake-up: clients that open a connection for each request were served four times slower. What a
+connection may wait for:
+
+    the worker with less to do        is waited for
+    --------------------------------  ------------------------------------------------------------
+    is awake                          as long as it has less: it accepts as fast as it can
+    is late: stuck, or without a core  50 ms, then not again within a second unless it is awake
+    does not accept connections       not at all: it drains, or has no descriptor or slot left
+    has missed two beats              not at all
 """
 
 from __future__ import annotations
@@ -19,10 +31,14 @@ from typing import Final
 #: A worker and its replacement have a row each for a while.
 MAX_ROWS: Final = 1024
 _BYTES_PER_CONNECTION: Final = 16 * 2**20
+#: How much more than another worker one may have before it takes a connection.
+_MARGIN: Final = 1.0
+#: A worker that is not awake for this long is late. Two that compete for a core wait less for it, mostly.
+LATE_SECONDS: Final = 0.05
 #: A worker whose loop has not run for this long takes no connection soon: the others do not wait for it.
 _STALE_SECONDS: Final = 2.5
-#: Of a row: doubles.
-_IS_READY, _CONNECTIONS, _BYTES_PER_SECOND, _BEAT, _TRANSFERS = range(5)
+#: Of a row: doubles. Ready is written by the supervisor, the others by the worker.
+_IS_READY, _IS_ACCEPTING, _CONNECTIONS, _BYTES_PER_SECOND, _BEAT, _TRANSFERS, _AWAKE = range(7)
 #: A cache line, so that no two processes write to the same one.
 _WIDTH: Final = 8
 
@@ -79,6 +95,8 @@ class LoadRow:
         self._row = row
         self._start = row * _WIDTH
         self._moved_bytes = 0
+        #: When workers were awake that are late, by their rows.
+        self._late: dict[int, float] = {}
 
     def total(self) -> int:
         """Return the connections of all workers."""
@@ -96,15 +114,29 @@ class LoadRow:
             return False
         return True
 
-    def has_more(self) -> bool:
-        """Return whether another worker has less to do than this one."""
-        numbers, own = self._numbers, self._load(self._row)
-        fresh = time.monotonic() - _STALE_SECONDS
-        return any(
-            numbers[row * _WIDTH + _IS_READY] and self._load(row) < own and numbers[row * _WIDTH + _BEAT] > fresh
-            for row in range(1, int(numbers[0]))
-            if row != self._row
+    def may_accept(self, left_seconds: float) -> bool:
+        """Return whether this worker takes the next connection, which was left to others for this long already."""
+        numbers, now = self._numbers, time.monotonic()
+        numbers[self._start + _AWAKE] = now
+        highest = self._load(self._row) - _MARGIN
+        return highest <= 0 or not any(
+            self._load(row) < highest and self._is_expected(row, now, left_seconds) for row in range(1, int(numbers[0]))
         )
+
+    def _is_expected(self, row: int, now: float, left_seconds: float) -> bool:
+        """Return whether another worker accepts connections, and is not late."""
+        numbers, start = self._numbers, row * _WIDTH
+        is_accepting = numbers[start + _IS_READY] and numbers[start + _IS_ACCEPTING]
+        if not is_accepting or numbers[start + _BEAT] <= now - _STALE_SECONDS:
+            return False
+        awake = numbers[start + _AWAKE]
+        if now - max(awake, now - left_seconds) >= LATE_SECONDS:
+            self._late[row] = awake
+        return self._late.get(row) != awake
+
+    def set_accepting(self, *, is_accepting: bool) -> None:
+        """Record whether this worker accepts connections now."""
+        self._numbers[self._start + _IS_ACCEPTING] = float(is_accepting)
 
     def count(self, change: int) -> None:
         """Count connections that were accepted, or that were lost if it is negative."""
@@ -126,6 +158,7 @@ class LoadRow:
         numbers[start + _BYTES_PER_SECOND] = rate if transfers else 0.0
         numbers[start + _BEAT] = now
         self._moved_bytes = moved_bytes
+        self._late.clear()
 
     def _load(self, row: int) -> float:
         start = row * _WIDTH

@@ -26,11 +26,13 @@ class Connections:
 
     def __init__(self) -> None:
         self.open: list[asyncio.Transport] = []
+        self.made = 0
         self.accepted = 0
         self.acceptor: Acceptor
 
     def __call__(self) -> asyncio.Protocol:
         connections = self
+        self.made += 1
 
         class Connection(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -106,6 +108,81 @@ async def test_paused_acceptor_leaves_clients_in_the_queue_until_it_is_resumed()
         assert not connections.open
         connections.acceptor.resume()
         await wait_until(lambda: len(connections.open) == 2)
+
+
+class Share:
+    """An AcceptShare whose answer is `may_take`; `left` is how long each connection was left that it was asked for."""
+
+    def __init__(self) -> None:
+        self.may_take = False
+        self.left: list[float] = []
+        self.is_accepting = False
+        self.open = 0
+
+    def total(self) -> int:
+        return self.open
+
+    def reserve(self, limit: int) -> bool:
+        self.count(1)
+        return self.open <= limit
+
+    def may_accept(self, left_seconds: float) -> bool:
+        self.left.append(left_seconds)
+        return self.may_take
+
+    def set_accepting(self, *, is_accepting: bool) -> None:
+        self.is_accepting = is_accepting
+
+    def count(self, change: int) -> None:
+        self.open += change
+
+
+async def test_connection_is_left_to_others_as_long_as_the_share_demands_it() -> None:
+    share = Share()
+    async with queued_clients(1) as (listener, _), accepting(listener, share=share) as connections:
+        await wait_until(lambda: len(share.left) > 5)
+        assert not connections.open
+        assert share.left == sorted(share.left)
+        assert share.left[0] == 0.0
+        assert share.left[-1] > 0.0
+        share.may_take = True
+        await connections.wait_accepted(1)
+    assert share.open == 0
+
+
+async def test_time_for_which_a_connection_is_left_begins_anew_after_another_process_has_taken_one() -> None:
+    share = Share()
+    async with queued_clients(1) as (listener, _), accepting(listener, share=share):
+        await wait_until(lambda: len(share.left) > 5)
+        listener.accept()[0].close()
+        await asyncio.sleep(0.01)  # due after the next look, which sees that the queue is empty
+        count = len(share.left)
+        with socket.create_connection(listener.getsockname()):
+            await wait_until(lambda: len(share.left) > count)
+            assert share.left[count] == 0.0
+
+
+async def test_share_records_whether_connections_are_accepted() -> None:
+    share = Share()
+    async with queued_clients(0) as (listener, _), accepting(listener, share=share) as connections:
+        assert share.is_accepting
+        connections.acceptor.pause()
+        assert not share.is_accepting
+        connections.acceptor.resume()
+        assert share.is_accepting
+    assert not share.is_accepting
+
+
+async def test_connections_are_counted_between_accept_and_their_protocol() -> None:
+    """A worker that recorded its load in between recorded too little, and got too many of a burst."""
+    async with queued_clients(20) as (listener, _), accepting(listener) as connections:
+        seen = set()
+        while len(connections.open) < 20:
+            await asyncio.sleep(0)
+            assert len(connections.open) + connections.acceptor.connecting_count == connections.made
+            seen.add(connections.acceptor.connecting_count)
+        assert max(seen) > 0
+        assert connections.acceptor.connecting_count == 0
 
 
 @expected_pause

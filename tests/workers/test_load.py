@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
 
-from gateway.workers.load import MAX_ROWS, LoadRow, LoadTable
+from gateway.workers.load import LATE_SECONDS, MAX_ROWS, LoadRow, LoadTable
 
 
 @pytest.fixture
@@ -14,82 +15,158 @@ def table() -> LoadTable:
     return LoadTable()
 
 
+class Clock:
+    """Stands for the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
 def ready_row(table: LoadTable, connections: int = 0) -> LoadRow:
     number = table.take_row()
     row = LoadRow(table, number)
     row.tick(connections=connections, transfers=0, moved_bytes=0)
+    row.set_accepting(is_accepting=True)
     table.set_ready(number, is_ready=True)
     return row
 
 
-def test_worker_with_more_connections_has_more(table: LoadTable) -> None:
+def leaves_one(row: LoadRow, left_seconds: float = 0.0) -> bool:
+    """Return whether a worker leaves the next connection to another."""
+    return not row.may_accept(left_seconds)
+
+
+def test_worker_with_two_connections_more_leaves_the_next_to_the_other(table: LoadTable) -> None:
     first, second = ready_row(table), ready_row(table)
-    assert not first.has_more()
+    assert not leaves_one(first)
     first.count(1)
-    assert first.has_more()
-    assert not second.has_more()
-    second.count(2)
-    first.count(-1)
-    assert not first.has_more()
-    assert second.has_more()
+    assert not leaves_one(first)
+    first.count(1)
+    assert leaves_one(first)
+    assert not leaves_one(second)
+    second.count(1)
+    assert not leaves_one(first)
+    first.count(-2)
+    second.count(1)
+    assert not leaves_one(first)
+    assert leaves_one(second)
 
 
-def test_transfer_weighs_more_than_idle_connections(table: LoadTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+@pytest.mark.parametrize(("workers", "bounds"), [(2, (5, 3)), (3, (4, 1)), (4, (3, 1))])
+def test_burst_of_eight_is_spread_in_whichever_order_workers_are_awake(
+    table: LoadTable, workers: int, bounds: tuple[int, int]
+) -> None:
+    choose = random.Random(workers)
+    for _ in range(500):
+        rows = [ready_row(table) for _ in range(workers)]
+        counts = dict.fromkeys(rows, 0)
+        while sum(counts.values()) < 8:
+            row = choose.choice(rows)
+            if row.may_accept(0.0):
+                row.count(1)
+                counts[row] += 1
+        assert max(counts.values()) <= bounds[0]
+        assert min(counts.values()) >= bounds[1]
+        for number in range(1, workers + 1):
+            table.give_back(number)
+
+
+def test_transfer_weighs_more_than_idle_connections(table: LoadTable, clock: Clock) -> None:
     busy, idle = ready_row(table), ready_row(table)
-    now += 1
+    clock.now += 1
     busy.tick(connections=1, transfers=1, moved_bytes=320 * 2**20)
-    idle.tick(connections=20, transfers=0, moved_bytes=0)
-    assert busy.has_more()
-    assert not idle.has_more()
-    now += 1
+    idle.tick(connections=19, transfers=0, moved_bytes=0)
+    assert leaves_one(busy)
+    assert not leaves_one(idle)
+    clock.now += 1
     # A route that a reload removed takes its bytes along.
     busy.tick(connections=1, transfers=1, moved_bytes=0)
-    assert not busy.has_more()
+    assert not leaves_one(busy)
 
 
-def test_transfers_that_have_ended_weigh_nothing(table: LoadTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transfers_that_have_ended_weigh_nothing(table: LoadTable, clock: Clock) -> None:
     """Eight uploads after eight others all went to the worker that had finished first."""
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     first, second = ready_row(table, connections=4), ready_row(table)
-    now += 1
+    clock.now += 1
     first.tick(connections=4, transfers=4, moved_bytes=2**30)
     second.count(3)
-    assert first.has_more()
+    assert leaves_one(first)
     first.count(-1)
     first.count(-1)
-    assert first.has_more()
+    assert leaves_one(first)
     first.count(-1)
     first.count(-1)
-    assert not first.has_more()
-    now += 1
+    assert not leaves_one(first)
+    clock.now += 1
     # They have moved some bytes before their end in that second.
     first.tick(connections=0, transfers=0, moved_bytes=2 * 2**30)
-    assert not first.has_more()
+    assert not leaves_one(first)
 
 
-def test_worker_that_does_not_accept_is_not_compared(table: LoadTable) -> None:
-    first, number = ready_row(table, connections=1), table.take_row()
+def test_nothing_is_left_to_a_worker_that_does_not_accept(table: LoadTable) -> None:
+    first, number = ready_row(table, connections=2), table.take_row()
     second = LoadRow(table, number)
     second.tick(connections=0, transfers=0, moved_bytes=0)
-    assert not first.has_more()
+    assert not leaves_one(first)
     table.set_ready(number, is_ready=True)
-    assert first.has_more()
+    assert not leaves_one(first)
+    second.set_accepting(is_accepting=True)
+    assert leaves_one(first)
+    second.set_accepting(is_accepting=False)
+    assert not leaves_one(first)
+    second.set_accepting(is_accepting=True)
     table.set_ready(number, is_ready=False)
-    assert not first.has_more()
+    assert not leaves_one(first)
 
 
-def test_worker_whose_loop_is_stuck_is_not_waited_for(table: LoadTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    first, stuck = ready_row(table, connections=1), ready_row(table)
-    assert first.has_more()
-    now += 3
-    assert not first.has_more()
+def test_worker_that_is_awake_is_waited_for(table: LoadTable, clock: Clock) -> None:
+    first, second = ready_row(table, connections=2), ready_row(table)
+    for step in range(20):
+        assert leaves_one(first, left_seconds=step * 0.01)
+        clock.now += 0.01
+        assert not leaves_one(second)
+
+
+def test_late_worker_is_waited_for_once_until_it_is_awake(table: LoadTable, clock: Clock) -> None:
+    first, late = ready_row(table, connections=2), ready_row(table)
+    assert leaves_one(first)
+    clock.now += 0.6 * LATE_SECONDS
+    assert leaves_one(first, 0.6 * LATE_SECONDS)
+    clock.now += 0.6 * LATE_SECONDS
+    assert not leaves_one(first, 1.2 * LATE_SECONDS)
+    first.count(1)
+    assert not leaves_one(first)
+    assert not leaves_one(late)
+    assert leaves_one(first)
+
+
+def test_late_worker_is_waited_for_again_after_a_second(table: LoadTable, clock: Clock) -> None:
+    first, late = ready_row(table, connections=2), ready_row(table)
+    clock.now += 1.2 * LATE_SECONDS
+    assert not leaves_one(first, 1.2 * LATE_SECONDS)
+    clock.now += 1
+    for row in (first, late):
+        row.tick(connections=2 if row is first else 0, transfers=0, moved_bytes=0)
+    assert leaves_one(first)
+
+
+def test_worker_whose_loop_is_stuck_is_not_waited_for(table: LoadTable, clock: Clock) -> None:
+    first, stuck = ready_row(table, connections=2), ready_row(table)
+    assert leaves_one(first)
+    clock.now += 3
+    assert not leaves_one(first)
     stuck.tick(connections=0, transfers=0, moved_bytes=0)
-    assert first.has_more()
+    assert leaves_one(first)
 
 
 def test_rows_are_given_back_empty_and_the_lowest_first(table: LoadTable) -> None:
