@@ -26,9 +26,11 @@ Private names, by purpose:
   request being handled                       RequestHandler._current_request                     server.py
   body being received from an upstream        ResponseHandler._payload                            client.py
   has the connection failed                   ResponseHandler._exception                          client.py
+  response received and not taken             DataQueue._buffer                                   client.py
   stop parsing a response                     ResponseHandler._parser                             client.py
   protocol class of new connections           TCPConnector._factory                               client.py
   opening of a new connection, to time it     TCPConnector._create_connection                     client.py
+  kept connections; those in use              BaseConnector._conns, _keepalive_timeout, _acquired client.py
 
 Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
 

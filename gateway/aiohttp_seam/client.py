@@ -4,7 +4,9 @@
   Delete when aiohttp does so. It is fed message by message, see `gateway.aiohttp_seam.feed`.
 - `ClientConnection` refuses response heads that the parser accepts in its lenient mode. Delete when that can be set.
 - `LiveConnector` does not return a kept connection that the upstream has closed. Delete when aiohttp checks that.
-  It measures the time of new ones. Delete when a trace costs nothing for those that are kept.
+  It returns kept ones without a coroutine, and measures the time of new ones. Delete when aiohttp does the first, and
+  a trace costs nothing for those that are kept.
+- `ClientConnection` can be listened to, where no task waits for its response.
 - `PoolRequest` is what the pool needs to know of an endpoint. Delete when `connect` takes a ConnectionKey.
 - `detach_parser` ends a response whose body was read below its transport.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import select
 import ssl
@@ -24,6 +27,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from yarl import URL
@@ -48,10 +52,10 @@ class ClientConnection(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         super().__init__(loop)
-        #: Whether LiveConnector returned it before.
-        self.was_used = False
         #: Whether it was kept from a request before the one it was returned for.
         self.is_kept = False
+        #: Called after something was received, and after the connection failed or was lost; None while a task reads.
+        self.listener: Callable[[], None] | None = None
         self._poll: select.poll | None = None
         #: A reset that was met below the transport, where sending consumed the socket's error.
         self._reset: ConnectionResetError | None = None
@@ -73,6 +77,15 @@ class ClientConnection(ResponseHandler):
         """Whether anything was received since a response is expected."""
         return self._head is None or bool(self._head)
 
+    @property
+    def received_head(self) -> tuple[RawResponseMessage, StreamReader] | None:
+        """The response, or interim response, that was received and not taken; None before its head is here."""
+        return self._buffer[0][0] if self._buffer else None
+
+    def take_head(self) -> None:
+        """Take `received_head`, as `read` does."""
+        self._buffer.popleft()
+
     def is_untouched(self) -> bool:
         """Whether nothing arrived on a kept connection after its last response: no bytes, and no close.
 
@@ -80,6 +93,8 @@ class ClientConnection(ResponseHandler):
         """
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
+            return False
+        if self._feed.is_within_head or self._feed.has_unparsed:
             return False
         if self._poll is None:
             sock = socket_of(transport)
@@ -109,6 +124,8 @@ class ClientConnection(ResponseHandler):
             if self._feed.decoder is None:
                 self.parse(b"")
         self._feed.receive(data)
+        if self.listener is not None:
+            self.listener()
 
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
@@ -124,7 +141,10 @@ class ClientConnection(ResponseHandler):
         if message is None or body is None or body.is_eof() or is_interim(message.code):
             # Also 204 and 304, which have no body, whatever their headers say.
             return None
-        return BodyHead(body, None if message.chunked else UNTIL_CLOSE)
+        if message.chunked:
+            return BodyHead(body, None)
+        length: str = message.headers.get("Content-Length", "")
+        return BodyHead(body, int(length) if length.isdecimal() else UNTIL_CLOSE)
 
     def may_parse_head(self) -> bool:
         """Return whether the response is still readable."""
@@ -180,6 +200,9 @@ class ClientConnection(ResponseHandler):
         if self._head is not None and isinstance(exc, HttpProcessingError):
             exc = explain_bad_head(self._head, self._head_start)
         super().set_exception(exc, *cause)
+        if self.listener is not None:
+            # Not from here: this may be called in the middle of parsing.
+            asyncio.get_running_loop().call_soon(self._notify)
 
     def record_reset(self, exc: ConnectionResetError) -> None:
         """Record a reset met while sending below the transport: the transport will read a clean end after it."""
@@ -210,6 +233,11 @@ class ClientConnection(ResponseHandler):
                 body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
         super().connection_lost(exc)
         self._feed.close()
+        self._notify()
+
+    def _notify(self) -> None:
+        if self.listener is not None:
+            self.listener()
 
     def _read_remaining(self) -> None:
         transport = self.transport
@@ -278,6 +306,28 @@ class LiveConnector(aiohttp.TCPConnector):
         # aiohttp 3.14 has no public parameter for it.
         self._factory = functools.partial(ClientConnection, asyncio.get_running_loop(), turns)  # type: ignore[assignment]  # typed for its own class
 
+    def take_kept(self, req: ClientRequest) -> Connection | None:
+        """Return a kept connection that is still open; None, without waiting, if there is none."""
+        key = req.connection_key
+        kept = self._conns.get(key)
+        if not kept:
+            return None
+        oldest = time.monotonic() - (self._keepalive_timeout or math.inf)
+        found: Connection | None = None
+        while kept and found is None:
+            protocol: Any
+            protocol, since = kept.popleft()
+            if since >= oldest and protocol.is_untouched():
+                protocol.is_kept = True
+                self._acquired.add(protocol)
+                found = Connection(self, key, protocol, asyncio.get_running_loop())
+            else:
+                # Too old, or closed by the upstream, or it sent bytes without a request.
+                protocol.close()
+        if not kept:
+            del self._conns[key]
+        return found
+
     async def connect(
         self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout, *, must_be_new: bool = False
     ) -> Connection:
@@ -285,17 +335,12 @@ class LiveConnector(aiohttp.TCPConnector):
 
         With `must_be_new`, after a kept connection that failed: those kept with it are closed, as they may be as old.
         """
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol: Any = connection.protocol
-            if not protocol.was_used:
-                protocol.was_used = True
-                return connection
-            if not must_be_new and protocol.is_untouched():
-                protocol.is_kept = True
-                return connection
-            # Closed by the upstream, or it sent bytes without a request: do not reuse it.
-            connection.close()
+        if must_be_new:
+            for protocol, _ in self._conns.pop(req.connection_key, ()):
+                protocol.close()
+        elif (kept := self.take_kept(req)) is not None:
+            return kept
+        return await super().connect(req, traces, timeout)
 
     async def _create_connection(
         self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout

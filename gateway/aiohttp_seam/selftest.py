@@ -67,6 +67,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (
         ResponseHandler,
         (
+            "_buffer",
             "_exception",
             "_parser",
             "_payload",

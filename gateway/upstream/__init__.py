@@ -7,8 +7,9 @@
 
 from gateway.upstream.client import UpstreamClient, Whose
 from gateway.upstream.guard import AddressGuard, AllowList
-from gateway.upstream.pool import UpstreamPool
-from gateway.upstream.request import OutgoingBody, RequestHead, UpstreamSink
+from gateway.upstream.pool import Started, UpstreamPool
+from gateway.upstream.request import OutgoingBody, UpstreamSink
+from gateway.upstream.request_head import RequestHead
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 from gateway.upstream.state import UpstreamState
@@ -19,6 +20,7 @@ __all__ = [
     "OutgoingBody",
     "RequestHead",
     "Resolver",
+    "Started",
     "UpstreamClient",
     "UpstreamPool",
     "UpstreamResponse",

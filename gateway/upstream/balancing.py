@@ -55,6 +55,8 @@ class Balancer:
         self._policy = policy
         self._states = states
         self._turn = max(max(state.first_turn, state.further_turn) for state in states)
+        #: The last choice of a first endpoint, and the turn it had before.
+        self._last_choice: tuple[EndpointState, int] = (states[0], states[0].first_turn)
 
     def choose(self, tried: Collection[EndpointState] = ()) -> EndpointState:
         """Return an endpoint for a request that failed on the endpoints `tried`, fewer than there are.
@@ -72,8 +74,14 @@ class Balancer:
             chosen.further_turn = self._turn
         else:
             chosen = self._choose_first(_healthy(states))
+            self._last_choice = (chosen, chosen.first_turn)
             chosen.first_turn = self._turn
         return chosen
+
+    def take_back(self) -> None:
+        """Take back the choice of a first endpoint that was made just now: the endpoint has its turn as before."""
+        state, turn = self._last_choice
+        state.first_turn = turn
 
     def _choose_first(self, states: Sequence[EndpointState]) -> EndpointState:
         if self._policy == "least_requests":

@@ -6,6 +6,7 @@ the request is asked for its own failure first.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import time
@@ -33,7 +34,8 @@ from gateway.http.response_head import (
 from gateway.observe.stats import UpstreamStats
 from gateway.transfer import Timers, descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.guard import AddressForbiddenError, AddressGuard, address_forbidden
-from gateway.upstream.request import HeldBody, OutgoingBody, RequestHead, UpstreamRequest
+from gateway.upstream.request import HeldBody, OutgoingBody, UpstreamRequest
+from gateway.upstream.request_head import RequestHead
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 
@@ -129,6 +131,44 @@ class UpstreamClient:
         """Close every kept connection."""
         await self._connector.close()
 
+    def take_kept(self, endpoint: Endpoint) -> Connection | None:
+        """Return a kept connection to an endpoint, untouched since its last response; None if there is none."""
+        return self._connector.take_kept(self._pool_requests.get(endpoint) or self._pool_request(endpoint))
+
+    def start(self, endpoint: Endpoint, head: RequestHead, body: bytes, connection: Connection) -> UpstreamRequest:
+        """Send a whole request on a connection of `take_kept`.
+
+        What comes back is found with `ClientConnection.listener` and `received_head`. Then either `receive` takes the
+        response, or `send` goes on with the request as if it had sent it.
+        """
+        protocol = connection.protocol
+        if not isinstance(protocol, ClientConnection):
+            raise TypeError("the connection was given back")
+        request = UpstreamRequest(head, endpoint, None)
+        _expect_response(protocol, head.method)
+        request.start_whole(connection, protocol, body)
+        return request
+
+    def receive(self, request: UpstreamRequest, method: str) -> UpstreamResponse | None:
+        """Take the response to a request that `start` has sent; None, with nothing taken, if `send` has to judge it.
+
+        That is so before its head is here, for an interim one, and for a head whose framing is refused.
+        """
+        protocol = request.protocol
+        if protocol is None or (received := protocol.received_head) is None:
+            return None
+        message, content = received
+        if is_interim(message.code):
+            return None
+        response = UpstreamResponse(message, content, protocol, request, method)
+        try:
+            check_response_framing(response.version, response.status, response.headers)
+        except Fault:
+            return None
+        protocol.take_head()
+        self._observe_response(request)
+        return response
+
     async def send(
         self,
         endpoint: Endpoint,
@@ -136,15 +176,17 @@ class UpstreamClient:
         body: OutgoingBody | None = None,
         *,
         on_connected: Callable[[], None] | None = None,
+        started: UpstreamRequest | None = None,
     ) -> UpstreamResponse:
         """Send a request and return the response as soon as its head is here, perhaps before the body is sent.
 
         If a kept connection ends without a byte of a response, a repeatable request is sent once more on a new one: the
         upstream has most likely closed it while the request was on its way (RFC 9112 section 9.3.1). Raises Fault.
-        Cancelling closes the connection, so that the upstream sees no complete request.
+        Cancelling closes the connection, so that the upstream sees no complete request. `started` is a request that
+        `start` has sent: its response is awaited.
         """
         try:
-            return await self._send(endpoint, head, body, on_connected)
+            return await self._send(endpoint, head, body, on_connected, started=started)
         except Unanswered as fault:
             if not fault.was_kept or not fault.is_repeatable:
                 raise
@@ -164,14 +206,17 @@ class UpstreamClient:
         body: OutgoingBody | None,
         on_connected: Callable[[], None] | None,
         *,
+        started: UpstreamRequest | None = None,
         must_be_new: bool = False,
     ) -> UpstreamResponse:
-        request = UpstreamRequest(head, endpoint, body, on_connected)
+        request = started or UpstreamRequest(head, endpoint, body, on_connected)
+        connection = request.connection
         protocol: ResponseHandler | None = None
         is_replacing = False
         try:
             address = self._pool_requests.get(endpoint) or self._pool_request(endpoint)
-            connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
+            if connection is None:
+                connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
             protocol = connection.protocol
             try:
                 try:
@@ -212,33 +257,50 @@ class UpstreamClient:
         return request
 
     async def _exchange(self, connection: Connection, method: str, request: UpstreamRequest) -> UpstreamResponse:
+        """Start the request, unless that was done, and return its response."""
         protocol = connection.protocol
         if protocol is None:
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
-        protocol.set_response_params(
-            skip_payload=method == "HEAD",
-            read_until_eof=True,
-            auto_decompress=False,
-            max_line_size=MAX_RESPONSE_LINE_BYTES,
-            max_field_size=MAX_RESPONSE_LINE_BYTES,
-            max_headers=MAX_RESPONSE_HEADERS,
-        )
+        if request.sent_at is not None:
+            return await self._await_response(protocol, request, method, request.sent_at)
+        _expect_response(protocol, method)
         deadlines = self._deadlines
         if deadlines is not None:
             request.on_sent = lambda: deadlines.start(request, lambda: _time_out(protocol))
         try:
             request.start(connection)
-            while True:
-                message, content = await protocol.read()
-                if not is_interim(message.code):
-                    if request.sent_at is not None:
-                        self._stats.response_seconds.observe(time.monotonic() - request.sent_at)
-                    return UpstreamResponse(message, content, protocol, request, method)
-                check_response_framing(message.version, message.code, ReceivedHeaders(message.raw_headers))
+            return await self._read_response(protocol, request, method)
         finally:
             request.on_sent = None
             if deadlines is not None:
                 deadlines.stop(request)
+
+    async def _await_response(
+        self, protocol: ResponseHandler, request: UpstreamRequest, method: str, sent_at: float
+    ) -> UpstreamResponse:
+        """Return the response to a request that was started before: its time runs since then."""
+        if self._deadlines is None:
+            return await self._read_response(protocol, request, method)
+        # With a timer of its own: those of a TimerQueue fire in the order in which they were started.
+        deadline = asyncio.get_running_loop().call_at(sent_at + self._timeouts.response, _time_out, protocol)
+        try:
+            return await self._read_response(protocol, request, method)
+        finally:
+            deadline.cancel()
+
+    async def _read_response(
+        self, protocol: ResponseHandler, request: UpstreamRequest, method: str
+    ) -> UpstreamResponse:
+        while True:
+            message, content = await protocol.read()
+            if not is_interim(message.code):
+                self._observe_response(request)
+                return UpstreamResponse(message, content, protocol, request, method)
+            check_response_framing(message.version, message.code, ReceivedHeaders(message.raw_headers))
+
+    def _observe_response(self, request: UpstreamRequest) -> None:
+        if request.sent_at is not None:
+            self._stats.response_seconds.observe(time.monotonic() - request.sent_at)
 
     def _blame_upstream(self, exc: Exception, request: UpstreamRequest, protocol: ResponseHandler | None) -> Fault:
         if isinstance(exc, aiohttp.ClientConnectorError):
@@ -309,6 +371,17 @@ def _explain_close(request: UpstreamRequest, protocol: ClientConnection, detail:
     if protocol.has_received:
         return Fault(FaultKind.UPSTREAM_CLOSED, detail)
     return Unanswered(detail, request, was_kept=protocol.is_kept)
+
+
+def _expect_response(protocol: ResponseHandler, method: str) -> None:
+    protocol.set_response_params(
+        skip_payload=method == "HEAD",
+        read_until_eof=True,
+        auto_decompress=False,
+        max_line_size=MAX_RESPONSE_LINE_BYTES,
+        max_field_size=MAX_RESPONSE_LINE_BYTES,
+        max_headers=MAX_RESPONSE_HEADERS,
+    )
 
 
 def _time_out(protocol: ResponseHandler) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
+
+from aiohttp.connector import Connection
 
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
@@ -16,10 +18,20 @@ from gateway.upstream.balancing import Balancer, EndpointState
 from gateway.upstream.client import UNSENT, Unanswered, Unreplaced, UpstreamClient, Whose
 from gateway.upstream.ejection import FAILURE_STATUSES, FAILURES
 from gateway.upstream.health import watch_endpoints
-from gateway.upstream.request import OutgoingBody, RequestHead
+from gateway.upstream.request import OutgoingBody, UpstreamRequest
+from gateway.upstream.request_head import RequestHead
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import UpstreamResponse
 from gateway.upstream.state import UpstreamState
+
+
+class Started(NamedTuple):
+    """A request that was sent whole on a kept connection, and whose response was not received yet."""
+
+    #: The endpoint it was sent to.
+    state: EndpointState
+    head: RequestHead
+    request: UpstreamRequest
 
 
 class UpstreamPool:
@@ -58,6 +70,32 @@ class UpstreamPool:
         """Whether at least one endpoint is healthy."""
         return any(state.is_healthy for state in self._states)
 
+    def take_kept(self) -> tuple[EndpointState, Connection] | None:
+        """Choose an endpoint, and take a kept connection to it; None, with nothing changed, if it has none."""
+        state = self._balancer.choose()
+        connection = self._client.take_kept(state.endpoint)
+        if connection is None:
+            self._balancer.take_back()
+            return None
+        return state, connection
+
+    def start(self, state: EndpointState, connection: Connection, head: RequestHead, body: bytes) -> Started:
+        """Send a whole request on the connection that `take_kept` returned.
+
+        `send` may go on with it at any time, until `receive` has returned its response: to wait for it with its
+        deadline, for interim responses, and for all that goes wrong.
+        """
+        self._state.budget.deposit()
+        state.stats.in_flight += 1
+        return Started(state, head, self._client.start(state.endpoint, head, body, connection))
+
+    def receive(self, started: Started) -> UpstreamResponse | None:
+        """Take the response to a request that was started; None if its head is not here, or `send` has to judge it."""
+        response = self._client.receive(started.request, started.head.method)
+        if response is not None:
+            self._count_response(started.state, response)
+        return response
+
     async def send(
         self,
         head: RequestHead,
@@ -65,22 +103,32 @@ class UpstreamPool:
         *,
         on_endpoint: Callable[[Endpoint], None] | None = None,
         on_connected: Callable[[], None] | None = None,
+        started: Started | None = None,
     ) -> UpstreamResponse:
         """Send a request to the first endpoint that responds; return its response, to be closed.
 
         Each endpoint is tried once at most: the next if one cannot be connected, since nothing was sent then; or if the
-        connection ended without a response and the request may be sent a second time, within `retries`.
+        connection ended without a response and the request may be sent a second time, within `retries`. With `started`,
+        a request that was started is the first try.
 
         `on_endpoint` is called with every endpoint that is tried, `on_connected` once one is connected. Raises Fault.
         """
-        self._state.budget.deposit()
+        if started is None:
+            self._state.budget.deposit()
         tried: list[EndpointState] = []
         attempts_left = self._config.retries.attempts
         while True:
-            state = self._balancer.choose(tried)
             try:
-                return await self._send(state, head, body, on_endpoint, on_connected)
+                if started is not None:
+                    state = started.state
+                    return await self._send(state, head, body, on_connected, started.request)
+                state = self._balancer.choose(tried)
+                if on_endpoint is not None:
+                    on_endpoint(state.endpoint)
+                state.stats.in_flight += 1
+                return await self._send(state, head, body, on_connected)
             except Fault as fault:
+                started = None
                 tried.append(state)
                 if len(tried) == len(self._states):
                     raise
@@ -100,25 +148,30 @@ class UpstreamPool:
         state: EndpointState,
         head: RequestHead,
         body: OutgoingBody | None,
-        on_endpoint: Callable[[Endpoint], None] | None,
         on_connected: Callable[[], None] | None,
+        started: UpstreamRequest | None = None,
     ) -> UpstreamResponse:
-        if on_endpoint is not None:
-            on_endpoint(state.endpoint)
-        stats = state.stats
-        stats.in_flight += 1
+        """Send a request that is counted as in flight."""
         try:
-            response = await self._client.send(state.endpoint, head, body, on_connected=on_connected)
+            response = await self._client.send(state.endpoint, head, body, on_connected=on_connected, started=started)
         except BaseException as exc:
             # Also when cancelled: without a response nothing else counts it off.
-            stats.in_flight -= 1
-            stats.requests[_code(exc)] += 1
-            if isinstance(exc, Fault) and exc.kind in FAILURES and not _is_stale(exc):
-                self._state.record_failure(state, exc.kind.code)
+            self._count_failure(state, exc)
             raise
-        stats.requests[response.status] += 1
-        response.on_closed = functools.partial(self._leave, state)
+        self._count_response(state, response)
         return response
+
+    def _count_response(self, state: EndpointState, response: UpstreamResponse) -> None:
+        """Count a response; its request is counted off when it is closed."""
+        state.stats.requests[response.status] += 1
+        response.on_closed = functools.partial(self._leave, state)
+
+    def _count_failure(self, state: EndpointState, exc: BaseException) -> None:
+        """Count off a request without a response."""
+        state.stats.in_flight -= 1
+        state.stats.requests[_code(exc)] += 1
+        if isinstance(exc, Fault) and exc.kind in FAILURES and not _is_stale(exc):
+            self._state.record_failure(state, exc.kind.code)
 
     def _leave(self, state: EndpointState, response: UpstreamResponse) -> None:
         """Count off an exchange that has ended, and record what that says of the endpoint.

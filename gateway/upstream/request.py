@@ -9,6 +9,7 @@ sees the response:
     call                by                  valid       effect
     start(connection)   UpstreamClient.send once        takes the connection, sends the head, starts the body's task
     start(connection)   UpstreamClient.send stranded    goes on with another one; nothing was sent on the first
+    start_whole(..)     UpstreamClient      once, in place of start: sends head and body at once; `send` may go on then
     body.send_to(sink)  the body's task     once        the body is sent; its failure breaks the connection off
     fault               both                any time    what broke the body: to be asked before the upstream is blamed
     close(is_whole)     both                once        gives the connection back if both bodies ended whole, or aborts
@@ -19,8 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import aiohttp
@@ -31,9 +31,8 @@ from aiohttp.http_writer import StreamWriter
 from gateway.aiohttp_seam import ClientConnection, drain_write_buffer, is_plain_tcp, socket_of
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.http.framing import Framing
-from gateway.http.headers import Header, encode_head
 from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
+from gateway.upstream.request_head import RequestHead
 
 #: How long to wait for the transport to read what an upstream sent before it broke the connection: the bytes are in the
 #: kernel already.
@@ -42,39 +41,6 @@ _CLOSE_WAIT_SECONDS: Final = 1.0
 _JOINED_BYTES: Final = 16 * 1024
 #: A request body is held for a second attempt up to this size.
 _MAX_HELD_BYTES: Final = 64 * 1024
-#: RFC 9110 section 9.2.2, and QUERY, which is safe (draft-ietf-httpbis-safe-method-w-body).
-_IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """The head of an upstream request, for any endpoint."""
-
-    method: str
-    #: Path and query as they go on the wire.
-    target: str
-    #: Host header; None for the endpoint's own.
-    host: bytes | None
-    headers: Sequence[Header]
-    #: None without a body.
-    framing: Framing | None
-
-    def encode(self, endpoint: Endpoint) -> bytes:
-        """Return the head in wire form for one endpoint."""
-        line = f"{self.method} {self.target} HTTP/1.1".encode("latin-1")
-        host = self.host if self.host is not None else endpoint.authority.encode()
-        framing = self.framing.headers() if self.framing is not None else ()
-        return encode_head(line, [(b"Host", host), *self.headers, *framing])
-
-    @property
-    def is_chunked(self) -> bool:
-        """Whether the body is sent in the chunked coding."""
-        return self.framing is not None and self.framing.is_chunked
-
-    @property
-    def is_idempotent(self) -> bool:
-        """Whether the request may be sent twice: its method says so."""
-        return self.method in _IDEMPOTENT_METHODS
 
 
 class OutgoingBody(Protocol):
@@ -120,7 +86,11 @@ class UpstreamRequest:
     """A request on one connection. See the table above for its lifecycle."""
 
     def __init__(
-        self, head: RequestHead, endpoint: Endpoint, body: OutgoingBody | None, on_connected: Callable[[], None] | None
+        self,
+        head: RequestHead,
+        endpoint: Endpoint,
+        body: OutgoingBody | None,
+        on_connected: Callable[[], None] | None = None,
     ) -> None:
         self._head = head.encode(endpoint)
         self._is_idempotent = head.is_idempotent
@@ -174,6 +144,28 @@ class UpstreamRequest:
         self._task = loop.create_task(self._send_body(body, self._sink), name="gateway upload")
         self._task.add_done_callback(self._check_task)
         loop.call_soon(self._sink.send_head)
+
+    def start_whole(self, connection: Connection, protocol: ClientConnection, body: bytes) -> None:
+        """Send head and body in one write on a kept connection that is untouched."""
+        self._connection, self._protocol, self._transport = connection, protocol, protocol.transport
+        if body:
+            self._has_body = True
+            if self._is_idempotent:
+                self._held = HeldBody()
+                self._held.add(body)
+        if protocol.transport is not None:
+            protocol.transport.write(self._head + body)
+        self._mark_sent()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection it was started on, None once it was closed."""
+        return self._connection
+
+    @property
+    def protocol(self) -> ClientConnection | None:
+        """The protocol of the connection it was started on last."""
+        return self._protocol
 
     @property
     def is_stranded(self) -> bool:

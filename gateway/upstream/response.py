@@ -71,12 +71,16 @@ class UpstreamResponse:
 
     async def close(self) -> None:
         """Give the connection back and stop sending the request's body. Calls after the first change nothing."""
+        self.release()
+        await self._request.stop()
+
+    def release(self) -> None:
+        """Give the connection back: all of `close` for a request that was sent whole."""
         # A connection whose reading is paused, since the body was not read, would never be resumed.
         self._request.close(is_whole=self._content.is_eof() and not is_reading_paused(self._protocol))
         if self.on_closed is not None:
             self.on_closed(self)
             self.on_closed = None
-        await self._request.stop()
 
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end. Raises Fault, that of the request's body first."""

@@ -60,6 +60,52 @@ async def test_kept_connection_with_input_is_not_used_again(news: str) -> None:
             upstream.accept().close()
 
 
+async def test_connection_with_a_part_of_another_response_is_not_used_again() -> None:
+    """The next response would have been read after it."""
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        with upstream.accept() as peer:
+            peer.sendall(OK + b"HTTP/1.1 2")
+            _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert await body.readany() == b"ok"
+            connection.release()
+            again = await upstream.connect()
+            assert again.protocol is not protocol
+            again.close()
+            upstream.accept().close()
+
+
+@pytest.mark.parametrize("news", ["response", "close", "reset", "bytes", "exception"])
+async def test_listener_is_called_whatever_comes(news: str) -> None:
+    async with listen() as upstream:
+        connection = await upstream.connect()
+        protocol = protocol_of(connection)
+        assert isinstance(protocol, ClientConnection)
+        has_come = asyncio.Event()
+        protocol.listener = has_come.set
+        with contextlib.closing(upstream.accept()) as peer:
+            if news == "close":
+                peer.close()
+            elif news == "reset":
+                reset(peer)
+            elif news == "exception":
+                protocol.set_exception(aiohttp.SocketTimeoutError("too late"))
+                assert not has_come.is_set(), "within a call of what may be listened to"
+            else:
+                peer.sendall(OK if news == "response" else b"x" * 100)
+            await asyncio.wait_for(has_come.wait(), PATIENCE_SECONDS)
+            if news == "response":
+                assert protocol.received_head is not None
+                message, body = protocol.received_head
+                protocol.take_head()
+                assert (message.code, await body.readany()) == (200, b"ok")
+                assert not protocol._buffer
+            else:
+                assert protocol.exception() is not None
+            connection.close()
+
+
 async def test_new_connection_may_have_input_already() -> None:
     """A server may speak first, and TLS servers send session tickets: only kept connections are checked."""
     async with listen() as upstream:

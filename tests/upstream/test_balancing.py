@@ -83,3 +83,15 @@ def test_endpoints_that_are_down_are_chosen_only_after_all_others() -> None:
     for state in endpoints:
         state.is_up = False
     assert Counter(chosen(balancer, 300)) == {"h0": 100, "h1": 100, "h2": 100}
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "least_requests"])
+def test_choice_that_is_taken_back_is_the_next_choice(policy: Policy) -> None:
+    balancer = Balancer(policy, states(3))
+    hosts = []
+    for _ in range(6):
+        chosen = balancer.choose()
+        balancer.take_back()
+        assert balancer.choose() is chosen
+        hosts.append(chosen.endpoint.host)
+    assert hosts == ["h0", "h1", "h2", "h0", "h1", "h2"]

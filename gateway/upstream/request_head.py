@@ -1,0 +1,45 @@
+"""The head of an upstream request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.config.values import Endpoint
+from gateway.http.framing import Framing
+from gateway.http.headers import Header, encode_head
+
+#: RFC 9110 section 9.2.2, and QUERY, which is safe (draft-ietf-httpbis-safe-method-w-body).
+_IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of an upstream request, for any endpoint."""
+
+    method: str
+    #: Path and query as they go on the wire.
+    target: str
+    #: Host header; None for the endpoint's own.
+    host: bytes | None
+    headers: Sequence[Header]
+    #: None without a body.
+    framing: Framing | None
+
+    def encode(self, endpoint: Endpoint) -> bytes:
+        """Return the head in wire form for one endpoint."""
+        line = f"{self.method} {self.target} HTTP/1.1".encode("latin-1")
+        host = self.host if self.host is not None else endpoint.authority.encode()
+        framing = self.framing.headers() if self.framing is not None else ()
+        return encode_head(line, [(b"Host", host), *self.headers, *framing])
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body is sent in the chunked coding."""
+        return self.framing is not None and self.framing.is_chunked
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether the request may be sent twice: its method says so."""
+        return self.method in _IDEMPOTENT_METHODS
