@@ -48,7 +48,7 @@ def make_storage(route: Route, config: Store | Files, disks: Disks) -> Storage:
     """Return the storage of a route: a bucket where the config has `url`, else its `directory`."""
     idle = route.timeouts.idle
     if config.url is not None:
-        return BucketStorage(BucketClient(config.url, config.endpoint, config.region), disks.of("", math.inf))
+        return BucketStorage(BucketClient(config.url, config.endpoint, config.region, idle), disks.of("", math.inf))
     sync = config.sync_timeout if isinstance(config, Store) else math.inf
     directory = config.directory or ""
     return DirectoryStorage(Path(directory), disks.of(directory, idle, sync))

@@ -67,12 +67,15 @@ class BucketUpload:
         """Abort what was not committed. Cancelling waits for it all the same: an open multipart upload costs money."""
         if self._is_committed:
             return
-        aborting = asyncio.gather(self._abort())
-        try:
-            await asyncio.shield(aborting)
-        except asyncio.CancelledError:
-            await aborting
-            raise
+        aborting = asyncio.get_running_loop().create_task(self._abort(), name="abort in a bucket")
+        cancelled: asyncio.CancelledError | None = None
+        while not aborting.done():
+            try:
+                await asyncio.shield(aborting)
+            except asyncio.CancelledError as again:
+                cancelled = again
+        if cancelled is not None:
+            raise cancelled
 
     async def check_room(self, size: int | None) -> None:
         """Check nothing: an object store has no limit to ask for."""

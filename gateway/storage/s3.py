@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +22,9 @@ _PART_BYTES: Final = 8 * 2**20
 #: Parts sent at once. Each is held in memory until the store has it.
 _PARALLEL_PARTS: Final = 2
 _CHUNK_BYTES: Final = 256 * 1024
+#: obstore limits the time of a whole request, to 30 s by default, which cuts the download of a slow client.
+_NO_LIMIT: Final = timedelta(days=3650)
+_CONNECT_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +46,18 @@ def load_object_store() -> Any:
 
 
 class BucketClient:
-    """A bucket and a prefix. Raises ImportError where obstore is not installed."""
+    """A bucket and a prefix. Raises ImportError where obstore is not installed.
 
-    def __init__(self, url: str, endpoint: str | None, region: str | None) -> None:
+    A request that gets no byte of its response for `idle_seconds` fails; what may be repeated is, up to that time.
+    """
+
+    def __init__(self, url: str, endpoint: str | None, region: str | None, idle_seconds: float) -> None:
         self._library = load_object_store()
         parts = urlsplit(url)
-        options: dict[str, Any] = {}
+        options = _limits(idle_seconds)
         if endpoint is not None:
-            options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http:")}}
+            options["endpoint"] = endpoint
+            options["client_options"]["allow_http"] = endpoint.startswith("http:")
         if region is not None:
             options["region"] = region
         stores = importlib.import_module("obstore.store")
@@ -107,3 +116,13 @@ class BucketClient:
                 "log.",
                 reason=str(exc),
             ) from exc
+
+
+def _limits(idle_seconds: float) -> dict[str, Any]:
+    """Return the timeouts of obstore: silence is timed, size is not."""
+    client_options: dict[str, Any] = {"timeout": _NO_LIMIT}
+    if idle_seconds == math.inf:
+        return {"client_options": client_options}
+    idle = timedelta(seconds=idle_seconds)
+    client_options |= {"read_timeout": idle, "connect_timeout": min(idle, timedelta(seconds=_CONNECT_SECONDS))}
+    return {"client_options": client_options, "retry_config": {"retry_timeout": idle}}

@@ -58,8 +58,8 @@ This page is written by `make soak` (`python -m tests.campaign --write`).
 
 ## Fault campaign
 
-{summary.exchanges} exchanges with {summary.faults} faults of clients and upstreams at random bytes, over every action
-and on every lane, also with TLS on both sides, {len(SEEDS)} seeds, {seconds:.0f} s. In some batches the config is
+{summary.exchanges} exchanges with {summary.faults} faults of clients, upstreams and buckets at random bytes, over
+every action and lane, also with TLS on both sides, {len(SEEDS)} seeds, {seconds:.0f} s. In some batches the config is
 reloaded, exchanges are cancelled, descriptors run out or the disk is full meanwhile. After each batch nothing may be
 left, and every exchange must have one log line with the right blame. Not checked for their line: requests whose head
 is malformed or was not sent whole, and those that were reset. While the gateway itself is disturbed, any blame is
@@ -77,7 +77,8 @@ accepted.
 |---|---|
 {outcomes}
 
-Not in it: buckets (tests/storage has their faults), and disks that do not answer
+What a bucket has stored although it did not say so (it closes without a response) stays, whole: a name in a bucket
+cannot be reserved, so an object that is there may be that of another upload. Not in it: disks that do not answer
 (tests/invariants/test_slow_disk.py).
 
 ## Beside other proxies

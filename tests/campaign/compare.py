@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.bench.peers import available, run_peer
 from tests.campaign.clients import HungError, run_client
+from tests.campaign.judge import unchunk
 from tests.campaign.plans import ClientFault, Plan, UpstreamFault
-from tests.campaign.run import unchunk
 from tests.campaign.upstreams import CampaignUpstream
 
 PEERS = ("gateway", "nginx", "haproxy", "envoy")

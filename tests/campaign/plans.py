@@ -52,6 +52,23 @@ class UpstreamFault(enum.Enum):
     SECOND_RESPONSE = "second response"
 
 
+class BucketFault(enum.Enum):
+    """What a bucket does."""
+
+    NONE = "none"
+    ERROR = "500"
+    BUSY = "503"
+    DENIED = "403"
+    CLOSE = "closes without a response"
+    RESET = "resets while it reads"
+    LOST = "does as asked, closes without a response"
+    CUT = "closes within its response"
+    NOT_HTTP = "no HTTP"
+    STALL = "never responds"
+    STALL_IN_BODY = "stalls within its response"
+    TRICKLE = "trickles its response"
+
+
 #: They change nothing of how the exchange ends.
 HARMLESS_CLIENT = frozenset({ClientFault.NONE, ClientFault.TRICKLE, ClientFault.SLOW_READ})
 HARMLESS_UPSTREAM = frozenset(
@@ -80,9 +97,12 @@ FORMS = (
     "/replace",
     "/digest",
     "/packed",
+    *("/bucket-store", "/bucket-replace") * 2,
 )
-BODIES = ("/inspect", "/wrap", "/mirror", "/tee", "/store", "/replace", "/digest")
-BODILESS = ("/inspect", "/files/small", "/files/big", "/files/missing", "/fetch/")
+BODIES = ("/inspect", "/wrap", "/mirror", "/tee", "/store", "/replace", "/digest", "/bucket-store", "/bucket-replace")
+BODILESS = ("/inspect", "/files/small", "/files/big", "/files/missing", "/fetch/", "/bucket-files/", "/bucket-files/")
+#: The requests to a bucket, by whether something is stored.
+BUCKET_METHODS = {True: ("HEAD", "PUT", "PUT", "POST", "POST", "DELETE"), False: ("HEAD", "GET", "GET")}
 _SIZES = (1, 3000, 70_000, 400_000)
 
 
@@ -94,6 +114,12 @@ class Plan:
     path: str
     client: ClientFault
     upstream: UpstreamFault
+    #: What the bucket does to requests of this method, and whether it does so only once.
+    bucket: BucketFault = BucketFault.NONE
+    bucket_method: str = ""
+    is_bucket_mended: bool = False
+    #: The object that is asked for.
+    served: str = ""
     #: The bytes of the request, and where the client's fault strikes.
     head: bytes = b""
     body: bytes = b""
@@ -126,8 +152,10 @@ class Plan:
     def blames(self) -> set[str]:
         """Who may be blamed."""
         found = {"none"}
-        if self.client not in HARMLESS_CLIENT or self.path == "/files/missing":
+        if self.client not in HARMLESS_CLIENT or self.path == "/files/missing" or self.served == "missing":
             found.add("client")
+        if self.bucket not in (BucketFault.NONE, BucketFault.TRICKLE):
+            found.add("upstream")
         # The response to a form is 207 where an upstream refused one of its files.
         is_refused = self.upstream in (UpstreamFault.ERROR, UpstreamFault.EARLY, UpstreamFault.EARLY_CLOSE)
         if self.upstream not in HARMLESS_UPSTREAM or (is_refused and self.path.startswith("/split")):
@@ -147,8 +175,20 @@ def make_plan(number: int, generator: random.Random, origin: str) -> Plan:
         kind = generator.choice(["form", "form", "body", "none"])
         path = generator.choice({"form": FORMS, "body": BODIES, "none": BODILESS}[kind])
     plan = Plan(number, path, client, upstream)
+    if path.startswith("/bucket"):
+        _add_bucket(plan, generator, is_stored=kind != "none")
     _fill(plan, kind, generator, origin)
     return plan
+
+
+def _add_bucket(plan: Plan, generator: random.Random, *, is_stored: bool) -> None:
+    """Give a plan the fault of a bucket in place of that of an upstream."""
+    if plan.upstream is not UpstreamFault.NONE:
+        plan.upstream, plan.bucket = UpstreamFault.NONE, generator.choice(list(BucketFault))
+        plan.bucket_method = generator.choice(BUCKET_METHODS[is_stored])
+        plan.is_bucket_mended = generator.random() < 0.3
+    if not is_stored:
+        plan.served = generator.choice(["small", "big", "big", "missing"])
 
 
 def _fill(plan: Plan, kind: str, generator: random.Random, origin: str) -> None:
@@ -172,6 +212,7 @@ def _fill(plan: Plan, kind: str, generator: random.Random, origin: str) -> None:
         headers += "Content-Digest: sha-256=:" + "A" * 43 + "=:\r\n"
     method = "GET" if kind == "none" else "POST"
     target = f"/fetch/{origin}/{plan.id}" if plan.path == "/fetch/" else plan.path
+    target += plan.id if plan.served else ""
     is_chunked = kind != "none" and (plan.client is ClientFault.BAD_CHUNK or generator.random() < 0.3)
     if is_chunked:
         headers += "Transfer-Encoding: chunked\r\n"

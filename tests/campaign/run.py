@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import parse_config
+from tests.campaign.buckets import run_bucket
 from tests.campaign.clients import HungError, run_client
-from tests.campaign.plans import PLAIN_UPSTREAM, ClientFault, Plan, UpstreamFault, make_plan
-from tests.campaign.upstreams import WHOLE, CampaignUpstream
+from tests.campaign.config import make_config
+from tests.campaign.judge import is_received_right, is_response_right, is_stored_right
+from tests.campaign.plans import PLAIN_UPSTREAM, BucketFault, ClientFault, Plan, make_plan
+from tests.campaign.upstreams import CampaignUpstream
 from tests.certificates import Certificate, make_certificate
 from tests.leaks import LogRecords, open_descriptors
 from tests.peers import run_gateway
@@ -30,6 +33,8 @@ CLIENTS = 16
 #: What happens to the gateway while a batch runs.
 EVENTS = ("none", "none", "none", "reload", "cancel", "descriptors", "full disk")
 _SETTLE_SECONDS = 10.0
+#: How the names of tasks begin that must have ended.
+_TASKS = ("mirror", "client", "read", "put ", "commit ", "abort ")
 _SPARE_DESCRIPTORS = (30, 45, 60)
 
 
@@ -59,53 +64,6 @@ class Summary:
         return [f"{kind}: {text}" for kind in kinds for text in getattr(self, kind)]
 
 
-def make_config(
-    url: str, directory: Path, lanes: str, generation: int = 0, certificate: Certificate | None = None
-) -> dict[str, Any]:
-    """Return the config of a campaign: every action, and short timeouts."""
-    here, up = {"directory": str(directory)}, {"upstream": "up"}
-    actions: dict[str, dict[str, Any]] = {
-        "inspect": {"forward": up},
-        "opaque": {"forward": {**up, "multipart": "opaque"}},
-        "strict": {"forward": {**up, "multipart": "strict"}},
-        "unwrap": {"forward": {**up, "body": "raw"}},
-        "wrap": {"forward": {**up, "body": "multipart"}},
-        "digest": {"forward": up, "filters": [{"digest": {"algorithm": "sha256"}}]},
-        "packed": {"forward": up, "filters": ["compress"]},
-        "mirror": {"forward": {**up, "mirror": {"upstream": "copies"}}},
-        "tee": {"forward": {**up, "mirror": {"directory": str(directory / "tee")}}},
-        "split": {"split": up},
-        "split-raw": {"split": {**up, "body": "raw", "on_error": "stop"}},
-        "store": {"store": here},
-        "replace": {"store": {**here, "if_exists": "replace"}},
-        "files": {"files": {"directory": str(directory.parent / "served")}},
-        "fetch": {"fetch": {"allow": [url + "/"], "private_networks": "allow"}},
-    }
-    timeouts = {"idle": "1s", "min_rate": 0}
-    limits = {"connect": "2s", "response": "1s", "idle": "1s"}
-    return {
-        "lanes": "auto" if lanes == "tls" else lanes,
-        **({"tls": {"certificate": str(certificate.path), "key": str(certificate.key)}} if certificate else {}),
-        "trusted_proxies": ["127.0.0.0/8"],
-        "upstreams": {
-            # A key that changes with each reload makes another pool of connections.
-            "up": {"endpoints": [url], "timeouts": {**limits, "idle": f"{1000 + generation}ms"}},
-            "copies": {"endpoints": [url], "timeouts": limits, "max_in_flight": 4},
-        },
-        "routes": [
-            {"name": name, "match": {"prefix": f"/{name}"}, "timeouts": timeouts, **self_limits(action)}
-            for name, action in actions.items()
-        ],
-    }
-
-
-def self_limits(action: dict[str, Any]) -> dict[str, Any]:
-    """Return a route's action; fetch has timeouts of its own."""
-    if "fetch" in action:
-        return {"fetch": {**action["fetch"], "timeouts": {"connect": "2s", "response": "1s", "idle": "1s"}}}
-    return action
-
-
 class Campaign:
     """One seed on one gateway."""
 
@@ -130,8 +88,12 @@ class Campaign:
 
     async def run(self, batches: int, size: int) -> None:
         """Run batches of `size` exchanges each."""
-        async with CampaignUpstream(self._generator, self._certificate) as self._upstream:
-            settings = make_config(self._upstream.url, self._directory, self._lanes, certificate=self._certificate)
+        async with (
+            CampaignUpstream(self._generator, self._certificate) as self._upstream,
+            run_bucket(self._upstream.plans, self._generator) as self._bucket,
+        ):
+            self._urls = self._upstream.url, self._bucket.url
+            settings = make_config(self._urls, self._directory, self._lanes, certificate=self._certificate)
             with LogRecords() as logs, _collect_warnings(self.summary.stray_lines):
                 async with run_gateway(settings) as self._gateway:
                     for _ in range(batches):
@@ -145,7 +107,7 @@ class Campaign:
             plans.append(make_plan(self._number, self._generator, self._upstream.url))
         # Those of the batch before stay: a request may wait in the upstream's backlog after its exchange has ended.
         before = list(self._upstream.plans.values())
-        self._upstream.plans |= {plan.number: plan for plan in plans}
+        self._upstream.plans.update({plan.number: plan for plan in plans})
         first_line = len(self._gateway.log)
         queue = list(plans)
 
@@ -164,7 +126,7 @@ class Campaign:
         lines = self._gateway.log[first_line:]
         for plan in plans:
             self._judge(plan, [line for line in lines if line["request_id"] == plan.id], event)
-        self._judge_files({plan.id: plan for plan in plans})
+        await self._judge_files({plan.id: plan for plan in plans}, event)
         if event != "none":
             # The gateway reports its own faults; the server of the upstreams is asyncio's, which reports them, too.
             logs.records = [
@@ -214,9 +176,7 @@ class Campaign:
             await asyncio.sleep(0.05)
             if event == "reload":
                 self._generation += 1
-                settings = make_config(
-                    self._upstream.url, self._directory, self._lanes, self._generation, self._certificate
-                )
+                settings = make_config(self._urls, self._directory, self._lanes, self._generation, self._certificate)
                 fixed = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s"}
                 config = parse_config(json.dumps({**fixed, **settings}))
                 await self._gateway.gateway.reload(lambda config=config: config)  # type: ignore[misc]  # a default
@@ -226,6 +186,7 @@ class Campaign:
     async def _settle(self, event: str) -> None:
         """Wait until nothing is in flight, then look for what is left."""
         await self._upstream.cut_stalled()
+        await self._bucket.cut_stalled()
         deadline = asyncio.get_running_loop().time() + _SETTLE_SECONDS
         while (left := self._left()) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (counters)
             await asyncio.sleep(0.02)
@@ -243,7 +204,7 @@ class Campaign:
         names = [name for name in os.listdir(self._directory) if name.startswith(".")]
         names += [name for name in os.listdir(self._directory / "tee") if name.startswith(".")]
         left += [f"unfinished upload {name}" for name in names]
-        left += [f"task {task}" for task in asyncio.all_tasks() if task.get_name() in ("mirror", "client", "read")]
+        left += [f"task {task}" for task in asyncio.all_tasks() if task.get_name().startswith(_TASKS)]
         if gateway.gateway._handler._exchanges:
             left.append("exchanges")
         return left
@@ -255,11 +216,15 @@ class Campaign:
         happened = [f"client: {plan.client.value}"] if plan.client is not ClientFault.NONE else []
         if plan.is_reached and plan.upstream not in PLAIN_UPSTREAM:
             happened.append(f"upstream: {plan.upstream.value}")
+        if plan.is_reached and plan.bucket is not BucketFault.NONE:
+            happened.append(f"bucket: {plan.bucket.value}")
         summary.faults += len(happened)
         summary.by_fault.update(happened)
         if event != "none":
             summary.by_fault[f"meanwhile: {event} (exchanges)"] += 1
         what = f"{plan.path} {self._lanes}, client: {plan.client.value}, upstream: {plan.upstream.value}, {event}"
+        if plan.bucket is not BucketFault.NONE:
+            what += f", bucket: {plan.bucket_method} {plan.bucket.value}"
         is_unread = plan.client in (ClientFault.RESET, ClientFault.BAD_HEAD) or plan.at < len(plan.head)
         if len(lines) > 1 or (not lines and plan.response and not is_unread):
             summary.missing_lines.append(f"{len(lines)} lines for {what}")
@@ -271,27 +236,39 @@ class Campaign:
                 summary.wrong_legs.append(f"{charged:.4f} of {line['seconds']:.4f} s are charged to a leg for {what}")
             if line["blame"] not in allowed:
                 summary.wrong_blames.append(f"{line['blame']} ({line['code']}, {line['status']}) for {what}")
-        if not _is_response_right(plan):
+        if not is_response_right(plan):
             summary.false_wholes.append(f"response of {what}: {plan.response[:60]!r}...{plan.response[-60:]!r}")
         self._judge_received(plan, what)
 
     def _judge_received(self, plan: Plan, what: str) -> None:
-        if not _is_received_right(plan):
+        if not is_received_right(plan):
             sizes = [len(body) for body in plan.received]
             self.summary.false_wholes.append(f"request of {what}: received {sizes} of {len(plan.body)}")
 
-    def _judge_files(self, plans: dict[str, Plan]) -> None:
+    async def _judge_files(self, plans: dict[str, Plan], event: str) -> None:
         """Check that only files of uploads that were sent whole are stored, and all of their bytes."""
-        for path in (*self._directory.glob("plan-*"), *(self._directory / "tee").iterdir()):
+        for path in (self._directory / "tee").iterdir():
             data = path.read_bytes()
-            plan = plans.get(path.name.rpartition("-")[0])
-            if path.parent.name == "tee":
-                is_right = any(data == one.files[0] for one in plans.values() if one.path == "/tee" and one.files)
-            else:
-                is_right = plan is not None and plan.is_sent and data in plan.files
-            if not is_right:
-                self.summary.false_wholes.append(f"file {path.name} of {len(data)} bytes")
+            if not any(data == one.files[0] for one in plans.values() if one.path == "/tee" and one.files):
+                self.summary.false_wholes.append(f"copy {path.name} of {len(data)} bytes")
             path.unlink()
+        stored = {path.name: path.read_bytes() for path in self._directory.glob("plan-*")}
+        for name in stored:
+            (self._directory / name).unlink()
+        stored |= await asyncio.to_thread(self._bucket.stored)
+        for name, data in stored.items():
+            plan = plans.get(name.rpartition("-")[0])
+            if plan is None or not plan.is_sent or data not in plan.files:
+                self.summary.false_wholes.append(f"file {name} of {len(data)} bytes")
+        self.summary.false_wholes += [
+            f"{plan.path} responded {bytes(plan.response[:300])!r} and stored {sorted(stored)}"
+            for plan in plans.values()
+            if not is_stored_right(plan, stored, is_disturbed=event != "none")
+        ]
+        for number in await asyncio.to_thread(self._bucket.open_uploads):
+            if plans[f"plan-{number}"].bucket is BucketFault.NONE and event != "descriptors":
+                self.summary.leaks.append(f"a multipart upload is open after a batch with event {event!r}")
+        await asyncio.to_thread(self._bucket.clear)
 
 
 @contextlib.contextmanager
@@ -307,54 +284,3 @@ def _collect_warnings(lines: list[str]) -> Iterator[None]:
         finally:
             sys.unraisablehook = hook
     lines += [f"{one.filename}:{one.lineno}: {one.message}" for one in caught]
-
-
-def _is_response_right(plan: Plan) -> bool:
-    """Return whether a response that looks whole is one that the upstream or the gateway has sent whole."""
-    head, end, body = bytes(plan.response).partition(b"\r\n\r\n")
-    if not end or b"evil" in plan.response:
-        return b"evil" not in plan.response
-    while head.startswith(b"HTTP/1.1 1"):
-        head, _, body = body.partition(b"\r\n\r\n")
-    lower = head.lower()
-    if b"transfer-encoding: chunked" in lower:
-        if not body.endswith(b"0\r\n\r\n"):
-            return True
-        body = unchunk(body)
-    elif b"content-length: " in lower:
-        length = int(lower.partition(b"content-length: ")[2].split(b"\r\n")[0])
-        if len(body) < length:
-            return True
-        if len(body) > length:
-            return False
-    elif plan.was_reset:
-        return True
-    # The gateway's own responses are JSON.
-    return body in WHOLE or b"json" in lower or not body
-
-
-def unchunk(body: bytes) -> bytes:
-    """Return the data of a chunked body."""
-    data = b""
-    while body:
-        line, _, body = body.partition(b"\r\n")
-        size = int(line, 16)
-        data, body = data + body[:size], body[size + 2 :]
-        if not size:
-            break
-    return data
-
-
-def _is_received_right(plan: Plan) -> bool:
-    """Return whether every body an upstream received to its end is one that the client has sent to its end."""
-    if plan.path in ("/split", "/split-raw"):
-        # Each file stands alone: those before a cut are whole.
-        return all(any(file in body for file in plan.files) for body in plan.received)
-    if not plan.received:
-        return True
-    is_broken = plan.client in (ClientFault.BAD_CHUNK, ClientFault.CUT_FORM, ClientFault.BAD_DIGEST)
-    if not plan.is_sent and plan.upstream in (UpstreamFault.EARLY, UpstreamFault.EARLY_CLOSE):
-        return True
-    if plan.path == "/packed":
-        return plan.is_sent
-    return plan.is_sent and not is_broken and all(all(file in body for file in plan.files) for body in plan.received)

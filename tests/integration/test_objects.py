@@ -13,7 +13,17 @@ import pytest
 
 from gateway.observe.stats import Direction
 from tests.integration.test_memory import gateway_process, memory, send_form
-from tests.peers import chunked, form, post, problem_of, run_gateway, split_response, wait_until
+from tests.peers import (
+    RawUpstream,
+    Wire,
+    chunked,
+    form,
+    post,
+    problem_of,
+    run_gateway,
+    split_response,
+    wait_until,
+)
 from tests.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -103,6 +113,50 @@ async def test_missing_bucket_is_502(s3_server: S3Server) -> None:
         problem = problem_of(await gateway.request(post(form(('name="f"; filename="a"', SMALL)), target="/up")))
         assert (problem["status"], problem["code"]) == (502, "object_store_failed")
         assert "127.0.0.1" not in problem["detail"]
+
+
+@pytest.mark.parametrize("target", ["/up", "/files/a"])
+async def test_bucket_that_never_responds_is_502_after_idle(s3_server: S3Server, target: str) -> None:
+    """It held the client for three minutes."""
+
+    async def say_nothing(wire: Wire) -> None:
+        await wire.read_to_end()
+
+    async with RawUpstream(say_nothing) as store:
+        keys = config(S3Server(store.url))
+        for route in keys["routes"]:
+            route["timeouts"] = {"idle": "200ms", "min_rate": 0}
+        async with run_gateway(keys) as gateway:
+            request = post(form(('name="f"; filename="a"', SMALL)), target=target) if target == "/up" else get("a")
+            problem = problem_of(await gateway.request(request))
+            assert (problem["status"], problem["code"]) == (502, "object_store_failed")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(120)
+async def test_slow_download_of_an_object_is_one_request_to_the_store(s3_server: S3Server) -> None:
+    """The client of the store repeated a request after 30 seconds, and failed after three minutes."""
+    size, requests = 60 * 2**20, []
+
+    async def serve(wire: Wire) -> None:
+        while head := await wire.read_head():
+            requests.append(head.partition(b" ")[0])
+            fixed = b'ETag: "1"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n'
+            status = b"200 OK\r\n" if head.startswith(b"HEAD") else b"206 Partial Content\r\n"
+            fixed += b"" if head.startswith(b"HEAD") else b"Content-Range: bytes 0-%d/%d\r\n" % (size - 1, size)
+            await wire.send(b"HTTP/1.1 " + status + fixed + b"Content-Length: %d\r\n\r\n" % size)
+            if head.startswith(b"GET"):
+                wire.writer.write(bytes(size))
+
+    async with RawUpstream(serve) as store, run_gateway(config(S3Server(store.url))) as gateway:
+        client = await gateway.connect()
+        await client.send(get("a"))
+        received = 0
+        while received < size:
+            received += len(await client.read_exactly(min(2**20, size - received)))
+            await asyncio.sleep(0.6)  # a slow client
+        await client.close()
+        assert requests == [b"HEAD", b"GET"]
 
 
 @pytest.mark.soak

@@ -104,7 +104,7 @@ class BucketPlace:
 
     def __init__(self, server: S3Server, disk_threads: DiskThreads) -> None:
         self._server = server
-        self.storage = BucketStorage(BucketClient(f"s3://bucket/{PREFIX}", server.url, "us-east-1"), disk_threads)
+        self.storage = BucketStorage(BucketClient(f"s3://bucket/{PREFIX}", server.url, "us-east-1", 60.0), disk_threads)
 
     def names(self) -> list[str]:
         keys = sorted(self._server.keys())

@@ -217,6 +217,18 @@ async def test_upload_cancelled_twice_leaves_nothing(place: Place) -> None:
 
 
 @pytest.mark.slow
+async def test_upload_cancelled_again_and_again_while_its_commit_fails_leaves_nothing(place: Place) -> None:
+    """The third cancellation ended the wait for the commit: its exception was never retrieved."""
+    task = asyncio.create_task(fail_commit(place, "small", RENAME))
+    await wait_until(lambda: task.done() or any("commit" in each.get_name() for each in asyncio.all_tasks()))
+    for _ in range(4):
+        task.cancel()
+        await asyncio.wait([task], timeout=0)
+    await asyncio.wait([task])
+    await assert_nothing_is_left(place)
+
+
+@pytest.mark.slow
 async def test_write_that_fails_is_a_fault_and_leaves_nothing(place: Place) -> None:
     async with place.storage.open_upload(RENAME) as upload:
         await write(await upload.begin("small"), b"1")
