@@ -153,6 +153,10 @@ async def drop_log_lines(gateway: RunningGateway, _stack: contextlib.AsyncExitSt
     gateway.stats.dropped_log_lines = lambda: 3
 
 
+async def delay_worker(gateway: RunningGateway, _stack: contextlib.AsyncExitStack) -> None:
+    gateway.stats.stale_workers = 1
+
+
 async def stop(gateway: RunningGateway, _stack: contextlib.AsyncExitStack) -> None:
     await gateway.gateway.stop()
 
@@ -201,6 +205,7 @@ def cases(good: str, bad: str, silent: str, directory: Path) -> dict[str, tuple[
         "bug": (forward_config(good), meet_bug, {"GatewayBug"}),
         "exhausted": (forward_config(good), run_out_of_descriptors, {"GatewayExhausted"}),
         "log": (forward_config(good), drop_log_lines, {"GatewayLogLinesDropped"}),
+        "stale": (forward_config(good), delay_worker, {"GatewayWorkersStale"}),
         "stopped": (forward_config(good), stop, {"GatewayDown"}),
     }
 
