@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from gateway.downstream.exchange import Exchange
 from gateway.errors import Blame
-from gateway.observe.live import FailureRow, Slices, TransferRow, newest_first, show_moment
+from gateway.observe.live import FAILURES_KEPT, FailureRow, Slices, TransferRow, newest_first, show_moment
 from gateway.observe.stats import Direction
 from gateway.observe.waits import Clock, LiveWaits
 from gateway.transfer import Transfer
@@ -26,8 +26,6 @@ _RATE_SECONDS: Final = 2.0
 _INTERVAL_SECONDS: Final = 1.0
 _MAX_TARGET_CHARACTERS: Final = 512
 _MAX_REASON_CHARACTERS: Final = 300
-#: Failures kept of each blame: a client that fails all the time must not hide those of an upstream.
-_FAILURES_KEPT: Final = 50
 
 
 @dataclass(slots=True)
@@ -182,7 +180,7 @@ class RecentFailures:
 
     def add(self, exchange: Exchange, seconds: float, blame: Blame) -> None:
         """Add an exchange that took this many seconds."""
-        rows = self._rows.setdefault(blame, deque(maxlen=_FAILURES_KEPT))
+        rows = self._rows.setdefault(blame, deque(maxlen=FAILURES_KEPT))
         rows.append(_failure_row(exchange, seconds, blame, self._worker))
 
     def rows(self) -> list[FailureRow]:

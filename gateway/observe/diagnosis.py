@@ -6,12 +6,13 @@ a transfer that moves counts as slow only if it is far from its end.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypedDict
 
-from gateway.errors import Blame, Outcome
-from gateway.observe.live import FailureRow, TransferRow
+from gateway.errors import Blame, FaultKind, Outcome
+from gateway.observe.live import FAILURES_KEPT, FailureRow, TransferRow
 from gateway.observe.report import UpstreamRow
 from gateway.observe.stats import Leg
 from gateway.observe.units import show_bytes, show_seconds
@@ -28,6 +29,8 @@ _SLOW_AGE_SECONDS: Final = 10.0
 _SLOW_ETA_SECONDS: Final = 30.0
 #: Clients named in one text.
 _CLIENTS_NAMED: Final = 2
+#: Transfers of one problem whose ids are given, the first.
+_IDS_GIVEN: Final = 20
 
 _GATEWAY_LEGS: Final = frozenset({Leg.DISK_WRITE, Leg.DISK_READ, Leg.FILTER})
 _CLIENT_LEGS: Final = frozenset({Leg.DOWNSTREAM_READ, Leg.DOWNSTREAM_WRITE})
@@ -36,6 +39,8 @@ _LIMITS: Final = {
     Leg.CONNECT: _CONNECT_SECONDS,
     Leg.UPSTREAM_RESPONSE: _RESPONSE_SECONDS,
 }
+#: Requests that got no slot of the upstream.
+_QUEUE_CODES: Final = frozenset({FaultKind.QUEUE_FULL.code, FaultKind.QUEUE_TIMEOUT.code})
 #: What is waited for, after "wait for".
 _STALLS: Final = {
     Leg.DOWNSTREAM_READ: "the client to send",
@@ -66,6 +71,10 @@ class Problem(TypedDict):
     blame: Literal["client", "upstream", "gateway"]
     route: str | None
     upstream: str | None
+    #: What is waited for; None for what is not a wait.
+    leg: str | None
+    #: Ids of the transfers that wait or are slow; at most 20.
+    transfers: list[str]
     text: str
 
 
@@ -77,6 +86,7 @@ class _Group:
     longest_seconds: float = 0.0
     bytes_per_second: int = 0
     clients: dict[str, None] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
 
 
 #: Whether they stand still; route, upstream, direction, leg.
@@ -109,6 +119,8 @@ class Diagnosis:
         group.bytes_per_second += row["bytes_per_second"]
         if len(group.clients) <= _CLIENTS_NAMED:
             group.clients[row["client"]] = None
+        if len(group.ids) < _IDS_GIVEN:
+            group.ids.append(row["id"])
 
     def problems(self, upstreams: Sequence[UpstreamRow], failures: Iterable[FailureRow]) -> list[Problem]:
         """Return what is wrong, the worst first. `failures` are those of the last minute."""
@@ -155,7 +167,15 @@ def _of_waits(key: _Key, group: _Group, upstreams: dict[str, UpstreamRow]) -> Pr
     blame: Literal["client", "upstream", "gateway"] = (
         "client" if leg in _CLIENT_LEGS else "gateway" if leg in _GATEWAY_LEGS else "upstream"
     )
-    return {"severity": "warning", "blame": blame, "route": route or None, "upstream": upstream or None, "text": text}
+    return {
+        "severity": "warning",
+        "blame": blame,
+        "route": route or None,
+        "upstream": upstream or None,
+        "leg": leg.value,
+        "transfers": group.ids,
+        "text": text,
+    }
 
 
 def _name_clients(group: _Group) -> str:
@@ -178,25 +198,39 @@ def _of_endpoints(upstream: UpstreamRow) -> Iterator[Problem]:
         "blame": "upstream",
         "route": None,
         "upstream": name,
+        "leg": None,
+        "transfers": [],
         "text": text,
     }
 
 
 def _of_failures(failures: Iterable[FailureRow]) -> Iterator[Problem]:
     counts: dict[tuple[str, str, str, str], int] = {}
+    kept: Counter[tuple[int, str]] = Counter()
     for failure in failures:
+        kept[failure["worker"], failure["blame"]] += 1
         # What an operator or a stop cancelled did not fail.
         if failure["blame"] != Blame.CLIENT and failure["outcome"] != Outcome.CANCELLED:
             code = failure["code"] or failure["outcome"]
             key = (failure["blame"], failure["route"] or "", failure["upstream"] or "", code)
             counts[key] = counts.get(key, 0) + 1
+    # Earlier ones of the last minute may have been dropped.
+    incomplete = {blame for (_, blame), count in kept.items() if count >= FAILURES_KEPT}
     for (blame, route, upstream, code), count in sorted(counts.items(), key=lambda item: item[1], reverse=True):
+        who = f"{'At least ' * (blame in incomplete)}{count} request{'s' * (count != 1)}"
         where = (f" on `{route}`" if route else "") + " in the last minute"
-        whom = f"upstream {upstream}" if blame == Blame.UPSTREAM and upstream else f"the {blame}"
+        name = f"upstream {upstream}" if upstream else "the upstream"
+        is_queue = code in _QUEUE_CODES
+        if is_queue:
+            why = f"because no slot of {name} was free"
+        else:
+            why = f"because of {name if blame == Blame.UPSTREAM else 'the gateway'}"
         yield {
             "severity": "error",
             "blame": "upstream" if blame == Blame.UPSTREAM else "gateway",
             "route": route or None,
             "upstream": upstream or None,
-            "text": f"{count} request{'s' * (count != 1)} failed{where} because of {whom}: {code}",
+            "leg": Leg.QUEUE.value if is_queue else None,
+            "transfers": [],
+            "text": f"{who} failed{where} {why}: {code}",
         }

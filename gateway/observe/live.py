@@ -15,6 +15,8 @@ from typing import Final, TypedDict
 from gateway.errors import Blame
 from gateway.observe.waits import Clock
 
+#: Failures kept of each blame in each process: a client that fails all the time must not hide those of an upstream.
+FAILURES_KEPT: Final = 50
 #: A slice of work, and the pause after it: a request takes several turns of the loop, and should meet few slices.
 _SLICE_SECONDS: Final = 0.002
 _PAUSE_SECONDS: Final = 0.002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ _FAILURE_SECONDS: Final = 60.0
 #: Keys whose values are secrets, wherever they are written: request headers and form fields.
 _SECRET_KEY: Final = re.compile(r"auth|token|secret|passw|cookie|credential|api[-_]?key", re.IGNORECASE)
 _HIDDEN: Final = "**********"
+#: Which gateway a page shows: with a forwarded port, all have the same address.
+_HOST: Final = socket.gethostname()
 
 
 class Snapshots:
@@ -78,6 +81,7 @@ class Snapshots:
         head = {
             "time": show_moment(now),
             "version": __version__,
+            "host": _HOST,
             "config_generation": in_force.generation,
             "is_ready": readiness.is_ready,
             "reasons": readiness.reasons,

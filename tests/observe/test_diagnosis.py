@@ -36,7 +36,10 @@ def upstream(*endpoints: tuple[bool, str | None], **keys: Any) -> UpstreamRow:
 
 
 def failure(**keys: Any) -> FailureRow:
-    row = {"route": "transcribe", "upstream": "asr", "blame": "upstream", "code": "connect_refused", "outcome": "x"}
+    row = {
+        "worker": 1, "route": "transcribe", "upstream": "asr", "blame": "upstream", "code": "connect_refused",
+        "outcome": "x",
+    }  # fmt: skip
     return cast("FailureRow", row | keys)
 
 
@@ -79,6 +82,14 @@ def test_full_queue_is_told_with_slots_and_its_length() -> None:
             "3 requests on `transcribe` wait for upstream asr: 8 of 8 slots busy, queue 12, the longest for 4 s",
         )
     ]
+
+
+def test_problem_names_what_is_waited_for_and_the_first_transfers() -> None:
+    diagnosis = Diagnosis()
+    for number in range(25):
+        diagnosis.add(transfer(id=f"1-{number}", waiting_on="queue", waiting_seconds=2.0))
+    (problem,) = diagnosis.problems([], [failure(code="queue_full", blame="gateway")])[1:]
+    assert (problem["leg"], problem["transfers"]) == ("queue", [f"1-{number}" for number in range(20)])
 
 
 def test_slow_model_is_told_apart_from_a_slow_client() -> None:
@@ -140,3 +151,15 @@ def test_failures_of_the_last_minute_are_counted_without_those_of_clients_and_op
         ("error", "upstream", text),
         ("error", "gateway", "1 request failed in the last minute because of the gateway: disk_full"),
     ]  # fmt: skip
+
+
+def test_requests_without_a_slot_failed_because_of_the_upstreams_slots() -> None:
+    text = "1 request failed on `transcribe` in the last minute because no slot of upstream asr was free: queue_full"
+    assert texts(failures=(failure(blame="gateway", code="queue_full"),)) == [("error", "gateway", text)]
+
+
+@pytest.mark.parametrize(("workers", "count"), [(1, "At least 50 requests"), (2, "50 requests")])
+def test_more_failures_than_are_kept_are_at_least_those(workers: int, count: str) -> None:
+    rows = [failure(worker=number % workers) for number in range(50)]
+    ((_, _, text),) = texts(failures=tuple(rows))
+    assert text.startswith(f"{count} failed on")
