@@ -36,18 +36,18 @@ ROUTE: Final = f'{INSTANCE},route=~"$route"'
 UPSTREAM: Final = f'{INSTANCE},upstream=~"$upstream"'
 #: A metric that several pages show.
 MOVED: Final = "gateway_transfer_bytes_total"
-#: Blue is the client, orange and red the upstream, purple its slots, green the gateway's own machine.
+#: As on the live page: blue is the client, cyan the upstream, purple the model, red its queue, brown the disk.
 _LEG_COLORS: Final = {
-    "downstream_read": "blue",
-    "downstream_write": "light-blue",
-    "upstream_response": "red",
-    "upstream_write": "orange",
-    "upstream_read": "light-orange",
-    "connect": "yellow",
-    "queue": "purple",
-    "disk_write": "green",
-    "disk_read": "light-green",
-    "filter": "dark-green",
+    "downstream_read": "#4a90d9",
+    "downstream_write": "#8bbcf0",
+    "connect": "#0b7285",
+    "upstream_write": "#22a6b3",
+    "upstream_read": "#7fd3dd",
+    "upstream_response": "#b45fae",
+    "queue": "#d9553b",
+    "disk_write": "#b9770e",
+    "disk_read": "#dcae62",
+    "filter": "#8a949e",
 }
 _STATUS_COLORS: Final = {"2..": "green", "3..": "blue", "4..": "yellow", "5..": "red"}
 _HEIGHT: Final = 8

@@ -79,17 +79,24 @@ async def swallow(wire: Wire) -> None:
 async def test_page_has_no_serious_accessibility_violation_in_any_size_and_scheme() -> None:
     async with RawUpstream(swallow) as upstream:
         config = forward_config(upstream.url, upstream_keys={"max_in_flight": 2, "queue_timeout": "off"})
-        config["upstreams"]["gone"] = {"endpoints": ["http://127.0.0.1:9"]}
-        config["routes"].append({"name": "broken", "match": {"prefix": "/b"}, "forward": {"upstream": "gone"}})
+        # Names as long as those of some deployments: they once made the page wider than a phone.
+        gone, broken = "gone-" * 12, "broken-" * 9
+        config["upstreams"][gone] = {"endpoints": ["http://127.0.0.1:9"]}
+        config["routes"].append({"name": broken, "match": {"prefix": "/b"}, "forward": {"upstream": gone}})
         async with run_gateway(config) as gateway, contextlib.AsyncExitStack() as stack:
-            await gateway.request(GET.replace(b"/x", b"/b"))
+            for _ in range(2):
+                await gateway.request(GET.replace(b"/x", b"/b" + b"/long" * 40))
             for length in (0, 1000, 1000):
                 await stack.enter_async_context(upload(gateway, b"", length))
             async with chromium() as browser:
                 for size, scheme in ((DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light")):
                     async with open_page(browser, gateway.ops_url, color_scheme=scheme, viewport=size) as page:
                         await expect(page.locator(".transfers tbody tr")).to_have_count(3)
-                        await expect(page.locator(".verdict.error")).to_contain_text("1 request failed on broken")
+                        await expect(page.locator(".verdict.error")).to_contain_text(f"2 requests failed on {broken}")
+                        await expect(page.locator(".failures tbody tr")).to_have_count(1)
+                        await expect(page.locator(".failures")).to_contain_text("connect_refused 2 times")
+                        await page.get_by_role("button", name="Show each of the 2").click()
+                        await expect(page.locator(".failures tbody tr")).to_have_count(2)
                         await page.get_by_text("Config in force").click()
                         await expect(page.locator("pre")).to_contain_text("prefix: /b")
                         assert not await serious_violations(page)
@@ -115,9 +122,11 @@ async def test_a_thousand_transfers_are_sorted_and_shown_in_pages() -> None:
                 await page.get_by_role("button", name="Previous").click()
                 await page.get_by_role("button", name="Transfer", exact=True).click()
                 await expect(page.locator(".transfers tbody tr").first).to_contain_text("/0999")
-                await page.get_by_role("button", name="other").click()
+                await page.locator(".verdict").get_by_role("button", name="other").first.click()
                 await expect(page.locator(".transfers tbody tr")).to_have_count(10)
                 await expect(page.locator(".verdict")).to_contain_text("990 requests on r wait for upstream up")
+                # Those that a problem is about.
+                await expect(page.locator(".transfers .marked")).to_have_count(10)
 
 
 async def test_page_says_that_it_is_stale_and_connects_again() -> None:

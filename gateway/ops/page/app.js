@@ -3,7 +3,7 @@
 import { html, render, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { Charts, MAX_COLORS, colorOf } from "./charts.js";
 import { get, setToken, watch } from "./connection.js";
-import { clock, perSecond, rate, seconds } from "./format.js";
+import { clock, count, perSecond, rate, seconds } from "./format.js";
 import { History, KINDS } from "./history.js";
 import { Config, Failures, Upstreams, Verdict } from "./panels.js";
 import { Transfers } from "./transfers.js";
@@ -57,11 +57,11 @@ function App() {
     ${snapshot === null
       ? html`<main><p class="loading">${state === "lost" ? "The gateway cannot be reached. Trying again." : state === "locked" ? "A token is needed." : "Connecting."}</p></main>`
       : html`<main class=${isStale ? "old" : ""}>
-          <${Verdict} snapshot=${snapshot} stale=${isStale} />
+          <${Verdict} snapshot=${snapshot} stale=${isStale} onRoute=${setRoute} />
           <${Routes} routes=${snapshot.routes} route=${route} onRoute=${setRoute} />
           <${Moving} snapshot=${snapshot} history=${history} route=${route} />
-          <${Transfers} rows=${rows} total=${snapshot.transfers_total} route=${route} />
-          <${Upstreams} upstreams=${snapshot.upstreams} now=${now} />
+          <${Transfers} rows=${rows} total=${snapshot.transfers_total} problems=${snapshot.problems} route=${route} />
+          <${Upstreams} upstreams=${snapshot.upstreams} rows=${rows} now=${now} />
           <${Failures} failures=${snapshot.failures} route=${route} now=${now} />
           <${Config} generation=${snapshot.config_generation} />
         </main>`}
@@ -94,7 +94,7 @@ function Header({ snapshot, state, isStale }) {
   const readiness = snapshot === null ? null : snapshot.is_ready ? "ready" : snapshot.reasons[0] || "not ready";
   return html`<header>
     <h1>Streaming gateway</h1>
-    ${snapshot && html`<span class="sub">${snapshot.version}</span>`}
+    ${snapshot && html`<span class="sub">${snapshot.host}, version ${snapshot.version}</span>`}
     <span class="space"></span>
     ${readiness && html`<span class=${`state ${snapshot.is_ready ? "up" : "down"}`}>${readiness}</span>`}
     <span class=${`live ${isLive ? "on" : "off"}`} id="connection"><i aria-hidden="true"></i>${isLive ? "live" : state === "locked" ? "locked" : "connecting"}</span>
@@ -119,7 +119,9 @@ function Moving({ snapshot, history, route }) {
   const names = routes.map((each) => each.route);
   const colors = new Map(snapshot.routes.map((each, index) => [each.route, index % MAX_COLORS]));
   useEffect(() => {
-    document.title = `↑ ${rate(totals.upload_bytes_per_second)} ↓ ${rate(totals.download_bytes_per_second)} ${perSecond(totals.requests_per_second)} req/s`;
+    const { problems, host } = snapshot;
+    const mark = problems.length ? `(${count(problems.length, "problem")}) ` : "";
+    document.title = `${mark}${host} ↑ ${rate(totals.upload_bytes_per_second)} ↓ ${rate(totals.download_bytes_per_second)} ${perSecond(totals.requests_per_second)} req/s`;
   });
   return html`<${Charts} history=${history} totals=${totals} names=${names} colors=${colors} />`;
 }

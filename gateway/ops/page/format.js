@@ -45,7 +45,7 @@ export const LEGS = {
   upstream_write: { who: "upstream", text: "upstream to read" },
   upstream_read: { who: "upstream", text: "upstream to send" },
   connect: { who: "upstream", text: "connection" },
-  upstream_response: { who: "model", text: "response" },
+  upstream_response: { who: "model", text: "model to respond" },
   disk_write: { who: "disk", text: "disk to write" },
   disk_read: { who: "disk", text: "disk to read" },
   queue: { who: "queue", text: "free slot" },
@@ -54,7 +54,7 @@ export const LEGS = {
 
 export const ACCOUNTS = ["client", "upstream", "model", "disk", "queue", "filter"];
 
-// The shares of each account in the seconds so far, those of nobody left out.
+// The shares of each account in the seconds so far, those of 0 left out.
 export function shares(waitSeconds) {
   const sums = Object.fromEntries(ACCOUNTS.map((who) => [who, 0]));
   let total = 0;

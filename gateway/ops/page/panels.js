@@ -4,47 +4,62 @@ import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { get } from "./connection.js";
 import { LEGS, ago, bytes, clock, count, perSecond, seconds } from "./format.js";
 
-export function Verdict({ snapshot, stale }) {
+const MOST_PROBLEMS = 6;
+
+export function Verdict({ snapshot, stale, onRoute }) {
   const problems = snapshot.problems;
   const hasError = problems.some((problem) => problem.severity === "error");
   const isDraining = snapshot.reasons.includes("draining");
   const kind = hasError ? "error" : problems.length || isDraining ? "warning" : "fine";
   const summary = problems.length ? count(problems.length, "problem") : "No problem";
+  const fine = snapshot.transfers_total
+    ? `${count(snapshot.transfers_total, "transfer")} under way, and nothing waits longer than usual.`
+    : "Nothing is under way, and nothing failed in the last minute.";
   return html`<section class=${`verdict ${kind}`} aria-label="What is wrong">
     <p class="hidden" role="status">${summary}</p>
-    ${isDraining && html`<p class="problem"><b class="tag">Draining</b> The gateway stops when the transfers under way have ended.</p>`}
-    ${problems.length === 0 &&
-    html`<p class="problem"><b class="tag">Fine</b>
-      ${snapshot.transfers_total ? `${count(snapshot.transfers_total, "transfer")} under way, and nothing waits longer than usual.` : "Nothing is under way, and nothing failed in the last minute."}</p>`}
-    ${problems.slice(0, 6).map(
-      (problem) => html`<p class="problem" key=${problem.text} data-severity=${problem.severity}>
-        <b class=${`tag who-${problem.blame}`}>${problem.blame}</b> ${code(problem.text)}
-      </p>`,
-    )}
-    ${problems.length > 6 && html`<p class="sub">and ${problems.length - 6} more</p>`}
+    ${isDraining && html`<${Problem} tag="draining">The gateway stops when the transfers under way have ended.<//>`}
+    ${problems.length === 0 && html`<${Problem} tag="fine" severity="fine">${fine}<//>`}
+    ${problems.slice(0, MOST_PROBLEMS).map((problem) => {
+      // The color of the bars below: of what is waited for, or else of whose fault it is.
+      const who = problem.leg ? LEGS[problem.leg].who : problem.blame;
+      return html`<${Problem} key=${problem.text} tag=${who} severity=${problem.severity}>${withRoutes(problem, onRoute)}<//>`;
+    })}
+    ${problems.length > MOST_PROBLEMS && html`<p class="problem warning"><span></span>and ${problems.length - MOST_PROBLEMS} more</p>`}
     ${stale && html`<p class="hidden">The page shows an old state.</p>`}
   </section>`;
 }
 
-// Text with `names` marked.
-const code = (text) => text.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+const Problem = ({ tag, severity = "warning", children }) =>
+  html`<p class=${`problem ${severity}`} data-severity=${severity}><b class=${`tag who-${tag}`}>${tag}</b><span>${children}</span></p>`;
 
-export function Upstreams({ upstreams, now }) {
+// The text of a problem, with its `route` as a button that shows only this one.
+function withRoutes({ text, route }, onRoute) {
+  return text.split("`").map((part, index) => {
+    if (index % 2 === 0) return part;
+    return part === route ? html`<button class="name" onClick=${() => onRoute(route)}>${part}</button>` : html`<code>${part}</code>`;
+  });
+}
+
+export function Upstreams({ upstreams, rows, now }) {
   if (!upstreams.length) return null;
   return html`<section class="card" aria-labelledby="upstreams-title">
     <h2 id="upstreams-title">Upstreams</h2>
-    <div class="upstreams">${upstreams.map((each) => html`<${Upstream} key=${each.upstream} upstream=${each} now=${now} />`)}</div>
+    <div class="upstreams">${upstreams.map((each) => html`<${Upstream} key=${each.upstream} upstream=${each} rows=${rows} now=${now} />`)}</div>
   </section>`;
 }
 
-function Upstream({ upstream, now }) {
+function Upstream({ upstream, rows, now }) {
   const { endpoints, last_minute: recent } = upstream;
   const upCount = endpoints.filter((each) => each.is_up).length;
   const state = upCount === endpoints.length ? "up" : upCount ? "partly" : "down";
   const text = { up: "up", partly: `${upCount} of ${endpoints.length} up`, down: "down" }[state];
+  // The response times are those of responses that came: what has none yet is not in them.
+  const waits = rows
+    .filter((row) => row.upstream === upstream.upstream && row.waiting_on === "upstream_response" && row.waiting_seconds >= 1)
+    .map((row) => row.waiting_seconds);
   const used = upstream.slots ? Math.min(1, upstream.in_flight / upstream.slots) : 0;
   return html`<article class=${`upstream ${state}`} data-upstream=${upstream.upstream} aria-label=${`Upstream ${upstream.upstream}`}>
-    <h3>${upstream.upstream} <span class=${`state ${state}`}>${text}</span></h3>
+    <h3><span class=${`state ${state}`}>${text}</span> <span class="name">${upstream.upstream}</span></h3>
     <dl class="facts">
       <div><dt>In flight</dt><dd>${upstream.in_flight}${upstream.slots === null ? "" : html` <small>of ${upstream.slots}</small>`}</dd></div>
       <div><dt>Queue</dt><dd class=${upstream.queue_length ? "warn" : ""}>${upstream.queue_length}</dd></div>
@@ -57,6 +72,8 @@ function Upstream({ upstream, now }) {
     html`<div class="bar slots" role="img" aria-label=${`${upstream.in_flight} of ${upstream.slots} slots in use`}>
       <i class=${used >= 1 ? "full" : ""} style=${{ width: `${100 * used}%` }}></i>
     </div>`}
+    ${waits.length > 0 &&
+    html`<p class="sub waits"><b class="chip who-model">${waits.length.toLocaleString("en")}</b> ${waits.length === 1 ? "waits" : "wait"} for a response, the longest for ${seconds(Math.max(...waits))}</p>`}
     <ul class="endpoints">
       ${endpoints.map((each) => html`<${Endpoint} key=${each.endpoint} endpoint=${each} now=${now} />`)}
     </ul>
@@ -81,41 +98,62 @@ function Endpoint({ endpoint, now }) {
 const FIRST_FAILURES = 8;
 
 export function Failures({ failures, route, now }) {
-  const [isWhole, setWhole] = useState(false);
+  const [isEach, setEach] = useState(false);
   const found = failures.filter((each) => route === null || (each.route ?? "") === route);
-  const shown = isWhole ? found : found.slice(0, FIRST_FAILURES);
+  const kinds = groups(found);
+  const shown = isEach ? found.map((last) => ({ last, times: 1 })) : kinds.slice(0, FIRST_FAILURES);
   return html`<section class="card" aria-labelledby="failures-title">
-    <h2 id="failures-title">Recent failures</h2>
-    ${shown.length === 0
+    <div class="title">
+      <h2 id="failures-title">Recent failures</h2>
+      ${found.length > 0 && html`<span class="sub">the last ${found.length}, those of one kind in one row</span>`}
+    </div>
+    ${found.length === 0
       ? html`<p class="empty">No request has failed${route === null ? "" : " on this route"}.</p>`
       : html`<div class="scroll" tabindex="0" role="region" aria-label="Table of failures">
           <table class="failures">
             <thead>
               <tr>
-                <th scope="col">When</th><th scope="col">Blame</th><th scope="col">What</th><th scope="col">Request</th>
-                <th scope="col">Took</th><th scope="col">Request ID</th>
+                <th scope="col" class="column-when">When</th><th scope="col" class="column-blame">Blame</th><th scope="col">What</th>
+                <th scope="col">Request</th><th scope="col" class="column-took">Took</th><th scope="col" class="column-id">Request ID</th>
               </tr>
             </thead>
             <tbody>
-              ${shown.map((each) => html`<${Failure} key=${each.time + each.request_id} failure=${each} now=${now} />`)}
+              ${shown.map(({ last, times }) => html`<${Failure} key=${isEach ? last.request_id : kindOf(last)} failure=${last} times=${times} now=${now} />`)}
             </tbody>
           </table>
         </div>`}
-    ${found.length > FIRST_FAILURES &&
-    html`<div class="pages"><button onClick=${() => setWhole(!isWhole)}>${isWhole ? "Show fewer" : `Show all ${found.length}`}</button></div>`}
+    ${(shown.length < found.length || isEach) &&
+    html`<div class="pages"><button onClick=${() => setEach(!isEach)}>${isEach ? "One row for each kind" : `Show each of the ${found.length}`}</button></div>`}
   </section>`;
 }
 
-function Failure({ failure, now }) {
+const kindOf = (failure) => [failure.blame, failure.status, failure.code, failure.route, failure.endpoint].join(" ");
+
+// The last failure of each kind, and how many there are. An upstream that is down would fill the table with the same row.
+function groups(failures) {
+  const found = new Map();
+  for (const failure of failures) {
+    const kind = kindOf(failure);
+    if (!found.has(kind)) found.set(kind, { last: failure, times: 0 });
+    found.get(kind).times += 1;
+  }
+  return [...found.values()];
+}
+
+function Failure({ failure, times, now }) {
+  const peers = `from ${failure.client}${failure.upstream ? ` to ${failure.upstream}` : ""}, ↑ ${bytes(failure.upload_bytes)}, ↓ ${bytes(failure.download_bytes)}`;
   return html`<tr>
     <td class="number">${clock(failure.time)}<span class="sub">${ago(failure.time, now)}</span></td>
-    <td><span class=${`chip who-${failure.blame === "gateway" ? "filter" : failure.blame}`}>${failure.blame}</span></td>
-    <td class="column-reason"><b>${failure.status}</b> <code>${failure.code ?? failure.outcome}</code><span class="sub" title=${failure.reason}>${failure.reason}</span></td>
-    <td class="column-target">
-      <span class="what" title=${failure.target}><b>${failure.method}</b> ${failure.target}</span>
-      <span class="sub">${failure.route && html`<span class="route">${failure.route}</span>`} from ${failure.client}${failure.upstream ? ` to ${failure.upstream}` : ""}, ↑ ${bytes(failure.upload_bytes)}, ↓ ${bytes(failure.download_bytes)}</span>
+    <td><b class=${`chip who-${failure.blame}`}>${failure.blame}</b></td>
+    <td class="column-reason">
+      <b>${failure.status}</b> <code>${failure.code ?? failure.outcome}</code>${times > 1 && html` <span class="badge">${times} times</span>`}
+      <span class="sub" title=${failure.reason}>${failure.reason}</span>
     </td>
-    <td class="number">${seconds(failure.seconds)}<span class="sub">mostly ${LEGS[failure.slowest_leg].text}</span></td>
+    <td class="column-request">
+      <span class="what" title=${failure.target}><b>${failure.method}</b> ${failure.target}</span>
+      <span class="sub">${failure.route && html`<span class="route">${failure.route}</span>`} ${peers}</span>
+    </td>
+    <td class="number">${seconds(failure.seconds)}${failure.seconds >= 0.1 && html`<span class="sub">mostly ${LEGS[failure.slowest_leg].text}</span>`}</td>
     <td><span class="mono id">${failure.request_id}</span></td>
   </tr>`;
 }

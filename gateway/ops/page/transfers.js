@@ -15,7 +15,7 @@ const COLUMNS = [
   { id: "shares", text: "Time so far", value: (row) => row.wait_seconds.upstream_response ?? 0 },
 ];
 
-export function Transfers({ rows, total, route }) {
+export function Transfers({ rows, total, problems, route }) {
   const [sort, setSort] = useState({ id: "age", isDown: true });
   const [page, setPage] = useState(0);
   const [asking, setAsking] = useState(null);
@@ -25,6 +25,7 @@ export function Transfers({ rows, total, route }) {
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
   const current = Math.min(page, pages - 1);
   const first = current * PAGE;
+  const marked = new Set(problems.flatMap((problem) => problem.transfers));
   const sortBy = (id) => setSort({ id, isDown: sort.id === id ? !sort.isDown : true });
   return html`<section class="card" aria-labelledby="transfers-title">
     <div class="title">
@@ -44,7 +45,7 @@ export function Transfers({ rows, total, route }) {
               </tr>
             </thead>
             <tbody>
-              ${shown.slice(first, first + PAGE).map((row) => html`<${Row} key=${row.id} row=${row} onCancel=${setAsking} />`)}
+              ${shown.slice(first, first + PAGE).map((row) => html`<${Row} key=${row.id} row=${row} isMarked=${marked.has(row.id)} onCancel=${setAsking} />`)}
             </tbody>
           </table>
         </div>`}
@@ -73,12 +74,13 @@ function Head({ column, sort, onSort }) {
   </th>`;
 }
 
-function Row({ row, onCancel }) {
+function Row({ row, isMarked, onCancel }) {
   const isUp = row.direction === "upload";
   const wait = LEGS[row.waiting_on];
   // Between two chunks a body waits all the time; nothing moves while a step of the request is waited for.
-  const isStill = row.waiting_seconds >= 1 || ["queue", "connect", "upstream_response"].includes(row.waiting_on);
-  return html`<tr data-id=${row.id} data-request=${row.request_id}>
+  const isBetween = ["queue", "connect", "upstream_response"].includes(row.waiting_on);
+  const isStill = isBetween || row.waiting_seconds >= 1;
+  return html`<tr class=${isMarked ? "marked" : ""} data-id=${row.id} data-request=${row.request_id}>
     <th scope="row" class="column-target">
       <span class="what" title=${`${row.method} ${row.target}`}><b>${row.method}</b> ${row.target}</span>
       <span class="sub">
@@ -87,12 +89,12 @@ function Row({ row, onCancel }) {
       </span>
     </th>
     <td class="column-progress"><${Progress} row=${row} isUp=${isUp} /></td>
-    <td class="column-rate number">${rate(row.bytes_per_second)}<span class="sub">mean ${rate(row.average_bytes_per_second)}</span></td>
+    <td class="column-rate number">${isBetween ? "–" : html`${rate(row.bytes_per_second)}<span class="sub">mean ${rate(row.average_bytes_per_second)}</span>`}</td>
     <td class="column-age number">${seconds(row.seconds)}</td>
     <td class="column-eta number">${seconds(row.eta_seconds)}</td>
     <td class="column-waiting">
-      <span class=${`chip who-${wait.who}`}>${wait.text}</span>
-      <span class="sub">${isStill ? seconds(row.waiting_seconds) : "moving"}</span>
+      <span class=${isStill || isMarked ? `chip who-${wait.who}` : ""}>${wait.text}</span>
+      <span class="sub">${isStill ? seconds(row.waiting_seconds) : isMarked ? "slow" : "moving"}</span>
     </td>
     <td class="column-shares"><${Shares} waits=${row.wait_seconds} /></td>
     <td class="column-cancel"><button class="cancel" onClick=${() => onCancel(row)} aria-label=${`Cancel ${row.method} ${row.target}`}>Cancel</button></td>
@@ -121,11 +123,11 @@ function Progress({ row, isUp }) {
 function Shares({ waits }) {
   const parts = shares(waits);
   const text = parts.map((each) => `${each.who} ${Math.round(100 * each.share)} % (${seconds(each.seconds)})`).join(", ");
-  const most = parts.reduce((best, each) => (each.share > best.share ? each : best), { who: "nobody", share: 0 });
+  const most = parts.reduce((best, each) => (each.share > best.share ? each : best), { who: "", share: 0 });
   return html`<div class="shares" role="img" aria-label=${`Time so far: ${text}`} title=${text}>
       ${parts.map((each) => html`<i key=${each.who} class=${`who-${each.who}`} style=${{ flexGrow: each.share }}></i>`)}
     </div>
-    <span class="sub">${most.who} ${Math.round(100 * most.share)} %</span>`;
+    <span class="sub">${most.who && `${most.who} ${Math.round(100 * most.share)} %`}</span>`;
 }
 
 function Confirm({ row, onClose }) {
