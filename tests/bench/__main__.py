@@ -1,39 +1,37 @@
-"""Run the benchmark: every case on every peer, rounds interleaved; print medians and ratios, or write them down.
+"""Run the benchmark of bodies: every case on every peer, rounds interleaved; print medians and ratios, or write them.
 
-`--quick` runs six cases against nginx and the gateway of another commit, for the check before a commit; its table is
-printed only.
+`--quick` runs five cases against nginx and the gateway of another commit, for the check before a commit; its table is
+printed only. Small requests are measured by `small`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
-import platform
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.bench import load
+from tests.bench import load, page
 from tests.bench.before import ROOT, check_import, checkout, describe
-from tests.bench.peers import Peer, available, cores_apart, run_peer
+from tests.bench.interpreter import choose
+from tests.bench.peers import Peer, Setting, available, cores_apart, exit_on_sigterm
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-_BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
 GB = 10**9
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of work. `work` gets the port and returns latencies for small requests, None for bodies."""
+    """One kind of work. `work` gets the port; `size` is in bytes."""
 
     name: str
-    work: Callable[[int], list[float] | None]
+    work: Callable[[int], None]
     size: int
     #: Peers that can do it.
     peers: frozenset[str]
@@ -44,30 +42,23 @@ class Case:
 
 @dataclass
 class Cost:
-    """What one case cost on one peer, per round: CPU seconds per GB or per 1000 requests, rate, latencies in ms."""
+    """What one case cost on one peer, per round: CPU seconds per GB, and MB per second."""
 
     cpu: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
     peak: int = 0
 
 
 ALL = frozenset({"gateway", "before", "naive", "nginx", "haproxy", "envoy"})
-#: The lower bounds, see `alone`.
-KERNEL, AIOHTTP = frozenset({"kernel alone"}), frozenset({"aiohttp alone"})
+#: The lower bound, see `alone`.
+KERNEL = frozenset({"kernel alone"})
 #: The cost of a digest is measured against a form at the same rate (bytes/s), slow enough for one core to do both.
 _PACE = 0.8e9
 OURS = frozenset({"gateway", "before"})
-REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
-_SMALL_BODY = load.FORM_HEAD + b"x" * 1000 + load.FORM_TAIL
-SMALL_FORM = (
-    b"POST /up HTTP/1.1\r\nHost: bench\r\n" + load.FORM_TYPE + b"Content-Length: %d\r\n\r\n" % len(_SMALL_BODY)
-) + _SMALL_BODY
 
 
-def cases(size: int, requests: int) -> list[Case]:
-    """Return the cases, bodies of `size` bytes and this many small requests."""
+def cases(size: int) -> list[Case]:
+    """Return the cases, with bodies of `size` bytes."""
 
     def wrap(ask: Callable[..., None], *rest: object) -> Callable[[int], None]:
         return lambda port: ask(port, *rest)
@@ -92,49 +83,33 @@ def cases(size: int, requests: int) -> list[Case]:
         Case("multipart, sniff on", wrap(load.ask_form, size, b"/sniff"), size, OURS),
         Case("SHA-256 alone", wrap(load.hash_alone, size), size, frozenset({"this process"})),
         Case("store", wrap(load.ask_form, size, b"/store"), size, OURS | KERNEL),
-        Case("small GET", functools.partial(_small, REQUEST, requests), requests, ALL | AIOHTTP),
-        Case("small multipart", functools.partial(_small, SMALL_FORM, requests), requests, ALL),
     ]
 
 
-#: What `--quick` runs: one case of each way a body can take, and one small exchange.
-QUICK = ("raw upload", "multipart upload", "multipart, 8 at once", "chunked multipart", "download", "small GET")
+#: What `--quick` runs: one case of each way a body can take.
+QUICK = ("raw upload", "multipart upload", "multipart, 8 at once", "chunked multipart", "download")
 QUICK_PEERS = ("gateway", "before", "nginx")
 _QUICK_RUNS = 5
-
-
-def _small(request: bytes, count: int, port: int) -> list[float]:
-    return load.ask_small(port, request, count, 8)
 
 
 def measure(peer: Peer, case: Case, cost: Cost) -> None:
     """Do the work once and record what it cost."""
     with cores_apart(peer) if case.is_apart else contextlib.nullcontext():
         cpu, began = peer.cpu_seconds(), time.perf_counter()
-        latencies = case.work(peer.port)
+        case.work(peer.port)
         seconds = time.perf_counter() - began
         spent = peer.cpu_seconds() - cpu
-    if latencies is None:
-        cost.cpu.append(spent / (case.size / GB))
-        cost.rate.append(case.size / 1e6 / seconds)
-    else:
-        cost.cpu.append(spent / (case.size / 1000))
-        cost.rate.append(case.size / seconds)
-        cost.p50.append(latencies[len(latencies) // 2] * 1000)
-        cost.p99.append(latencies[len(latencies) * 99 // 100] * 1000)
+    cost.cpu.append(spent / (case.size / GB))
+    cost.rate.append(case.size / 1e6 / seconds)
     cost.peak = max(cost.peak, peer.peak_bytes())
 
 
 Costs = dict[tuple[str, str], Cost]
 
 
-def run(chosen: list[Case], peers: list[str], rounds: int, before: Path = ROOT, *, is_quiet: bool = False) -> Costs:
-    """Run every case on every peer, round by round, so that a slow minute hits them all.
-
-    `before` is the checkout that the peer of that name runs.
-    """
+def run(chosen: list[Case], setting: Setting, *, is_quiet: bool = False) -> Costs:
+    """Run every case on every peer, round by round, so that a slow minute hits them all."""
     costs: Costs = {}
-    trees = {"before": before}
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         os.chmod(directory, 0o755)
         files = Path(directory)
@@ -147,17 +122,13 @@ def run(chosen: list[Case], peers: list[str], rounds: int, before: Path = ROOT, 
         certificate = load.make_certificate(files)
         up, up_tls = stack.enter_context(load.upstream()), stack.enter_context(load.upstream(certificate))
         here = Peer("this process", 0, os.getpid())
-        running = [
-            (stack.enter_context(run_peer(name, up, files, tree=trees.get(name, ROOT))), False) for name in peers
-        ]
+        peers = [name for name in setting.peers if any(name in case.peers for case in chosen)]
+        running = [(stack.enter_context(setting.run(name, up, files)), False) for name in peers]
         if any(case.has_tls for case in chosen):
             speaking = [name for name in peers if name != "envoy" and not name.endswith(" alone")]
-            running += [
-                (stack.enter_context(run_peer(name, up_tls, files, certificate, tree=trees.get(name, ROOT))), True)
-                for name in speaking
-            ]
+            running += [(stack.enter_context(setting.run(name, up_tls, files, certificate)), True) for name in speaking]
         running.append((here, False))
-        for number in range(rounds):
+        for number in range(setting.rounds):
             # The first peer runs on the machine as the case before left it: each peer is first in its turn.
             turn = number % len(running)
             for case in chosen:
@@ -165,13 +136,13 @@ def run(chosen: list[Case], peers: list[str], rounds: int, before: Path = ROOT, 
                     if peer.name in case.peers and has_tls is case.has_tls:
                         measure(peer, case, costs.setdefault((case.name, peer.name), Cost()))
             if not is_quiet:
-                _report_round(number, rounds)
+                _report_round(number, setting.rounds)
     return costs
 
 
 def table(chosen: list[Case], costs: Costs) -> str:
     """Return the medians, and the ratios to nginx, as Markdown."""
-    lines = ["| case | proxy | CPU | x nginx | rate | p50 / p99 ms | peak MiB |", "|---|---|---|---|---|---|---|"]
+    lines = ["| case | proxy | CPU | x nginx | rate | peak MiB |", "|---|---|---|---|---|---|"]
     for case in chosen:
         base = costs.get((case.name, "nginx"))
         for (name, peer), cost in costs.items():
@@ -179,51 +150,46 @@ def table(chosen: list[Case], costs: Costs) -> str:
                 continue
             cpu = statistics.median(cost.cpu)
             ratio = f"{cpu / statistics.median(base.cpu):.2f}" if base and statistics.median(base.cpu) else "-"
-            unit, speed = ("s/1000", "req/s") if cost.p50 else ("s/GB", "MB/s")
-            late = f"{statistics.median(cost.p50):.2f} / {statistics.median(cost.p99):.2f}" if cost.p50 else "-"
             lines.append(
-                f"| {name} | {peer} | {cpu:.3f} {unit} | {ratio} | {statistics.median(cost.rate):.0f} {speed} "
-                f"| {late} | {cost.peak / 2**20:.0f} |"
+                f"| {name} | {peer} | {cpu:.3f} s/GB | {ratio} | {statistics.median(cost.rate):.0f} MB/s "
+                f"| {cost.peak / 2**20:.0f} |"
             )
     return "\n".join(lines)
 
 
-def run_quick(tree: Path, size: int, requests: int, rounds: int) -> Costs:
-    """Run the six quick cases on the gateway, on the gateway of `tree` and on nginx; return one cost per round.
+def run_quick(chosen: list[Case], setting: Setting) -> Costs:
+    """Run the cases on the gateway, on that of another commit and on nginx; return one cost per round.
 
     One round is several runs with new processes each, and its cost the median of them. Between two processes of the
     same program a case differs by up to 25 %, and between two runs of one process by 10 %; without both repetitions a
     comparison of a commit with itself showed 0.8 to 1.25, with them 0.96 to 1.04.
     """
-    chosen = [case for case in cases(size, requests) if case.name in QUICK]
     costs: Costs = {}
-    for number in range(rounds):
+    for number in range(setting.rounds):
         runs: dict[tuple[str, str], list[Cost]] = {}
         for turn in range(_QUICK_RUNS):
-            peers = [*QUICK_PEERS[turn % 3 :], *QUICK_PEERS[: turn % 3]]
-            for key, cost in run(chosen, peers, 1, tree, is_quiet=True).items():
+            peers = (*QUICK_PEERS[turn % 3 :], *QUICK_PEERS[: turn % 3])
+            for key, cost in run(chosen, replace(setting, peers=peers, rounds=1), is_quiet=True).items():
                 runs.setdefault(key, []).append(cost)
         for key, of_round in runs.items():
             cost = costs.setdefault(key, Cost())
-            for figure in ("cpu", "rate", "p50", "p99"):
-                values = [value for one in of_round for value in getattr(one, figure)]
-                getattr(cost, figure).extend([statistics.median(values)] if values else [])
-        _report_round(number, rounds)
+            cost.cpu.append(statistics.median(value for one in of_round for value in one.cpu))
+            cost.rate.append(statistics.median(value for one in of_round for value in one.rate))
+        _report_round(number, setting.rounds)
     return costs
 
 
-def comparison(costs: Costs) -> str:
+def comparison(chosen: list[Case], costs: Costs) -> str:
     """Return the CPU of the gateway, `before` and nginx, and the ratios between them, as Markdown.
 
     A ratio is the median of the ratios of the rounds, with the smallest and the largest beside it: the peers of one
     round run on the machine in the same state, so their ratio is steadier than that of two medians.
     """
     lines = ["| case | gateway | before | nginx | gateway / nginx | gateway / before |", "|---|---|---|---|---|---|"]
-    for name in QUICK:
-        own, before, nginx = (costs[name, peer] for peer in QUICK_PEERS)
-        unit = "s/1000" if own.p50 else "s/GB"
-        cpu = [f"{statistics.median(cost.cpu):.3f} {unit}" for cost in (own, before, nginx)]
-        lines.append(f"| {' | '.join([name, *cpu, _ratio(own, nginx), _ratio(own, before)])} |")
+    for case in chosen:
+        own, before, nginx = (costs[case.name, peer] for peer in QUICK_PEERS)
+        cpu = [f"{statistics.median(cost.cpu):.3f} s/GB" for cost in (own, before, nginx)]
+        lines.append(f"| {' | '.join([case.name, *cpu, _ratio(own, nginx), _ratio(own, before)])} |")
     return "\n".join(lines)
 
 
@@ -237,37 +203,48 @@ def _report_round(number: int, rounds: int) -> None:
     print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
 
 
-def _main_quick(revision: str, size: int, requests: int, rounds: int) -> None:
+def _main_quick(chosen: list[Case], revision: str, rounds: int) -> None:
+    python = choose().python
     with checkout(revision) as tree:
         for name, path in (("gateway", ROOT), ("before", tree)):
-            print(f"{name}: {describe(path)} ({check_import(path)})", file=sys.stderr, flush=True)
-        print(comparison(run_quick(tree, size, requests, rounds)))
+            print(f"{name}: {describe(path)} ({check_import(path, python)})", file=sys.stderr, flush=True)
+        setting = Setting(QUICK_PEERS, python, tree, rounds=rounds)
+        print(comparison(chosen, run_quick(chosen, setting)))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", type=int, help="bytes of a body; default: 1 GB, with --quick 400 MB")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3")
+    parser.add_argument("--cases", default="", help="only cases whose name matches this expression")
+    parser.add_argument("--peers", default="", help="only these, separated by commas")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--quick", action="store_true", help="five cases, against nginx and the gateway of --before")
+    parser.add_argument("--before", metavar="REV", default="HEAD~1", help="with --quick: a commit; default: HEAD~1")
+    return parser.parse_args()
 
 
 def main() -> int:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--size", type=int, help="bytes of a body; default: 1 GB, with --quick 400 MB")
-    parser.add_argument("--requests", type=int, help="small requests a round; default: 4000, with --quick 2000")
-    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3")
-    parser.add_argument("--cases", default="", help="only cases whose name contains this")
-    parser.add_argument("--peers", default="", help="only these, separated by commas")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
-    parser.add_argument("--quick", action="store_true", help="six cases, against nginx and the gateway of --before")
-    parser.add_argument("--before", metavar="REV", default="HEAD~1", help="with --quick: a commit; default: HEAD~1")
-    options = parser.parse_args()
+    exit_on_sigterm()
+    options = _parse()
+    began = time.monotonic()
+    chosen = [
+        case
+        for case in cases(options.size or (400_000_000 if options.quick else GB))
+        if re.search(options.cases, case.name) and (case.name in QUICK or not options.quick)
+    ]
     if options.quick:
-        _main_quick(options.before, options.size or 400_000_000, options.requests or 2000, options.rounds or 3)
+        _main_quick(chosen, options.before, options.rounds or 3)
         return 0
-    size, requests, rounds = options.size or GB, options.requests or 4000, options.rounds or 5
-    chosen = [case for case in cases(size, requests) if options.cases in case.name]
-    peers = options.peers.split(",") if options.peers else available()
-    text = table(chosen, run(chosen, peers, rounds))
+    build, rounds = choose(), options.rounds or 5
+    peers = tuple(options.peers.split(",")) if options.peers else tuple(available())
+    text = table(chosen, run(chosen, Setting(peers, build.python, rounds=rounds)))
+    text = f"{build}; {os.cpu_count()} cores, loopback, medians of {rounds} rounds.\n\n{text}"
     print(text)
     if options.write:
-        head, _, rest = PAGE.read_text().partition(_BEGIN)
-        where = f"Python {platform.python_version()}, {os.cpu_count()} cores, loopback, medians of {rounds} rounds."
-        PAGE.write_text(f"{head}{_BEGIN}\n\n{where}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}")
+        page.write(page.BODIES, text)
+    print(f"bench: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,108 +15,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.bench.before import ROOT, environment_of
 from tests.bench.interpreter import venv_directory
-
-NGINX = """
-daemon off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log crit;
-events {{ worker_connections 1024; }}
-http {{
-  log_format json escape=json '{{"time":"$time_iso8601","client":"$remote_addr","method":"$request_method",'
-    '"target":"$request_uri","status":$status,"request_bytes":$request_length,"response_bytes":$bytes_sent,'
-    '"seconds":$request_time,"upstream":"$upstream_addr","upstream_seconds":"$upstream_response_time",'
-    '"request_id":"$request_id"}}';
-  access_log {dir}/access.log json; client_max_body_size 0; sendfile on; tcp_nodelay on; keepalive_requests 1000000;
-  client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
-  uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
-  client_body_buffer_size 1m; proxy_buffer_size 256k; proxy_buffers 4 256k;
-  upstream up {{ server 127.0.0.1:{up}; keepalive 64; keepalive_requests 1000000; }}
-  server {{
-    listen 127.0.0.1:{port} {tls} backlog=512; {certificate}
-    location /files/ {{ alias {files}/; }}
-    location = /stub_status {{ stub_status; }}
-    location / {{
-      proxy_pass {scheme}://up; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Request-Id $request_id; proxy_set_header Host $http_host;
-      proxy_request_buffering off; proxy_buffering off;
-    }}
-  }}
-}}
-"""
-HAPROXY = """
-global
-  nbthread 1
-  log stdout format raw local0
-  tune.pipesize 1048576
-defaults
-  mode http
-  option splice-auto
-  option forwardfor
-  log global
-  log-format '{{"time":"%t","client":"%ci","method":"%HM","target":"%HU","status":%ST,\
-"request_bytes":%U,"response_bytes":%B,"milliseconds":%Ta,"upstream":"%s","waits":"%Th/%Tw/%Tc/%Tr/%Td",\
-"outcome":"%ts","request_id":"%ID"}}'
-  unique-id-format %[uuid()]
-  unique-id-header X-Request-Id
-  timeout connect 5s
-  timeout client 60s
-  timeout server 60s
-frontend f
-  bind 127.0.0.1:{port} {tls} backlog 512
-  default_backend b
-backend b
-  http-reuse always
-  server s 127.0.0.1:{up} {to}
-"""
-ENVOY = """
-static_resources:
-  listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    per_connection_buffer_limit_bytes: 1048576
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: bench
-          stream_idle_timeout: 0s
-          use_remote_address: true
-          access_log:
-          - name: envoy.access_loggers.file
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
-              path: {dir}/access.log
-              log_format:
-                json_format:
-                  time: "%START_TIME%"
-                  client: "%DOWNSTREAM_REMOTE_ADDRESS%"
-                  method: "%REQ(:METHOD)%"
-                  target: "%REQ(:PATH)%"
-                  status: "%RESPONSE_CODE%"
-                  request_bytes: "%BYTES_RECEIVED%"
-                  response_bytes: "%BYTES_SENT%"
-                  milliseconds: "%DURATION%"
-                  upstream: "%UPSTREAM_HOST%"
-                  outcome: "%RESPONSE_FLAGS%"
-                  request_id: "%REQ(X-REQUEST-ID)%"
-          route_config:
-            virtual_hosts:
-            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: up, timeout: 0s}}}}]}}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
-  - name: up
-    type: STATIC
-    per_connection_buffer_limit_bytes: 1048576
-    load_assignment:
-      cluster_name: up
-      endpoints:
-      - lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {up}}}}}}}}}]
-"""
+from tests.bench.peer_configs import ENVOY, HAPROXY, NGINX, PLAIN, TLS, gateway_config
 
 
 @dataclass(frozen=True)
@@ -135,6 +38,11 @@ class Peer:
         """Sum of the peak resident sets of its processes."""
         return sum(_peak(pid) for pid in self.pids())
 
+    def empty_log(self) -> None:
+        """Empty the access log: all peers open it for appending."""
+        if self.access_log is not None:
+            os.truncate(self.access_log, 0)
+
     def pids(self) -> list[int]:
         """The process and what it started."""
         found = [self.pid]
@@ -143,6 +51,30 @@ class Peer:
             with contextlib.suppress(OSError):
                 found += map(int, children.read_text().split())
         return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run has in common: the peers, the interpreter of the Python ones, and the tree of the peer `before`."""
+
+    peers: tuple[str, ...]
+    python: str
+    before: Path = ROOT
+    #: How often all peers are started, and how many measured rounds each start has.
+    starts: int = 3
+    rounds: int = 3
+
+    def run(
+        self, name: str, up: int, files: Path, certificate: Path | None = None
+    ) -> contextlib.AbstractContextManager[Peer]:
+        """Run one of the peers, see `run_peer`."""
+        tree = self.before if name == "before" else ROOT
+        return run_peer(name, up, files, certificate, tree=tree, python=self.python)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process like Ctrl-C, so that it ends the peers it started."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 @contextlib.contextmanager
@@ -161,6 +93,21 @@ def cores_apart(peer: Peer) -> Iterator[None]:
         yield
     finally:
         keep_to(cores, [os.getpid(), *peer.pids()])
+
+
+@contextlib.contextmanager
+def start_peers(setting: Setting, up: int) -> Iterator[list[Peer]]:
+    """Start the peers in front of port `up`, each kept to the last core."""
+    core = max(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        os.chmod(directory, 0o755)
+        peers = []
+        for name in setting.peers:
+            proxy = setting.run(name, up, Path(directory))
+            peers.append(stack.enter_context(proxy))
+        for peer in peers:
+            keep_to({core}, peer.pids())
+        yield peers
 
 
 def keep_to(cores: set[int], pids: list[int]) -> None:
@@ -205,14 +152,6 @@ def available() -> list[str]:
 def _which(name: str) -> str | None:
     here = f"{Path(sys.executable).parent}:{venv_directory() / 'bin'}"
     return shutil.which(name) or shutil.which(name, path=f"{here}:/usr/sbin:/usr/local/sbin")
-
-
-#: What a proxy's config has where TLS is spoken on both sides, and where it is not.
-_TLS = {
-    "nginx": {"tls": "ssl", "certificate": "ssl_certificate {pem}; ssl_certificate_key {pem};", "scheme": "https"},
-    "haproxy": {"tls": "ssl crt {pem}", "to": "ssl verify none"},
-}
-_PLAIN = {"nginx": {"tls": "", "certificate": "", "scheme": "http"}, "haproxy": {"tls": "", "to": ""}}
 
 
 @contextlib.contextmanager
@@ -264,11 +203,12 @@ def _command(
     port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
-    if name in ("gateway", "before"):
-        settings = _gateway_config((port, up), directory, files, certificate)
+    if name in ("gateway", "before", "profiled"):
+        settings = gateway_config((port, up), directory, files, certificate)
         # The gateway of an older commit has no such key.
         config.write_text(json.dumps({**settings, **({"workers": workers} if workers > 1 else {})}))
-        return [python, "-m", "gateway", "run", "--config", str(config)]
+        module = "tests.bench.profiled" if name == "profiled" else "gateway"
+        return [python, "-m", module, "run", "--config", str(config)]
     if name == "naive":
         return [
             python,
@@ -281,7 +221,7 @@ def _command(
     if name.endswith(" alone"):
         kind = name.removesuffix(" alone")
         return [python, "-m", "tests.bench.alone", kind, str(port), str(up), str(files)]
-    tls = {key: text.format(pem=certificate) for key, text in (_TLS if certificate else _PLAIN).get(name, {}).items()}
+    tls = {key: text.format(pem=certificate) for key, text in (TLS if certificate else PLAIN).get(name, {}).items()}
     config.write_text(texts[name].format(dir=directory, port=port, up=up, files=files, **tls))
     program = _which(name) or name
     if name == "nginx":
@@ -290,53 +230,6 @@ def _command(
         return [program, "-db", "-f", str(config)]
     base = str(os.getpid() % 30000 + port % 1000)
     return [program, "-c", str(config), "--concurrency", "1", "--base-id", base, "--log-level", "off"]
-
-
-def _gateway_config(ports: tuple[int, int], directory: Path, files: Path, certificate: Path | None) -> dict[str, Any]:
-    port, up = ports
-    scheme = "https" if certificate else "http"
-    limits = {"max_body": "100GiB", "max_part": "50GiB"}
-    return {
-        **({"tls": {"certificate": str(certificate), "key": str(certificate)}} if certificate else {}),
-        "listen": f"127.0.0.1:{port}",
-        "ops": {"listen": "127.0.0.1:0"},
-        "upstreams": {"up": {"endpoints": [f"{scheme}://127.0.0.1:{up}"]}},
-        "routes": [
-            {"name": "files", "match": {"prefix": "/files/"}, "files": {"directory": str(files)}},
-            {
-                "name": "store",
-                "match": {"prefix": "/store"},
-                # Not the directory that `files` serves: the first peer would read a file just written from the disk.
-                "store": {"directory": str(directory), "if_exists": "replace"},
-            },
-            {
-                "name": "split",
-                "match": {"prefix": "/split"},
-                "split": {"upstream": "up", "body": "raw"},
-                "limits": limits,
-            },
-            {
-                "name": "digest",
-                "match": {"prefix": "/digest"},
-                "forward": {"upstream": "up"},
-                "filters": ["digest"],
-                "limits": limits,
-            },
-            {
-                "name": "sniff",
-                "match": {"prefix": "/sniff"},
-                "forward": {"upstream": "up"},
-                "filters": [{"sniff": {"allow": ["*"]}}],
-                "limits": limits,
-            },
-            {
-                "name": "all",
-                "match": {"prefix": "/"},
-                "forward": {"upstream": "up"},
-                "limits": limits,
-            },
-        ],
-    }
 
 
 def _wait_port(name: str, process: subprocess.Popen[bytes], port: int) -> None:

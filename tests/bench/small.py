@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import re
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from dataclasses import dataclass, field, replace
 
+from tests.bench import half_load, page
 from tests.bench import small_requests as requests
 from tests.bench.before import ROOT, check_import, checkout, describe
 from tests.bench.generator import Generator, Load, LoadError, missing, run_generator
-from tests.bench.interpreter import Build, choose
-from tests.bench.peers import Peer, available, keep_to, run_peer
+from tests.bench.interpreter import choose
+from tests.bench.interpreter import describe as describe_python
+from tests.bench.peers import Peer, Setting, available, exit_on_sigterm, start_peers
 
 ALL = frozenset({"gateway", "before", "naive", "nginx", "haproxy", "envoy"})
 PEERS = ("gateway", "before", "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
 QUICK_PEERS = ("gateway", "before", "envoy")
+#: The others are compared by CPU only.
+_HALF_LOAD_PEERS = frozenset({"gateway", "before", "nginx", "haproxy", "envoy"})
+_HALF_LOAD_SECONDS = 0.7
 #: A run of this part of the requests comes before what is measured, on every new process.
 _WARM_UP = 4
 
@@ -80,18 +83,6 @@ def cases(count: int) -> list[Case]:
     return found
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a run has in common: the peers, the interpreter of the Python ones, and the tree of the peer `before`."""
-
-    peers: tuple[str, ...]
-    python: str
-    before: Path = ROOT
-    #: How often all peers are started, and how many measured rounds each start has.
-    starts: int = 3
-    rounds: int = 3
-
-
 def run(chosen: list[Case], setting: Setting) -> Costs:
     """Run every case on every peer, round by round, the order rotating.
 
@@ -100,29 +91,13 @@ def run(chosen: list[Case], setting: Setting) -> Costs:
     costs: Costs = {}
     with run_generator() as generator:
         for start in range(setting.starts):
-            with start_peers(setting, generator) as peers:
+            with start_peers(setting, generator.port) as peers:
                 for number in range(-1, setting.rounds):
                     turn = (start + number) % len(peers)
                     order = [*peers[turn:], *peers[:turn]]
                     _run_round(chosen, order, generator, None if number < 0 else costs)
             print(f"start {start + 1} of {setting.starts}", file=sys.stderr, flush=True)
     return costs
-
-
-@contextlib.contextmanager
-def start_peers(setting: Setting, generator: Generator) -> Iterator[list[Peer]]:
-    """Start the peers in front of the generator's upstream, each kept to the last core."""
-    core = max(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        os.chmod(directory, 0o755)
-        peers = []
-        for name in setting.peers:
-            tree = setting.before if name == "before" else ROOT
-            proxy = run_peer(name, generator.port, Path(directory), tree=tree, python=setting.python)
-            peers.append(stack.enter_context(proxy))
-        for peer in peers:
-            keep_to({core}, peer.pids())
-        yield peers
 
 
 def _run_round(chosen: list[Case], peers: list[Peer], generator: Generator, costs: Costs | None) -> None:
@@ -152,9 +127,7 @@ def measure(peer: Peer, case: str, load: Load, generator: Generator, cost: Cost)
     cost.rate.append(timing.rate)
     cost.p50.append(timing.p50)
     cost.p99.append(timing.p99)
-    if peer.access_log is not None:
-        # Opened for appending by all of them, so it may be emptied.
-        os.truncate(peer.access_log, 0)
+    peer.empty_log()
 
 
 def ratio(own: Cost, other: Cost) -> str:
@@ -187,45 +160,65 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help="requests of a run; default: 4000, with --quick 2000")
     parser.add_argument("--rounds", type=int, default=3, help="rounds after each start; default: %(default)s")
     parser.add_argument("--starts", type=int, default=3, help="how often peers are started; default: %(default)s")
-    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--cases", default="", help="only cases whose name matches this expression")
     parser.add_argument("--peers", default="", help="only these, separated by commas")
     parser.add_argument("--before", metavar="REV", help="also the gateway of this commit; with --quick default HEAD~1")
+    parser.add_argument("--python", help="what the gateway runs on; default: an optimised one, if there is one")
     parser.add_argument("--quick", action="store_true", help="three cases on gateway, before and Envoy")
-    return parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    options = parser.parse_args()
+    if options.quick:
+        options.before = options.before or "HEAD~1"
+    return options
 
 
 def _choose_peers(options: argparse.Namespace) -> tuple[str, ...]:
     if options.peers:
         return tuple(options.peers.split(","))
     here = available()
-    names = (
-        QUICK_PEERS if options.quick else ("gateway", "before", "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
-    )
+    names = QUICK_PEERS if options.quick else PEERS
     return tuple(name for name in names if (options.before if name == "before" else name in here))
+
+
+def _measure_all(options: argparse.Namespace, setting: Setting) -> dict[str, str]:
+    """Return the tables of the cases that were chosen, by the part of the page."""
+    count = options.requests or (2000 if options.quick else 4000)
+    chosen = [
+        case for case in cases(count) if re.search(options.cases, case.name) and (case.is_quick or not options.quick)
+    ]
+    kinds = [kind for kind in half_load.KINDS if re.search(options.cases, f"{kind} at half load") and not options.quick]
+    found = {}
+    if chosen:
+        found[page.SMALL] = table(chosen, run(chosen, setting), setting.peers)
+    if kinds:
+        peers = tuple(name for name in setting.peers if name in _HALF_LOAD_PEERS)
+        lates = half_load.run(kinds, replace(setting, peers=peers), count=count, seconds=_HALF_LOAD_SECONDS)
+        found[page.HALF_LOAD] = half_load.table(kinds, lates, peers)
+    return found
 
 
 def main() -> int:
     """Run what the command line asks for."""
+    exit_on_sigterm()
     options = _parse()
     if (reason := missing()) is not None:
         print(f"bench: no small requests, because {reason}", file=sys.stderr)
         return 0
-    build: Build = choose()
-    if options.quick:
-        options.before = options.before or "HEAD~1"
-    chosen = [
-        case
-        for case in cases(options.requests or (2000 if options.quick else 4000))
-        if options.cases in case.name and (case.is_quick or not options.quick)
-    ]
+    began = time.monotonic()
+    build = describe_python(options.python) if options.python else choose()
     peers = _choose_peers(options)
     with checkout(options.before) if options.before else contextlib.nullcontext(ROOT) as tree:
         for name, path in (("gateway", ROOT), ("before", tree)):
             if name in peers:
                 found = check_import(path, build.python)
                 print(f"{name}: {describe(path)} ({found})", file=sys.stderr, flush=True)
-        setting = Setting(peers, build.python, tree, options.starts, options.rounds)
-        print(f"{build}.\n\n{table(chosen, run(chosen, setting), peers)}")
+        tables = _measure_all(options, Setting(peers, build.python, tree, options.starts, options.rounds))
+    heading = f"{build}; medians of {options.starts} starts with {options.rounds} rounds each."
+    for part, text in tables.items():
+        print(f"{heading}\n\n{text}\n")
+        if options.write:
+            page.write(part, f"{heading}\n\n{text}")
+    print(f"bench: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 
 

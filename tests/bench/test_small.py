@@ -11,15 +11,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.bench import small_requests
+from tests.bench import half_load, page, profile, profiled, small_requests
 from tests.bench.before import ROOT
 from tests.bench.generator import Generator, Load, LoadError, Mode, run_generator
 from tests.bench.interpreter import Build, describe
-from tests.bench.peers import available, cpu_seconds
-from tests.bench.small import Cost, Setting, cases, run, table
+from tests.bench.peers import Setting, available, cpu_seconds, start_peers
+from tests.bench.small import Cost, cases, run, table
 from tests.conftest import require_tool
 
 
@@ -118,3 +119,78 @@ def test_python_is_described_with_its_version_and_how_it_was_built() -> None:
         "built with PGO and LTO (its configure options)"
     )
     assert str(Build("p", (3, 11), "3.11.7", (), "its configure options")).endswith("built without PGO and LTO")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_half_load_is_measured_at_even_and_random_intervals() -> None:
+    for name in ("gcc", "nginx"):
+        require_tool(name)
+    peers = ("gateway", "nginx")
+    found = half_load.run(["GET", "form"], Setting(peers, sys.executable, starts=1), count=128, seconds=0.02)
+    assert {key[1:] for key in found} == {(spacing, peer) for spacing in ("even", "random") for peer in peers}
+    lines = half_load.table(["GET", "form"], found, peers).splitlines()
+    assert len(lines) == 2 + 4
+    assert "GET, random intervals" in lines[3]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_profile_has_time_and_calls_of_the_modules_a_request_passes() -> None:
+    require_tool("gcc")
+    with run_generator() as generator:
+        with start_peers(Setting(("profiled",), sys.executable), generator.port) as (peer,):
+            found = profile.take(peer, generator, Load(small_requests.FORM, 200, 4))
+    rows = profile.rows_of(found, is_fine=True)
+    assert sum(row.us for row in rows.values()) == pytest.approx(found.total_us)
+    # One call per request of the function that begins an exchange, whatever else the module does.
+    assert rows["gateway/downstream/exchange"].python_calls > 1
+    assert rows["aiohttp: server"].c_calls > 1
+    lines = profile.table({"form": found}).splitlines()
+    assert lines[-1].startswith("| together |")
+    assert all(line.count("|") == 4 for line in lines)
+
+
+def test_time_is_charged_to_the_innermost_function_of_gateway_aiohttp_or_asyncio() -> None:
+    def frame_in(file: str, function: str, call: str) -> tuple[str, str]:
+        scope: dict[str, Any] = {"sys": sys, "locate": profiled.locate}
+        exec(compile(f"def {function}(): return {call}", file, "exec"), scope)
+        found: tuple[str, str] = scope[function]()
+        return found
+
+    assert frame_in("/x/gateway/http/headers.py", "parse", "locate(sys._getframe())")[1] == "parse"
+    assert frame_in("/x/lib/json/encoder.py", "encode", "locate(sys._getframe())")[1] != "encode"
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "module"),
+    [
+        ("/x/gateway/upstream/pool.py", "gateway/upstream", "gateway/upstream/pool"),
+        ("/x/gateway/handler.py", "gateway/handler", "gateway/handler"),
+        ("/lib/aiohttp/web_protocol.py", "aiohttp: server", "aiohttp: server"),
+        ("/lib/aiohttp/client_proto.py", "aiohttp: client", "aiohttp: client"),
+        ("/lib/aiohttp/streams.py", "aiohttp: both sides", "aiohttp: both sides"),
+        ("/lib/json/encoder.py", "other libraries", "other libraries"),
+    ],
+)
+def test_file_belongs_to_a_part(file: str, part: str, module: str) -> None:
+    assert profile.part_of(file, is_fine=False) == part
+    assert profile.part_of(file, is_fine=True) == module
+
+
+def test_part_of_the_page_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    text = "a\n<!-- begin: {0}, written by `make bench` -->\n{1}\n<!-- end: {0} -->\n"
+    path.write_text(text.format("x", "old") + text.format("y", "kept"))
+    page.write("x", "new", path)
+    assert path.read_text() == text.format("x", "\nnew\n") + text.format("y", "kept")
+    with pytest.raises(ValueError, match="no part 'z'"):
+        page.write("z", "new", path)
+
+
+@pytest.mark.parametrize("part", [page.BODIES, page.SMALL, page.HALF_LOAD, page.PROFILE])
+def test_page_has_each_part(part: str, tmp_path: Path) -> None:
+    copy = tmp_path / "page.md"
+    copy.write_text(page.PAGE.read_text())
+    page.write(part, "new", copy)
+    assert "\nnew\n" in copy.read_text()

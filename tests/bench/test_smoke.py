@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 
 from tests.bench import workers
 from tests.bench.__main__ import QUICK, cases, comparison, run, run_quick, table
 from tests.bench.before import ROOT, check_import, checkout
-from tests.bench.peers import available
+from tests.bench.peers import Setting, available
 from tests.conftest import require_tool
 
 
@@ -18,8 +19,8 @@ from tests.conftest import require_tool
 def test_every_case_runs_on_every_peer() -> None:
     for name in ("nginx", "haproxy"):
         require_tool(name)
-    chosen = cases(size=2_000_000, requests=40)
-    costs = run(chosen, available(), rounds=1)
+    chosen = cases(size=2_000_000)
+    costs = run(chosen, Setting(tuple(available()), sys.executable, rounds=1))
     text = table(chosen, costs)
     for case in chosen:
         for peer in case.peers & set(available()):
@@ -31,7 +32,8 @@ def test_every_case_runs_on_every_peer() -> None:
 def test_quick_benchmark_compares_with_nginx_and_with_another_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     require_tool("nginx")
     monkeypatch.setattr("tests.bench.__main__._QUICK_RUNS", 1)
-    lines = comparison(run_quick(ROOT, size=2_000_000, requests=40, rounds=1)).splitlines()[2:]
+    chosen = [case for case in cases(size=2_000_000) if case.name in QUICK]
+    lines = comparison(chosen, run_quick(chosen, Setting((), sys.executable, rounds=1))).splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines] == list(QUICK)
     assert all(line.count("(") == 2 for line in lines), "a ratio is missing"
 

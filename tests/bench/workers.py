@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import functools
 import os
-import platform
 import re
 import statistics
 import sys
@@ -24,7 +23,8 @@ from pathlib import Path
 
 from tests.bench import load
 from tests.bench.before import ROOT
-from tests.bench.peers import Peer, cores_apart, cpu_seconds, run_peer
+from tests.bench.interpreter import choose
+from tests.bench.peers import Peer, cores_apart, cpu_seconds, exit_on_sigterm, run_peer
 
 PAGE = ROOT / "docs" / "scaling.md"
 _BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
@@ -94,13 +94,14 @@ def _spend(peer: Peer, case: Case) -> tuple[dict[int, float], float]:
     return {pid: cpu_seconds(pid) - earlier for pid, earlier in before.items()}, seconds
 
 
-def run(chosen: list[Case], rounds: int) -> Costs:
+def run(chosen: list[Case], rounds: int, python: str = sys.executable) -> Costs:
     """Run every case with every number of workers, round by round, the order turned around each time."""
     costs: Costs = {}
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         up = stack.enter_context(load.upstream())
         peers = [
-            (count, stack.enter_context(run_peer("gateway", up, Path(directory), workers=count))) for count in _COUNTS
+            (count, stack.enter_context(run_peer("gateway", up, Path(directory), workers=count, python=python)))
+            for count in _COUNTS
         ]
         for number in range(rounds):
             for case in chosen:
@@ -141,6 +142,7 @@ def _pss_bytes(pid: int) -> int:
 
 def main() -> int:
     """Run what the command line asks for."""
+    exit_on_sigterm()
     parser = argparse.ArgumentParser(prog="bench.workers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=GB // 4, help="bytes of each of 8 uploads; default: %(default)s")
     parser.add_argument("--requests", type=int, default=6400, help="small requests a round; default: %(default)s")
@@ -148,14 +150,14 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/scaling.md")
     options = parser.parse_args()
     chosen = cases(options.size, options.requests)
-    text = table(chosen, run(chosen, options.rounds))
+    began, build = time.monotonic(), choose()
+    text = table(chosen, run(chosen, options.rounds, build.python))
     print(text)
     if options.write:
         head, _, rest = PAGE.read_text().partition(_BEGIN)
-        where = (
-            f"Python {platform.python_version()}, {os.cpu_count()} cores, loopback, medians of {options.rounds} rounds."
-        )
+        where = f"{build}; {os.cpu_count()} cores, loopback, medians of {options.rounds} rounds."
         PAGE.write_text(f"{head}{_BEGIN}\n\n{where}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}")
+    print(f"bench: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 
 
