@@ -248,4 +248,4 @@ def _take_name(path: Path, final: Path) -> bool:
 
 def _close_opened(opening: Future[OpenedFile]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result().descriptor)
+        opening.result().close()

@@ -26,8 +26,13 @@ _STEP_BYTES: Final = 128 * 1024
 _FLUSH_BYTES: Final = 8 * 1024 * 1024
 #: As much as asyncio reads from a socket at once: large enough for few steps, small enough for the cache.
 _CHUNK_BYTES: Final = 256 * 1024
-#: Largest sendfile call: short enough for the other connections.
-_MAX_SEND_BYTES: Final = 4 * 1024 * 1024
+#: A sendfile call takes as many bytes as it moves in about this time: the other connections wait for it. The first
+#: call, and the largest: larger ones save nothing more.
+_SEND_SECONDS: Final = 0.002
+_FIRST_SEND_BYTES: Final = 4 * 1024 * 1024
+_MAX_SEND_BYTES: Final = 16 * 1024 * 1024
+#: What the kernel reads meanwhile when a thread reads from the disk.
+_FOLLOWING_BYTES: Final = 4 * 1024 * 1024
 #: Fewer bytes than this in memory are not worth a sendfile call: the rest needs a thread anyway.
 _MIN_SEND_BYTES: Final = 128 * 1024
 #: How long the answer holds that bytes are in memory: within it the kernel drops none that were just looked at, short
@@ -42,6 +47,11 @@ class OpenedFile:
     descriptor: int
     status: os.stat_result
     page_cache: PageCache
+
+    def close(self) -> None:
+        """Close it. Blocks."""
+        self.page_cache.close()
+        os.close(self.descriptor)
 
 
 class FileWriter:
@@ -134,8 +144,12 @@ class _HashedFile:
 class FileReader:
     """A regular file, open for reading: the StoredFileReader of a DirectoryStorage."""
 
-    def __init__(self, disk_threads: DiskThreads, file: OpenedFile) -> None:
+    def __init__(
+        self, disk_threads: DiskThreads, file: OpenedFile, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._disk_threads = disk_threads
+        self._clock = clock
+        self._file = file
         self._descriptor = file.descriptor
         self._page_cache = file.page_cache
         status = file.status
@@ -151,7 +165,7 @@ class FileReader:
         #: The bytes up to here were in memory when they were looked at.
         self._cached_end = 0
         self._cached_at = 0.0
-        self._look_bytes = _MAX_SEND_BYTES
+        self._look_bytes = self._max_send_bytes = _FIRST_SEND_BYTES
         self._sent_bytes = 0
 
     @property
@@ -198,33 +212,40 @@ class FileReader:
     async def close(self) -> None:
         """Close the file after a read that is still running. Does not wait for it."""
         ahead, self._ahead = self._ahead, None
-        self._disk_threads.clean_up(lambda: os.close(self._descriptor), [ahead] if ahead is not None else [])
+        self._disk_threads.clean_up(self._file.close, [ahead] if ahead is not None else [])
 
     def _read_ahead(self) -> Future[bytes]:
         at, size = self._at, min(_CHUNK_BYTES, self._end - self._at)
         return self._disk_threads.start(lambda: os.pread(self._descriptor, size, at))
 
     def _send_cached(self, descriptor: int, size: int) -> int:
+        began = self._clock()
         try:
             sent = os.sendfile(descriptor, self._descriptor, self._at, size)
         except BlockingIOError:
             return 0
         if not sent:
             raise _became_shorter()
+        seconds = self._clock() - began
+        if seconds > _SEND_SECONDS:
+            self._max_send_bytes = max(self._max_send_bytes // 2, _MIN_SEND_BYTES)
+        elif sent == self._max_send_bytes and seconds < _SEND_SECONDS / 2:
+            self._max_send_bytes = min(self._max_send_bytes * 2, _MAX_SEND_BYTES)
         self._sent_bytes = sent
         self._at += sent
         return sent
 
     def _count_cached(self) -> int:
         """Return how many of the next bytes are in memory, 0 if so few that a thread may as well read them."""
-        now = time.monotonic()
+        now = self._clock()
         if self._at < self._cached_end and now - self._cached_at < _FRESH_SECONDS:
-            return self._cached_end - self._at
+            return min(self._cached_end - self._at, self._max_send_bytes)
         if self._at < self._cached_end:
             # The client is slow: it takes about as much as the last time, and looking at more would be in vain.
             self._look_bytes = max(2 * self._sent_bytes, _MIN_SEND_BYTES)
         else:
-            self._look_bytes = min(2 * self._look_bytes, _MAX_SEND_BYTES)
+            self._look_bytes *= 2
+        self._look_bytes = min(self._look_bytes, self._max_send_bytes)
         size = min(self._look_bytes, self._end - self._at)
         cached = self._page_cache.count_cached(self._at, size)
         self._cached_end, self._cached_at = self._at + cached, now
@@ -245,7 +266,7 @@ class FileReader:
 
 def _read_with_following(descriptor: int, at: int, size: int) -> bytes:
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, at, _MAX_SEND_BYTES, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(descriptor, at, _FOLLOWING_BYTES, os.POSIX_FADV_WILLNEED)
     return os.pread(descriptor, size, at)
 
 
@@ -274,7 +295,7 @@ def open_for_reading(directory: Path, path: str) -> OpenedFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not _is_below(descriptor, status, directory, name):
             raise file_missing()
-        page_cache = PageCache(descriptor, status.st_uid)
+        page_cache = PageCache(descriptor, status.st_uid, status.st_size if status.st_size >= _MIN_SEND_BYTES else 0)
         stack.pop_all()
     return OpenedFile(descriptor, status, page_cache)
 

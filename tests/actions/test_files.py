@@ -267,7 +267,9 @@ async def test_only_bytes_that_are_in_the_page_cache_are_sent_by_the_event_loop(
     real = os.sendfile
 
     def record(out: int, file: int, at: int, size: int) -> int:
-        cached = PageCache(file, os.geteuid()).count_cached(at, size)
+        pages = PageCache(file, os.geteuid(), os.fstat(file).st_size)
+        cached = pages.count_cached(at, size)
+        pages.close()
         sent.append((threading.current_thread().name, at, size, cached))
         return real(out, file, at, size)
 

@@ -33,19 +33,24 @@ def descriptor(tmp_path: Path) -> Iterator[int]:
 def drop(descriptor: int, at: int, size: int) -> None:
     """Drop whole pages from memory."""
     os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_DONTNEED)
-    if PageCache(descriptor, os.geteuid()).count_cached(at, size):
+    look = PageCache(descriptor, os.geteuid(), SIZE)
+    is_kept = look.count_cached(at, size)
+    look.close()
+    if is_kept:
         pytest.skip("this file system keeps its pages in memory")
 
 
 @pytest.fixture(params=["mincore", "nowait"])
-def cache(descriptor: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PageCache:
+def cache(descriptor: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageCache]:
     """Ask in both ways; the second is for files that this process neither owns nor may write."""
     if request.param == "nowait":
         monkeypatch.setattr("gateway.storage.page_cache._LIBC", None)
-        made = PageCache(descriptor, os.geteuid())
+        made = PageCache(descriptor, os.geteuid(), SIZE)
         monkeypatch.undo()
-        return made
-    return PageCache(descriptor, os.geteuid())
+    else:
+        made = PageCache(descriptor, os.geteuid(), SIZE)
+    yield made
+    made.close()
 
 
 def test_file_in_memory_is_counted_whole(cache: PageCache) -> None:
@@ -66,3 +71,26 @@ def test_count_ends_at_the_first_page_that_is_not_in_memory(cache: PageCache, de
 
 def test_bytes_after_the_end_are_not_in_memory(cache: PageCache) -> None:
     assert cache.count_cached(SIZE + PAGE, PAGE) == 0
+
+
+def test_page_that_is_dropped_later_is_missing_in_the_next_answer(cache: PageCache, descriptor: int) -> None:
+    assert cache.count_cached(0, SIZE) == SIZE
+    drop(descriptor, 0, 4 * PAGE)
+    assert cache.count_cached(0, SIZE) == 0
+    assert cache.count_cached(4 * PAGE, PAGE) == PAGE
+
+
+def test_file_that_becomes_shorter_is_in_memory_up_to_its_new_end(cache: PageCache, descriptor: int) -> None:
+    """The mapping is of the whole file: a page after the end must not be touched."""
+    os.truncate(f"/proc/self/fd/{descriptor}", 3 * PAGE)
+    assert cache.count_cached(0, SIZE) == 3 * PAGE
+    assert cache.count_cached(3 * PAGE, PAGE) == 0
+
+
+def test_closed_mapping_is_gone(descriptor: int) -> None:
+    before = Path("/proc/self/maps").read_text().count("/file")
+    cache = PageCache(descriptor, os.geteuid(), SIZE)
+    assert Path("/proc/self/maps").read_text().count("/file") == before + 1
+    cache.close()
+    cache.close()
+    assert Path("/proc/self/maps").read_text().count("/file") == before

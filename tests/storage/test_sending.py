@@ -1,0 +1,136 @@
+"""How a file is sent: what the event loop sends by itself, and how much of it in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.storage.file import FileReader, open_for_reading
+from gateway.storage.page_cache import PageCache
+from gateway.storage.threads import Disks
+from tests.peers import wait_until
+from tests.slow_disk import evict
+
+MIB = 2**20
+DATA = os.urandom(MIB) * 64
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def make_reader(path: Path, clock: Clock) -> Iterator[Callable[[], FileReader]]:
+    disks = Disks()
+
+    def make() -> FileReader:
+        return FileReader(disks.of(str(path.parent), 60.0), open_for_reading(path.parent, path.name), clock)
+
+    yield make
+    disks.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        sender.setblocking(False)
+        receiver.setblocking(False)
+        yield sender, receiver
+
+
+def receive(receiver: socket.socket) -> bytes:
+    received = b""
+    try:
+        while data := receiver.recv(MIB):
+            received += data
+    except BlockingIOError:
+        pass
+    return received
+
+
+async def test_bytes_dropped_from_memory_in_the_midst_of_a_file_are_read_by_a_thread(
+    make_reader: Callable[[], FileReader],
+    clock: Clock,
+    path: Path,
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cold: list[tuple[int, int]] = []
+    real = os.sendfile
+
+    def check(out: int, file: int, at: int, size: int) -> int:
+        pages = PageCache(file, os.geteuid(), len(DATA))
+        if pages.count_cached(at, size) < size:
+            cold.append((at, size))
+        pages.close()
+        return real(out, file, at, size)
+
+    monkeypatch.setattr(os, "sendfile", check)
+    sender, receiver = pair
+    reader = make_reader()
+    received, sent, evicted_count = b"", 0, 0
+    while sent < len(DATA) // 8:
+        count = await reader.send_to(sender.fileno())
+        sent += count
+        if not count:
+            # The socket is full: the client is slow.
+            received += receive(receiver)
+            clock.now += 1
+            await asyncio.to_thread(evict, path)
+            evicted_count += 1
+    await reader.close()
+    assert received + receive(receiver) == DATA[:sent]
+    assert evicted_count > 1
+    assert not cold
+    await wait_until(lambda: str(path) not in Path("/proc/self/maps").read_text())
+
+
+@pytest.mark.parametrize(("bytes_per_second", "largest"), [(0.5e9, MIB), (1e9, 2 * MIB), (1e12, 16 * MIB)])
+async def test_one_call_sends_no_more_than_takes_two_milliseconds(
+    make_reader: Callable[[], FileReader],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    bytes_per_second: float,
+    largest: int,
+) -> None:
+    """Calls of 4 MiB held the loop for 8 ms where a processor moves 0.5 GB in a second."""
+    sizes = []
+
+    def send(_out: int, _file: int, _at: int, size: int) -> int:
+        clock.now += size / bytes_per_second
+        sizes.append(size)
+        return size
+
+    monkeypatch.setattr(os, "sendfile", send)
+    reader = make_reader()
+    sent = 0
+    while sent < len(DATA):
+        sent += await reader.send_to(-1)
+    await reader.close()
+    assert sent == len(DATA)
+    assert max(sizes[4:]) <= largest
+    assert max(sizes) >= largest
