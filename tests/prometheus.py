@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ import aiohttp
 import yaml
 
 from tests.conftest import require_tool
+from tests.ports import free_port
 
 DEPLOY: Final = Path(__file__).parents[1] / "deploy" / "prometheus"
 #: Minutes of the rules become seconds: what takes 5 minutes in production is seen in 5 seconds.
@@ -75,7 +75,7 @@ async def run_prometheus(directory: Path, targets: Mapping[str, str]) -> AsyncIt
     ]
     path = directory / "prometheus.json"
     path.write_text(json.dumps(config))
-    port = _free_port()
+    port = free_port()
     arguments = (
         f"--config.file={path}",
         f"--storage.tsdb.path={directory / 'data'}",
@@ -107,10 +107,3 @@ async def _wait_ready(session: aiohttp.ClientSession, url: str, process: asyncio
                         return
             await asyncio.sleep(0.05)
     raise AssertionError("prometheus has ended: see prometheus.log in the directory of the test")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

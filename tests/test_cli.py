@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
-from tests.bench.peers import free_port
 from tests.leaks import stray_lines
+from tests.ports import free_port
 
 GOOD = "routes: [{name: a, match: {prefix: /a}, fetch: {allow: ['http://x/']}}]\n"
 

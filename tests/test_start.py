@@ -17,10 +17,10 @@ import pytest
 from gateway.cli import main
 from gateway.config.values import Address
 from gateway.listener import ListenError, open_listener
-from tests.bench.peers import free_port
 from tests.conftest import require_tool
 from tests.ops.test_ops import process
 from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, responding, wait_until
+from tests.ports import free_port
 
 LISTEN: dict[str, Any] = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}}
 ROUTE: dict[str, Any] = {"name": "a", "match": {"prefix": "/"}, "forward": {"upstream": "up"}}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from tests.bench.peers import free_port
+from tests.ports import free_port
 
 SOURCE = Path(__file__).parent / "load_generator.c"
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.bench.peers import free_port
+from tests.ports import free_port
 
 _BLOB_BYTES: Final = 2**18
 _TINY: Final = b"1\r\nx\r\n"

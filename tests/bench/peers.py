@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.bench.before import ROOT, environment_of
 from tests.bench.interpreter import venv_directory
 from tests.bench.peer_configs import ENVOY, HAPROXY, NGINX, PLAIN, TLS, gateway_config
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,6 @@ def _peak(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def available() -> list[str]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.bench.peers import free_port
+from tests.ports import free_port
 
 FLASK_APP = """
 import hashlib

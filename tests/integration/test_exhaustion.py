@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.peers import free_port
 from tests.integration.test_memory import gateway_process
 from tests.peers import OK, RawUpstream, Wire, forward_config, responding
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.bench.peers import free_port
 from tests.integration.services import run_service
 from tests.ops.test_ops import fetch, process
 from tests.peers import TIMEOUT_SECONDS, split_response
+from tests.ports import free_port
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.peers import free_port
 from tests.conftest import require_tool
 from tests.peers import RawUpstream, Wire, forward_config, run_gateway
+from tests.ports import free_port
 from tests.wire.table import TABLE, Case
 
 #: A peer that sends nothing for this long has ended its message. Only faulty proxies need this limit.
