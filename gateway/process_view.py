@@ -10,7 +10,7 @@ from gateway.config.model import Ops
 from gateway.handler import ExchangeHandler
 from gateway.observe.live import FailureRow, TransferRow
 from gateway.observe.processes import ProcessGroup
-from gateway.observe.prometheus import render
+from gateway.observe.prometheus import Exposition
 from gateway.observe.stats import Stats
 from gateway.ops import ConfigInForce, Readiness
 
@@ -35,6 +35,7 @@ class ProcessView:
         self.has_started = False
         # Rendering many series takes tens of milliseconds: a thread keeps the event loop free for transfers.
         self._processes = ProcessGroup()
+        self._exposition = Exposition()
         self._renderer = ThreadPoolExecutor(1, "metrics")
 
     def close(self) -> None:
@@ -44,8 +45,10 @@ class ProcessView:
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the text of all metrics, and its Content-Type."""
         self._refresh()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._renderer, lambda: render(self._stats, accept, self._processes.read()))
+        loop, stats, processes = asyncio.get_running_loop(), self._stats, self._processes
+        return await loop.run_in_executor(
+            self._renderer, lambda: self._exposition.render(stats, accept, processes.read())
+        )
 
     def readiness(self) -> Readiness:
         """Return whether the gateway accepts traffic: it has started, does not drain, and has a route to serve."""

@@ -15,74 +15,136 @@ counted for the route stays. A name that comes back after that starts at 0.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Final
 
-from gateway.observe.snapshot import Record, Records, Subject, restore
-from gateway.observe.stats import EndpointStats, Stats
+from gateway.observe.snapshot import (
+    Changes,
+    Record,
+    Records,
+    Subject,
+    compare,
+    restore_process,
+    restore_route,
+    restore_upstream,
+)
+from gateway.observe.stats import RouteStats, Stats, UpstreamStats
+
+#: What the numbers of a subject become a part of.
+_PART_OF: Final = {"moved": "route", "endpoint": "upstream"}
 
 
 class Totals:
-    """The numbers of all workers, those that have ended included."""
+    """The numbers of all workers, those that have ended included. Only what has changed is added up anew."""
 
     def __init__(self) -> None:
         #: The last numbers of each worker that has not ended.
         self._last: dict[Hashable, Records] = {}
         #: Counted by workers that have ended, and in records that a worker has no more.
         self._ended: Records = {}
+        #: The supervisor's own numbers.
+        self._own: Records = {}
+        #: Subjects whose numbers were not added up since they changed, in their order.
+        self._changed: dict[Subject, None] = {}
+        #: The sums, by what they are a part of: its kind, and its name if it has one.
+        self._sums: dict[Subject, Records] = {}
+        self._routes: dict[str, RouteStats] = {}
+        self._upstreams: dict[str, UpstreamStats] = {}
 
-    def update(self, worker: Hashable, records: Records) -> None:
-        """Replace the numbers of a worker by newer ones; the first ones add the worker."""
-        for subject, record in self._last.get(worker, {}).items():
-            later = records.get(subject)
-            if later is None or not record.is_continued_by(later):
+    def update(self, worker: Hashable, changes: Changes) -> None:
+        """Change the numbers of a worker; the first changes add the worker."""
+        records = self._last.setdefault(worker, {})
+        for subject, later in changes.records.items():
+            record = records.get(subject)
+            if record is not None and not record.is_continued_by(later):
                 self._end(subject, record)
-        self._last[worker] = records
+            records[subject] = later
+        for subject in changes.ended:
+            record = records.pop(subject, None)
+            if record is not None:
+                self._end(subject, record)
+        self._changed |= dict.fromkeys(changes.subjects)
 
     def retire(self, worker: Hashable) -> None:
         """Keep the counters of a worker that has ended; nothing if it has none."""
-        for subject, record in self._last.pop(worker, {}).items():
+        records = self._last.pop(worker, {})
+        for subject, record in records.items():
             self._end(subject, record)
+        self._changed |= dict.fromkeys(records)
 
-    def total(self, own: Records) -> Records:
-        """Return the numbers of the gateway; `own` are the supervisor's, with the routes of the config in force."""
-        living = (own, *self._last.values())
-        subjects = set().union(*living)
-        self._ended = {subject: record for subject, record in self._ended.items() if subject in subjects}
-        total: Records = {}
-        # The supervisor's own last: they are 0 mostly, and have no label that the others lack.
-        for records in (*self._last.values(), self._ended, own):
-            add_records(total, records)
-        return total
+    def stats(self, records: Records, own: Stats) -> Stats:
+        """Return the statistics of the gateway.
+
+        `records` are the supervisor's, with the routes of the config in force; `own` has what only the supervisor
+        knows. Routes and upstreams that have not changed are the objects of the last call. May be called in a thread
+        of its own.
+        """
+        self._changed |= dict.fromkeys(compare(self._own, records).subjects)
+        self._own = records
+        changed, self._changed = self._changed, {}
+        for whole in dict.fromkeys([self._add_up(subject) for subject in changed]):
+            self._restore(whole)
+        stats = Stats([], [])
+        stats.routes |= self._routes
+        stats.upstreams = dict(self._upstreams)
+        for record in self._sums.get(("process",), {}).values():
+            restore_process(stats, record)
+        _copy_own(stats, own)
+        return stats
+
+    def _add_up(self, subject: Subject) -> Subject:
+        """Add up the numbers of a subject; return what they are a part of."""
+        kind, *names = subject
+        whole = (_PART_OF.get(kind, kind), *names[:1])
+        sums = self._sums.setdefault(whole, {})
+        own = self._own.get(subject)
+        parts = [records[subject] for records in self._last.values() if subject in records]
+        if parts or own is not None:
+            # The supervisor's own last: they are 0 mostly, and have no label that the others lack.
+            parts += [each for each in (self._ended.get(subject), own) if each is not None]
+            # Adding replaces the numbers of a record: those of the parts stay as they are.
+            total = sums[subject] = parts[0].copy()
+            for each in parts[1:]:
+                total.add(each)
+        else:
+            self._ended.pop(subject, None)
+            sums.pop(subject, None)
+        return whole
+
+    def _restore(self, whole: Subject) -> None:
+        """Make an object of the sums of a route or an upstream; those that were made before may be in use."""
+        records = self._sums[whole]
+        if not records:
+            del self._sums[whole]
+        match whole:
+            case ("route", name) if records:
+                self._routes[name] = restore_route(name, records)
+            case ("route", name):
+                self._routes.pop(name, None)
+            case ("upstream", name) if records:
+                self._upstreams[name] = restore_upstream(name, records)
+            case ("upstream", name):
+                self._upstreams.pop(name, None)
 
     def _end(self, subject: Subject, record: Record) -> None:
-        add_records(self._ended, {subject: record.without_gauges()})
-
-
-def add_records(total: Records, records: Records) -> None:
-    """Add records to those of `total`."""
-    for subject, record in records.items():
-        known = total.get(subject)
-        if known is None:
-            # Adding replaces the numbers of a record: those of `records` stay as they are.
-            total[subject] = record.copy()
+        counted = record.without_gauges()
+        if subject in self._ended:
+            self._ended[subject].add(counted)
         else:
-            known.add(record)
+            self._ended[subject] = counted
 
 
-def gateway_stats(total: Records, own: Stats) -> Stats:
-    """Return the statistics of a gateway: the sum over its workers, and the numbers that only the supervisor has.
-
-    May be called from any thread.
-    """
-    stats = restore(total)
+def _copy_own(stats: Stats, own: Stats) -> None:
+    """Set the numbers that only the supervisor has."""
     for name, upstream in list(own.upstreams.items()):
         known = stats.upstreams.get(name)
         if known is None:
             continue
         known.slots = upstream.slots
         for url, endpoint in list(upstream.endpoints.items()):
-            each = known.endpoints.setdefault(url, EndpointStats())
-            each.is_up, each.reason, each.since = endpoint.is_up, endpoint.reason, endpoint.since
-            each.ejected_until = endpoint.ejected_until
+            # One that is new has its record soon.
+            each = known.endpoints.get(url)
+            if each is not None:
+                each.is_up, each.reason, each.since = endpoint.is_up, endpoint.reason, endpoint.since
+                each.ejected_until = endpoint.ejected_until
     stats.reloads, stats.configured_at = own.reloads, own.configured_at
     stats.workers, stats.worker_restarts, stats.stale_workers = own.workers, own.worker_restarts, own.stale_workers
-    return stats

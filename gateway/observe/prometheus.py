@@ -10,7 +10,7 @@ from typing import Final
 import aiohttp
 
 from gateway import __version__
-from gateway.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Family, write_families
+from gateway.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Family, Writer
 from gateway.observe.stats import RouteStats, Stats, UpstreamStats
 
 #: The help text of every metric; the table of docs/metrics.md is generated from it.
@@ -56,14 +56,20 @@ HELP: Final = {
 }
 
 
-def render(stats: Stats, accept: str, processes: Iterable[Family]) -> tuple[bytes, str]:
-    """Return the exposition and its Content-Type: OpenMetrics if `accept` lists it, Prometheus text otherwise.
+class Exposition:
+    """Makes the text of /metrics, again and again. Used by one thread at a time."""
 
-    `processes` are the metrics of the process, or of several. May be called from any thread.
-    """
-    is_openmetrics = "application/openmetrics-text" in accept
-    text = write_families(chain(collect(stats), processes), is_openmetrics=is_openmetrics)
-    return text, OPENMETRICS_TYPE if is_openmetrics else TEXT_TYPE
+    def __init__(self) -> None:
+        self._writer = Writer()
+
+    def render(self, stats: Stats, accept: str, processes: Iterable[Family]) -> tuple[bytes, str]:
+        """Return the text and its Content-Type: OpenMetrics if `accept` lists it, Prometheus text otherwise.
+
+        `processes` are the metrics of the process, or of several.
+        """
+        is_openmetrics = "application/openmetrics-text" in accept
+        text = self._writer.write(chain(collect(stats), processes), is_openmetrics=is_openmetrics)
+        return text, OPENMETRICS_TYPE if is_openmetrics else TEXT_TYPE
 
 
 def collect(stats: Stats) -> Iterator[Family]:
@@ -88,15 +94,12 @@ def _requests(routes: Iterable[RouteStats]) -> Iterator[Family]:
     failures = _counter("gateway_request_failures", "route", "blame")
     faults = _counter("gateway_faults", "route", "code")
     for route in routes:
-        for (method, status), count in list(route.requests.items()):
-            requests.add((route.route, method, str(status)), count)
+        requests.add((route.route,), route.requests)
         durations.add((route.route,), route.durations)
         first_bytes.add((route.route,), route.first_bytes)
         in_flight.add((route.route,), route.in_flight)
-        for blame, count in list(route.failures.items()):
-            failures.add((route.route, blame.value), count)
-        for code, count in list(route.faults.items()):
-            faults.add((route.route, code), count)
+        failures.add((route.route,), route.failures)
+        faults.add((route.route,), route.faults)
     yield from (requests, durations, first_bytes, in_flight, failures, faults)
 
 
@@ -112,10 +115,8 @@ def _transfers(routes: Iterable[RouteStats]) -> Iterator[Family]:
     for route in routes:
         for direction, stats in route.transfers.items():
             labels = (route.route, direction.value)
-            for outcome, count in list(stats.outcomes.items()):
-                ended.add((*labels, outcome.value), count)
-            for lane, count in list(stats.lanes.items()):
-                lanes.add((*labels, lane), count)
+            ended.add(labels, stats.outcomes)
+            lanes.add(labels, stats.lanes)
             in_flight.add(labels, stats.in_flight)
             for upstream, size in list(stats.moved.items()):
                 moved.add((route.route, upstream, direction.value), size)
@@ -132,12 +133,9 @@ def _waits_and_parts(routes: Iterable[RouteStats]) -> Iterator[Family]:
     sizes = _histogram("gateway_part_size_bytes", "route")
     outcomes = _counter("gateway_part_outcomes", "route", "outcome")
     for route in routes:
-        for leg, seconds in route.waits.items():
-            waits.add((route.route, leg.value), seconds)
-        for kind, count in list(route.parts.items()):
-            parts.add((route.route, kind), count)
-        for outcome, count in list(route.part_outcomes.items()):
-            outcomes.add((route.route, outcome.value), count)
+        waits.add((route.route,), route.waits)
+        parts.add((route.route,), route.parts)
+        outcomes.add((route.route,), route.part_outcomes)
         sizes.add((route.route,), route.part_sizes)
     yield from (waits, parts, sizes, outcomes)
 
@@ -146,10 +144,8 @@ def _mirrors(routes: Iterable[RouteStats]) -> Iterator[Family]:
     ended = _counter("gateway_mirrored_requests", "route", "outcome")
     moved = _counter("gateway_mirror_bytes", "route", "result")
     for route in routes:
-        for outcome, count in list(route.mirrors.items()):
-            ended.add((route.route, outcome.value), count)
-        for result, count in list(route.mirror_bytes.items()):
-            moved.add((route.route, result), count)
+        ended.add((route.route,), route.mirrors)
+        moved.add((route.route,), route.mirror_bytes)
     yield from (ended, moved)
 
 
@@ -169,8 +165,7 @@ def _upstreams(stats: Stats) -> Iterator[Family]:
         slots.add(label, upstream.slots)
         queue.add(label, upstream.queue_length)
         queued.add(label, upstream.queue_seconds)
-        for reason, count in list(upstream.retries.items()):
-            retries.add((*label, reason), count)
+        retries.add(label, upstream.retries)
     yield from (responses, connects, slots, queue, queued, retries)
 
 
@@ -186,18 +181,15 @@ def _endpoints(upstreams: Iterable[UpstreamStats]) -> Iterator[Family]:
             up.add(values, int(endpoint.is_up))
             in_flight.add(values, endpoint.in_flight)
             ejections.add(values, endpoint.ejections)
-            for code, count in list(endpoint.requests.items()):
-                requests.add((*values, str(code)), count)
+            requests.add(values, endpoint.requests)
     yield from (up, in_flight, requests, ejections)
 
 
 def _process_wide(stats: Stats) -> Iterator[Family]:
     connections = _gauge("gateway_connections", "state")
-    for state, count in list(stats.connections.items()):
-        connections.add((state,), count)
+    connections.add((), stats.connections)
     reloads = _counter("gateway_config_reloads", "result")
-    for result, count in list(stats.reloads.items()):
-        reloads.add((result,), count)
+    reloads.add((), stats.reloads)
     loaded = _gauge("gateway_config_last_reload_success_timestamp_seconds")
     loaded.add((), stats.configured_at)
     dropped = _counter("gateway_log_lines_dropped")

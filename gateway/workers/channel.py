@@ -75,7 +75,7 @@ class Kind(enum.IntEnum):
     REPLY = enum.auto()
 
 
-#: Kinds whose handlers get the pickled bytes: most of them are replaced by the next before they are looked at.
+#: Kinds whose handlers get the pickled bytes: a thread reads them.
 UNREAD: Final = frozenset({Kind.SNAPSHOT})
 #: What is done with the content of a message of each kind.
 Handlers = Mapping[Kind, Callable[[Any], None]]

@@ -1,15 +1,14 @@
 """The counts of all workers: sent by each, added up in the supervisor.
 
-A worker sends its counts (SNAPSHOT) each second, when it is asked to (SCRAPE), before it drops those of a route that a
-reload has removed, and at its end. So a worker that is killed loses at most a second, and what a scrape has shown is
-never lost: it was sent. The supervisor keeps the last bytes of each worker and reads them when they are needed, in a
-thread: 50 routes take a millisecond per worker.
+A worker sends what has changed in its counts (SNAPSHOT) each second, when it is asked to (SCRAPE), before it drops
+those of a route that a reload has removed, and at its end. So a worker that is killed loses at most a second, and what
+a scrape has shown is never lost: it was sent. The supervisor reads what it has got when it is needed, in a thread: 50
+routes take a millisecond per worker if all have changed, and next to nothing if none has.
 
     bytes   of a SNAPSHOT
     ------  -------------------------------------------------------------
     8       number of the SCRAPE it responds to, 0 without one
-    1       1 if records are dropped after it: it must be read
-    rest    `observe.snapshot.pack`
+    rest    `observe.snapshot.pack` of the changes since the last SNAPSHOT
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from gateway.observe.merge import Totals, gateway_stats
-from gateway.observe.snapshot import pack, take, unpack
+from gateway.observe.merge import Totals
+from gateway.observe.snapshot import Records, compare, pack, take, unpack
 from gateway.observe.stats import Stats
 from gateway.server import Gateway
 from gateway.workers.channel import Channel, Kind
@@ -32,7 +31,9 @@ from gateway.workers.process import WorkerProcess
 SCRAPE_SECONDS: Final = 1.0
 #: Sent, but not read by the supervisor yet.
 _MAX_HELD_BYTES: Final = 2**20
-_HEAD: Final = struct.Struct("!Q?")
+#: SNAPSHOTs that are kept for the thread: those of a second, in most cases.
+_MAX_UNREAD: Final = 256
+_HEAD: Final = struct.Struct("!Q")
 _T = TypeVar("_T")
 _log = logging.getLogger("gateway")
 
@@ -43,7 +44,8 @@ class CountSender:
     def __init__(self, gateway: Gateway, channel: Channel) -> None:
         self._gateway = gateway
         self._channel = channel
-        gateway.stats.before_drop = lambda: self._send(0, is_last=True)
+        self._sent: Records = {}
+        gateway.stats.before_drop = lambda: self._send(0)
 
     def send_regularly(self) -> None:
         """Send them, unless the supervisor is behind with reading."""
@@ -54,10 +56,11 @@ class CountSender:
         """Send them for a scrape."""
         self._send(scrape)
 
-    def _send(self, scrape: int, *, is_last: bool = False) -> None:
+    def _send(self, scrape: int) -> None:
         self._gateway.refresh_stats()
-        content = _HEAD.pack(scrape, is_last) + pack(take(self._gateway.stats))
-        self._channel.send_pickled(Kind.SNAPSHOT, content)
+        records = take(self._gateway.stats)
+        changes, self._sent = compare(self._sent, records), records
+        self._channel.send_pickled(Kind.SNAPSHOT, _HEAD.pack(scrape) + pack(changes))
 
 
 class WorkerCounts:
@@ -70,7 +73,7 @@ class WorkerCounts:
         """`own` are the supervisor's: the routes of the config in force, and the numbers of the gateway."""
         self._own = own
         #: Not read yet.
-        self._latest: dict[WorkerProcess, bytes] = {}
+        self._unread: list[tuple[WorkerProcess, bytes]] = []
         #: The workers that were asked, by the number of the scrape.
         self._asked: dict[tuple[int, WorkerProcess], asyncio.Future[None]] = {}
         self._scrape = 0
@@ -84,18 +87,18 @@ class WorkerCounts:
 
     def receive(self, worker: WorkerProcess, content: bytes) -> None:
         """Take in a SNAPSHOT."""
-        scrape, is_last = _HEAD.unpack_from(content)
-        self._latest[worker] = content
-        if is_last:
-            self._read_latest()
+        (scrape,) = _HEAD.unpack_from(content)
+        self._unread.append((worker, content))
+        if len(self._unread) > _MAX_UNREAD:
+            self._read_sent()
         answer = self._asked.get((scrape, worker))
         if answer is not None and not answer.done():
             answer.set_result(None)
 
     def retire(self, worker: WorkerProcess) -> None:
         """Keep the counts of a worker that has ended."""
-        self._read_latest()
-        self._submit(lambda: self._totals.retire(worker))
+        self._read_sent()
+        self.run(lambda: self._totals.retire(worker))
         for (_, other), answer in self._asked.items():
             if other is worker and not answer.done():
                 answer.set_result(None)
@@ -115,25 +118,26 @@ class WorkerCounts:
                 del self._asked[key]
         return len(silent)
 
-    async def read(self, use: Callable[[Stats], _T]) -> _T:
-        """Return what `use` makes of the counts that were sent so far; it is called in the thread."""
-        self._read_latest()
-        own = take(self._own)
-        return await asyncio.wrap_future(self._submit(lambda: use(gateway_stats(self._totals.total(own), self._own))))
-
-    def _read_latest(self) -> None:
-        latest, self._latest = self._latest, {}
-        if latest:
-            self._submit(lambda: self._update(latest))
-
-    def _update(self, latest: dict[WorkerProcess, bytes]) -> None:
-        for worker, content in latest.items():
-            self._totals.update(worker, unpack(content[_HEAD.size :]))
-
-    def _submit(self, work: Callable[[], _T]) -> Future[_T]:
+    def run(self, work: Callable[[], _T]) -> Future[_T]:
+        """Have the thread do some work."""
         future = self._thread.submit(work)
         future.add_done_callback(_report_bug)
         return future
+
+    async def read(self, use: Callable[[Stats], _T]) -> _T:
+        """Return what `use` makes of the counts that were sent so far; it is called in the thread."""
+        self._read_sent()
+        own = take(self._own)
+        return await asyncio.wrap_future(self.run(lambda: use(self._totals.stats(own, self._own))))
+
+    def _read_sent(self) -> None:
+        unread, self._unread = self._unread, []
+        if unread:
+            self.run(lambda: self._update(unread))
+
+    def _update(self, unread: list[tuple[WorkerProcess, bytes]]) -> None:
+        for worker, content in unread:
+            self._totals.update(worker, unpack(content[_HEAD.size :]))
 
 
 def _report_bug(future: Future[_T]) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Outcome
-from gateway.observe.merge import Totals, add_records, gateway_stats
+from gateway.observe.merge import Totals
 from gateway.observe.prometheus import collect
-from gateway.observe.snapshot import Records, pack, restore, take, unpack
+from gateway.observe.snapshot import Changes, Records, compare, pack, take, unpack
 from gateway.observe.stats import (
     Direction,
     EndpointStats,
@@ -130,16 +130,16 @@ def count_something(stats: Stats, name: str, kind: int, seconds: float) -> None:
             stats.connections["active"] += 1
 
 
-def sent(stats: Stats) -> Records:
-    """Return what the supervisor gets of a worker's statistics."""
-    return unpack(pack(take(stats)))
+def sent(stats: Stats, before: Records | None = None) -> Changes:
+    """Return what the supervisor gets of a worker's statistics that has sent `before`."""
+    return unpack(pack(compare(before or {}, take(stats))))
 
 
 def merged(*parts: Stats) -> Stats:
-    total: Records = {}
-    for part in parts:
-        add_records(total, sent(part))
-    return restore(total)
+    totals = Totals()
+    for number, part in enumerate(parts):
+        totals.update(number, sent(part))
+    return totals.stats({}, Stats([], []))
 
 
 def test_every_number_is_sent_and_added() -> None:
@@ -158,9 +158,12 @@ def test_adding_leaves_the_parts_as_they_are() -> None:
     stats = make_stats()
     count_something(stats, "r", 3, 1.0)
     part = take(stats)
-    total: Records = {}
+    totals = Totals()
+    for number in range(2):
+        totals.update(number, Changes(part))
     for _ in range(2):
-        add_records(total, part)
+        totals.stats(part, stats)
+        totals.retire(1)
     assert part == take(stats)
 
 
@@ -185,6 +188,25 @@ def test_sum_is_that_of_the_parts_but_for_what_is_rounded_down(a: Stats, b: Stat
         assert exact - step - exact * 1e-12 <= both.get(path, 0.0) <= exact + exact * 1e-12, path
 
 
+def test_only_what_has_changed_is_sent_and_restored_anew() -> None:
+    """With 50 routes the supervisor used 12 ms of CPU each second in which nothing happened."""
+    worker, own = make_stats("rs"), make_stats("rs")
+    totals = Totals()
+    totals.update(1, sent(worker))
+    first = totals.stats(take(own), own)
+    before = take(worker)
+    assert sent(worker, before) == Changes({})
+    count_something(worker, "r", 0, 1.0)
+    changes = sent(worker, before)
+    assert set(changes.subjects) == {("route", "r")}
+    totals.update(1, changes)
+    second = totals.stats(take(own), own)
+    assert second.routes["r"] is not first.routes["r"]
+    assert (first.routes["r"].requests["GET", 200], second.routes["r"].requests["GET", 200]) == (0, 1)
+    assert second.routes["s"] is first.routes["s"]
+    assert second.upstreams["u"] is first.upstreams["u"]
+
+
 def test_gauges_end_with_their_worker() -> None:
     stats = make_stats("r")
     for kind in range(4):
@@ -194,9 +216,9 @@ def test_gauges_end_with_their_worker() -> None:
     own.upstreams["u"].endpoints["http://e"] = EndpointStats()
     totals = Totals()
     totals.update(1, sent(stats))
-    before = dict(numbers(restore(totals.total(take(own)))))
+    before = dict(numbers(totals.stats(take(own), own)))
     totals.retire(1)
-    after = dict(numbers(restore(totals.total(take(own)))))
+    after = dict(numbers(totals.stats(take(own), own)))
     gone = before.keys() - after.keys()
     assert {path.rpartition(".")[2] for path in gone} == {"in_flight", "queue_length", "active"}
     assert len(gone) == 5
@@ -208,6 +230,12 @@ def samples(stats: Stats) -> dict[tuple[str, ...], float]:
     for family in collect(stats):
         for values, number in family.rows:
             key = (family.name, *values)
+            if isinstance(number, dict):
+                for labels, each in number.items():
+                    texts = labels if isinstance(labels, tuple) else (labels,)
+                    if family.kind == "counter":
+                        shown[*key, *map(str, texts)] = each
+                continue
             if isinstance(number, Histogram):
                 shown[*key, "sum"] = number.total
                 for place, count in enumerate(accumulate(number.counts)):
@@ -230,6 +258,8 @@ class Model:
         self.expected: dict[str, int] = {}
         self.shown: dict[tuple[str, ...], float] = {}
         self.ids = list(range(4))
+        #: The last records that each worker has sent.
+        self.sent: list[Records] = [{} for _ in self.workers]
 
     def start_worker(self, place: int) -> Stats:
         stats = make_stats(self.in_force)
@@ -245,7 +275,9 @@ class Model:
             self.unsent[place][name] = self.unsent[place].get(name, 0) + 1
 
     def send(self, place: int) -> None:
-        self.totals.update(self.ids[place], sent(self.workers[place]))
+        changes = sent(self.workers[place], self.sent[place])
+        self.sent[place] = take(self.workers[place])
+        self.totals.update(self.ids[place], changes)
         self.unsent[place] = {}
 
     def kill(self, place: int) -> None:
@@ -255,6 +287,7 @@ class Model:
         self.unsent[place] = {}
         self.ids[place] = max(self.ids) + 1
         self.workers[place] = self.start_worker(place)
+        self.sent[place] = {}
 
     def reload(self, names: str) -> None:
         """Put a config in force; the workers follow in steps of their own."""
@@ -267,7 +300,7 @@ class Model:
     def scrape(self) -> None:
         for place in range(4):
             self.send(place)
-        total = gateway_stats(self.totals.total(take(self.own)), self.own)
+        total = self.totals.stats(take(self.own), self.own)
         shown = samples(total)
         assert [key for key, number in shown.items() if number < self.shown.get(key, 0)] == []
         self.shown = shown
@@ -380,7 +413,7 @@ def test_numbers_of_the_gateway_are_the_supervisors() -> None:
     totals = Totals()
     totals.update(1, sent(worker))
     totals.retire("one that sent nothing")
-    total = gateway_stats(totals.total(take(own)), own)
+    total = totals.stats(take(own), own)
     assert (total.reloads, total.workers, total.worker_restarts, total.stale_workers) == (own.reloads, 2, 0, 2)
     assert total.upstreams["u"].slots == 3
     assert total.upstreams["u"].endpoints == {"http://e": EndpointStats(is_up=False, in_flight=2)}
