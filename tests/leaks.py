@@ -25,7 +25,7 @@ _STRAY = re.compile(
 #: obstore keeps one Rust runtime per process; it starts with the first request and never ends.
 _RUNTIME_DESCRIPTORS = frozenset({"anon_inode:[eventpoll]", "anon_inode:[eventfd]"})
 #: How often to look again; sockets of closed transports close in the next turns of the loop.
-_ATTEMPTS, _PAUSE_SECONDS = 100, 0.01
+_ATTEMPTS, _PAUSE_SECONDS = 500, 0.01
 
 
 def open_descriptors() -> set[tuple[int, str]]:
@@ -42,7 +42,7 @@ def open_descriptors() -> set[tuple[int, str]]:
 
 
 async def check_nothing_left(tasks_before: set[asyncio.Task[object]], descriptors: set[tuple[int, str]]) -> None:
-    """Assert that no task and no descriptor is left that was not there before; wait up to a second for them."""
+    """Assert that no task and no descriptor is left that was not there before; wait for them for some seconds."""
     for attempt in range(_ATTEMPTS):
         tasks = asyncio.all_tasks() - tasks_before - {asyncio.current_task()}
         left = open_descriptors() - descriptors

@@ -21,7 +21,7 @@ from gateway.server import Gateway
 DEFAULTS: dict[str, Any] = {}
 
 #: The maximum time of one step before a test fails.
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 20.0
 #: Iterations of the event loop until a script knows that its connection is lost: one for the transport, two for tasks.
 _LOST_ITERATIONS = 4
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.observe.stats import Leg
-from tests.peers import RunningGateway
+from tests.peers import TIMEOUT_SECONDS, RunningGateway
 
 #: How long a slow party is slow.
 HELD_SECONDS = 0.05
@@ -44,7 +44,7 @@ class Scene:
 
         `beside` are legs of other waits of the gateway under way.
         """
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             begun = shown = await self.scrape()
             while shown[leg] < begun[leg] + HELD_SECONDS:
                 shown = await self.scrape()

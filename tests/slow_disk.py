@@ -86,7 +86,7 @@ class SlowDisk:
 
     async def wait_held(self, count: int = 1) -> None:
         """Wait until this many operations are held back."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(await self.held()) < count:  # noqa: ASYNC110 (the process gives no sign)
                 await asyncio.sleep(0.001)
 
@@ -95,7 +95,7 @@ class SlowDisk:
         return await self._read()
 
     async def _read(self) -> Any:
-        line = await asyncio.wait_for(self._process.stdout.readline(), 10)  # type: ignore[union-attr]  # a pipe
+        line = await asyncio.wait_for(self._process.stdout.readline(), 20)  # type: ignore[union-attr]  # a pipe
         return json.loads(line or "null")
 
 

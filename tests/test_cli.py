@@ -14,6 +14,7 @@ import pytest
 
 from gateway.cli import main
 from tests.leaks import stray_lines
+from tests.peers import TIMEOUT_SECONDS
 from tests.ports import free_port
 
 GOOD = "routes: [{name: a, match: {prefix: /a}, fetch: {allow: ['http://x/']}}]\n"
@@ -113,7 +114,7 @@ async def test_demo_prints_example_commands_and_stops_with_the_gateway(tmp_path:
         assert running.stderr is not None
         banner = ""
         while "/fetch/http://x/..." not in banner:
-            banner += (await asyncio.wait_for(running.stderr.readline(), 10)).decode()
+            banner += (await asyncio.wait_for(running.stderr.readline(), TIMEOUT_SECONDS)).decode()
         base = banner.split(" at ")[1].split(",")[0]
         form = "-F 'file=hello;filename=hello.txt'"
         for curl in (f"{form} {base}/proxy", f"{form} {base}/up", f"{base}/files/hello.txt"):
@@ -128,13 +129,13 @@ async def test_demo_prints_example_commands_and_stops_with_the_gateway(tmp_path:
         while b" 200 OK" not in response:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request + body)
-            response = await asyncio.wait_for(reader.read(), 10)
+            response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
             writer.close()
         described = json.loads(response.partition(b"\r\n\r\n")[2])
         assert described["files"][0]["size"] == 5
     finally:
         running.send_signal(signal.SIGINT)
-        output = b"".join(await asyncio.wait_for(running.communicate(), 15))
+        output = b"".join(await asyncio.wait_for(running.communicate(), TIMEOUT_SECONDS))
     assert running.returncode == 0
     assert list(stray_lines(output.decode())) == []
     with pytest.raises(ConnectionRefusedError):

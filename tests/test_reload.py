@@ -22,6 +22,7 @@ from gateway.http.routing import RouteMatch
 from tests.ops.test_ops import fetch, process
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     forward_config,
@@ -343,7 +344,7 @@ async def test_process_reloads_on_sighup(tmp_path: Path) -> None:
     async def status(port: int, target: str) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {target} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n".encode())
-        response = await asyncio.wait_for(reader.read(), 10)
+        response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
         writer.close()
         return response[9:12]
 
@@ -353,7 +354,7 @@ async def test_process_reloads_on_sighup(tmp_path: Path) -> None:
         async def message() -> str:
             assert running.stdout is not None
             while True:
-                line = json.loads(await asyncio.wait_for(running.stdout.readline(), 10))
+                line = json.loads(await asyncio.wait_for(running.stdout.readline(), TIMEOUT_SECONDS))
                 if line["event"] == "message":
                     return str(line["message"])
 

@@ -30,6 +30,7 @@ from gateway.http.headers import Header
 from gateway.observe.stats import Direction, Leg
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     chunked,
@@ -384,7 +385,7 @@ async def test_bytes_of_a_client_that_leaves_a_throttle_are_not_charged() -> Non
     await asyncio.sleep(0)
     assert not waits[2].done()
     waits[0].cancel()
-    await asyncio.wait_for(waits[2], 10)
+    await asyncio.wait_for(waits[2], TIMEOUT_SECONDS)
     assert not waits[3].done()
     assert bucket.empty_at < time.monotonic()
     waits[3].cancel()
@@ -657,7 +658,7 @@ async def test_client_that_closes_while_a_filter_waits_ends_the_exchange(plugin:
         async with run_gateway(forward_config(upstream.url, filters=filters)) as gateway:
             client = await gateway.connect()
             await client.send_all([post(form((FILE, DATA)))[:100_000]])
-            await asyncio.wait_for(upstream.connected.wait(), 5)
+            await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
             client.reset()
             assert (await gateway.wait_log_line())["outcome"] == "client_left"
             assert plugin["factory"].closed == [True]

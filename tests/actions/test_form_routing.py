@@ -12,6 +12,7 @@ import pytest
 
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     chunked,
@@ -100,7 +101,7 @@ async def test_upstream_is_connected_as_soon_as_the_field_is_received() -> None:
         request = form_request(MODEL, FILE)
         client = await gateway.connect()
         await client.send(request[: request.index(b"a.wav") + 100])
-        await asyncio.wait_for(big.connected.wait(), 5)
+        await asyncio.wait_for(big.connected.wait(), TIMEOUT_SECONDS)
         await client.send_all([request[request.index(b"a.wav") + 100 :]])
         assert split_response(await client.read_to_end())[2] == b"big"
         await client.close()

@@ -18,6 +18,7 @@ from gateway.errors import Fault, Outcome
 from gateway.observe.stats import RouteStats
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     RunningGateway,
     Wire,
@@ -126,7 +127,7 @@ async def test_mirror_dropped_with_the_last_chunk_never_looks_complete() -> None
         async with run_gateway(config(primary.url, shadow.url, buffer="100KiB")) as gateway:
             client = await gateway.connect()
             await client.send(head + b"5\r\nfirst\r\n")
-            await asyncio.wait_for(shadow.connected.wait(), 5)
+            await asyncio.wait_for(shadow.connected.wait(), TIMEOUT_SECONDS)
             await client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
             assert split_response(await client.read_to_end())[0] == 200
             await client.close()
@@ -184,7 +185,7 @@ async def test_body_cut_for_the_primary_is_cut_for_the_mirror(cause: str) -> Non
             if cause == "client":
                 client = await gateway.connect()
                 await client.send_all([post(FORM)[:2_000_000]])
-                await asyncio.wait_for(shadow.connected.wait(), 5)
+                await asyncio.wait_for(shadow.connected.wait(), TIMEOUT_SECONDS)
                 client.reset()
             else:
                 wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()

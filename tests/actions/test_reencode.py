@@ -14,6 +14,7 @@ import pytest
 from gateway.multipart import FormField, FormWriter
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     chunked,
@@ -226,7 +227,7 @@ async def test_client_that_disconnects_during_a_file_cuts_the_re_encoded_body(bo
         async with run_gateway(forward_config(upstream.url, forward=keys)) as gateway:
             client = await gateway.connect()
             await client.send_all([post(form(FILE))[:200_000]])
-            await asyncio.wait_for(upstream.connected.wait(), 5)
+            await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
             client.reset()
             await upstream.wait_finished()
             line = await gateway.wait_log_line()
@@ -247,7 +248,7 @@ async def test_client_that_disconnects_before_the_response_to_a_re_encoded_body_
         async with run_gateway(forward_config(upstream.url, forward={"body": "raw"})) as gateway:
             client = await gateway.connect()
             await client.send(post(form(FILE)))
-            await asyncio.wait_for(received.wait(), 5)
+            await asyncio.wait_for(received.wait(), TIMEOUT_SECONDS)
             await client.close()
             await upstream.wait_finished()
             assert (await gateway.wait_log_line())["outcome"] == "client_left"

@@ -17,6 +17,7 @@ import pytest
 from gateway.downstream import Exchange
 from gateway.errors import Blame, Outcome
 from tests.peers import (
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     chunked,
@@ -301,7 +302,7 @@ async def test_client_that_disconnects_before_the_responses_cuts_the_upstream_at
             client = await gateway.connect()
             await client.send(request(form(file("a", b"one"), file("b", b"x" * 300_000))))
             for _ in range(2):
-                await asyncio.wait_for(received.acquire(), 5)
+                await asyncio.wait_for(received.acquire(), TIMEOUT_SECONDS)
             await client.close()
             await upstream.wait_finished()
             assert (await gateway.wait_log_line())["outcome"] == "client_left"

@@ -21,7 +21,7 @@ from gateway.aiohttp_seam.feed import Turns
 from gateway.downstream.leaving import LeaveWatch
 from gateway.transfer import Turns as LoopTurns
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     chunked,
@@ -52,7 +53,7 @@ async def test_upload_of_a_client_that_disconnects_never_looks_complete(framing:
             await client.send(LENGTH_HEAD, BLOCK)
         else:
             await client.send(CHUNKED_HEAD, b"10000\r\n" + BLOCK + b"\r\n")
-        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
         if how == "fin":
             await client.close()
         else:
@@ -166,7 +167,7 @@ async def test_client_that_disconnects_during_a_download_closes_the_upstream_con
             await client.close()
         else:
             client.reset()
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), TIMEOUT_SECONDS)
         line = await gateway.wait_log_line()
         assert (line["outcome"], line["blame"], line["download"]) == ("client_left", "client", "client_left")
 
@@ -249,7 +250,7 @@ async def test_malformed_chunk_is_400_and_the_upstream_receives_no_final_chunk()
     async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(CHUNKED_HEAD, b"5\r\nhello\r\n")
-        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
         await client.send(b"ZZZ\r\n")
         response = await client.read_to_end()
         await client.close()

@@ -19,6 +19,7 @@ from gateway.errors import FaultKind
 from gateway.transfer import exhaustion_fault
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     RunningGateway,
     forward_config,
@@ -60,7 +61,7 @@ async def ask(gateway: RunningGateway, request: bytes, *, free: int = 0) -> byte
     """Send a request to a gateway that has this many free descriptors; the connection is accepted before."""
     client = await gateway.connect()
     connections = gateway.gateway._traffic.connections
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not connections:  # noqa: ASYNC110 (no event exists for an accepted connection)
             await asyncio.sleep(0.001)
     with free_descriptors(free):
@@ -136,8 +137,9 @@ async def test_file_is_sent_whole_with_as_many_descriptors_as_it_needs(tmp_path:
 
 async def test_object_store_that_cannot_be_connected_without_a_descriptor_is_not_to_blame(s3_server: S3Server) -> None:
     bucket = {"url": "s3://bucket/in", "endpoint": s3_server.url, "region": "us-east-1"}
-    config = {"routes": [{"name": "down", "match": {"prefix": "/"}, "files": bucket}]}
-    async with run_gateway(config) as gateway:
+    # The client library tries again for as long as `idle`.
+    route = {"name": "down", "match": {"prefix": "/"}, "files": bucket, "timeouts": {"idle": "500ms"}}
+    async with run_gateway({"routes": [route]}) as gateway:
         assert_out_of_descriptors(await ask(gateway, GET), await gateway.wait_log_line())
 
 

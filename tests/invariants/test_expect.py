@@ -6,7 +6,17 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, responding, run_gateway, split_response
+from tests.peers import (
+    OK,
+    TIMEOUT_SECONDS,
+    RawUpstream,
+    Wire,
+    forward_config,
+    problem_of,
+    responding,
+    run_gateway,
+    split_response,
+)
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -78,7 +88,7 @@ async def test_no_100_while_waiting_for_a_slot() -> None:
         async with run_gateway(config) as gateway:
             first = await gateway.connect()
             await first.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
-            await asyncio.wait_for(upstream.connected.wait(), 5)
+            await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
             response = await gateway.request(head(1000))
             status, headers, _ = split_response(response)
             assert status == 503

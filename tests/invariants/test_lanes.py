@@ -19,6 +19,7 @@ from gateway.transfer import RawSocket, SizedRawBody
 from gateway.transfer.lanes import ChunkMemory
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     chunked,
@@ -107,7 +108,7 @@ async def test_bytes_after_an_upload_are_never_read_as_its_body(every_lane: str)
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: %d\r\n\r\n" % len(BODY))
-        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
         await client.send_all([BODY + b"GET /next HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"])
         response = await client.read_to_end()
         await client.close()

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.leaks import stray_lines
-from tests.peers import OK, RawUpstream, Wire, chunked, form, post, read_request, responding
+from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, chunked, form, post, read_request, responding
 from tests.test_reload import write_certificate
 
 pytestmark = pytest.mark.slow
@@ -171,7 +171,7 @@ class AuditedGateway:
             lines.append(line.decode())
 
     async def wait_for(self, pattern: str) -> re.Match[str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 for line in self.output:
                     if (found := re.search(pattern, line)) is not None:
@@ -185,7 +185,7 @@ class AuditedGateway:
             with contextlib.suppress(ConnectionError):
                 writer.write(request)
                 await writer.drain()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 with contextlib.suppress(ConnectionError):
                     return await reader.read()
             return b""

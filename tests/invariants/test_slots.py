@@ -8,6 +8,7 @@ import pytest
 
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     Wire,
     forward_config,
@@ -61,7 +62,7 @@ async def test_wait_for_a_slot_is_limited() -> None:
     ):
         first = await gateway.connect()
         await first.send(GET)
-        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
         assert problem_of(await gateway.request(GET))["code"] == "queue_timeout"
         await first.close()
 
@@ -84,7 +85,7 @@ async def test_slot_of_a_client_that_disconnected_goes_to_the_next_request() -> 
     ):
         first = await gateway.connect()
         await first.send(GET)
-        await asyncio.wait_for(upstream.connected.wait(), 5)
+        await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
         waiting = [await gateway.connect() for _ in range(2)]
         for client in waiting:
             await client.send(GET)

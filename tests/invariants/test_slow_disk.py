@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 
 from tests.leaks import stray_lines
-from tests.peers import RunningGateway, Wire, form, post, problem_of, run_gateway, split_response, wait_until
+from tests.peers import (
+    TIMEOUT_SECONDS,
+    RunningGateway,
+    Wire,
+    form,
+    post,
+    problem_of,
+    run_gateway,
+    split_response,
+    wait_until,
+)
 from tests.slow_disk import SlowDisk, evict
 
 SLOW_FILE = b"slow" * 100_000
@@ -133,7 +143,7 @@ async def test_requests_to_a_disk_that_does_not_answer_get_503_and_do_not_pile_u
         slow_lines = [line for line in gateway.log if line["route"] in ("slow", "in")]
         assert {(line["status"], line["blame"], line["code"]) for line in slow_lines} == {(503, "gateway", "disk_slow")}
         await slow_disk.release()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while split_response(await gateway.request(GET_SLOW))[2] != SLOW_FILE:
                 pass
 

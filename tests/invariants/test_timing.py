@@ -220,7 +220,7 @@ async def test_client_that_reads_slowly_through_large_kernel_buffers_is_not_cut(
         await wire.read_head()
         await wire.send_all([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, *[b"x" * 2**20] * 8])
 
-    timeouts = {"idle": "300ms", "min_rate": "1KiB/s", "grace": "300ms"}
+    timeouts = {"idle": "600ms", "min_rate": "1KiB/s", "grace": "600ms"}
     async with RawUpstream(endless) as upstream, run_gateway(config(upstream.url, timeouts=timeouts)) as gateway:
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
@@ -235,8 +235,11 @@ async def test_client_that_reads_slowly_through_large_kernel_buffers_is_not_cut(
 
 
 async def test_slow_transfer_that_never_stalls_is_not_cut() -> None:
-    """A total time limit would cut slow healthy uploads, so there is none. The upload takes 1 s; `idle` is 0.2 s."""
-    async with RawUpstream(responding(OK)) as upstream, run_gateway(config(upstream.url)) as gateway:
+    """A total time limit would cut slow healthy uploads, so there is none. The upload takes twice as long as `idle`."""
+    async with (
+        RawUpstream(responding(OK)) as upstream,
+        run_gateway(config(upstream.url, timeouts={"idle": "500ms", "min_rate": "off"})) as gateway,
+    ):
         client = await gateway.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 20\r\n\r\n")
         for _ in range(20):

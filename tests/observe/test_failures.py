@@ -11,6 +11,7 @@ from gateway.errors import Blame
 from gateway.observe.stats import RouteStats, UpstreamStats
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     RunningGateway,
     Wire,
@@ -129,7 +130,7 @@ async def test_service_time_is_from_the_end_of_the_request_and_only_new_connecti
         await wait_until(lambda: stats.endpoints and stats.endpoints[upstream.url].in_flight)
         assert sum(stats.response_seconds.counts) == 0
         await client.send(b"b")
-        await asyncio.wait_for(has_request.wait(), 5)
+        await asyncio.wait_for(has_request.wait(), TIMEOUT_SECONDS)
         may_respond.set()
         await client.read_until(b"ok")
         await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")

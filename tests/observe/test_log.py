@@ -12,7 +12,7 @@ import pytest
 
 from gateway.observe.log import JsonFormatter, LineWriter
 
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 20.0
 
 
 class Pipe:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import jsonschema
 
-from tests.peers import RunningGateway, Wire, wait_until
+from tests.peers import TIMEOUT_SECONDS, RunningGateway, Wire, wait_until
 
 OPENAPI: dict[str, Any] = json.loads((resources.files("gateway.ops") / "openapi.json").read_bytes())
 
@@ -52,7 +52,7 @@ async def rows(gateway: RunningGateway) -> list[dict[str, Any]]:
 
 async def wait_row(gateway: RunningGateway, fits: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Wait until a transfer under way fits; return its row."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             for row in await rows(gateway):
                 if fits(row):

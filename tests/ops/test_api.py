@@ -16,7 +16,18 @@ from gateway.config import parse_config
 from gateway.observe.live import Slices, worker_of
 from gateway.ops.snapshot import hide_secrets
 from tests.ops.live import OPENAPI, ask, read_all, rows, upload, validate, wait_received, wait_row
-from tests.peers import OK, RawUpstream, Wire, forward_config, post, read_request, responding, run_gateway, wait_until
+from tests.peers import (
+    OK,
+    TIMEOUT_SECONDS,
+    RawUpstream,
+    Wire,
+    forward_config,
+    post,
+    read_request,
+    responding,
+    run_gateway,
+    wait_until,
+)
 
 GET = b"GET /x HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
@@ -139,7 +150,7 @@ async def test_endpoint_that_is_down_is_shown_with_its_reason_and_since_when() -
 async def test_history_has_a_point_per_second_by_route_and_direction() -> None:
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         await gateway.request(post(b"z" * 3000, content_type="text/plain"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 _, document = await ask(gateway, "/api/history")
                 series = {each["route"]: each for each in document["routes"]}
@@ -236,7 +247,7 @@ async def test_idle_connection_to_the_ops_port_is_closed(monkeypatch: pytest.Mon
         for sent in (b"", b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.gateway.ops_address.port)
             writer.write(sent)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await reader.read()
             writer.close()
 
@@ -259,7 +270,7 @@ async def test_events_are_snapshots_and_end_when_the_gateway_stops() -> None:
                 async with session.get(gateway.ops_url + "/api/events") as response:
                     assert response.content_type == "text/event-stream"
                     text = ""
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(TIMEOUT_SECONDS):
                         while len(events := events_of(text)) < 2:
                             text += (await response.content.readany()).decode()
                     schema = OPENAPI["components"]["schemas"]["Snapshot"]
@@ -268,7 +279,7 @@ async def test_events_are_snapshots_and_end_when_the_gateway_stops() -> None:
                         assert [row["length"] for row in event["transfers"]] == [9]
                     await client.close()
                     stopping = asyncio.create_task(gateway.gateway.stop())
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(TIMEOUT_SECONDS):
                         while await response.content.readany():
                             pass
                     await stopping

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from gateway.ops.events import EventStream
-from tests.peers import Wire, wait_until
+from tests.peers import TIMEOUT_SECONDS, Wire, wait_until
 
 BIG = b"x" * 2_000_000
 
@@ -94,7 +94,7 @@ async def test_nothing_is_made_without_a_reader(server: Server) -> None:
     await next_number(reader)
     reader.writer.transport.abort()
     counts: list[int] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while len(set(counts[-5:])) != 1 or len(counts) < 5:
             counts.append(server.maker.count)
             await asyncio.sleep(0.02)

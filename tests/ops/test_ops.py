@@ -22,6 +22,7 @@ from tests.conftest import require_tool
 from tests.leaks import stray_lines
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     RunningGateway,
     form,
@@ -181,17 +182,17 @@ async def test_process_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.
         config.write_text(json.dumps(settings))
         async with process(config) as running:
             assert running.stdout is not None
-            line = json.loads(await asyncio.wait_for(running.stdout.readline(), 10))
+            line = json.loads(await asyncio.wait_for(running.stdout.readline(), TIMEOUT_SECONDS))
             port = int(line["message"].split(",")[0].rpartition(":")[2])
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 4\r\n\r\nab")
-            await asyncio.wait_for(upstream.connected.wait(), 5)
+            await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
             running.send_signal(number)
             writer.write(b"cd")
-            response = await asyncio.wait_for(reader.read(), 10)
+            response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
             writer.close()
             assert response.startswith(b"HTTP/1.1 200 OK")
-            out, err = await asyncio.wait_for(running.communicate(), 10)
+            out, err = await asyncio.wait_for(running.communicate(), TIMEOUT_SECONDS)
             assert running.returncode == 0
             assert err == b""
             exchange, *_, last = [json.loads(line) for line in out.splitlines()[-2:]]
@@ -209,7 +210,7 @@ async def test_only_the_incomplete_upload_of_a_killed_gateway_is_removed_at_the_
 
     async with process(config) as running:
         assert running.stdout is not None
-        line = json.loads(await asyncio.wait_for(running.stdout.readline(), 10))
+        line = json.loads(await asyncio.wait_for(running.stdout.readline(), TIMEOUT_SECONDS))
         port = int(line["message"].split(",")[0].rpartition(":")[2])
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head + body[:600_000])

@@ -13,7 +13,7 @@ from tests.ops.live import read_all, upload
 from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, read_request, responding, run_gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=40_000)
 GET = b"GET /x HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from gateway.transfer.timers import Timers
+from tests.peers import TIMEOUT_SECONDS
 
 
 async def test_timers_fire_once_in_the_order_in_which_they_were_started() -> None:
@@ -18,7 +19,7 @@ async def test_timers_fire_once_in_the_order_in_which_they_were_started() -> Non
     queue.stop("b")
     queue.stop("never started")
     queue.start("e", done.set)
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), TIMEOUT_SECONDS)
     assert fired == ["a", "c", "d"]
 
 
@@ -34,7 +35,7 @@ async def test_timer_started_again_while_it_fires_fires_again() -> None:
             done.set()
 
     queue.start("a", fire)
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), TIMEOUT_SECONDS)
     assert count == 3
 
 
@@ -48,7 +49,7 @@ async def test_timer_whose_callback_raises_does_not_stop_others() -> None:
 
     queue.start("a", fail)
     queue.start("b", done.set)
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), TIMEOUT_SECONDS)
     assert isinstance(reported[0], ZeroDivisionError)
 
 
@@ -62,5 +63,5 @@ async def test_stopped_timers_never_fire(is_closed: bool) -> None:
     else:
         timers.of(0.01).stop("a")
     timers.of(0.02).start("b", done.set)
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), TIMEOUT_SECONDS)
     assert not fired

@@ -7,7 +7,7 @@ import itertools
 
 from gateway.transfer import Turns
 from gateway.transfer.turns import KEEPING_BYTES, TURN_SECONDS, Turn
-from tests.peers import wait_until
+from tests.peers import TIMEOUT_SECONDS, wait_until
 
 
 class Clock:
@@ -73,7 +73,7 @@ async def test_body_that_left_while_it_waited_is_passed_over() -> None:
     left, stayed = asyncio.ensure_future(turns.wait()), asyncio.ensure_future(turns.wait())
     await asyncio.sleep(0)
     left.cancel()
-    await asyncio.wait_for(stayed, 1)
+    await asyncio.wait_for(stayed, TIMEOUT_SECONDS)
     assert left.cancelled()
 
 
@@ -163,5 +163,5 @@ async def test_turn_of_a_body_that_leaves_goes_to_the_next() -> None:
     staying = asyncio.ensure_future(move(turns, clock, "stays", 20, log))
     await asyncio.sleep(0)
     leaving.cancel()
-    await asyncio.wait_for(staying, 1)
+    await asyncio.wait_for(staying, TIMEOUT_SECONDS)
     assert log.count("stays") == 20

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.peers import OK, RawUpstream, forward_config, problem_of, responding, run_gateway, split_response
+from tests.peers import (
+    OK,
+    TIMEOUT_SECONDS,
+    RawUpstream,
+    forward_config,
+    problem_of,
+    responding,
+    run_gateway,
+    split_response,
+)
 
 HANGING = b"GET /hanging HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 OTHER = b"GET /other HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
@@ -62,7 +71,7 @@ async def test_name_that_hangs_stops_no_other_upstream_and_is_used_once_it_resol
         assert {problem_of(response)["status"] for response in responses[:30]} == {504}
         assert all(response.endswith(b"ok") for response in responses[30:])
         names.released.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while split_response(await gateway.request(HANGING))[0] != 200:
                 pass
 

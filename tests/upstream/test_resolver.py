@@ -12,7 +12,16 @@ import pytest
 
 from gateway.threads import Threads
 from gateway.upstream.resolver import Resolver, look_up_name
-from tests.peers import OK, RawUpstream, problem_of, responding, run_gateway, split_response, wait_until
+from tests.peers import (
+    OK,
+    TIMEOUT_SECONDS,
+    RawUpstream,
+    problem_of,
+    responding,
+    run_gateway,
+    split_response,
+    wait_until,
+)
 
 
 class Dns:
@@ -80,7 +89,7 @@ async def test_stale_addresses_are_used_while_a_lookup_takes_long(dns: Dns) -> N
     assert set(await dns.addresses()) == {"192.0.2.1", "192.0.2.2"}
     assert dns.asked == ["up.test", "up.test"]
     dns.open.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while await dns.addresses() != ["192.0.2.9"]:
             pass
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_tool
-from tests.peers import RawUpstream, Wire, forward_config, run_gateway
+from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, run_gateway
 from tests.ports import free_port
 from tests.wire.table import TABLE, Case
 
@@ -208,7 +208,7 @@ async def run_peer(name: str, template: str, command: Callable[[str, str], list[
 
 
 async def _wait_port(port: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -14,7 +14,7 @@ from gateway.errors import Fault
 from gateway.filters.throttle import LeasedRate, Rate
 from gateway.upstream.balancing import EndpointState
 from gateway.workers.load import LoadRow, LoadTable
-from tests.peers import RawUpstream, Wire, wait_until
+from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, wait_until
 from tests.workers.links import LinkKind, WorkerLimits, linked, settle
 
 TWO = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
@@ -372,14 +372,26 @@ async def test_rate_holds_over_all_workers_and_one_that_is_alone_gets_all_of_it(
     async with linked(link, 2) as (_, (one, two)):
         rates = [LeasedRate("routes.r.filters[0].throttle ", 1e6, worker.limits) for worker in (one, two)]
         await take_all(rates[0], 0.3)
-        began = time.monotonic()
-        sizes = await asyncio.gather(*(take_all(rate, 0.5) for rate in rates))
-        seconds = time.monotonic() - began
-        assert 0.8 < sum(sizes) / (1e6 * seconds) < 1.3
-        assert min(sizes) > 0.3 * sum(sizes)
-        began = time.monotonic()
-        size = await take_all(rates[1], 0.5)
-        assert size > 0.8e6 * (time.monotonic() - began)
+        shares = [0.0, 0.0]
+        # A loop that gets no CPU time for longer than the burst loses some of the rate.
+        for _ in range(10):
+            shares = await take_shares(*rates)
+            assert sum(shares) < 1.3
+            if sum(shares) > 0.8 and min(shares) > 0.3 * sum(shares):
+                break
+        assert sum(shares) > 0.8
+        assert min(shares) > 0.3 * sum(shares)
+        alone = [await take_shares(rates[1])]
+        while len(alone) < 10 and alone[-1] <= [0.8]:
+            alone.append(await take_shares(rates[1]))
+        assert alone[-1] > [0.8]
+
+
+async def take_shares(*rates: LeasedRate) -> list[float]:
+    """Take as much as possible for half a second, and return the share of the whole rate that each got."""
+    began = time.monotonic()
+    sizes = await asyncio.gather(*(take_all(rate, 0.5) for rate in rates))
+    return [size / (1e6 * (time.monotonic() - began)) for size in sizes]
 
 
 async def test_bytes_of_a_client_that_left_while_it_waited_cost_others_nothing(link: LinkKind) -> None:
@@ -390,7 +402,7 @@ async def test_bytes_of_a_client_that_left_while_it_waited_cost_others_nothing(l
         await settle()
         waiting.cancel()
         await settle()
-        await asyncio.wait_for(rates[1].take(100), 5)
+        await asyncio.wait_for(rates[1].take(100), TIMEOUT_SECONDS)
         assert not gateway.limits._rates._tasks
 
 
@@ -400,8 +412,8 @@ async def test_throttled_uploads_end_without_the_supervisor(link: LinkKind) -> N
         waiting = asyncio.ensure_future(rate.take(3_600_000))
         await settle()
         one.limits.lose_supervisor()
-        await asyncio.wait_for(waiting, 5)
-        await asyncio.wait_for(rate.take(3_600_000), 5)
+        await asyncio.wait_for(waiting, TIMEOUT_SECONDS)
+        await asyncio.wait_for(rate.take(3_600_000), TIMEOUT_SECONDS)
 
 
 async def test_waits_for_bytes_end_with_the_worker(link: LinkKind) -> None:

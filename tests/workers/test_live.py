@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from tests.ops.live import OPENAPI, read_all, validate
-from tests.peers import RawUpstream, Wire, forward_config, problem_of
+from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, problem_of
 from tests.workers.processes import Processes, run_processes
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ async def upload_to(gateway: Processes, worker: int, stack: contextlib.AsyncExit
         client = await gateway.connect()
         stack.push_async_callback(client.close)
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 9\r\n\r\nx")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while len(await transfers(gateway)) == count:  # noqa: ASYNC110 (no event exists across processes)
                 await asyncio.sleep(0.01)
         if gateway.worker_of(client) == worker:

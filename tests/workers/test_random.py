@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers import OK, RawUpstream, Wire, forward_config, post, read_request, split_response
+from tests.peers import OK, TIMEOUT_SECONDS, RawUpstream, Wire, forward_config, post, read_request, split_response
 from tests.workers.processes import Processes, run_processes
 from tests.workers.test_counts import Series, fallen, requests_of, scrape, value
 
@@ -129,7 +129,7 @@ async def test_killed_workers_lose_nothing_that_was_sent_before(tmp_path: Path) 
             for _ in range(10):
                 await gateway.request(post(b"x"))
 
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while json.loads((await gateway.ops("/api/routes"))[1])["routes"][0]["requests"] < 10:  # noqa: ASYNC110 (no event exists: the API is asked again)
                     await asyncio.sleep(0.05)
             for pid in gateway.workers:
