@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from tests.bench.before import ROOT, environment_of
 from tests.bench.interpreter import venv_directory
@@ -155,19 +157,20 @@ def run_peer(
     certificate: Path | None = None,
     *,
     tree: Path = ROOT,
-    workers: int = 1,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     python: str = sys.executable,
 ) -> Iterator[Peer]:
     """Run one proxy in front of port `up`, serving `files`; with a certificate, TLS on both sides.
 
-    `workers` are those of the gateway. `tree` is the checkout whose Python code it runs: the gateway of another commit
-    for the peer `before`. `python` runs the peers that are Python programs. Each peer writes an access log to a file.
+    `settings` replace keys of the gateway's config. `tree` is the checkout whose Python code it runs: the gateway of
+    another commit for the peer `before`. `python` runs the peers that are Python programs. Each peer writes an access
+    log to a file.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as directory, (Path(directory) / "access.log").open("ab") as log:
         os.chmod(directory, 0o755)
         process = subprocess.Popen(
-            _command(name, (port, up), Path(directory), files, certificate, workers=workers, python=python),
+            _command(name, (port, up), Path(directory), files, certificate, settings=settings, python=python),
             cwd=tree,
             env=environment_of(tree) | ({"SSL_CERT_FILE": str(certificate)} if certificate else {}),
             # Where the gateway and HAProxy write their access log; nginx and Envoy open the file themselves.
@@ -190,16 +193,14 @@ def _command(
     files: Path,
     certificate: Path | None,
     *,
-    workers: int,
+    settings: Mapping[str, Any],
     python: str,
 ) -> list[str]:
     port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
     if name in ("gateway", "before", "profiled"):
-        settings = gateway_config((port, up), directory, files, certificate)
-        # The gateway of an older commit has no such key.
-        config.write_text(json.dumps({**settings, **({"workers": workers} if workers > 1 else {})}))
+        config.write_text(json.dumps({**gateway_config((port, up), directory, files, certificate), **settings}))
         module = "tests.bench.profiled" if name == "profiled" else "gateway"
         return [python, "-m", module, "run", "--config", str(config)]
     if name == "naive":

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.bench import workers
+from tests.bench import supervisor, workers
 from tests.bench.__main__ import QUICK, cases, comparison, run, run_quick, table
 from tests.bench.before import ROOT, check_import, checkout
 from tests.bench.peers import Setting, available
@@ -44,6 +44,14 @@ def test_benchmark_of_workers_compares_each_case_with_one_process() -> None:
     chosen = workers.cases(size=1_000_000, requests=128)
     lines = workers.table(chosen, workers.run(chosen, rounds=1)).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["1", "2"] * len(chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_benchmark_of_the_supervisor_has_limits_and_scrapes() -> None:
+    lines = supervisor.limit_table(supervisor.run_limits(requests=64, rounds=1)).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["1", "2"] * len(supervisor.LIMITS)
+    assert len(supervisor.scrape_table(supervisor.run_scrape(scrapes=2, idle_seconds=0.1)).splitlines()) == 5
 
 
 @pytest.mark.slow

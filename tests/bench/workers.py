@@ -1,9 +1,12 @@
-"""Run the benchmark of workers: the gateway with one process and with two workers; print a table, or write it down.
+"""Run the benchmark of workers: the gateway with one process and with two workers; print tables, or write them down.
 
 `share` is the CPU time of the busier worker over that of all workers. `PSS` is the memory of a worker after the
 work, with its share of what it has in common with others. CPU is that of all processes (supervisor, template,
 workers) on a core of their own. Rate and share are those on all cores, with clients and upstreams in one process
 beside the gateway, which limits the rates on a small machine.
+
+A process that has more connections serves more requests per wake-up, so that each costs less. With the same clients
+each of two workers has half of the connections; in the row "8 connections per process" each process has as many.
 """
 
 from __future__ import annotations
@@ -21,16 +24,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench import load
+from tests.bench import load, supervisor
 from tests.bench.before import ROOT
 from tests.bench.interpreter import choose
 from tests.bench.peers import Peer, cores_apart, cpu_seconds, exit_on_sigterm, run_peer
+from tests.bench.supervisor import COUNTS, REQUEST
 
 PAGE = ROOT / "docs" / "scaling.md"
 _BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
-_REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
-_COUNTS = (1, 2)
 GB = 10**9
+_SCRAPES = 10
+_IDLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Case:
     """One kind of work. `size` is in bytes for uploads, in requests for others."""
 
     name: str
-    work: Callable[[int], object]
+    #: With the port, and the number of processes that serve.
+    work: Callable[[int, int], object]
     size: int
     is_small: bool
 
@@ -59,16 +64,20 @@ Costs = dict[tuple[str, int], Cost]
 def cases(size: int, requests: int) -> list[Case]:
     """Return the cases: eight uploads of `size` bytes each, and this many small requests."""
 
-    def small(connections: int) -> Callable[[int], object]:
-        return lambda port: load.ask_small(port, _REQUEST, requests, connections)
+    def small(connections: int) -> Callable[[int, int], object]:
+        return lambda port, _: load.ask_small(port, REQUEST, requests, connections)
+
+    def small_per_process(connections: int) -> Callable[[int, int], object]:
+        return lambda port, count: load.ask_small(port, REQUEST, requests, connections * count)
 
     upload = functools.partial(load.ask_upload, size=size)
     form = functools.partial(load.ask_form, size=size)
     return [
         Case("small GET, 8 connections", small(8), requests, is_small=True),
+        Case("small GET, 8 connections per process", small_per_process(8), requests, is_small=True),
         Case("small GET, 64 connections", small(64), requests, is_small=True),
-        Case("raw upload, 8 at once", lambda port: load.at_once(8, upload, port), 8 * size, is_small=False),
-        Case("multipart, 8 at once", lambda port: load.at_once(8, form, port), 8 * size, is_small=False),
+        Case("raw upload, 8 at once", lambda port, _: load.at_once(8, upload, port), 8 * size, is_small=False),
+        Case("multipart, 8 at once", lambda port, _: load.at_once(8, form, port), 8 * size, is_small=False),
     ]
 
 
@@ -89,7 +98,7 @@ def _spend(peer: Peer, case: Case) -> tuple[dict[int, float], float]:
     """Do the work; return the CPU seconds of each process, and the seconds it took."""
     before = {pid: cpu_seconds(pid) for pid in peer.pids()}
     began = time.perf_counter()
-    case.work(peer.port)
+    case.work(peer.port, len(_workers(peer)))
     seconds = time.perf_counter() - began
     return {pid: cpu_seconds(pid) - earlier for pid, earlier in before.items()}, seconds
 
@@ -100,8 +109,8 @@ def run(chosen: list[Case], rounds: int, python: str = sys.executable) -> Costs:
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         up = stack.enter_context(load.upstream())
         peers = [
-            (count, stack.enter_context(run_peer("gateway", up, Path(directory), workers=count, python=python)))
-            for count in _COUNTS
+            (count, stack.enter_context(run_peer("gateway", up, Path(directory), settings=settings, python=python)))
+            for count, settings in ((count, {"workers": count}) for count in COUNTS)
         ]
         for number in range(rounds):
             for case in chosen:
@@ -115,7 +124,7 @@ def table(chosen: list[Case], costs: Costs) -> str:
     """Return the medians, and the CPU in relation to that of one process, as Markdown."""
     lines = ["| case | workers | CPU | x one | rate | share | PSS MiB per worker |", "|---|---|---|---|---|---|---|"]
     for case in chosen:
-        for count in _COUNTS:
+        for count in COUNTS:
             cost, base = costs[case.name, count], costs[case.name, 1]
             # Of the rounds: both run on the machine in the same state.
             ratio = statistics.median(own / one for own, one in zip(cost.cpu, base.cpu, strict=True) if one)
@@ -151,7 +160,12 @@ def main() -> int:
     options = parser.parse_args()
     chosen = cases(options.size, options.requests)
     began, build = time.monotonic(), choose()
-    text = table(chosen, run(chosen, options.rounds, build.python))
+    tables = [
+        table(chosen, run(chosen, options.rounds, build.python)),
+        supervisor.limit_table(supervisor.run_limits(options.requests // 4, options.rounds, build.python)),
+        supervisor.scrape_table(supervisor.run_scrape(_SCRAPES, _IDLE_SECONDS, build.python)),
+    ]
+    text = "\n\n".join(tables)
     print(text)
     if options.write:
         head, _, rest = PAGE.read_text().partition(_BEGIN)
