@@ -229,7 +229,7 @@ async def _serve(config: Config, gateway: Gateway | Supervisor, load: Load, sign
 
 def _banner(config: Config, gateway: Gateway | Supervisor) -> Iterator[str]:
     base = f"{'https' if config.tls else 'http'}://{gateway.address}"
-    yield f"\n  gateway {__version__} at {base}, metrics at http://{gateway.ops_address}/metrics\n"
+    yield f"\n  gateway {__version__} at {base}, live page and metrics at http://{gateway.ops_address}/\n"
     for route in RouteTable(config.routes).routes:
         yield f"  {route.name:<12} {route.action_name:<8} {describe_match(route, config.hide)}"
     yield "\n  try:"

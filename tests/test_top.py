@@ -79,9 +79,14 @@ def test_row_shows_progress_rate_and_who_took_the_time() -> None:
         "rate": "10 MB/s",
         "age": "25 s",
         "left": "75 s",
-        "waits for": "upstream_write 0 s",
+        "waits for": "upstream to read",
         "time": "ccuuuuuuuu",
     }
+
+
+def test_row_that_waits_shows_for_how_long() -> None:
+    cells = show_transfer({**ROW, "waiting_on": "upstream_response", "waiting_seconds": 12.3})
+    assert cells[HEADINGS.index("waits for")] == "model to respond 12 s"
 
 
 @pytest.mark.parametrize("legs", [{"queue": 1.0}, {"connect": 1, "filter": 1, "disk_write": 1}, {"queue": 1e-9}])
@@ -172,7 +177,11 @@ async def test_once_prints_text_or_json() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("url", "reason"), [("http://127.0.0.1:1", "cannot reach the ops port"), ("http://[", "is no URL")]
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:1", "cannot reach the ops port at http://127.0.0.1:1: connection refused"),
+        ("http://[", "is no URL"),
+    ],
 )
 async def test_port_that_cannot_be_read_is_one_line_on_standard_error(url: str, reason: str) -> None:
     code, text, errors = await run_top("--once", "--ops", url)

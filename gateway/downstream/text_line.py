@@ -1,6 +1,6 @@
 """The line of an exchange for people: what a terminal shows in place of JSON.
 
-    12:03:55 200 POST /v1/transcribe 3.90 s, up 1.2 GB at 310 MB/s, down 512 B at 40 kB/s, upstream_write 3.1 s
+    12:03:55 200 POST /v1/transcribe 3.90 s, up 1.2 GB at 310 MB/s, down 512 B at 131 B/s, mostly upstream_write 3.1 s
     12:03:59 502 GET /v1/models 2.00 s, upstream connect_refused: ...
 
 The last item is the leg that was waited for most, where it was slow enough to notice; the legs are those of the metric
@@ -62,7 +62,7 @@ def _sizes(exchange: Exchange, seconds: float) -> list[str]:
 
 def _slowest(exchange: Exchange, seconds: float) -> list[str]:
     leg, spent = max(exchange.waits.leg_seconds.items(), key=lambda item: item[1])
-    return [f"{leg} {spent:.1f} s"] if spent >= max(_SLOW_SECONDS, _SLOW_SHARE * seconds) else []
+    return [f"mostly {leg} {spent:.1f} s"] if spent >= max(_SLOW_SECONDS, _SLOW_SHARE * seconds) else []
 
 
 def _color(exchange: Exchange) -> Color:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, Final, Self
 
 import aiohttp
@@ -16,7 +17,7 @@ _ACCEPTED: Final = (200, 202)
 #: Keys of a snapshot that the screen needs.
 _KEYS: Final = ("transfers", "upstreams", "routes", "problems")
 
-#: An object of the API: its keys are in docs/ops.md.
+#: An object of the API: its keys are in /api/openapi.json.
 Row = dict[str, Any]
 
 
@@ -66,10 +67,16 @@ class OpsClient:
             async with self._session.request(method, self._url.with_path(path), allow_redirects=False) as response:
                 status, body = response.status, await response.read()
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            # TimeoutError is an OSError without a text.
-            reason = str(exc) or f"no response within {_TIMEOUT_SECONDS:g} s"
-            raise OpsError(f"cannot reach the ops port at {self._url}: {reason}") from exc
+            raise OpsError(f"cannot reach the ops port at {self._url}: {_reason(exc)}") from exc
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             hint = " (gateway top sends the environment variable OPS_TOKEN)" if status == _UNAUTHORIZED else ""
             raise OpsError(f"{self._url} refuses: {body.decode(errors='replace').strip()}{hint}")
         return status, body
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, aiohttp.ClientConnectorError) and exc.os_error.errno:
+        # aiohttp's own text repeats the address, and names TLS where there is none.
+        return os.strerror(exc.os_error.errno).lower()
+    # TimeoutError has no text.
+    return str(exc) or f"no response within {_TIMEOUT_SECONDS:g} s"

@@ -25,6 +25,19 @@ _LETTERS: Final = {
     "disk_read": "d",
     "filter": "f",
 }
+#: What is waited for, in the words of the live page.
+_WORDS: Final = {
+    "downstream_read": "client to send",
+    "downstream_write": "client to read",
+    "upstream_write": "upstream to read",
+    "upstream_read": "upstream to send",
+    "connect": "connection",
+    "upstream_response": "model to respond",
+    "queue": "free slot",
+    "disk_write": "disk to write",
+    "disk_read": "disk to read",
+    "filter": "filter",
+}
 _BAR_WIDTH: Final = 10
 _MAX_TARGET_CHARACTERS: Final = 40
 
@@ -58,7 +71,7 @@ def show_transfer(row: Row) -> tuple[str, ...]:
         f"{show_bytes(row['bytes_per_second'])}/s",
         show_seconds(row["seconds"]),
         "" if eta is None else show_seconds(eta),
-        f"{row['waiting_on']} {show_seconds(row['waiting_seconds'])}",
+        _show_wait(row),
         _time_bar(row["wait_seconds"]),
     )
 
@@ -100,6 +113,12 @@ def show_table(snapshot: Row) -> str:
 
 def _sum(rates: list[Row], key: str) -> float:
     return float(sum(rate[key] for rate in rates))
+
+
+def _show_wait(row: Row) -> str:
+    words = _WORDS.get(row["waiting_on"], row["waiting_on"])
+    # A transfer that moves waits for a moment with each chunk.
+    return f"{words} {show_seconds(row['waiting_seconds'])}" if row["waiting_seconds"] >= 1 else words
 
 
 def _progress(row: Row) -> str:
