@@ -116,7 +116,8 @@ def _sum(rates: list[Row], key: str) -> float:
 
 
 def _show_wait(row: Row) -> str:
-    words = _WORDS.get(row["waiting_on"], row["waiting_on"])
+    leg: str = row["waiting_on"]
+    words = _WORDS.get(leg, leg)
     # A transfer that moves waits for a moment with each chunk.
     return f"{words} {show_seconds(row['waiting_seconds'])}" if row["waiting_seconds"] >= 1 else words
 
