@@ -330,7 +330,15 @@ class WorkerPool:
         task = asyncio.create_task(work, name=name)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(self._report_bug)
         return task
+
+    def _report_bug(self, task: asyncio.Task[None]) -> None:
+        """Report a task that raised at once: without a place no worker is started, and nothing waits for one."""
+        exc = None if task.cancelled() else task.exception()
+        if exc is not None:
+            _log.error("bug in %r of the workers", task.get_name(), exc_info=exc)
+            self._report_failure(f"bug in {task.get_name()!r} of the workers: {exc!r}")
 
 
 async def wait_first(*events: asyncio.Event) -> None:
