@@ -244,6 +244,32 @@ async def test_drain_on_the_ops_port_drains_all_and_reports_what_is_left(tmp_pat
             assert await gateway.terminate() == 0
 
 
+async def test_drain_on_the_ops_port_lets_an_upload_end_and_responds_after_it(tmp_path: Path) -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_processes(tmp_path, forward_config(upstream.url)) as gateway:
+            await gateway.wait_started()
+            client = await gateway.connect()
+            await client.send(b"PUT / HTTP/1.1\r\nHost: gw\r\nContent-Length: 8\r\n\r\nhalf")
+            await wait_until(lambda: bool(upstream.wires))
+            draining = asyncio.create_task(gateway.ops("/drain"))
+            await gateway.wait_log("drain started", 2)
+            assert (await gateway.ops("/readyz"))[0] == 503
+            with pytest.raises(ConnectionRefusedError):
+                await gateway.connect()
+            assert not draining.done()
+            await client.send(b"half")
+            head, _, body = (await client.read_to_end()).partition(b"\r\n\r\n")
+            await client.close()
+            assert (split_response(head + b"\r\n\r\n")[0], body) == (200, b"ok")
+            assert await draining == (200, "drained, 0 exchanges left\n")
+            # Every process stays until SIGTERM.
+            assert (await gateway.ops("/healthz"))[0] == 200
+            assert len(gateway.workers) == 2
+            assert await gateway.terminate() == 0
+            (exchange,) = await gateway.wait_exchanges(1)
+            assert (exchange["outcome"], exchange["upload_bytes"]) == ("complete", 8)
+
+
 async def test_worker_that_dies_while_the_gateway_drains_is_not_replaced(tmp_path: Path) -> None:
     async with RawUpstream(hold) as upstream:
         async with run_processes(tmp_path, forward_config(upstream.url)) as gateway:

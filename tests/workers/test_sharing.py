@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.peers import (
     OK,
     TIMEOUT_SECONDS,
@@ -133,6 +134,35 @@ async def test_burst_of_connections_is_spread(tmp_path: Path, workers: int, boun
                     await client.close()
                 assert most <= bounds[0]
                 assert least >= bounds[1]
+
+
+async def test_burst_of_tls_connections_is_spread_also_after_handshakes_that_failed(tmp_path: Path) -> None:
+    """A connection counts from its accept on, and no longer than it lasts: also if its handshake fails."""
+    certificate = await asyncio.to_thread(make_certificate, tmp_path)
+    config = {
+        **forward_config("http://127.0.0.1:9"),
+        "tls": {"certificate": str(certificate.path), "key": str(certificate.key)},
+    }
+    async with run_processes(tmp_path, config, prelude=PATIENT) as gateway:
+        await gateway.wait_started()
+        for _ in range(3):
+            for _ in range(5):
+                client = await gateway.connect()
+                await client.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+                await client.read_to_end()
+                await client.close()
+            await wait_without_connections(gateway)
+            socks = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(8)]
+            context = certificate.client_context()
+            streams = [
+                await asyncio.open_connection(sock=sock, ssl=context, server_hostname="127.0.0.1") for sock in socks
+            ]
+            clients = [Wire(*each) for each in streams]
+            assert None not in owners(gateway, clients)
+            most, least = most_and_least(gateway, clients)
+            for client in clients:
+                await client.close()
+            assert (most <= 5, least >= 3) == (True, True)
 
 
 async def test_connections_that_close_and_open_stay_spread(tmp_path: Path) -> None:
