@@ -177,11 +177,14 @@ class RecentFailures:
     def __init__(self) -> None:
         self._worker = os.getpid()
         self._rows: dict[Blame, deque[FailureRow]] = {}
+        #: How many there have been, those included that are not kept any more.
+        self.count = 0
 
     def add(self, exchange: Exchange, seconds: float, blame: Blame) -> None:
         """Add an exchange that took this many seconds."""
         rows = self._rows.setdefault(blame, deque(maxlen=FAILURES_KEPT))
         rows.append(_failure_row(exchange, seconds, blame, self._worker))
+        self.count += 1
 
     def rows(self) -> list[FailureRow]:
         """Return them, the last first."""

@@ -73,6 +73,8 @@ class Kind(enum.IntEnum):
     QUERY = enum.auto()
     #: Worker: rows. Number of the QUERY, rows, whether they are the last.
     REPLY = enum.auto()
+    #: Worker: its last failures, whenever there are others: within a second, and at its end. Rows.
+    FAILURES = enum.auto()
 
 
 #: Kinds whose handlers get the pickled bytes: a thread reads them.

@@ -15,6 +15,7 @@ from gateway.observe.stats import Stats
 from gateway.ops import ConfigInForce, Readiness
 from gateway.workers.channel import Kind
 from gateway.workers.counts import WorkerCounts
+from gateway.workers.failures import SentFailures
 from gateway.workers.live import LiveQueries, Question
 from gateway.workers.pool import WorkerPool
 from gateway.workers.process import State, WorkerProcess
@@ -38,6 +39,7 @@ class WorkersView:
         self._drain = drain
         self._counts = WorkerCounts(stats)
         self._live = LiveQueries()
+        self._failures = SentFailures()
         self._processes = ProcessGroup()
         self._exposition = Exposition()
         #: Whether a worker has accepted connections.
@@ -49,6 +51,8 @@ class WorkersView:
         pool.on_end.append(self._counts.retire)
         pool.handlers[Kind.REPLY] = self._live.receive
         pool.on_end.append(self._live.forget)
+        pool.handlers[Kind.FAILURES] = self._failures.receive
+        pool.on_end.append(self._failures.retire)
 
     def close(self) -> None:
         """Stop the thread of the counts."""
@@ -110,8 +114,8 @@ class WorkersView:
         return await self._live.ask(self._pool.serving, Question.TRANSFERS)
 
     async def failures(self) -> list[FailureRow]:
-        """Return the last exchanges that failed, of workers that are there still."""
-        return await self._live.ask(self._pool.serving, Question.FAILURES)
+        """Return the last exchanges that failed, also those of workers that have ended."""
+        return self._failures.rows(await self._live.ask(self._pool.serving, Question.FAILURES))
 
     async def cancel(self, transfer_id: str, operator: str) -> bool:
         """Cancel a transfer for an operator; return whether it is under way."""

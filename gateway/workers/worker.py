@@ -35,6 +35,7 @@ from gateway.server import Gateway, Shared
 from gateway.sharing import SharedLimits
 from gateway.workers.channel import Channel, Kind
 from gateway.workers.counts import CountSender
+from gateway.workers.failures import FailureSender
 from gateway.workers.live import LiveResponder
 from gateway.workers.load import LoadRow, LoadTable
 from gateway.workers.template import enable_stack_dumps, name_process
@@ -165,7 +166,8 @@ class Worker:
         )
         self.gateway.stats.dropped_log_lines = lambda: self._writer.dropped_lines
         counts = CountSender(self.gateway, self.channel)
-        self.on_beat.append(counts.send_regularly)
+        failures = FailureSender(self.gateway.exchanges.failures, self.channel)
+        self.on_beat += [failures.send_regularly, counts.send_regularly]
         self.handlers[Kind.SCRAPE] = counts.respond
         self.handlers[Kind.QUERY] = LiveResponder(self.gateway.exchanges, self.channel, self._keep).receive
         try:

@@ -85,3 +85,34 @@ async def test_transfers_of_all_workers_are_shown_and_cancelled_where_they_are(t
             # The first worker may have got more than one of them.
             await stack.aclose()
             assert await gateway.terminate() == 0
+
+
+@pytest.mark.timeout(120)
+async def test_failures_of_a_worker_are_shown_after_its_end_and_while_it_does_not_respond(tmp_path: Path) -> None:
+    async with run_processes(tmp_path, forward_config("http://127.0.0.1:9")) as gateway:
+        await gateway.wait_started()
+        request = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+        while {row["worker"] for row in await failures(gateway)} != set(gateway.workers):
+            await gateway.request(request)
+        shown = await failures(gateway)
+        # Within a second workers send their failures, and after them their counts.
+        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+            while sum(row["requests"] for row in (await ask(gateway, "routes"))["routes"]) < len(shown):
+                pass
+        first, second = gateway.workers
+        os.kill(first, signal.SIGTERM)
+        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+            while first in gateway.workers:  # noqa: ASYNC110 (no event exists across processes)
+                await asyncio.sleep(0.01)
+        assert await failures(gateway) == shown
+        os.kill(second, signal.SIGSTOP)
+        try:
+            assert await failures(gateway) == shown
+        finally:
+            os.kill(second, signal.SIGCONT)
+        assert await gateway.terminate() == 0
+
+
+async def failures(gateway: Processes) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await ask(gateway, "failures"))["failures"]
+    return found
