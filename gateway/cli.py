@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway import __version__, memory
+from gateway.aiohttp_seam import load_certificates  # the first import of aiohttp: see `aiohttp_seam.certificates`
 from gateway.config import Config, ConfigError, Problem, Route, json_schema, load_config
 from gateway.config.contradictions import find_contradictions
 from gateway.config.values import Address
@@ -28,11 +29,11 @@ from gateway.filters import FilterContext, FilterProblem, make_filters
 from gateway.http.routing import RouteTable, describe_match
 from gateway.listener import open_listener
 from gateway.observe.log import choose_style, start_logging
+from gateway.runtime import opens_tls
 from gateway.server import Gateway, Load
 from gateway.signals import Signals
 from gateway.systemd import Notifier, take_sockets
 from gateway.threads import Threads
-from gateway.top import OpsError, read_once, run_screen
 
 if TYPE_CHECKING:
     from gateway.workers.supervisor import Supervisor
@@ -143,6 +144,10 @@ def _print_routes(config: Config) -> None:
 
 
 def _top(url: str, *, is_once: bool, is_json: bool) -> int:
+    from gateway.top import OpsError, read_once, run_screen  # noqa: PLC0415 (`run` needs nothing of it)
+
+    if url.startswith("https:"):
+        load_certificates()
     token = os.environ.get("OPS_TOKEN", "")
     try:
         if is_once:
@@ -172,6 +177,9 @@ def _start_template(config: Config) -> Template | None:
     """Return the process that workers are forked from; None for a single process, which imports nothing of this."""
     if count_workers(config) == 1:
         return None
+    if opens_tls(config):
+        # Once for all workers.
+        load_certificates()
     from gateway.workers.supervisor import start_template  # noqa: PLC0415 (see above)
 
     return start_template(choose_style(config.log.format, os.environ))

@@ -18,8 +18,10 @@ from types import TracebackType
 from typing import Final
 
 from gateway.actions import Action, make_action
+from gateway.aiohttp_seam import load_certificates
 from gateway.config import Config, Route
 from gateway.config.check import server_context
+from gateway.config.url import parse_url
 from gateway.cores import count_workers
 from gateway.filters import FilterContext, FilterFactory, make_filters
 from gateway.http.routing import RouteTable
@@ -58,11 +60,20 @@ class Prepared:
     filters: Mapping[str, Sequence[FilterFactory]]
 
 
+def opens_tls(config: Config) -> bool:
+    """Return whether the gateway opens TLS connections, to an upstream or to a URL that a client names."""
+    endpoints = [endpoint for upstream in config.upstreams.values() for endpoint in upstream.endpoints]
+    endpoints += [parse_url(prefix).endpoint for route in config.routes if route.fetch for prefix in route.fetch.allow]
+    return any(endpoint.scheme == "https" for endpoint in endpoints)
+
+
 def prepare(config: Config, limits: SharedLimits | None = None) -> Prepared:
     """Read certificates, and load filters and the library of object stores. Blocks. Raises FilterProblem, OSError.
 
     A filter of a plug-in may raise anything.
     """
+    if opens_tls(config):
+        load_certificates()
     tls = config.tls
     context = server_context(tls.certificate, tls.key) if tls is not None else None
     if any((action := route.store or route.files) is not None and action.url is not None for route in config.routes):

@@ -37,3 +37,11 @@ def test_objects_of_the_start_are_excluded_from_garbage_collection() -> None:
     script += "; print(gc.get_freeze_count() - before)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 1000
+
+
+def test_garbage_is_collected_rarely_during_imports_and_as_usual_after_the_start() -> None:
+    script = "from gateway import memory; import gc; print(gc.get_threshold()); memory.collect_rarely()"
+    script += "; print(gc.get_threshold()[1] > 10); memory.tune_memory(); print(gc.get_threshold())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, is_rare, last = done.stdout.splitlines()
+    assert (is_rare, last) == ("True", first)

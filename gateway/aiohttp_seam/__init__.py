@@ -31,6 +31,8 @@ Private names, by purpose:
   protocol class of new connections           TCPConnector._factory                               client.py
   opening of a new connection, to time it     TCPConnector._create_connection                     client.py
   kept connections; those in use              BaseConnector._conns, _keepalive_timeout, _acquired client.py
+  context of TLS connections to upstreams     aiohttp.connector._SSL_CONTEXT_VERIFIED,            certificates.py
+                                              TCPConnector._get_ssl_context
 
 Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
 
@@ -44,6 +46,7 @@ Rejected: to vendor the few classes (security fixes of aiohttp would not arrive)
 our own (the parser, the pool and MultipartReader are what aiohttp is used for).
 """
 
+from gateway.aiohttp_seam.certificates import load_certificates
 from gateway.aiohttp_seam.client import (
     ClientConnection,
     LiveConnector,
@@ -80,6 +83,7 @@ __all__ = [
     "has_buffered",
     "is_plain_tcp",
     "is_reading_paused",
+    "load_certificates",
     "set_receive_size",
     "socket_of",
 ]

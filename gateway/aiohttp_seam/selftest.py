@@ -25,6 +25,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 from yarl import URL
 
+from gateway.aiohttp_seam.certificates import client_context
 from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.server import OnLeave, ServerConnection
@@ -80,7 +81,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
         ),
     ),
     (ClientRequest, ("connection_key",)),
-    (aiohttp.TCPConnector, ("_create_connection", "connect")),
+    (aiohttp.TCPConnector, ("_create_connection", "_get_ssl_context", "connect")),
     (StreamWriter, ("chunked", "drain", "enable_chunking", "write", "write_eof")),
 )
 #: Far more than any check needs.
@@ -142,6 +143,10 @@ def check_names() -> None:
         for name in names:
             if not hasattr(owner, name) and not hasattr(instances.get(owner), name):
                 raise _failure(f"{owner.__module__}.{owner.__name__}.{name} is missing")
+    try:
+        client_context()
+    except (AttributeError, TypeError) as exc:
+        raise _failure(str(exc)) from exc
 
 
 async def check_behaviour() -> None:
@@ -273,6 +278,8 @@ async def _check_client() -> None:
         address = PoolRequest(URL.build(scheme="http", host=listener.getsockname()[0], port=listener.getsockname()[1]))
         opened: list[float] = []
         connector = LiveConnector(_NoLimit(), opened.append, limit=0)
+        over_tls = PoolRequest(address.url.with_scheme("https"))
+        _require(connector._get_ssl_context(over_tls) is client_context(), "the context of TLS connections is known")
         try:
             async with _connected(connector, address) as connection:
                 first = connection.protocol

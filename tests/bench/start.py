@@ -1,0 +1,125 @@
+"""What a gateway costs before its first request: seconds until it accepts, and memory while it is idle.
+
+One process with the config of the repository, on ports of its own, its code compiled by a start before. The seconds
+are those from the start of the interpreter to the first accepted connection, and of the processor until then; the
+memory is the resident set once it serves; `private` leaves out the pages of libraries, which several processes share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import page
+from tests.bench.before import ROOT, environment_of
+from tests.bench.interpreter import choose
+from tests.bench.peers import cpu_seconds
+from tests.ports import free_port
+
+_RUNS = 9
+_START_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start."""
+
+    seconds: float
+    cpu_seconds: float
+    resident_bytes: int
+    private_bytes: int
+
+
+def measure_starts(count: int, python: str, tree: Path = ROOT) -> list[Start]:
+    """Measure several starts of the gateway of a checkout, after one that does not count."""
+    with tempfile.TemporaryDirectory() as compiled:
+        environment = environment_of(tree) | {"PYTHONPYCACHEPREFIX": compiled}
+        # A test environment may forbid it; then every start would compile the gateway.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        return [_measure_start(python, tree, environment) for _ in range(count + 1)][1:]
+
+
+def _measure_start(python: str, tree: Path, environment: dict[str, str]) -> Start:
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "gateway.yaml"
+        port = free_port()
+        text = (tree / "config" / "gateway.yaml").read_text()
+        text = re.sub(r"(?m)^listen: \S+", f"listen: 127.0.0.1:{port}", text, count=1)
+        config.write_text(re.sub(r"(?m)^  listen: \S+", f"  listen: 127.0.0.1:{free_port()}", text, count=1))
+        environment = {**environment, "GATEWAY_UPLOADS": directory}
+        command = [python, "-m", "gateway", "run", "--config", str(config)]
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE)
+        with _stopped(process):
+            _wait_port(process, port)
+            seconds, cpu = time.perf_counter() - began, cpu_seconds(process.pid)
+            # The line says that memory is tuned and that nothing is left to be done.
+            process.stdout.readline()  # type: ignore[union-attr]  # a pipe
+            time.sleep(0.3)
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    fields = {key: int(value) * 1024 for key, value in re.findall(r"(?m)^(\w+): +(\d+) kB", rollup)}
+    return Start(seconds, cpu, fields["Rss"], fields["Private_Clean"] + fields["Private_Dirty"])
+
+
+def table(starts: list[Start]) -> str:
+    """Return the medians, and the smallest and largest figures, as Markdown."""
+    lines = [f"| medians of {len(starts)} starts | median | range |", "|---|---|---|"]
+    rows = (
+        ("seconds until the first connection is accepted", "seconds", 1, 3),
+        ("CPU seconds until then", "cpu_seconds", 1, 3),
+        ("idle: resident memory, MiB", "resident_bytes", 2**20, 1),
+        ("of it private, MiB", "private_bytes", 2**20, 1),
+    )
+    for text, name, unit, digits in rows:
+        values = [getattr(start, name) / unit for start in starts]
+        low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+        lines.append(f"| {text} | {middle} | {low}-{high} |")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _wait_port(process: subprocess.Popen[bytes], port: int) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("the gateway did not start") from None
+            time.sleep(0.001)
+        else:
+            return
+
+
+def main() -> None:
+    """Print what a start costs."""
+    parser = argparse.ArgumentParser(prog="bench.start", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to start; default: this one")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    options = parser.parse_args()
+    build = choose()
+    text = f"{build}\n\n{table(measure_starts(_RUNS, build.python, options.tree.resolve()))}"
+    print(text)
+    if options.write:
+        page.write(page.START, text)
+
+
+if __name__ == "__main__":
+    main()
