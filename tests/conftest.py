@@ -11,12 +11,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.certificates import Certificate, make_certificate
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
 from tests.peers import DEFAULTS
 from tests.s3_server import S3Server, run_s3_server
 from tests.slow_disk import SlowDisk
+
+# How long an example takes says something about the machine only.
+settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gateway")
 
 
 def pytest_collection_finish() -> None:

@@ -35,7 +35,6 @@ def explore(strategy: SearchStrategy[T], check: Callable[[T], None], *, examples
     for number in itertools.count():
         _settings = settings(
             max_examples=_EXAMPLES_A_ROUND if seconds else examples,
-            deadline=None,
             database=None,
             print_blob=False,
             suppress_health_check=list(HealthCheck),

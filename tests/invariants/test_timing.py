@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,6 +175,61 @@ async def test_transfer_below_the_minimum_rate_is_cut(leg: str) -> None:
         await client.close()
         expected = ("client_too_slow", "client") if leg == "upload" else ("upstream_idle", "upstream")
         assert (line["code"], line["blame"]) == expected
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_rate_of_a_compressed_download_is_that_of_the_bytes_on_the_wire(is_slow: bool) -> None:
+    """Its data is a hundred times as long, and at `min_rate` in either case."""
+    body = gzip.compress(bytes(40_000)) * 100
+    step = len(body) // (4000 if is_slow else 20)
+
+    async def respond(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, len(body), step):
+            await wire.send_all([body[at : at + step]])
+            await asyncio.sleep(0.03)
+
+    timeouts = {"idle": "5s", "min_rate": "4KB/s", "grace": "300ms"}
+    keys = {"upstream_timeouts": {"idle": "5s"}}
+    async with (
+        RawUpstream(respond) as upstream,
+        run_gateway(config(upstream.url, timeouts=timeouts, **keys)) as gateway,
+    ):
+        response = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
+        line = await gateway.wait_log_line()
+        assert (split_response(response)[2] == body) is not is_slow
+        assert (line["code"], line["blame"]) == (("upstream_idle", "upstream") if is_slow else (None, "none"))
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_rate_of_an_upload_that_is_decompressed_is_that_of_the_bytes_on_the_wire(
+    is_slow: bool, tmp_path: Path
+) -> None:
+    body = gzip.compress(bytes(40_000)) * 100
+    step = len(body) // (4000 if is_slow else 20)
+    route = {
+        "name": "r",
+        "match": {"prefix": "/"},
+        "store": {"directory": str(tmp_path)},
+        "filters": ["decompress"],
+        "timeouts": {"idle": "5s", "min_rate": "4KB/s", "grace": "300ms"},
+    }
+    async with run_gateway({"routes": [route]}) as gateway:
+        client = await gateway.connect()
+        head = b"PUT /a.gz HTTP/1.1\r\nHost: gw\r\nConnection: close\r\nContent-Encoding: gzip\r\n"
+        await client.send(head + b"Content-Length: %d\r\n\r\n" % len(body))
+        reading = asyncio.create_task(client.read_to_end())
+        for at in range(0, len(body), step):
+            await client.send_all([body[at : at + step]])
+            if reading.done():
+                break
+            await asyncio.sleep(0.03)
+        status, _, _ = split_response(await reading)
+        await client.close()
+        assert status == (408 if is_slow else 201)
+        sizes = [entry.stat().st_size for entry in os.scandir(tmp_path)]
+        assert sizes == ([] if is_slow else [4_000_000])
 
 
 async def test_client_that_pauses_longer_than_grace_is_not_cut() -> None:

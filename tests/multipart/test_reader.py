@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import aiohttp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
@@ -95,7 +95,6 @@ def is_ambiguous(data: bytes) -> bool:
     return b"--XBOUNDARYX" in b"\r\n" + data
 
 
-@settings(deadline=None)
 @given(parts=st.lists(NEAR_DELIMITERS, max_size=4), cuts=st.lists(st.integers(0, 10_000), max_size=40))
 def test_chunks_of_any_size_give_the_same_parts(parts: list[bytes], cuts: list[int]) -> None:
     parts = [data for data in parts if not is_ambiguous(data)]
@@ -106,7 +105,6 @@ def test_chunks_of_any_size_give_the_same_parts(parts: list[bytes], cuts: list[i
     assert inspect(split_at(body, cuts)) == expected
 
 
-@settings(deadline=None)
 @given(parts=st.lists(NEAR_DELIMITERS, max_size=3), cuts=st.lists(st.integers(0, 10_000), max_size=40))
 async def test_pulled_parts_are_byte_identical(parts: list[bytes], cuts: list[int]) -> None:
     parts = [data for data in parts if not is_ambiguous(data)]
@@ -128,7 +126,6 @@ LINES = [
 ]
 
 
-@settings(deadline=None)
 @given(
     body=st.lists(st.sampled_from(LINES), max_size=14).map(b"".join),
     cuts=st.lists(st.integers(0, 300), max_size=20),
@@ -139,7 +136,6 @@ def test_chunks_of_any_size_of_any_bytes_give_the_same_result(body: bytes, cuts:
     assert inspect(split_at(body, cuts)) == result
 
 
-@settings(deadline=None)
 @given(parts=st.lists(st.binary(max_size=200), max_size=4))
 async def test_accepted_forms_have_the_same_parts_in_aiohttp(parts: list[bytes]) -> None:
     """aiohttp's BodyPartReader is the reference for the parts of an accepted form."""

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.multipart import search
@@ -78,7 +78,6 @@ def test_file_of_near_boundaries_is_read_whole_and_its_end_is_found(boundary: by
         assert inspect(pieces, boundary=boundary) == [("f", "a", len(data))]
 
 
-@settings(deadline=None)
 @given(
     pieces=st.lists(
         st.sampled_from([b"\0", b"-", b"--", b"ab", b"aba", b"\r\n", b"--aba", b"b" * 40_000]), max_size=12

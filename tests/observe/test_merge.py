@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import Outcome
@@ -167,7 +167,6 @@ def test_adding_leaves_the_parts_as_they_are() -> None:
     assert part == take(stats)
 
 
-@settings(deadline=None)
 @given(some_stats(), some_stats(), some_stats())
 def test_order_does_not_change_a_sum(a: Stats, b: Stats, c: Stats) -> None:
     """With plain sums of fractions, a counter fell by a rounding error when a worker ended."""
@@ -177,7 +176,6 @@ def test_order_does_not_change_a_sum(a: Stats, b: Stats, c: Stats) -> None:
     assert dict(numbers(merged(c, b, a))) == expected
 
 
-@settings(deadline=None)
 @given(some_stats(), some_stats())
 def test_sum_is_that_of_the_parts_but_for_what_is_rounded_down(a: Stats, b: Stats) -> None:
     both = dict(numbers(merged(a, b)))
@@ -328,7 +326,6 @@ STEPS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(STEPS, max_size=40))
 def test_counters_never_go_back_and_are_what_was_counted(steps: list[tuple[Any, ...]]) -> None:
     """A killed worker loses what it had not sent; a name that comes back after its series ended starts at 0."""

@@ -156,8 +156,7 @@ class Llhttp:
 
 
 @pytest.mark.parametrize("is_response", [False, True])
-# Without a deadline: how long an example takes says something about the machine only.
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(elements=st.lists(ELEMENTS, max_size=30))
 def test_decoder_and_the_parser_of_aiohttp_agree(elements: list[bytes], is_response: bool) -> None:
     wire = b"".join(elements)

@@ -448,7 +448,6 @@ TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
     max_examples=60,
     stateful_step_count=50,
-    deadline=None,
     # A failure is reported as it was found: to make it smaller takes minutes.
     phases=[Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
