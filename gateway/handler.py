@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_writer import StreamWriter
+from aiohttp.streams import StreamReader
 
 from gateway.actions import match_form_route
+from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream import ClientResponse, Exchange
 from gateway.downstream.access_log import Describe, RecordLine
 from gateway.downstream.live import LiveTransfers, RecentFailures
 from gateway.errors import Blame, Fault, FaultKind
+from gateway.express import ExpressExchange, ExpressLane, HandOver
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
 from gateway.runtime import Runtime
@@ -25,6 +31,11 @@ from gateway.transfer import Timers
 #: Of responses that say that an upstream failed.
 _FIRST_FAILURE: Final = 500
 _log = logging.getLogger("gateway")
+
+#: Runs what is left of an exchange. Raises Fault.
+Act = Callable[[], Awaitable[None]]
+#: What cancels an exchange.
+Cancellable = asyncio.Task[Any] | ExpressExchange
 
 
 class ExchangeHandler:
@@ -49,8 +60,9 @@ class ExchangeHandler:
         self._record_line = record
         self._describe = describe
         self._scheme = scheme
-        #: The exchanges in flight, by their tasks.
-        self._exchanges: dict[asyncio.Task[Any] | None, Exchange] = {}
+        #: The exchanges in flight, by what cancels them: their tasks, and those of the express lane.
+        self._exchanges: dict[Cancellable, Exchange] = {}
+        self.express = ExpressLane(self)
         self.live = LiveTransfers(self._exchanges, live_waits)
         self.failures = RecentFailures()
         self.is_draining = False
@@ -69,27 +81,69 @@ class ExchangeHandler:
         self.is_draining = True
         for exchange in self._exchanges.values():
             exchange.is_draining = True
+        self.express.hand_over_all(HandOver.DRAIN)
 
     def cancel_exchanges(self) -> list[asyncio.Task[Any]]:
         """Cancel the exchanges in flight, and return their tasks."""
-        tasks = [task for task in self._exchanges if task is not None]
-        for task in tasks:
-            task.cancel()
+        tasks: list[asyncio.Task[Any]] = []
+        for each in list(self._exchanges):
+            if isinstance(each, ExpressExchange):
+                tasks.append(each.cancel_at_once())
+            elif isinstance(each, asyncio.Task):
+                each.cancel()
+                tasks.append(each)
         return tasks
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Run one exchange from its head to its end. Raises nothing but CancelledError."""
-        exchange = self._make_exchange(request)
+        connection = request.protocol
+        begun = connection.take_handed_over() if isinstance(connection, ServerConnection) else None
+        if isinstance(begun, ExpressExchange):
+            return await self.resume(begun)
+        exchange, runtime = self._make_exchange(request), self.runtime
+        return await self._run(exchange, runtime, lambda: self._find_and_act(exchange, runtime))
+
+    async def resume(self, express: ExpressExchange) -> web.StreamResponse:
+        """Run the rest of an exchange that the express lane began. Raises nothing but CancelledError."""
+        if express.must_cancel and (task := asyncio.current_task()) is not None:
+            asyncio.get_running_loop().call_soon(task.cancel)
+        self._exchanges.pop(express, None)
+        express.runtime.exchanges.__exit__(None, None, None)
+        return await self._run(express.exchange, express.runtime, express.resume)
+
+    async def _run(self, exchange: Exchange, runtime: Runtime, act: Act) -> web.StreamResponse:
         task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an exchange needs a task")
         self._exchanges[task] = exchange
-        runtime = self.runtime
         with runtime.exchanges:
             try:
-                await self._run_exchange(exchange, runtime)
+                await self._run_exchange(exchange, act)
                 await exchange.discard_request_body()
             finally:
                 del self._exchanges[task]
         return exchange.response or ClientResponse.small(500, (), b"", is_last=True)
+
+    def make_exchange(
+        self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader
+    ) -> Exchange:
+        """Return the exchange of a message: what the express lane asks for."""
+        loop = asyncio.get_running_loop()
+        no_task: Any = None
+        request = web.BaseRequest(message, payload, connection, StreamWriter(connection, loop), no_task, loop)
+        return self._make_exchange(request)
+
+    def begin(self, express: ExpressExchange) -> None:
+        """Have an exchange of the express lane among those in flight."""
+        self._exchanges[express] = express.exchange
+        self._live_waits.add(express.exchange.waits)
+        express.runtime.exchanges.__enter__()
+
+    def end(self, express: ExpressExchange) -> None:
+        """Record that an exchange of the express lane has ended."""
+        del self._exchanges[express]
+        express.runtime.exchanges.__exit__(None, None, None)
+        self._record(express.exchange)
 
     def _make_exchange(self, request: web.BaseRequest) -> Exchange:
         trusted = self.runtime.config.trusted_proxies
@@ -97,11 +151,11 @@ class ExchangeHandler:
         exchange.is_draining = self.is_draining
         return exchange
 
-    async def _run_exchange(self, exchange: Exchange, runtime: Runtime) -> None:
+    async def _run_exchange(self, exchange: Exchange, act: Act) -> None:
         self._live_waits.add(exchange.waits)
         try:
             try:
-                await self._find_and_act(exchange, runtime)
+                await act()
             except Fault as fault:
                 await exchange.fail(fault)
             except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
-from gateway.actions import Action, make_action
+from gateway.actions import Action, ForwardAction, WholeForward, make_action
 from gateway.aiohttp_seam import load_certificates
 from gateway.config import Config, Route
 from gateway.config.check import server_context
@@ -128,6 +128,8 @@ class Runtime:
                 self.stats[route.name].add_mirror()
         self.upstreams = _make_upstreams(config, resources, before)
         self.actions = self._make_actions(prepared, resources)
+        #: The steps of the express lane, by the name of the route.
+        self.express = _find_express(self.actions) if config.lanes == "auto" else {}
         #: Entered by every exchange that began with it.
         self.exchanges = InFlightCounter()
 
@@ -170,6 +172,11 @@ class Runtime:
             )
             for route in self.config.routes
         }
+
+
+def _find_express(actions: Mapping[str, Action]) -> dict[str, WholeForward]:
+    found = {name: action.whole for name, action in actions.items() if isinstance(action, ForwardAction)}
+    return {name: steps for name, steps in found.items() if steps is not None}
 
 
 def _make_upstreams(config: Config, resources: Resources, before: Runtime | None) -> dict[str, UpstreamPool]:

@@ -141,7 +141,10 @@ class Gateway:
             self._runtime.activate()
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
-            self._traffic = TrafficServer(self._handler.handle, self._handler.refuse_unread, self._timers.turns)
+            handler = self._handler
+            self._traffic = TrafficServer(
+                handler.handle, handler.refuse_unread, self._timers.turns, take=handler.express.take
+            )
             view = ProcessView(self._handler, self.stats, refresh=self.refresh_stats, drain=self.drain)
             stack.callback(view.close)
             if self._shared is None:

@@ -13,6 +13,7 @@ from gateway.actions.forward import ForwardAction
 from gateway.actions.mirror import MIRROR_SYNC_SECONDS, Mirror
 from gateway.actions.split import SplitAction
 from gateway.actions.store import StoreAction
+from gateway.actions.whole_forward import WholeForward
 from gateway.config import Route
 from gateway.config.model import Fetch, Files, Forward, Split
 from gateway.filters import FilterFactory
@@ -20,7 +21,7 @@ from gateway.storage import DirectoryStorage, Disks, make_storage
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import Resolver, UpstreamPool
 
-__all__ = ["Action", "FetchAction", "ForwardAction", "make_action", "match_form_route"]
+__all__ = ["Action", "FetchAction", "ForwardAction", "WholeForward", "make_action", "match_form_route"]
 
 
 def make_action(

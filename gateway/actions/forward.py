@@ -16,6 +16,7 @@ from gateway.actions.relay import relay
 from gateway.actions.request_head import make_request_head
 from gateway.actions.upload import check_upload, form_boundary, form_digest, refuse_empty_form
 from gateway.actions.verbatim import VerbatimBody, inspect_body
+from gateway.actions.whole_forward import WholeForward
 from gateway.config import FormFields, Route
 from gateway.config.model import Forward
 from gateway.downstream import Exchange, RequestBody
@@ -54,6 +55,21 @@ class ForwardAction:
         idle = (upstream.idle_seconds, f"{upstream.timeouts_key}.idle")
         self._upload_policy = upload_policy(route, Leg.UPSTREAM_WRITE, upstream_limits(route, *idle))
         self._response_policies = response_policies(route, *idle)
+
+    @property
+    def whole(self) -> WholeForward | None:
+        """The steps for exchanges that are here whole; None where bodies are mirrored, filtered or encoded anew."""
+        is_plain = self._mirror is None and not self._factories and not self._must_reencode_forms
+        if not is_plain or self._config.body == "multipart" or self._upstream.framing == "chunked":
+            return None
+        return WholeForward(
+            self._route,
+            self._config,
+            self._upstream,
+            self._lanes,
+            upload_policy=self._upload_policy,
+            response_policies=self._response_policies,
+        )
 
     async def close(self) -> None:
         """Cut what is still being mirrored."""

@@ -10,7 +10,7 @@ Private names, by purpose:
   ------------------------------------------  --------------------------------------------------  --------------
   recognise plain TCP; serve a connection     asyncio _SelectorSocketTransport                    transports.py
   bytes received per call                     asyncio _SelectorSocketTransport.max_size           transports.py
-  is data buffered                            StreamReader._buffer                                streams.py
+  is data buffered; a whole body              StreamReader._buffer                                streams.py
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
                                               _resume_reading_for_buffer, _buffer_paused
   has aiohttp's flow control paused reading   BaseProtocol._reading_paused                        pausable.py
@@ -20,7 +20,13 @@ Private names, by purpose:
   heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size,      server.py
                                               _msg_queue_resume_size
   refuse a head before it is complete         RequestHandler._parser                              server.py
-  does a connection wait for a request        RequestHandler._waiter                              server.py
+  does a connection wait for a request; have  RequestHandler._waiter                              server.py
+  the handler wait on
+  what the handler does before and after a    RequestHandler._parser, _buffer_paused, _manager,   server.py
+  message, for one that is taken              _resume_reading_if_drained, _keepalive_handle,
+                                              _keepalive_timeout, _next_keepalive_close_time,
+                                              _process_keepalive
+  is the connection about to be closed        RequestHandler._close, _force_close                 server.py
   requests parsed so far                      RequestHandler._request_count                       server.py
   refusal of a head that cannot be read       RequestHandler._make_error_handler                  server.py
   request being handled                       RequestHandler._current_request                     server.py
@@ -55,8 +61,8 @@ from gateway.aiohttp_seam.client import (
 )
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
-from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection
-from gateway.aiohttp_seam.streams import has_buffered
+from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection, Take
+from gateway.aiohttp_seam.streams import has_buffered, peek_buffered
 from gateway.aiohttp_seam.transports import (
     connect_accepted,
     drain_write_buffer,
@@ -75,6 +81,7 @@ __all__ = [
     "PausableStream",
     "PoolRequest",
     "ServerConnection",
+    "Take",
     "check_behaviour",
     "check_names",
     "connect_accepted",
@@ -84,6 +91,7 @@ __all__ = [
     "is_plain_tcp",
     "is_reading_paused",
     "load_certificates",
+    "peek_buffered",
     "set_receive_size",
     "socket_of",
 ]

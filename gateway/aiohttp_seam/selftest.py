@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from asyncio import selector_events
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import aiohttp
@@ -20,6 +20,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
@@ -27,9 +28,10 @@ from yarl import URL
 
 from gateway.aiohttp_seam.certificates import client_context
 from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
+from gateway.aiohttp_seam.loopback import RECEIVE_BYTES, NoLimit, listening, serving_one, tcp_pair
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
-from gateway.aiohttp_seam.server import OnLeave, ServerConnection
-from gateway.aiohttp_seam.streams import has_buffered
+from gateway.aiohttp_seam.server import ServerConnection
+from gateway.aiohttp_seam.streams import has_buffered, peek_buffered
 from gateway.aiohttp_seam.transports import connect_accepted, is_plain_tcp, set_receive_size
 
 #: As in pyproject.toml.
@@ -53,13 +55,21 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (
         RequestHandler,
         (
+            "_close",
             "_current_request",
+            "_force_close",
+            "_keepalive_handle",
+            "_keepalive_timeout",
             "_make_error_handler",
+            "_manager",
             "_max_msg_queue_size",
             "_msg_queue_resume_size",
             "_messages",
+            "_next_keepalive_close_time",
             "_parser",
+            "_process_keepalive",
             "_request_count",
+            "_resume_reading_if_drained",
             "_waiter",
             "force_close",
             "handle_error",
@@ -96,35 +106,6 @@ _FAILURES: Final = (
     aiohttp.http.HttpProcessingError,
     web.RequestPayloadError,
 )
-_RECEIVE_BYTES: Final = 4096
-#: Small, so that a few bytes reach the limits of aiohttp's flow control.
-_READ_BUFFER_BYTES: Final = 64
-
-
-class _Watched(set[int]):
-    """The descriptors that are watched."""
-
-    def start(self, descriptor: int, on_leave: OnLeave) -> None:
-        """Add a descriptor."""
-        del on_leave
-        self.add(descriptor)
-
-    def stop(self, descriptor: int, on_leave: OnLeave) -> None:
-        """Remove a descriptor."""
-        del on_leave
-        self.discard(descriptor)
-
-
-class _NoLimit:
-    """Time for every step."""
-
-    def has_time(self) -> bool:
-        """Return True."""
-        return True
-
-    def call(self, step: Callable[[], None]) -> None:
-        """Call it now."""
-        step()
 
 
 def check_names() -> None:
@@ -151,7 +132,8 @@ def check_names() -> None:
 
 async def check_behaviour() -> None:
     """Raise RuntimeError if a private name does not do what the gateway uses it for; OSError without loopback."""
-    for check in (_check_receive_size, _check_request, _check_chunked_request, _check_broken_chunk, _check_client):
+    checks = (_check_receive_size, _check_request, _check_chunked_request, _check_broken_chunk, _check_taken)
+    for check in (*checks, _check_client):
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await check()
@@ -180,7 +162,7 @@ async def _check_receive_size() -> None:
         def data_received(self, data: bytes) -> None:
             received.put_nowait(data)
 
-    with _tcp_pair() as (ours, peer):
+    with tcp_pair() as (ours, peer):
         transport = connect_accepted(ours, peer.getsockname(), Recorder())
         with contextlib.closing(transport):
             _require(transport.get_extra_info("peername") == peer.getsockname(), "a transport knows its peer's address")
@@ -221,13 +203,40 @@ async def _check_request() -> None:
         _require(not connection.watch, "_resume_transport_reading is called where it is resumed")
 
 
+async def _check_taken() -> None:
+    taken: list[tuple[RawRequestMessage, StreamReader]] = []
+
+    def take(connection: ServerConnection, message: RawRequestMessage, payload: StreamReader) -> bool:
+        taken.append((message, payload))
+        return True
+
+    async with serving_one(take) as (handled, connection, peer):
+        peer.sendall(
+            b"POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" + b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
+        )
+        await _let_loop_poll()
+        _require(len(taken) == 1 and not connection.is_waiting, "a message can be taken before the handler is woken")
+        message, payload = taken[0]
+        _require(message.path == "/1" and peek_buffered(payload) == b"abc", "StreamReader._buffer holds a whole body")
+        connection.end_taken()
+        _require([each.path for each, _ in taken] == ["/1", "/2"], "the next message is in _messages after the end")
+        connection.end_taken()
+        _require(connection.is_waiting, "_waiter is waited for after a message that was taken")
+        peer.sendall(b"GET /3 HTTP/1.1\r\nHost: a\r\n\r\n")
+        await _let_loop_poll()
+        connection.hand_over(*taken[-1], "made")
+        request = await handled
+        _require(request.path == "/3", "the handler has a message that is put back into _messages")
+        _require(connection.take_handed_over() == "made", "it finds what was made of it")
+
+
 def _unreceived(transport: asyncio.Transport | None) -> bytes:
     """Return what the peer sent that asyncio has not received."""
     if transport is None:
         return b""
     with socket.socket(fileno=socket.dup(transport.get_extra_info("socket").fileno())) as sock:
         sock.setblocking(False)
-        return sock.recv(_RECEIVE_BYTES)
+        return sock.recv(RECEIVE_BYTES)
 
 
 async def _check_chunked_request() -> None:
@@ -274,10 +283,10 @@ async def _check_broken_chunk() -> None:
 
 
 async def _check_client() -> None:
-    with _listening() as listener:
+    with listening() as listener:
         address = PoolRequest(URL.build(scheme="http", host=listener.getsockname()[0], port=listener.getsockname()[1]))
         opened: list[float] = []
-        connector = LiveConnector(_NoLimit(), opened.append, limit=0)
+        connector = LiveConnector(NoLimit(), opened.append, limit=0)
         over_tls = PoolRequest(address.url.with_scheme("https"))
         _require(connector._get_ssl_context(over_tls) is client_context(), "the context of TLS connections is known")
         try:
@@ -342,50 +351,6 @@ async def _request_under_way(
     rest_of_head: bytes,
 ) -> AsyncIterator[tuple[web.BaseRequest, ServerConnection, socket.socket]]:
     """Send a request to a server on loopback, and yield it when its handler runs."""
-    loop = asyncio.get_running_loop()
-    handled: asyncio.Future[web.BaseRequest] = loop.create_future()
-    ended = loop.create_future()
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        handled.set_result(request)
-        await ended
-        raise ConnectionResetError
-
-    server = web.Server(handle, handler_cancellation=True)
-    connection = ServerConnection(
-        server,
-        loop=loop,
-        turns=_NoLimit(),
-        receive_bytes=_RECEIVE_BYTES,
-        watch=_Watched(),
-        access_log=None,
-        auto_decompress=False,
-        read_bufsize=_READ_BUFFER_BYTES,
-        lingering_time=0,
-    )
-    with _tcp_pair() as (ours, peer):
+    async with serving_one() as (handled, connection, peer):
         peer.sendall(b"POST /a%2Fb? HTTP/1.1\r\nX-Y: \xff\r\nHost: a\r\n" + rest_of_head)
-        transport = connect_accepted(ours, peer.getsockname(), connection)
-        try:
-            yield await handled, connection, peer
-        finally:
-            transport.abort()
-            await server.shutdown()
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[socket.socket]:
-    try:
-        listener = socket.create_server(("127.0.0.1", 0))
-    except OSError:
-        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    with listener:
-        yield listener
-
-
-@contextlib.contextmanager
-def _tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Yield both ends of a TCP connection: one to give to a transport (which closes it), one to use as the peer."""
-    with _listening() as listener, socket.create_connection(listener.getsockname()[:2]) as peer:
-        ours, _ = listener.accept()
-        yield ours, peer
+        yield await handled, connection, peer

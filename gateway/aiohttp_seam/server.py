@@ -8,6 +8,15 @@
   Here such input is read and dropped first (RFC 9112 section 9.6). Delete when aiohttp does so for more than bodies.
 - aiohttp leaves a read of the request body waiting for ever after a broken chunk, hands trailers to the next request,
   and cannot continue a chunked body whose rest was read below the transport. Here our decoder decodes chunked bodies.
+
+A message that is whole may be taken (`take`) before aiohttp's handler is woken for it. The handler waits on meanwhile,
+and sees nothing of it:
+
+    call        valid                        effect
+    take        set before the first byte    asked for every whole message while the handler waits; it takes or declines
+    end_taken   once for a message taken     the handler may have the next message
+    hand_over   in place of end_taken        the handler has the message after all, with what was made of it
+    on_lost     set while one is taken       called when the connection is lost first: the handler will not have it
 """
 
 from __future__ import annotations
@@ -18,6 +27,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
@@ -61,6 +71,10 @@ class Watch(Protocol):
         ...
 
 
+#: Takes a message whose body is here, or declines it: then nothing of it may have been changed.
+Take = Callable[["ServerConnection", RawRequestMessage, StreamReader], bool]
+
+
 class _NoParser:
     """Takes the place of the parser of a connection whose head is too large."""
 
@@ -79,9 +93,13 @@ class ServerConnection(RequestHandler):
         "_discardable_bytes",
         "_discarding",
         "_feed",
+        "_handed_over",
+        "_idle_waiter",
         "_is_cut",
         "_last_message",
         "_receive_bytes",
+        "_take",
+        "on_lost",
         "was_broken",
         "watch",
     )
@@ -94,9 +112,17 @@ class ServerConnection(RequestHandler):
         turns: Turns,
         receive_bytes: int,
         watch: Watch,
+        take: Take | None = None,
         **options: Any,
     ) -> None:
         super().__init__(server, loop=loop, **options)
+        self._take = take
+        #: What aiohttp's handler waits for, while a message is taken: it must not be woken.
+        self._idle_waiter: asyncio.Future[None] | None = None
+        #: What was made of a message that the handler has after all.
+        self._handed_over: object = None
+        #: Called when the connection is lost while a message is taken.
+        self.on_lost: Callable[[], None] | None = None
         self.watch = watch
         self._descriptor = -1
         #: Whether bytes that were written are dropped.
@@ -144,6 +170,10 @@ class ServerConnection(RequestHandler):
         self.was_broken = exc is not None or self._is_cut
         super().connection_lost(exc)
         self._feed.close()
+        self._idle_waiter = None
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost()
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
@@ -154,7 +184,81 @@ class ServerConnection(RequestHandler):
             return
         if not data and self._feed.decoder is None:
             self.parse(b"")
-        self._feed.receive(data)
+        waiter = self._waiter
+        if self._take is None or waiter is None or waiter.done():
+            self._feed.receive(data)
+            return
+        # aiohttp would wake its handler.
+        self._waiter = None
+        try:
+            self._feed.receive(data)
+        finally:
+            self._waiter = waiter
+        if self._messages:
+            self._offer(waiter)
+
+    def _offer(self, waiter: asyncio.Future[None]) -> None:
+        """Have the next message taken, or wake aiohttp's handler for it."""
+        message, payload = self._messages[0]
+        transport, take = self.transport, self._take
+        if (
+            take is not None
+            and isinstance(message, RawRequestMessage)
+            and payload.is_eof()
+            and not (self._close or self._force_close or transport is None or transport.is_closing())
+        ):
+            self._messages.popleft()
+            self._waiter, self._idle_waiter = None, waiter
+            if take(self, message, payload):
+                return
+            self._waiter, self._idle_waiter = waiter, None
+            self._messages.appendleft((message, payload))
+        waiter.set_result(None)
+
+    def end_taken(self) -> None:
+        """Go on with the next message: the exchange of the one that was taken has ended, and the connection is kept."""
+        waiter, self._idle_waiter = self._idle_waiter, None
+        self.on_lost = None
+        if waiter is None:
+            return
+        # While there is no waiter, parsing wakes nothing.
+        self._begin_message()
+        self._end_message()
+        self._waiter = waiter
+        if self._close or self._force_close:
+            waiter.cancel()
+        elif self._messages:
+            self._offer(waiter)
+
+    def _begin_message(self) -> None:
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        if self._manager is not None:
+            self._manager.requests_count += 1
+
+    def _end_message(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_keepalive_close_time = close_time = loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = loop.call_at(close_time, self._process_keepalive)
+
+    def hand_over(self, message: RawRequestMessage, payload: StreamReader, made: object) -> None:
+        """Have aiohttp's handler go on with the message that was taken; `made` is what `handed_over` returns then."""
+        waiter, self._idle_waiter = self._idle_waiter, None
+        self._handed_over = made
+        self._messages.appendleft((message, payload))
+        self._waiter = waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def take_handed_over(self) -> object:
+        """Return what `hand_over` was called with for the message that the handler has now; None without."""
+        made, self._handed_over = self._handed_over, None
+        if made is not None:
+            self.on_lost = None
+        return made
 
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""

@@ -1,4 +1,4 @@
-"""aiohttp's StreamReader: whether it holds data.
+"""aiohttp's StreamReader: whether it holds data, and which.
 
 Its limits have a public setter (`set_read_chunk_size`).
 """
@@ -15,3 +15,14 @@ def has_buffered(stream: StreamReader) -> bool:
     buffer. Verified against aiohttp 3.14.5; delete when StreamReader has a public method for it.
     """
     return bool(stream._buffer)
+
+
+def peek_buffered(stream: StreamReader) -> bytes:
+    """Return what the stream holds, of which nothing was read; it stays unread. b"" for aiohttp's stand-in, see above.
+
+    Verified against aiohttp 3.14.5.
+    """
+    buffer = getattr(stream, "_buffer", None)
+    if not buffer:
+        return b""
+    return buffer[0] if len(buffer) == 1 else b"".join(buffer)

@@ -375,8 +375,8 @@ class Config(Section):
     )
     lanes: Lanes = Field(
         "auto",
-        description="How bytes are moved. `auto`: the fastest lane both connections allow (direct or splice, copy "
-        "otherwise). `copy`: always through aiohttp's transports and parsers.",
+        description="How bytes are moved. `auto`: the fastest lane both connections allow (direct or splice; express "
+        "for small exchanges; copy otherwise). `copy`: always through aiohttp's transports and parsers, in a task.",
     )
     upstreams: dict[Name, Upstream] = Field({}, description="Upstream services by name.")
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(

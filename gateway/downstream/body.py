@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from gateway.aiohttp_seam import PausableStream, ServerConnection, is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam import PausableStream, ServerConnection, is_plain_tcp, peek_buffered, set_receive_size
 from gateway.errors import Fault, FaultKind
 from gateway.transfer import ChunkedRawBody, RawBody, SizedRawBody, open_raw_socket
 
@@ -53,6 +53,10 @@ class RequestBody:
     def has_begun(self) -> bool:
         """Whether any byte of it was received."""
         return self._content.total_bytes > 0
+
+    def peek(self) -> bytes:
+        """Return the body, which was received whole and not read; it stays unread."""
+        return peek_buffered(self._content)
 
     def unread(self, chunks: Iterable[bytes]) -> None:
         """Give back what was read, to be read again first."""

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.aiohttp_seam import HeadTooLarge, ServerConnection
+from gateway.aiohttp_seam import HeadTooLarge, ServerConnection, Take
 from gateway.downstream.leaving import LeaveWatch
 from gateway.downstream.response import ClientResponse
 from gateway.errors import Fault, FaultKind
@@ -53,6 +53,7 @@ class TrafficConnection(ServerConnection):
             loop=loop,
             turns=server.turns,
             watch=watch,
+            take=server.take,
             # The listening socket has it, with times of its own.
             tcp_keepalive=False,
             receive_bytes=RECEIVE_BYTES,
@@ -108,9 +109,11 @@ _ROOM: Final = 64
 class TrafficServer(web.Server):
     """Makes a TrafficConnection for each client."""
 
-    def __init__(self, handle: Handle, refuse_unread: RefuseUnread, turns: Turns) -> None:
+    def __init__(self, handle: Handle, refuse_unread: RefuseUnread, turns: Turns, take: Take | None = None) -> None:
         #: Of the bodies of all connections.
         self.turns = turns
+        #: Takes whole messages before `handle` is called for them.
+        self.take = take
         # handler_cancellation: a client that leaves while nothing is sent is noticed at once, not at the next event.
         super().__init__(handle, handler_cancellation=True)
         self._refuse_unread = refuse_unread

@@ -268,6 +268,16 @@ class Exchange:
         await self._send_head(self.response)
         return self.response
 
+    def send_whole(self, status: int, reason: bytes, headers: Headers, body: bytes, length: int | None) -> bool:
+        """Write a whole response in one step, while the client is connected; return whether the kernel took all of it.
+
+        `length` is that of the head: None is not known, and without a body it may be any.
+        """
+        self.response = ClientResponse(status, reason, headers, length=length, is_last=self._must_close)
+        is_sent = self.response.send_whole(self._request, body)
+        self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
+        return is_sent
+
     async def reply(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         """Send a whole response. Raises Fault CLIENT_LEFT."""
         headers = [*default_headers(self.trace), *headers]

@@ -62,7 +62,7 @@ class LiveTransfers:
 
     def __init__(
         self,
-        exchanges: Mapping[asyncio.Task[Any] | None, Exchange],
+        exchanges: Mapping[Any, Exchange],
         live_waits: LiveWaits,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -105,7 +105,7 @@ class LiveTransfers:
         """Cancel an exchange for an operator; return it, None if there is none under way with this id."""
         for task, exchange in self._exchanges.items():
             seen = self._seen.get(exchange)
-            if seen is not None and task is not None and self._id(seen) == transfer_id:
+            if seen is not None and self._id(seen) == transfer_id:
                 if not self._is_under_way(exchange):
                     return None
                 if not exchange.is_operator_cancelled:

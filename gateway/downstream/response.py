@@ -103,6 +103,23 @@ class ClientResponse(web.StreamResponse):
             transport.write(head)
         return writer
 
+    def send_whole(self, request: web.BaseRequest, body: bytes) -> bool:
+        """Write the head and the whole body in one step, in place of `prepare`, `write` and `end`.
+
+        Returns whether the kernel took all of it. The rest is waited for with `flush`.
+        """
+        writer, transport = request.writer, request.transport
+        if not isinstance(writer, StreamWriter) or transport is None:
+            return False
+        self._writer, self._transport, self._is_done = writer, transport, True
+        self._keeps_connection = request.keep_alive and not self._is_last
+        headers = [*self._message_headers, *self._frame(request, writer)]
+        head = encode_head(f"HTTP/1.1 {self.status} ".encode() + self._phrase, headers)
+        if self._length is None and self._has_body:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        transport.write(head + body)
+        return not transport.get_write_buffer_size()
+
     def _send_held_head(self) -> None:
         head, self._held_head = self._held_head, b""
         if head and self._transport is not None and not self._transport.is_closing():
@@ -168,6 +185,8 @@ class ClientResponse(web.StreamResponse):
 
     async def end(self) -> None:
         """Send the end of the body and wait until it has left. Raises Fault CLIENT_LEFT."""
+        if self._is_done and not self._is_cut:
+            await self.flush()
         if self._is_done or self._is_cut or self._writer is None:
             return
         self._send_held_head()

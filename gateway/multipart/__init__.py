@@ -10,6 +10,7 @@ writes re-encoded forms.
 from gateway.multipart.content import FormContent
 from gateway.multipart.disposition import Disposition, boundary_of, parse_disposition
 from gateway.multipart.inspect import EndedPart, PartInspector
+from gateway.multipart.quick import QuickPart, read_quickly
 from gateway.multipart.reader import FormParts, Part, PartKind, PartReader
 from gateway.multipart.strict import check_strict
 from gateway.multipart.writer import FormField, FormWriter, quote_name
@@ -25,8 +26,10 @@ __all__ = [
     "PartInspector",
     "PartKind",
     "PartReader",
+    "QuickPart",
     "boundary_of",
     "check_strict",
     "parse_disposition",
     "quote_name",
+    "read_quickly",
 ]

@@ -6,7 +6,7 @@ too slow, `turns` shares the event loop between them.
 
 from gateway.transfer.exhaustion import descriptor_fault, exhaustion_fault
 from gateway.transfer.keepalive import open_socket, set_keepalive
-from gateway.transfer.lanes import BodyReader, Lanes
+from gateway.transfer.lanes import BodyReader, LaneName, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
 from gateway.transfer.progress import Progress, acknowledged_bytes, no_progress
 from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
@@ -20,6 +20,7 @@ __all__ = [
     "BodyReader",
     "ChunkedRawBody",
     "Filter",
+    "LaneName",
     "Lanes",
     "LegLimits",
     "Progress",

@@ -7,6 +7,8 @@
 | splice | the socket, into a pipe    | the pipe, into the socket  | both ends plain TCP, nothing sees the bytes  |
 | splice | a file, by sendfile        | (the same call)            | a file to a plain TCP client                 |
 
+Bodies on the express lane (`gateway.express`) are passed on whole, by nothing of this.
+
 Behaviour, counting and limits are the same on each: a lane only replaces what `pump` reads from and writes to. A body
 that an action consumes itself (to disk, file by file, encoded anew) is read by `BodyReader`, below aiohttp where that
 can be done.
@@ -44,6 +46,7 @@ class LaneName(enum.StrEnum):
     COPY = "copy"
     DIRECT = "direct"
     SPLICE = "splice"
+    EXPRESS = "express"
 
 
 class PausableSource(Source, Protocol):

@@ -185,6 +185,15 @@ class Transfer:
         """Watch for stalls while the block runs; `acknowledged` is the progress of the peer that is written to."""
         return Watched(self, acknowledged)
 
+    def pass_whole(self, size: int, lane: str) -> None:
+        """Start, and count the whole body: it was passed on in one step. `end` or leaving a block is to follow."""
+        meter = self.meter
+        meter.start()
+        meter.lane = lane
+        if size:
+            meter.count(size)
+        self.is_exhausted = self._is_complete = True
+
     def fail(self, fault: Fault) -> None:
         """Record what broke the body, if nothing did before."""
         self.fault = self.fault or fault

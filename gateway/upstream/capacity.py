@@ -38,6 +38,14 @@ class Capacity(Protocol):
         """Give up what is left; nothing uses the upstream any more."""
         ...
 
+    def try_take(self) -> bool:
+        """Take a slot if one is free; return whether there was one."""
+        ...
+
+    def give_back(self) -> None:
+        """Give a slot back."""
+        ...
+
     async def __aenter__(self) -> None:
         """Take a slot. Raises Fault QUEUE_FULL or QUEUE_TIMEOUT (503); cancelling leaves the queue."""
         ...
@@ -85,18 +93,29 @@ class CapacityLimiter:
         """Whether taking a slot has to wait."""
         return self.taken >= self._slots or bool(self._waiters)
 
+    def try_take(self) -> bool:
+        """Take a slot if one is free; return whether there was one."""
+        if self.taken >= self._slots or self._waiters:
+            return False
+        self.taken += 1
+        return True
+
+    def give_back(self) -> None:
+        """Free a slot, and give it to the next in the queue."""
+        self.taken -= 1
+        if self._waiters:
+            self._admit()
+
     async def __aenter__(self) -> None:
         """Take a slot. Raises Fault QUEUE_FULL or QUEUE_TIMEOUT (503); cancelling leaves the queue."""
-        if self.is_full:
+        if not self.try_take():
             await self._queue()
-        else:
-            self.taken += 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the slot back."""
-        self._release()
+        self.give_back()
 
     async def _queue(self) -> None:
         stats = self._stats
@@ -112,19 +131,13 @@ class CapacityLimiter:
                 raise queue_timeout(stats.upstream, self._queue_seconds) from None
         except asyncio.CancelledError:
             if waiter.has_slot:
-                self._release()
+                self.give_back()
             raise
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             stats.queue_length = len(self._waiters)
             stats.queue_seconds.observe(asyncio.get_running_loop().time() - waiter.since)
-
-    def _release(self) -> None:
-        """Free a slot, and give it to the next in the queue."""
-        self.taken -= 1
-        if self._waiters:
-            self._admit()
 
     def _admit(self) -> None:
         """Give free slots to those that wait longest. Never awaits: a slot cannot be lost between."""

@@ -59,6 +59,15 @@ class LeasedLimiter:
         """Slots that exchanges of this worker hold."""
         return self._leases.used
 
+    def try_take(self) -> bool:
+        """Take a slot if a lease is at hand; return whether there was one."""
+        return self._leases.take()
+
+    def give_back(self) -> None:
+        """Give a slot back."""
+        if (waiter := self._leases.release()) is not None:
+            self._admit(waiter)
+
     async def __aenter__(self) -> None:
         """Take a slot. Raises Fault QUEUE_FULL or QUEUE_TIMEOUT (503); cancelling leaves the queue."""
         if not self._leases.take():
@@ -68,8 +77,7 @@ class LeasedLimiter:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the slot back."""
-        if (waiter := self._leases.release()) is not None:
-            self._admit(waiter)
+        self.give_back()
 
     async def _queue(self) -> None:
         leases, stats = self._leases, self._stats

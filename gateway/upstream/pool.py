@@ -96,6 +96,12 @@ class UpstreamPool:
             self._count_response(started.state, response)
         return response
 
+    def abandon(self, started: Started, exc: BaseException) -> None:
+        """Close a request that was started and whose response was not received."""
+        if started.request.connection is not None:
+            started.request.close(is_whole=False)
+            self._count_failure(started.state, exc)
+
     async def send(
         self,
         head: RequestHead,

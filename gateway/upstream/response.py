@@ -12,7 +12,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
-from gateway.aiohttp_seam import PausableStream, detach_parser, has_buffered, is_reading_paused
+from gateway.aiohttp_seam import PausableStream, detach_parser, has_buffered, is_reading_paused, peek_buffered
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.transfer import SizedRawBody, open_raw_socket
@@ -88,6 +88,10 @@ class UpstreamResponse:
             return await self._content.readany()
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             raise self._lost() from exc
+
+    def take_whole(self) -> bytes:
+        """Return the body, which was received whole and not read."""
+        return peek_buffered(self._content)
 
     @property
     def is_whole(self) -> bool:

@@ -37,6 +37,7 @@ ROWS = (
     ("storage",),
     ("actions",),
     ("runtime", "listener"),
+    ("express",),
     ("handler", "ops"),
     ("drain", "process_view"),
     ("server", "memory", "top"),

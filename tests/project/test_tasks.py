@@ -28,6 +28,7 @@ MAKERS = {
     "upstream/request.py": "UpstreamRequest keeps the task that sends the body, and `stop` cancels it",
     "actions/mirror.py": "Mirror keeps the tasks of its copies; they outlive the exchange, and `close` ends them",
     "actions/split.py": "`_wait_first` makes one task per wait and cancels those that are left before it returns",
+    "express/lane.py": "ExpressLane keeps the tasks of exchanges that are cancelled; each ends at its first wait",
     "storage/bucket.py": "the upload keeps the task of its commit, and awaits it also when it is cancelled",
     "storage/object.py": "the object upload keeps the task that sends its parts, and its `commit` awaits it",
 }

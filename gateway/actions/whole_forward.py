@@ -1,0 +1,154 @@
+"""forward, for requests that are here whole and responses that come at once: the steps of the express lane.
+
+`start`, `receive`, `pass_on` and `end` return without waiting. `resume` and `send_rest` go on with such an exchange
+where something has to be waited for after all: from there on it is the same as any other.
+
+    call                    valid                     effect
+    start(exchange)         once                      the request was sent, a slot is taken; or None, nothing changed
+    receive(started)        after start               the response, if its head is here; it is passed on next
+    pass_on(exchange, ..)   after receive             the response was written; returns whether it was sent, too
+    end(exchange)           after pass_on             both transfers are complete
+    resume(exchange, ..)    after start, no receive   in place of the last three
+    send_rest(exchange)     after pass_on             in place of `end`
+    abandon(exchange, ..)   after start               in place of all: after a bug
+    give_back()             once, after start         the slot is free
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from gateway.actions.policies import ResponsePolicies
+from gateway.actions.relay import relay
+from gateway.actions.request_head import make_request_head
+from gateway.actions.upload import check_upload, form_boundary, refuse_empty_form
+from gateway.config import Route
+from gateway.config.model import Forward
+from gateway.downstream import Exchange
+from gateway.errors import Outcome
+from gateway.http.headers import response_headers
+from gateway.http.routing import RouteMatch
+from gateway.multipart import QuickPart, read_quickly
+from gateway.transfer import LaneName, Lanes, TransferPolicy
+from gateway.upstream import Started, UpstreamPool, UpstreamResponse
+
+
+class WholeForward:
+    """The steps of one route."""
+
+    def __init__(
+        self,
+        route: Route,
+        config: Forward,
+        upstream: UpstreamPool,
+        lanes: Lanes,
+        *,
+        upload_policy: TransferPolicy,
+        response_policies: ResponsePolicies,
+    ) -> None:
+        self._route = route
+        self._config = config
+        self._upstream = upstream
+        self._lanes = lanes
+        self._upload_policy = upload_policy
+        self._response_policies = response_policies
+
+    def start(self, exchange: Exchange, matched: RouteMatch) -> Started | None:
+        """Send the request, which is here whole, without waiting; None if that cannot be done.
+
+        Then nothing was changed. Raises Fault for a request that is to be refused.
+        """
+        body, parts = b"", list[QuickPart]()
+        if exchange.body is not None:
+            body = exchange.body.peek()
+            found = self._read_parts(exchange, body)
+            if found is None:
+                return None
+            parts = found
+        elif self._config.multipart != "opaque":
+            refuse_empty_form(exchange)
+        if not self._upstream.capacity.try_take():
+            return None
+        kept = self._upstream.take_kept()
+        if kept is None:
+            self.give_back()
+            return None
+        state, connection = kept
+        head = make_request_head(exchange, matched.path, host=self._config.host, framing=self._upstream.framing)
+        exchange.upstream = self._upstream.name
+        exchange.record_endpoint(state.endpoint)
+        exchange.record_connected()
+        for part in parts:
+            exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
+        if exchange.body is not None:
+            upload = exchange.begin_upload(self._upload_policy, ())
+            upload.pass_whole(len(body), LaneName.EXPRESS)
+        return self._upstream.start(state, connection, head, body)
+
+    def receive(self, started: Started) -> UpstreamResponse | None:
+        """Take the response; None if its head has to be judged by `resume`."""
+        return self._upstream.receive(started)
+
+    def pass_on(self, exchange: Exchange, response: UpstreamResponse) -> bool:
+        """Write a response that is here whole; return whether the kernel has taken all of it."""
+        body = response.take_whole()
+        policies = self._response_policies
+        policy = policies.endless if response.body_length is None else policies.sized
+        headers = response_headers(response.headers, exchange.trace)
+        is_sent = exchange.send_whole(response.status, response.reason, headers, body, response.length)
+        exchange.begin_download(policy, response, response.body_length).pass_whole(len(body), LaneName.EXPRESS)
+        response.release()
+        return is_sent
+
+    def end(self, exchange: Exchange) -> None:
+        """End both transfers."""
+        for transfer in (exchange.upload, exchange.download):
+            if transfer is not None:
+                transfer.end(Outcome.COMPLETE)
+
+    async def resume(self, exchange: Exchange, started: Started) -> None:
+        """Wait for the response to the request that was sent, and pass it on.
+
+        Raises Fault; cancelling cuts both peers.
+        """
+        with contextlib.ExitStack() as stack:
+            if exchange.upload is not None:
+                stack.push(exchange.upload)
+            response = await self._upstream.send(
+                started.head,
+                None,
+                on_endpoint=exchange.record_endpoint,
+                on_connected=exchange.record_connected,
+                started=started,
+            )
+            async with response:
+                await relay(exchange, response, self._response_policies, self._lanes, upload=exchange.upload)
+
+    async def send_rest(self, exchange: Exchange) -> None:
+        """Wait until the client has taken the response that was written. Raises Fault; cancelling cuts the client."""
+        download, sink = exchange.download, exchange.response
+        with contextlib.ExitStack() as stack:
+            for transfer in (exchange.upload, download):
+                if transfer is not None:
+                    stack.push(transfer)
+            if download is not None and sink is not None:
+                with download.watched(sink.acknowledged):
+                    download.meter.wait_on(download.policy.write_leg)
+                    await sink.end()
+
+    def abandon(self, exchange: Exchange, started: Started, bug: Exception) -> None:
+        """Close the request after a bug."""
+        self._upstream.abandon(started, bug)
+        for transfer in (exchange.upload, exchange.download):
+            if transfer is not None:
+                transfer.end(Outcome.BUG)
+
+    def give_back(self) -> None:
+        """Give the slot back."""
+        self._upstream.capacity.give_back()
+
+    def _read_parts(self, exchange: Exchange, body: bytes) -> list[QuickPart] | None:
+        """Check the body; return the parts of a form, None if its reader has to read it. Raises Fault."""
+        check_upload(exchange, self._route)
+        boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
+        return [] if boundary is None else read_quickly(body, boundary, self._route.limits)

@@ -1,0 +1,154 @@
+"""Takes messages for the express lane, and has the exchanges under way.
+
+One timer for all of them looks a few times per second for those that take long, and hands them over; it runs only while
+there are any. So a request costs no timer, and one that takes minutes is a task like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
+
+from gateway.aiohttp_seam import ServerConnection
+from gateway.downstream import Exchange
+from gateway.errors import Fault
+from gateway.express.exchange import ExpressExchange, HandOver
+from gateway.runtime import Runtime
+
+#: A request body up to this size is taken.
+_MAX_BODY_BYTES: Final = 32 * 1024
+_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_VERSION: Final = (1, 1)
+#: Exchanges that are older than this are handed over; looked for as often.
+_SLOW_SECONDS: Final = 0.05
+#: Handed over in one turn of the loop.
+_BATCH: Final = 200
+_log = logging.getLogger("gateway")
+
+
+class Host(Protocol):
+    """Has every exchange, and runs those of the normal path."""
+
+    #: The one in force.
+    runtime: Runtime
+    is_draining: bool
+
+    def make_exchange(
+        self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader
+    ) -> Exchange:
+        """Return the exchange of a message."""
+        ...
+
+    def begin(self, express: ExpressExchange) -> None:
+        """Have it among the exchanges in flight."""
+        ...
+
+    def end(self, express: ExpressExchange) -> None:
+        """Record that it has ended, and have it no more."""
+        ...
+
+    def resume(self, express: ExpressExchange) -> Coroutine[Any, Any, object]:
+        """Run the rest of it in the normal path."""
+        ...
+
+
+class ExpressLane:
+    """The express lane of one gateway."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        #: The exchanges that are on the lane, in the order in which they began.
+        self.under_way: dict[ExpressExchange, None] = {}
+        #: How many went on in the normal path, by why.
+        self.handed_over: Counter[HandOver] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+        #: Tasks of exchanges whose client has left.
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def take(self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Begin the exchange of a message that was received whole; return False, with nothing changed, to decline."""
+        if message.method not in _METHODS or message.version != _VERSION or message.upgrade or message.chunked:
+            return False
+        if self._host.is_draining or payload.total_bytes > _MAX_BODY_BYTES:
+            return False
+        try:
+            return self._begin(connection, message, payload)
+        except Fault:
+            # The normal path refuses it.
+            return False
+        except Exception:
+            _log.exception("bug in the express lane: the request is left to the normal path")
+            return False
+
+    def _begin(self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Find the route, and have its action send the request. Raises Fault, with nothing changed."""
+        runtime = self._host.runtime
+        exchange = self._host.make_exchange(connection, message, payload)
+        target = exchange.check_head()
+        if target.path == "*" or exchange.headers.first(b"expect") is not None:
+            return False
+        matched = runtime.table.find(
+            host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
+        )[0]
+        name = matched.route.name
+        action = runtime.express.get(name)
+        if action is None:
+            return False
+        exchange.enter_route(matched.route, runtime.stats[name])
+        started = action.start(exchange, matched)
+        if started is None:
+            return False
+        exchange.stats.in_flight += 1
+        express = ExpressExchange(
+            self, (connection, message, payload), exchange, runtime=runtime, begun=(action, started)
+        )
+        self.under_way[express] = None
+        self._host.begin(express)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._sweep)
+        return True
+
+    def end(self, express: ExpressExchange) -> None:
+        """Record the end of an exchange."""
+        del self.under_way[express]
+        self._host.end(express)
+
+    def leave(self, express: ExpressExchange, reason: HandOver) -> None:
+        """Record that an exchange goes on in the normal path."""
+        del self.under_way[express]
+        self.handed_over[reason] += 1
+
+    def hand_over_all(self, reason: HandOver) -> None:
+        """Hand over every exchange under way."""
+        for express in list(self.under_way):
+            express.hand_over(reason)
+
+    def run_cancelled(self, express: ExpressExchange) -> asyncio.Task[Any]:
+        """Run the rest of an exchange in a task that is cancelled at its first wait: it ends as one that had a task."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._host.resume(express), name="gateway exchange")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # After its first step: before it, nothing of the exchange would run.
+        loop.call_soon(task.cancel)
+        return task
+
+    def _sweep(self) -> None:
+        """Hand over the exchanges that take long."""
+        latest = time.monotonic() - _SLOW_SECONDS
+        slow = itertools.takewhile(lambda express: express.exchange.started <= latest, self.under_way)
+        batch = list(itertools.islice(slow, _BATCH))
+        for express in batch:
+            express.hand_over(HandOver.SLOW)
+        self._timer = None
+        if self.under_way:
+            seconds = _SLOW_SECONDS if len(batch) < _BATCH else 0
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep)

@@ -1,0 +1,427 @@
+"""What the express lane hands over to the normal path, and that everything ends there as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.config import parse_config
+from gateway.express import HandOver
+from gateway.observe.stats import Direction
+from tests.express.scene import GET, POST, PUT, Scene, read_ok, run_scene, serve_ok
+from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, split_response, wait_until
+from tests.scenes import assert_adds_up
+
+REQUESTS = pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
+
+
+class Held:
+    """An upstream that responds when it is told to."""
+
+    def __init__(self, response: bytes = OK) -> None:
+        self._response = response
+        self._released = asyncio.Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def __call__(self, wire: Wire) -> None:
+        await self._released.wait()
+        await wire.send(self._response)
+
+
+async def never(wire: Wire) -> None:
+    """Wait until the gateway ends the connection."""
+    await wire.read_to_end()
+
+
+def pieces(*data: bytes) -> Any:
+    """Return what sends pieces as segments of their own."""
+
+    async def serve(wire: Wire) -> None:
+        for piece in data:
+            await wire.send(piece)
+            # Let the gateway receive it.
+            await asyncio.sleep(0.002)  # no event: nothing shows that the gateway has received a part of a body
+
+    return serve
+
+
+@REQUESTS
+async def test_warmed_connection_takes_the_express_lane_and_its_legs_add_up(request_bytes: bytes) -> None:
+    async with run_scene() as scene:
+        await scene.send(request_bytes, serve_ok)
+        await read_ok(scene.client)
+        line = await scene.last_line()
+        assert line["download_lane"] == "express"
+        assert line["upload_lane"] == ("express" if request_bytes is POST else None)
+        assert line["outcome"] == line["download"] == "complete"
+        assert_adds_up(line)
+        assert not scene.lane.handed_over
+        assert scene.gateway.stats.routes["r"].transfers[Direction.DOWNLOAD].lanes["express"] == 1
+
+
+@REQUESTS
+async def test_slow_response_is_handed_over_and_arrives(request_bytes: bytes) -> None:
+    held = Held()
+    async with run_scene() as scene:
+        await scene.send(request_bytes, held)
+        await scene.handed_over(HandOver.SLOW)
+        rows = await scene.gateway.gateway.exchanges.live.rows()
+        assert [row["waiting_on"] for row in rows] == ["upstream_response"]
+        assert scene.taken == 1
+        held.release()
+        await read_ok(scene.client)
+        line = await scene.last_line()
+        assert line["outcome"] == "complete"
+        assert line["wait_seconds"]["upstream_response"] > 0.03
+        assert_adds_up(line)
+        assert len(scene.requests) == 2
+        assert sum(scene.gateway.stats.upstreams["up"].response_seconds.counts) == 2
+        await scene.goes_on()
+
+
+@REQUESTS
+async def test_response_that_never_comes_is_a_response_timeout(request_bytes: bytes) -> None:
+    async with run_scene(upstream_keys={"timeouts": {"response": "0.2s"}}) as scene:
+        await scene.send(request_bytes, never)
+        response = await scene.client.read_head()
+        assert b" 504 " in response
+        assert (await scene.last_line())["code"] == "response_timeout"
+        assert len(scene.requests) == 2
+
+
+@REQUESTS
+@pytest.mark.parametrize("is_handed_over", [False, True], ids=["before", "after"])
+async def test_client_that_leaves_ends_the_exchange_and_the_upstream_request(
+    request_bytes: bytes, is_handed_over: bool
+) -> None:
+    async with run_scene(upstream_keys={"max_in_flight": 1}) as scene:
+        await scene.send(request_bytes, never)
+        if is_handed_over:
+            await scene.handed_over(HandOver.SLOW)
+        await scene.client.close()
+        await scene.upstream.wait_finished()
+        line = await scene.last_line()
+        assert (line["outcome"], line["blame"]) == ("client_left", "client")
+        assert_adds_up(line)
+        assert len(scene.gateway.log) == 2
+        await scene.reconnect()
+        await scene.goes_on()
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["close", "reset"])
+@pytest.mark.parametrize("request_bytes", [GET, PUT], ids=["GET", "PUT"])
+async def test_upstream_that_dies_gets_an_idempotent_request_again(request_bytes: bytes, is_reset: bool) -> None:
+    async def die(wire: Wire) -> None:
+        if is_reset:
+            wire.reset()
+        else:
+            await wire.close()
+
+    async with run_scene() as scene:
+        await scene.send(request_bytes, die)
+        await read_ok(scene.client)
+        assert (await scene.last_line())["outcome"] == "complete"
+        assert len(scene.requests) == 3
+        first, second = scene.requests[1:]
+        assert first == second
+        assert scene.gateway.stats.upstreams["up"].retries["stale_connection"] == 1
+        await scene.goes_on()
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["close", "reset"])
+async def test_upstream_that_dies_never_gets_a_post_again(is_reset: bool) -> None:
+    async def die(wire: Wire) -> None:
+        if is_reset:
+            wire.reset()
+        else:
+            await wire.close()
+
+    async with run_scene() as scene:
+        await scene.send(POST, die)
+        response = await scene.client.read_head()
+        assert b" 502 " in response
+        line = await scene.last_line()
+        assert (line["code"], line["upload_bytes"]) == ("upstream_closed", 4)
+        assert len(scene.requests) == 2
+        assert not scene.gateway.stats.upstreams["up"].retries["stale_connection"]
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ([b"HTTP/1.1 103 Early Hints\r\n\r\n", OK], HandOver.INTERIM),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n" + OK], HandOver.INTERIM),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"a" * 200_000], HandOver.LONG),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", b"1\r\nb\r\n0\r\n\r\n"], HandOver.LONG),
+    ],
+    ids=["interim", "interim together", "long", "length unknown"],
+)
+async def test_response_that_is_not_small_and_whole_is_handed_over(response: list[bytes], reason: HandOver) -> None:
+    async with run_scene() as scene:
+        await scene.send(GET, pieces(*response))
+        head = await scene.client.read_head()
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        if b"Transfer-Encoding" in head:
+            await scene.client.read_until(b"0\r\n\r\n")
+        else:
+            await scene.client.read_exactly(int(split_response(head)[1]["content-length"]))
+        line = await scene.last_line()
+        assert line["outcome"] == "complete"
+        assert line["download_lane"] != "express"
+        await scene.handed_over(reason)
+        await scene.goes_on()
+
+
+async def test_small_body_in_several_segments_is_awaited() -> None:
+    async with run_scene() as scene:
+        await scene.send(GET, pieces(b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 6\r\n\r\nab", b"cd", b"ef"))
+        await scene.client.read_head()
+        assert await scene.client.read_exactly(6) == b"abcdef"
+        line = await scene.last_line()
+        assert line["download_lane"] == "express" or scene.lane.handed_over[HandOver.SLOW]
+        assert line["download_bytes"] == 6
+
+
+@REQUESTS
+async def test_response_that_breaks_off_never_looks_complete(request_bytes: bytes) -> None:
+    async def break_off(wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        await wire.close()
+
+    async with run_scene() as scene:
+        await scene.send(request_bytes, break_off)
+        received = await scene.client.read_to_end()
+        assert b" 502 " in received or not received.partition(b"\r\n\r\n")[2][3:]
+        line = await scene.last_line()
+        assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
+
+
+@pytest.mark.parametrize("is_handed_over", [False, True], ids=["before", "after"])
+async def test_operator_cancels_an_exchange(is_handed_over: bool) -> None:
+    async with run_scene() as scene:
+        await scene.send(GET, never)
+        if is_handed_over:
+            await scene.handed_over(HandOver.SLOW)
+        exchanges = scene.gateway.gateway.exchanges
+        rows = await exchanges.live.rows()
+        assert exchanges.cancel(rows[0]["id"], "127.0.0.1")
+        received = await scene.client.read_to_end()
+        assert split_response(received)[0] >= 500
+        assert problem_of(received)["code"] == "operator_cancelled"
+        await scene.upstream.wait_finished()
+        line = await scene.last_line()
+        assert line["code"] == "operator_cancelled"
+        await scene.reconnect()
+        await scene.goes_on()
+
+
+@pytest.mark.expected_log("gateway", "drain", reason="the time of the drain is over")
+async def test_gateway_that_stops_cuts_what_is_under_way() -> None:
+    async with run_scene(top={"drain_timeout": "0.01s"}) as scene:
+        await scene.send(GET, never)
+        await scene.gateway.gateway.stop()
+        received = await scene.client.read_to_end()
+        assert problem_of(received)["code"] == "cancelled"
+        assert scene.gateway.log[-1]["code"] == "cancelled"
+        await scene.upstream.wait_finished()
+
+
+async def test_drain_lets_an_exchange_end_and_closes_its_connection() -> None:
+    held = Held()
+    async with run_scene() as scene:
+        await scene.send(GET, held)
+        draining = scene.gateway.gateway.drain()
+        await wait_until(lambda: not scene.lane.under_way)
+        held.release()
+        head = await read_ok(scene.client)
+        assert b"\r\nConnection: close\r\n" in head
+        await asyncio.wait_for(draining, 10)
+        assert scene.gateway.log[-1]["outcome"] == "complete"
+
+
+async def test_no_request_takes_the_lane_while_draining() -> None:
+    async with run_scene(top={"drain_delay": "5s"}) as scene:
+        draining = scene.gateway.gateway.drain()
+        await wait_until(lambda: scene.gateway.gateway._handler.is_draining)
+        await scene.send(GET, serve_ok)
+        assert b"\r\nConnection: close\r\n" in await read_ok(scene.client)
+        assert (await scene.last_line())["download_lane"] == "copy"
+        draining.cancel()
+
+
+async def test_reload_in_between_changes_nothing_for_what_is_under_way() -> None:
+    held = Held()
+    async with run_scene() as scene:
+        gateway = scene.gateway.gateway
+        before = gateway._runtime
+        await scene.send(GET, held)
+        config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s"}
+        changed = forward_config(scene.upstream.url, upstream_keys={"max_in_flight": 7}, name="s")
+        await gateway.reload(lambda: parse_config(json.dumps({**config, **changed})))
+        assert gateway._runtime is not before
+        assert before.exchanges.in_flight == 1
+        held.release()
+        await read_ok(scene.client)
+        await scene.settle()
+        assert before.exchanges.in_flight == 0
+        await wait_until(lambda: not gateway._retired)
+        assert scene.gateway.log[-1]["route"] == "r"
+        assert gateway.stats.upstreams["up"].slots == 7
+
+
+async def _fill(scene: Scene, count: int, body: bytes) -> None:
+    """Send requests without reading the responses, until the kernel takes no more for the client."""
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    async def serve(wire: Wire) -> None:
+        await wire.send(response)
+
+    scene.next_one.extend([serve] * count)
+    scene.client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport
+    scene.client.writer.write(GET * count)
+    await wait_until(lambda: scene.lane.handed_over[HandOver.UNSENT])
+
+
+async def test_slow_client_holds_its_slot_until_it_has_read_its_response() -> None:
+    body = b"x" * 60_000
+    async with run_scene(upstream_keys={"max_in_flight": 1}) as scene:
+        await _fill(scene, 300, body)
+        assert scene.taken == 1
+        scene.client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+        for _ in range(300):
+            await scene.client.read_head()
+            assert await scene.client.read_exactly(len(body)) == body
+        await scene.settle()
+        assert [line["outcome"] for line in scene.gateway.log] == ["complete"] * 301
+        for line in scene.gateway.log:
+            assert_adds_up(line)
+        await scene.goes_on()
+
+
+async def test_client_that_reads_nothing_is_cut() -> None:
+    async with run_scene(timeouts={"idle": "0.2s"}) as scene:
+        await _fill(scene, 300, b"x" * 60_000)
+        line = await scene.gateway.wait_log_line(len(scene.gateway.log) + 1)
+        assert (line["outcome"], line["blame"]) == ("client_slow", "client")
+        scene.client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+        await scene.client.read_to_end()
+        await wait_until(lambda: not scene.gateway.gateway.exchange_count)
+        assert scene.taken == 0
+
+
+async def test_pipelined_requests_are_answered_in_their_order() -> None:
+    async with run_scene() as scene:
+        count = 12
+        requests = [b"GET /%d HTTP/1.1\r\nHost: gw\r\n\r\n" % number for number in range(count)]
+
+        async def serve(wire: Wire) -> None:
+            number = scene.requests[-1][0].split()[1][1:]
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(number), number))
+
+        scene.next_one.extend([serve] * count)
+        await scene.client.send(b"".join(requests))
+        for number in range(count):
+            head = await scene.client.read_head()
+            body = await scene.client.read_exactly(int(split_response(head)[1]["content-length"]))
+            assert body == b"%d" % number
+        await scene.settle()
+        assert [line["download_lane"] for line in scene.gateway.log[1:]] == ["express"] * count
+        await scene.goes_on()
+
+
+async def test_pipelined_request_follows_one_that_is_handed_over() -> None:
+    held = Held()
+    async with run_scene() as scene:
+        await scene.send(GET * 3, held)
+        await scene.handed_over(HandOver.SLOW)
+        held.release()
+        for _ in range(3):
+            await read_ok(scene.client)
+        await scene.settle()
+        assert len(scene.gateway.log) == 4
+        await scene.goes_on()
+
+
+async def test_last_response_of_a_connection_closes_it() -> None:
+    async with run_scene() as scene:
+        await scene.send(GET[:-2] + b"Connection: close\r\n\r\n", serve_ok)
+        assert b"\r\nConnection: close\r\n" in await read_ok(scene.client)
+        assert await scene.client.read_to_end() == b""
+        assert (await scene.last_line())["outcome"] == "complete"
+        await scene.reconnect()
+        await scene.goes_on()
+
+
+@pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
+@pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
+async def test_bug_while_a_response_is_passed_on_is_a_500(
+    request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_scene() as scene:
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.express.exchange.ExpressExchange._pass_on", _fail)
+            await scene.send(request_bytes, serve_ok)
+            received = await scene.client.read_head()
+        assert b" 500 " in received
+        await scene.client.read_exactly(int(split_response(received)[1]["content-length"]))
+        line = await scene.last_line()
+        assert (line["code"], line["blame"]) == ("bug", "gateway")
+        await scene.upstream.wait_finished()
+        if b"Connection: close" in received:
+            await scene.reconnect()
+        await scene.goes_on()
+
+
+def _fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+async def test_request_without_a_kept_connection_takes_its_turn_on_the_normal_path() -> None:
+    async with RawUpstream(_serve_all) as other:
+        async with run_scene() as scene:
+            first = scene.upstream.url
+            config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s"}
+            changed = forward_config([first, other.url])
+            await scene.gateway.gateway.reload(lambda: parse_config(json.dumps({**config, **changed})))
+            for _ in range(6):
+                await scene.warm()
+            lines = scene.gateway.log[1:]
+            endpoints = [line["endpoint"] for line in lines]
+            assert endpoints in ([first, other.url] * 3, [other.url, first] * 3)
+            assert [line["download_lane"] for line in lines] == ["copy"] * 2 + ["express"] * 4
+
+
+async def _serve_all(wire: Wire) -> None:
+    while True:
+        await wire.read_head()
+        await wire.send(OK)
+
+
+async def test_request_that_finds_no_slot_waits_for_one_on_the_normal_path() -> None:
+    held = Held()
+    async with run_scene(upstream_keys={"max_in_flight": 1}) as scene:
+        await scene.send(GET, held)
+        other = await scene.gateway.connect()
+        await other.send(GET)
+        await wait_until(lambda: scene.gateway.stats.upstreams["up"].queue_length)
+        held.release()
+        await read_ok(scene.client)
+        await read_ok(other)
+        await other.close()
+        await scene.goes_on()
+
+
+@pytest.mark.slow
+async def test_connection_is_kept_while_exchanges_take_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.downstream.connection.KEEPALIVE_SECONDS", 0.3)
+    async with run_scene() as scene:
+        end = asyncio.get_running_loop().time() + 0.7
+        while asyncio.get_running_loop().time() < end:
+            await scene.warm()
+        # Idle now: it is closed.
+        assert await scene.client.read_to_end() == b""
