@@ -66,6 +66,7 @@ else
 	$(BIN)/python -m tests.bench --write
 	$(BIN)/python -m tests.bench.small --write
 	$(BIN)/python -m tests.bench.profile --write
+	$(BIN)/python -m tests.bench.store --write
 	$(BIN)/python -m tests.bench.start --write
 	$(BIN)/python -m tests.bench.workers --write
 	@echo "bench: $$(( ($$(date +%s) - $$(cat $(VENV)/.bench-began)) / 60 )) minutes"

@@ -57,4 +57,4 @@ def _make_mirror(route: Route, config: Forward, upstreams: Mapping[str, Upstream
         return Mirror(mirror, upstreams[mirror.upstream])
     directory = mirror.directory or ""
     disk_threads = disks.of(directory, route.timeouts.idle, MIRROR_SYNC_SECONDS)
-    return Mirror(mirror, DirectoryStorage(Path(directory), disk_threads))
+    return Mirror(mirror, DirectoryStorage(Path(directory), disk_threads, disks.without_disk()))

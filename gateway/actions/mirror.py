@@ -220,7 +220,7 @@ async def _send(upstream: UpstreamPool, head: RequestHead, tee: Tee, *, has_body
 
 async def _write(storage: Storage, tee: Tee) -> None:
     async with storage.open_upload(NameRules(naming="uuid")) as upload:
-        file = await upload.begin("mirrored.body")
+        file = await upload.begin("mirrored.body", is_hashed=False)
         while chunk := await tee.read():
             await file.write(chunk)
             tee.confirm(chunk)

@@ -11,7 +11,7 @@ from gateway.config import Route
 from gateway.config.model import Store
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
-from gateway.filters import FileHead, FilteredFile, FilterFactory, head_of
+from gateway.filters import DigestFactory, FileHead, FilteredFile, FilterFactory, TransformFactory, head_of
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormParts, PartKind
 from gateway.storage import NameRules, Storage, Upload
@@ -36,6 +36,7 @@ class StoreAction:
         self._factories = factories
         self._route = route
         self._storage = storage
+        self._is_hashed = not _has_digest(factories)
         self._rules = NameRules(config.name, config.if_exists)
         # Writing has no time limit: a sync of gigabytes may take minutes, and a stuck disk cannot be cancelled.
         self._policy = upload_policy(route, storage.write_leg, LegLimits())
@@ -71,7 +72,9 @@ class StoreAction:
                     # Inside the transfer: it fails if the commit fails.
                     stored = await upload.commit()
         for description, file in zip(described, stored, strict=True):
-            description |= {"name": file.name, "size": file.size, "sha256": file.sha256}
+            description |= {"name": file.name, "size": file.size}
+            if file.sha256 is not None:
+                description["sha256"] = file.sha256
         document = json.dumps({"files": described}).encode() + b"\n"
         await exchange.reply(201, [(b"Content-Type", b"application/json")], document)
 
@@ -119,7 +122,7 @@ class StoreAction:
         self, upload: Upload, file: FileHead, read: Callable[[], Awaitable[bytes]], transfer: Transfer
     ) -> dict[str, str | int]:
         """Write a file with its filters applied; return their facts."""
-        incoming = await upload.begin(file.filename)
+        incoming = await upload.begin(file.filename, is_hashed=self._is_hashed)
         filtered = FilteredFile(self._factories, file, read, transfer.meter) if self._factories else None
         try:
             pull = read if filtered is None else filtered.read
@@ -135,6 +138,16 @@ class StoreAction:
         filename = raw_name(exchange, matched)
         await (await upload.begin(filename)).finish()
         return {"field": None, "filename": filename, "type": _content_type(exchange)}
+
+
+def _has_digest(factories: Sequence[FilterFactory]) -> bool:
+    """Return whether the digest filter hashes the bytes that are stored: no filter after it changes them."""
+    for factory in reversed(factories):
+        if isinstance(factory, DigestFactory):
+            return True
+        if isinstance(factory, TransformFactory):
+            return False
+    return False
 
 
 def _content_type(exchange: Exchange) -> str:

@@ -8,7 +8,7 @@ Actions use the protocols of `interface` and get their storage from `make_storag
     file        one file of it               object   one object of it
     staging     files until the commit       s3       the calls to the object store
     threads     blocking calls, by directory batches  chunks collected for a thread
-    page_cache  what is in memory of a file
+    page_cache  what is in memory of a file  hashing  the digest of a file
     names       file names from clients, and which of them are free (pure)
 """
 
@@ -46,9 +46,9 @@ __all__ = [
 
 def make_storage(route: Route, config: Store | Files, disks: Disks) -> Storage:
     """Return the storage of a route: a bucket where the config has `url`, else its `directory`."""
-    idle = route.timeouts.idle
+    idle, hash_threads = route.timeouts.idle, disks.without_disk()
     if config.url is not None:
-        return BucketStorage(BucketClient(config.url, config.endpoint, config.region, idle), disks.of("", math.inf))
+        return BucketStorage(BucketClient(config.url, config.endpoint, config.region, idle), hash_threads)
     sync = config.sync_timeout if isinstance(config, Store) else math.inf
     directory = config.directory or ""
-    return DirectoryStorage(Path(directory), disks.of(directory, idle, sync))
+    return DirectoryStorage(Path(directory), disks.of(directory, idle, sync), hash_threads)

@@ -39,8 +39,16 @@ class Batches:
         if self._batch_bytes >= BATCH_BYTES:
             await self._start_batch()
 
-    async def flush(self) -> None:
-        """Wait until every chunk is worked on. Raises Fault."""
+    async def flush(self, *, inline_bytes: int = 0) -> None:
+        """Wait until every chunk is worked on. Raises Fault.
+
+        The work on up to `inline_bytes` that are left is done here, not by a thread: it must not block then.
+        """
+        if self._batch_bytes <= inline_bytes:
+            await self._wait()
+            if self._batch:
+                self._work(self._take_batch())
+            return
         await self._start_batch()
         await self._wait()
 
@@ -60,8 +68,12 @@ class Batches:
     async def _start_batch(self) -> None:
         await self._wait()
         if self._batch:
-            batch, self._batch, self._batch_bytes = self._batch, [], 0
+            batch = self._take_batch()
             self.running = self._disk_threads.start(lambda: self._work(batch))
+
+    def _take_batch(self) -> list[bytes]:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        return batch
 
     async def _wait(self) -> None:
         if self.running is not None:

@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from gateway.errors import Fault
 from gateway.observe.stats import Leg
+from gateway.storage.hashing import FileHash
 from gateway.storage.interface import StoredFile
 from gateway.storage.names import NameRules, file_missing, name_repeated, name_taken, path_segments
 from gateway.storage.object import ObjectReader, ObjectWriter
@@ -25,14 +26,13 @@ class BucketStorage:
     write_leg: Final = Leg.UPSTREAM_WRITE
     read_leg: Final = Leg.UPSTREAM_READ
 
-    def __init__(self, client: BucketClient, disk_threads: DiskThreads) -> None:
+    def __init__(self, client: BucketClient, hash_threads: DiskThreads) -> None:
         self._client = client
-        #: For hashing.
-        self._disk_threads = disk_threads
+        self._hash_threads = hash_threads
 
     def open_upload(self, rules: NameRules) -> BucketUpload:
         """Return a new upload; enter it before use."""
-        return BucketUpload(self._client, self._disk_threads, rules)
+        return BucketUpload(self._client, self._hash_threads, rules)
 
     async def open_file(self, path: str) -> ObjectReader:
         """Open an object by its percent-encoded path below the prefix. Raises Fault FILE_NOT_FOUND or the store's."""
@@ -49,9 +49,9 @@ class BucketStorage:
 class BucketUpload:
     """The files of one upload to a bucket."""
 
-    def __init__(self, client: BucketClient, disk_threads: DiskThreads, rules: NameRules) -> None:
+    def __init__(self, client: BucketClient, hash_threads: DiskThreads, rules: NameRules) -> None:
         self._client = client
-        self._disk_threads = disk_threads
+        self._hash_threads = hash_threads
         self._rules = rules
         self._objects: list[ObjectWriter] = []
         self._committing: asyncio.Task[list[StoredFile]] | None = None
@@ -80,14 +80,14 @@ class BucketUpload:
     async def check_room(self, size: int | None) -> None:
         """Check nothing: an object store has no limit to ask for."""
 
-    async def begin(self, filename: str) -> ObjectWriter:
+    async def begin(self, filename: str, *, is_hashed: bool = True) -> ObjectWriter:
         """Return a new file to write. Raises Fault, FILE_EXISTS where the name is taken and must not be."""
         name = self._rules.choose(filename)
         if self._rules.if_exists != "replace":
             name = await self._free_name(name)
         elif any(name == each.key for each in self._objects):
             raise name_repeated(name)
-        made = ObjectWriter(self._client, name, self._disk_threads)
+        made = ObjectWriter(self._client, name, FileHash(self._hash_threads) if is_hashed else None)
         self._objects.append(made)
         return made
 

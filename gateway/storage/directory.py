@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Leg
 from gateway.storage.file import FileReader, FileWriter, OpenedFile, open_for_reading
+from gateway.storage.hashing import FileHash
 from gateway.storage.interface import StoredFile
 from gateway.storage.names import NameRules, name_blocked, name_refused, name_repeated, name_taken
 from gateway.storage.staging import Staging
@@ -35,13 +36,15 @@ class DirectoryStorage:
     write_leg: Final = Leg.DISK_WRITE
     read_leg: Final = Leg.DISK_READ
 
-    def __init__(self, directory: Path, disk_threads: DiskThreads) -> None:
+    def __init__(self, directory: Path, disk_threads: DiskThreads, hash_threads: DiskThreads) -> None:
         self._directory = directory
         self._disk_threads = disk_threads
+        #: A disk that does not answer must not keep them.
+        self._hash_threads = hash_threads
 
     def open_upload(self, rules: NameRules) -> DirectoryUpload:
         """Return a new upload; enter it before use."""
-        return DirectoryUpload(self._disk_threads, self._directory, rules)
+        return DirectoryUpload(self._disk_threads, self._hash_threads, self._directory, rules)
 
     async def open_file(self, path: str) -> FileReader:
         """Open a file by its percent-encoded path. Raises Fault; see `open_for_reading` for what is FILE_NOT_FOUND."""
@@ -58,8 +61,9 @@ class DirectoryStorage:
 class DirectoryUpload:
     """The files of one upload to a directory."""
 
-    def __init__(self, disk_threads: DiskThreads, directory: Path, rules: NameRules) -> None:
+    def __init__(self, disk_threads: DiskThreads, hash_threads: DiskThreads, directory: Path, rules: NameRules) -> None:
         self._disk_threads = disk_threads
+        self._hash_threads = hash_threads
         self._directory = directory
         self._rules = rules
         self._files: list[FileWriter] = []
@@ -92,12 +96,12 @@ class DirectoryUpload:
         """Check that the directory is writable and its file system has `size` bytes free. Raises Fault."""
         await self._disk_threads.run(lambda: self._check_room(size or 0))
 
-    async def begin(self, filename: str) -> FileWriter:
+    async def begin(self, filename: str, *, is_hashed: bool = True) -> FileWriter:
         """Return a new file to write. Raises Fault, FILE_EXISTS where the name is taken and must not be."""
         name, number = self._rules.choose(filename), len(self._files)
         if self._rules.if_exists == "replace" and any(name == file.name for file in self._files):
             raise name_repeated(name)
-        file = FileWriter(self._disk_threads, name)
+        file = FileWriter(self._disk_threads, name, FileHash(self._hash_threads) if is_hashed else None)
         self._files.append(file)
         await file.create(lambda: self._make_place(name, number))
         return file

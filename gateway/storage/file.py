@@ -1,9 +1,8 @@
-"""One file of a local directory: written by threads and hashed on the way, or read one chunk ahead."""
+"""One file of a local directory: written by one thread while another hashes it, or read one chunk ahead."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 import time
@@ -15,13 +14,12 @@ from typing import Final, Self
 
 from gateway.errors import Fault, FaultKind
 from gateway.storage.batches import Batches
+from gateway.storage.hashing import FileHash
 from gateway.storage.names import file_missing, path_segments
 from gateway.storage.page_cache import PageCache
 from gateway.storage.threads import DiskThreads
 from gateway.transfer import exhaustion_fault
 
-#: Hashed, then written while still in the processor's cache: a third less CPU than with steps of 1 MiB.
-_STEP_BYTES: Final = 128 * 1024
 #: Written bytes after which the kernel is asked to write them out.
 _FLUSH_BYTES: Final = 8 * 1024 * 1024
 #: As much as asyncio reads from a socket at once: large enough for few steps, small enough for the cache.
@@ -55,13 +53,17 @@ class OpenedFile:
 
 
 class FileWriter:
-    """A file of an upload in its staging directory: the IncomingFile of a DirectoryUpload."""
+    """A file of an upload in its staging directory: the IncomingFile of a DirectoryUpload.
 
-    def __init__(self, disk_threads: DiskThreads, name: str) -> None:
+    Both threads work on the same chunks, so that no more are held than for one.
+    """
+
+    def __init__(self, disk_threads: DiskThreads, name: str, hashed: FileHash | None) -> None:
         #: The name it shall get; the commit may number it.
         self.name = name
         self.size = 0
-        self._file = _HashedFile()
+        self._file = _WrittenFile()
+        self._hash = hashed
         self._batches = Batches(disk_threads, self._file.write)
 
     async def create(self, make_path: Callable[[], Path]) -> None:
@@ -69,12 +71,16 @@ class FileWriter:
         await self._batches.run(lambda: self._file.create(make_path()))
 
     async def write(self, data: bytes) -> None:
-        """Write a chunk; returns when at most one batch before it is still being written. Raises Fault."""
+        """Write a chunk; returns when at most one batch before it is being written and hashed. Raises Fault."""
         self.size += len(data)
         await self._batches.add(data)
+        if self._hash is not None:
+            await self._hash.add(data)
 
     async def finish(self) -> None:
         """Write what is left, sync and close the file. Raises Fault."""
+        if self._hash is not None:
+            await self._hash.finish()
         await self._batches.sync(self._file.sync)
 
     @property
@@ -83,9 +89,9 @@ class FileWriter:
         return self._file.path
 
     @property
-    def sha256(self) -> str:
-        """Digest of what was written, in hex."""
-        return self._file.hash.hexdigest()
+    def sha256(self) -> str | None:
+        """Digest of what was written, in hex; None if it was not hashed."""
+        return self._hash.hexdigest() if self._hash is not None else None
 
     @property
     def running(self) -> Future[None] | None:
@@ -97,11 +103,10 @@ class FileWriter:
         self._file.remove()
 
 
-class _HashedFile:
+class _WrittenFile:
     """What the threads do for a FileWriter. Every method may block and raises OSError."""
 
     def __init__(self) -> None:
-        self.hash = hashlib.sha256()
         self.path = Path()
         self._descriptor = -1
         self._written = self._flushed = 0
@@ -114,11 +119,7 @@ class _HashedFile:
         for data in batch:
             view = memoryview(data)
             while view:
-                step = view[:_STEP_BYTES]
-                self.hash.update(step)
-                while step:
-                    count = os.write(self._descriptor, step)
-                    step, view = step[count:], view[count:]
+                view = view[os.write(self._descriptor, view) :]
             self._written += len(data)
         if self._written - self._flushed >= _FLUSH_BYTES and hasattr(os, "posix_fadvise"):
             # Linux starts to write dirty pages out and keeps them: the sync at the end finds little to do.

@@ -31,8 +31,8 @@ class StoredFile:
     #: The name it got: see NameRules.
     name: str
     size: int
-    #: In hex.
-    sha256: str
+    #: In hex; None if the storage was asked not to hash it.
+    sha256: str | None
 
 
 class IncomingFile(Protocol):
@@ -67,8 +67,8 @@ class Upload(Protocol):
         """Check that `size` bytes can be stored (None: unknown). Raises Fault."""
         ...
 
-    async def begin(self, filename: str) -> IncomingFile:
-        """Return a new file to write.
+    async def begin(self, filename: str, *, is_hashed: bool = True) -> IncomingFile:
+        """Return a new file to write, hashed with SHA-256 on the way if `is_hashed`.
 
         Raises Fault: FILE_EXISTS where the name is taken and may not be changed, where two files of one upload would
         replace each other, and where a directory has the name; BAD_FILE_NAME where the storage cannot store it.

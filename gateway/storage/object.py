@@ -10,15 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from functools import partial
-from typing import Any
 
 from gateway.errors import Fault, FaultKind
-from gateway.storage.batches import Batches
+from gateway.storage.hashing import FileHash
 from gateway.storage.s3 import BucketClient, ObjectInfo
-from gateway.storage.threads import DiskThreads
 
 
 class _State(enum.Enum):
@@ -33,11 +29,10 @@ class ObjectWriter:
     Between `write` and the store's client there is room for one chunk.
     """
 
-    def __init__(self, client: BucketClient, key: str, disk_threads: DiskThreads) -> None:
+    def __init__(self, client: BucketClient, key: str, hashed: FileHash | None) -> None:
         self.key = key
         self.size = 0
-        self._hash = hashlib.sha256()
-        self._batches = Batches(disk_threads, partial(_update, self._hash))
+        self._hash = hashed
         self._chunk = b""
         self._has_news = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -50,7 +45,8 @@ class ObjectWriter:
 
     async def write(self, data: bytes) -> None:
         """Write a chunk; returns when the store's client has taken the one before it. Raises Fault."""
-        await self._batches.add(data)
+        if self._hash is not None:
+            await self._hash.add(data)
         await self._has_room.wait()
         if self._putting.done():
             self._putting.result()
@@ -61,12 +57,13 @@ class ObjectWriter:
 
     async def finish(self) -> None:
         """Finish the digest. The object stays incomplete until `complete`."""
-        await self._batches.flush()
+        if self._hash is not None:
+            await self._hash.finish()
 
     @property
-    def sha256(self) -> str:
-        """Digest of what was written, in hex."""
-        return self._hash.hexdigest()
+    def sha256(self) -> str | None:
+        """Digest of what was written, in hex; None if it was not hashed."""
+        return self._hash.hexdigest() if self._hash is not None else None
 
     async def complete(self) -> None:
         """Make the object visible. Raises Fault. Cancelling leaves the call to the store running."""
@@ -139,8 +136,3 @@ class ObjectReader:
 
 class _Abandoned(Exception):
     """Raised into the store's client to abort a multipart upload."""
-
-
-def _update(hashed: Any, batch: list[bytes]) -> None:
-    for chunk in batch:
-        hashed.update(chunk)

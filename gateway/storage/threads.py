@@ -40,12 +40,16 @@ class Disks:
         self._threads: weakref.WeakValueDictionary[str, Threads] = weakref.WeakValueDictionary()
 
     def of(self, directory: str, call_seconds: float, sync_seconds: float = math.inf) -> DiskThreads:
-        """Return the threads of a directory, "" for calls that use no disk. The limits: see DiskThreads."""
+        """Return the threads of a directory, see `without_disk` for "". The limits: see DiskThreads."""
         path = os.path.abspath(directory) if directory else ""
         threads = self._threads.get(path)
         if threads is None:
             threads = self._threads[path] = Threads("disk", _MAX_THREADS)
         return DiskThreads(threads, call_seconds, sync_seconds)
+
+    def without_disk(self) -> DiskThreads:
+        """Return the threads for calls that use no disk, such as hashing: no disk that is stuck keeps them."""
+        return self.of("", math.inf)
 
     def close(self) -> None:
         """Block until the calls that run are done, cleanup of uploads included, for a few seconds at most."""

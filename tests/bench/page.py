@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.bench.before import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-BODIES, SMALL, HALF_LOAD, PROFILE, START = "bodies", "small requests", "half load", "profile", "start"
+BODIES, SMALL, HALF_LOAD, PROFILE = "bodies", "small requests", "half load", "profile"
+STORE, START = "store", "start"
 
 
 def write(part: str, text: str, page: Path = PAGE) -> None:

@@ -64,7 +64,7 @@ class DirectoryPlace:
 
     def __init__(self, directory: Path, disk_threads: DiskThreads) -> None:
         self.directory = directory
-        self.storage = DirectoryStorage(directory, disk_threads)
+        self.storage = DirectoryStorage(directory, disk_threads, disk_threads)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.directory.iterdir() if not path.name.startswith("."))

@@ -43,7 +43,7 @@ async def test_file_opened_after_the_client_left_is_closed(
         return open_for_reading(where, path)
 
     monkeypatch.setattr("gateway.storage.directory.open_for_reading", open_late)
-    opening = asyncio.create_task(DirectoryStorage(tmp_path, disk_threads).open_file("a"), name="open")
+    opening = asyncio.create_task(DirectoryStorage(tmp_path, disk_threads, disk_threads).open_file("a"), name="open")
     await asyncio.sleep(0)  # the task starts to wait
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,0 +1,125 @@
+"""What storing a form costs beside hashing and writing its bytes one after the other.
+
+The gateway receives the form, reads it part by part, hashes the file and writes it. This process hashes and writes as
+many bytes, in turns with it, on the same disk: with the same calls (`write`, `posix_fadvise`, `fsync`), in steps of
+1 MiB, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench import load, page
+from tests.bench.before import ROOT
+from tests.bench.interpreter import choose
+from tests.bench.peers import Peer, run_peer
+
+GB = 10**9
+_ROUNDS = 5
+_STEP_BYTES = 2**20
+_FLUSH_BYTES = 8 * 2**20
+_FADV = os.POSIX_FADV_DONTNEED
+Work = Callable[[], None]
+#: By its name in the table: wall seconds and CPU seconds per GB of each round.
+Costs = dict[str, list[tuple[float, float]]]
+HASH, WRITE = "SHA-256 alone", "write and fsync alone"
+STORE, BLAKE3 = "store", "store, `digest: {algorithm: blake3}`"
+
+
+def run(size: int, rounds: int, python: str, tree: Path = ROOT) -> Costs:
+    """Measure every row, round by round, in alternating order."""
+    costs: Costs = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with run_peer(
+            "gateway", 0, directory, settings={"routes": _routes(directory)}, tree=tree, python=python
+        ) as peer:
+            rows: list[tuple[str, Peer | None, Work]] = [
+                (HASH, None, lambda: load.hash_alone(0, size)),
+                (WRITE, None, lambda: _write(directory / "alone", size)),
+                (STORE, peer, lambda: load.ask_form(peer.port, size, b"/store")),
+                (BLAKE3, peer, lambda: load.ask_form(peer.port, size, b"/blake3")),
+            ]
+            for number in range(rounds + 1):
+                for row, asked, work in rows[:: 1 if number % 2 else -1]:
+                    cost = _measure(asked, work, size)
+                    if number:
+                        # The first round warms up.
+                        costs.setdefault(row, []).append(cost)
+    return costs
+
+
+def table(costs: Costs) -> str:
+    """Return the medians as Markdown. A ratio is the median of the ratios of the rounds."""
+    lines = ["| row | wall s/GB | CPU s/GB | wall / (SHA-256 + write, one after the other) |", "|---|---|---|---|"]
+    apart = [hashed[0] + written[0] for hashed, written in zip(costs[HASH], costs[WRITE], strict=True)]
+    for row in (HASH, WRITE, STORE, BLAKE3):
+        wall, cpu = (statistics.median(cost[index] for cost in costs[row]) for index in (0, 1))
+        ratios = [cost[0] / both for cost, both in zip(costs[row], apart, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        lines.append(f"| {row} | {wall:.3f} | {cpu:.3f} | {ratio if row in (STORE, BLAKE3) else '-'} |")
+    return "\n".join(lines)
+
+
+def _routes(directory: Path) -> list[dict[str, Any]]:
+    store = {"store": {"directory": str(directory), "if_exists": "replace"}}
+    limits = {"max_body": "100GiB", "max_part": "50GiB"}
+    return [
+        {"name": "store", "match": {"prefix": "/store"}, **store, "limits": limits},
+        {
+            "name": "blake3",
+            "match": {"prefix": "/blake3"},
+            **store,
+            "limits": limits,
+            "filters": [{"digest": {"algorithm": "blake3"}}],
+        },
+    ]
+
+
+def _measure(peer: Peer | None, work: Work, size: int) -> tuple[float, float]:
+    clock = peer.cpu_seconds if peer is not None else time.process_time
+    cpu, began = clock(), time.perf_counter()
+    work()
+    return (time.perf_counter() - began) / (size / GB), (clock() - cpu) / (size / GB)
+
+
+def _write(path: Path, size: int) -> None:
+    step = os.urandom(_STEP_BYTES)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        written = flushed = 0
+        while written < size:
+            written += os.write(descriptor, step[: size - written])
+            if written - flushed >= _FLUSH_BYTES:
+                os.posix_fadvise(descriptor, flushed, written - flushed, _FADV)
+                flushed = written
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="bench.store", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", type=int, default=GB, help="bytes of a body; default: 1 GB")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="default: %(default)s")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to run; default: this one")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    options = parser.parse_args()
+    build = choose()
+    costs = run(options.size, options.rounds, build.python, options.tree.resolve())
+    text = f"{build}; medians of {options.rounds} rounds.\n\n{table(costs)}"
+    print(text)
+    if options.write:
+        page.write(page.STORE, text)
+
+
+if __name__ == "__main__":
+    main()
