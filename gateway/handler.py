@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, Final
 
-from aiohttp import web
-from aiohttp.http import RawRequestMessage
-from aiohttp.http_writer import StreamWriter
-from aiohttp.streams import StreamReader
+from aiohttp.http import HttpVersion10, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from gateway.actions import match_form_route
 from gateway.aiohttp_seam import ServerConnection
-from gateway.downstream import ClientResponse, Exchange
+from gateway.downstream import Exchange
 from gateway.downstream.access_log import Describe, RecordLine
 from gateway.downstream.live import LiveTransfers, RecentFailures
 from gateway.errors import Blame, Fault, FaultKind
 from gateway.express import ExpressExchange, ExpressLane, HandOver
+from gateway.http.client import Client
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
 from gateway.runtime import Runtime
@@ -30,10 +31,12 @@ from gateway.transfer import Timers
 
 #: Of responses that say that an upstream failed.
 _FIRST_FAILURE: Final = 500
+#: Stands for a head that could not be read.
+_UNREADABLE: Final = RawRequestMessage(
+    "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
+)
 _log = logging.getLogger("gateway")
 
-#: Runs what is left of an exchange. Raises Fault.
-Act = Callable[[], Awaitable[None]]
 #: What cancels an exchange.
 Cancellable = asyncio.Task[Any] | ExpressExchange
 
@@ -94,24 +97,27 @@ class ExchangeHandler:
                 tasks.append(each)
         return tasks
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Run one exchange from its head to its end. Raises nothing but CancelledError."""
-        connection = request.protocol
-        begun = connection.take_handed_over() if isinstance(connection, ServerConnection) else None
+    async def handle(self, connection: ServerConnection, message: RawRequestMessage, content: StreamReader) -> bool:
+        """Run one exchange from its head to its end; return whether its connection may be kept.
+
+        Raises nothing but CancelledError.
+        """
+        begun = connection.take_handed_over()
         if isinstance(begun, ExpressExchange):
             return await self.resume(begun)
-        exchange, runtime = self._make_exchange(request), self.runtime
-        return await self._run(exchange, runtime, lambda: self._find_and_act(exchange, runtime))
+        exchange, runtime = self.make_exchange(connection, message, content), self.runtime
+        return await self._run(exchange, runtime, self._find_and_act(exchange, runtime))
 
-    async def resume(self, express: ExpressExchange) -> web.StreamResponse:
-        """Run the rest of an exchange that the express lane began. Raises nothing but CancelledError."""
+    async def resume(self, express: ExpressExchange) -> bool:
+        """Run the rest of an exchange that the express lane began: what `handle` does for others."""
         if express.must_cancel and (task := asyncio.current_task()) is not None:
             asyncio.get_running_loop().call_soon(task.cancel)
         self._exchanges.pop(express, None)
         express.runtime.exchanges.__exit__(None, None, None)
-        return await self._run(express.exchange, express.runtime, express.resume)
+        return await self._run(express.exchange, express.runtime, express.resume())
 
-    async def _run(self, exchange: Exchange, runtime: Runtime, act: Act) -> web.StreamResponse:
+    async def _run(self, exchange: Exchange, runtime: Runtime, act: Awaitable[None]) -> bool:
+        """Run an exchange: `act` is what it does, and raises Fault."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an exchange needs a task")
@@ -119,19 +125,22 @@ class ExchangeHandler:
         with runtime.exchanges:
             try:
                 await self._run_exchange(exchange, act)
-                await exchange.discard_request_body()
+                return await exchange.finish()
             finally:
                 del self._exchanges[task]
-        return exchange.response or ClientResponse.small(500, (), b"", is_last=True)
 
     def make_exchange(
-        self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader
+        self, connection: ServerConnection, message: RawRequestMessage, content: StreamReader
     ) -> Exchange:
-        """Return the exchange of a message: what the express lane asks for."""
-        loop = asyncio.get_running_loop()
-        no_task: Any = None
-        request = web.BaseRequest(message, payload, connection, StreamWriter(connection, loop), no_task, loop)
-        return self._make_exchange(request)
+        """Return the exchange of a message."""
+        trusted = self.runtime.config.trusted_proxies
+        client = connection.client
+        if not isinstance(client, Client) or client.trusted is not trusted:
+            # The first request of the connection, or the first after a reload.
+            client = connection.client = Client(connection.peer_address, self._scheme, trusted)
+        exchange = Exchange(connection, message, content, client=client, stats=self._no_route, timers=self._timers)
+        exchange.is_draining = self.is_draining
+        return exchange
 
     def begin(self, express: ExpressExchange) -> None:
         """Have an exchange of the express lane among those in flight."""
@@ -145,28 +154,22 @@ class ExchangeHandler:
         express.runtime.exchanges.__exit__(None, None, None)
         self._record(express.exchange)
 
-    def _make_exchange(self, request: web.BaseRequest) -> Exchange:
-        trusted = self.runtime.config.trusted_proxies
-        exchange = Exchange(request, self._no_route, self._timers, trusted=trusted, scheme=self._scheme)
-        exchange.is_draining = self.is_draining
-        return exchange
-
-    async def _run_exchange(self, exchange: Exchange, act: Act) -> None:
+    async def _run_exchange(self, exchange: Exchange, act: Awaitable[None]) -> None:
         self._live_waits.add(exchange.waits)
         try:
             try:
-                await act()
+                await act
             except Fault as fault:
-                await exchange.fail(fault)
+                exchange.fail(fault)
             except asyncio.CancelledError:
                 if not exchange.is_delivered:
-                    await exchange.fail(exchange.why_cancelled())
+                    exchange.fail(exchange.why_cancelled())
                 if not _was_cancelled_by_operator_only(exchange):
                     raise
             except Exception:
                 # The one place where a bug becomes a response or a cut.
                 _log.exception("bug in exchange %s", exchange.trace.request_id.decode("latin-1"))
-                await exchange.fail(Fault(FaultKind.BUG, "The gateway failed; its log has the reason."))
+                exchange.fail(Fault(FaultKind.BUG, "The gateway failed; its log has the reason."))
         finally:
             self._record(exchange)
             for transfer in (exchange, exchange.upload, exchange.download):
@@ -218,13 +221,12 @@ class ExchangeHandler:
         _log.info("an operator at %s cancelled the request %s", operator, request_id, extra={"keys": keys})
         return True
 
-    def refuse_unread(self, request: web.BaseRequest, fault: Fault) -> ClientResponse:
+    async def refuse(self, connection: ServerConnection, fault: Fault) -> None:
         """Refuse a request whose head could not be parsed: nothing in it is used."""
-        exchange = self._make_exchange(request)
-        exchange.fault = fault
-        exchange.response = exchange.refusal(fault)
+        exchange = self.make_exchange(connection, _UNREADABLE, EMPTY_PAYLOAD)
+        exchange.fail(fault)
         self._record(exchange)
-        return exchange.response
+        await exchange.finish()
 
 
 def _count_failure(exchange: Exchange) -> Blame:

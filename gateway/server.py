@@ -142,9 +142,7 @@ class Gateway:
             self.stats.record_config()
             stack.push_async_callback(self._close_runtimes)
             handler = self._handler
-            self._traffic = TrafficServer(
-                handler.handle, handler.refuse_unread, self._timers.turns, take=handler.express.take
-            )
+            self._traffic = TrafficServer(handler.handle, handler.refuse, self._timers.turns, take=handler.express.take)
             view = ProcessView(self._handler, self.stats, refresh=self.refresh_stats, drain=self.drain)
             stack.callback(view.close)
             if self._shared is None:

@@ -151,7 +151,7 @@ def join_query(path: str, query: str, more: str) -> str:
 def without_content_headers(headers: ReceivedHeaders) -> ReceivedHeaders:
     """Return the client's headers except those about its body as a whole."""
     return ReceivedHeaders(
-        header for key, header in zip(headers.keys, headers, strict=True) if not key.startswith(_CONTENT_HEADERS)
+        header for name, header in zip(headers.names, headers, strict=True) if not name.key.startswith(_CONTENT_HEADERS)
     )
 
 

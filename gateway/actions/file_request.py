@@ -107,7 +107,7 @@ class FileRequest:
         factories: Sequence[FilterFactory],
         transfer: Transfer,
     ) -> None:
-        file = head_of(part, exchange.client)
+        file = head_of(part, exchange.client.address)
         if any(isinstance(factory, TransformFactory) for factory in factories):
             file = replace(file, size=None)
         self.result = FileResult(file)

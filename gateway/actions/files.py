@@ -63,7 +63,7 @@ class FilesAction:
         current = Representation(file.size, file.etag, file.modified_seconds)
         headers = [*default_headers(exchange.trace), *current.headers()]
         if is_unchanged(exchange.headers, current):
-            await exchange.begin_response(304, b"Not Modified", headers, None)
+            exchange.begin_response(304, b"Not Modified", headers, None)
             return
         selected = select_range(exchange.method, exchange.headers, current)
         headers.append((b"Content-Type", content_type_of(name).encode()))
@@ -74,8 +74,8 @@ class FilesAction:
             headers.append((b"Content-Range", b"bytes %d-%d/%d" % (selected.first, selected.last, file.size)))
             file.select(selected.first, selected.last)
         if exchange.method == "HEAD":
-            await exchange.begin_response(status, reason, headers, length)
+            exchange.begin_response(status, reason, headers, length)
             return
         with exchange.begin_download(self._policy, file, length) as download:
-            sink = await exchange.begin_response(status, reason, headers, length)
+            sink = exchange.begin_response(status, reason, headers, length)
             await self._lanes.pump_file(download, file, sink, sink.end)

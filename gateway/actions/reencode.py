@@ -212,7 +212,7 @@ class _UnwrappedFile:
             files.record_field(part)
         if part is None:
             raise no_file_fault()
-        file = head_of(part, files.exchange.client)
+        file = head_of(part, files.exchange.client.address)
         if file.size is None and self._needs_length:
             file = replace(file, size=self._size_if_last(content))
         if files.has_transform:
@@ -289,7 +289,7 @@ class _EditedForm:
         _, form = files.read_form(self._boundary)
         async for part in form:
             if part.kind is PartKind.FILE:
-                filtered = await files.open(head_of(part, files.exchange.client), part)
+                filtered = await files.open(head_of(part, files.exchange.client.address), part)
                 self._needs_first = False
                 name, filename = part.disposition.name, part.disposition.filename or ""
                 yield writer.file_head(name, filename, part.content_type)

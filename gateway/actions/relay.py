@@ -28,7 +28,7 @@ async def relay(
     """
     policy = policies.endless if response.body_length is None else policies.sized
     with exchange.begin_download(policy, response, response.body_length) as download:
-        sink = await exchange.begin_response(
+        sink = exchange.begin_response(
             response.status,
             response.reason,
             [*response_headers(response.headers, exchange.trace), *headers],

@@ -26,20 +26,20 @@ def make_request_head(
     `shape` describes a body that the gateway encodes anew; without it the client's body goes as it came. Raises Fault
     LENGTH_REQUIRED where the upstream needs a length that is not known.
     """
-    client, trace, query = exchange.client_info, exchange.trace, exchange.target.query
+    target, client, trace = exchange.target, exchange.client, exchange.trace
     if shape is None:
-        length, target = exchange.length, path + query
-        headers = request_headers(exchange.headers, client, trace)
+        length, sent_target = exchange.length, path + target.query
+        headers = request_headers(exchange.headers, client, target.authority, trace)
     else:
-        length, target = shape.length, join_query(path, query, shape.query)
-        headers = [*request_headers(without_content_headers(exchange.headers), client, trace), *shape.headers]
-    authority = exchange.target.authority if host == "preserve" else b""
+        length, sent_target = shape.length, join_query(path, target.query, shape.query)
+        kept = without_content_headers(exchange.headers)
+        headers = [*request_headers(kept, client, target.authority, trace), *shape.headers]
     return RequestHead(
-        method=exchange.method,
-        target=target,
-        host=authority or None,
-        headers=headers,
-        framing=_frame(exchange.method, length, framing, has_body=exchange.body is not None),
+        exchange.method,
+        sent_target,
+        (target.authority or None) if host == "preserve" else None,
+        headers,
+        _frame(exchange.method, length, framing, has_body=exchange.body is not None),
     )
 
 

@@ -134,7 +134,7 @@ class _Splitter:
             # The files under way are charged meanwhile.
             await self._wait_for_task_slot()
             if self._is_stopped:
-                self._results.append(FileResult(head_of(part, self._exchange.client), fault=_not_sent()))
+                self._results.append(FileResult(head_of(part, self._exchange.client.address), fault=_not_sent()))
             else:
                 await self._send_file(part, group, first_slot)
             if self._is_stopped:

@@ -92,7 +92,7 @@ class StoreAction:
         content = FormContent(boundary, limits, route, body)
         async for part in FormParts(content, boundary, limits, route):
             if part.kind is PartKind.FILE:
-                file = head_of(part, exchange.client)
+                file = head_of(part, exchange.client.address)
                 facts = await self._fill(upload, file, part.read, transfer)
                 kind = part.content_type or "text/plain"
                 described.append({**facts, "field": file.field, "filename": file.filename, "type": kind})

@@ -51,7 +51,7 @@ def form_digest(exchange: Exchange, factories: Sequence[FilterFactory]) -> list[
     is_claimed = any(exchange.headers.first(name) is not None for name in (b"content-digest", b"repr-digest"))
     if not digests or not is_claimed:
         return []
-    form_observer = FormObserver(digests, exchange.client, lambda file, size, facts: None)
+    form_observer = FormObserver(digests, exchange.client.address, lambda file, size, facts: None)
     form_observer.take_whole_body(raw_head(exchange, ""))
     return [form_observer]
 
@@ -66,7 +66,7 @@ def raw_head(exchange: Exchange, filename: str) -> FileHead:
     headers = join_headers(
         (name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in exchange.headers
     )
-    return FileHead(0, "", filename, headers.get("content-type"), exchange.length, headers, exchange.client)
+    return FileHead(0, "", filename, headers.get("content-type"), exchange.length, headers, exchange.client.address)
 
 
 def raw_name(exchange: Exchange, matched: RouteMatch) -> str:

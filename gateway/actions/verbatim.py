@@ -76,7 +76,7 @@ def inspect_body(
         def record_file(file: FileHead, size: int, facts: dict[str, str | int]) -> None:
             exchange.record_part(file.number, PartKind.FILE, size, Outcome.COMPLETE, facts)
 
-        observer = FormObserver(observers, exchange.client, record_file)
+        observer = FormObserver(observers, exchange.client.address, record_file)
     filters: list[Filter] = []
     if boundary is not None:
 

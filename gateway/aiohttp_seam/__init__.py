@@ -20,16 +20,19 @@ Private names, by purpose:
   heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size,      server.py
                                               _msg_queue_resume_size
   refuse a head before it is complete         RequestHandler._parser                              server.py
-  does a connection wait for a request; have  RequestHandler._waiter                              server.py
-  the handler wait on
-  what the handler does before and after a    RequestHandler._parser, _buffer_paused, _manager,   server.py
-  message, for one that is taken              _resume_reading_if_drained, _keepalive_handle,
-                                              _keepalive_timeout, _next_keepalive_close_time,
-                                              _process_keepalive
-  is the connection about to be closed        RequestHandler._close, _force_close                 server.py
   requests parsed so far                      RequestHandler._request_count                       server.py
-  refusal of a head that cannot be read       RequestHandler._make_error_handler                  server.py
-  request being handled                       RequestHandler._current_request                     server.py
+  a head that cannot be read                  web_protocol._ErrInfo                               messages.py
+  loop over the messages of a connection;     RequestHandler._waiter, _task_handler, _close,      messages.py
+  have it wait on                             _force_close, _loop
+  what waits for the end of a handler         RequestHandler._request_in_progress,                messages.py
+                                              _handler_waiter
+  what is called when a connection is lost    RequestHandler._current_request                     messages.py
+  time for the next request                   RequestHandler._next_keepalive_close_time,          messages.py
+                                              _keepalive_timeout, _keepalive_handle,
+                                              _process_keepalive
+  room in the parser's queue again            RequestHandler._resume_reading_if_drained           messages.py
+  what came after a request to upgrade        RequestHandler._upgraded, _message_tail             messages.py
+  wait for a full write buffer                BaseProtocol._drain_helper                          messages.py
   body being received from an upstream        ResponseHandler._payload                            client.py
   has the connection failed                   ResponseHandler._exception                          client.py
   response received and not taken             DataQueue._buffer                                   client.py
@@ -59,9 +62,10 @@ from gateway.aiohttp_seam.client import (
     PoolRequest,
     detach_parser,
 )
+from gateway.aiohttp_seam.messages import Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
-from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection, Take
+from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered, peek_buffered
 from gateway.aiohttp_seam.transports import (
     connect_accepted,
@@ -91,6 +95,7 @@ __all__ = [
     "is_plain_tcp",
     "is_reading_paused",
     "load_certificates",
+    "no_request",
     "peek_buffered",
     "set_receive_size",
     "socket_of",

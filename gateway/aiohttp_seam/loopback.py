@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
 
-from gateway.aiohttp_seam.server import OnLeave, ServerConnection, Take
+from gateway.aiohttp_seam.messages import Take, no_request
+from gateway.aiohttp_seam.server import OnLeave, ServerConnection
 from gateway.aiohttp_seam.transports import connect_accepted
 
 RECEIVE_BYTES: Final = 4096
@@ -44,22 +47,33 @@ class NoLimit:
         step()
 
 
+class Received(NamedTuple):
+    """A request that was received."""
+
+    message: RawRequestMessage
+    content: StreamReader
+
+
+class _Handled(ServerConnection):
+    """Has a request handled without end."""
+
+    handled: asyncio.Future[Received]
+
+    async def handle(self, message: RawRequestMessage, body: StreamReader) -> bool:
+        """Keep the request until the connection is lost."""
+        self.handled.set_result(Received(message, body))
+        await asyncio.get_running_loop().create_future()
+        return False
+
+
 @contextlib.asynccontextmanager
 async def serving_one(
     take: Take | None = None,
-) -> AsyncIterator[tuple[asyncio.Future[web.BaseRequest], ServerConnection, socket.socket]]:
+) -> AsyncIterator[tuple[asyncio.Future[Received], ServerConnection, socket.socket]]:
     """Serve one connection on loopback; yield the request that is handled, once there is one, and both ends."""
     loop = asyncio.get_running_loop()
-    handled: asyncio.Future[web.BaseRequest] = loop.create_future()
-    ended = loop.create_future()
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        handled.set_result(request)
-        await ended
-        raise ConnectionResetError
-
-    server = web.Server(handle, handler_cancellation=True)
-    connection = ServerConnection(
+    server = web.Server(no_request, handler_cancellation=True)
+    connection = _Handled(
         server,
         loop=loop,
         turns=NoLimit(),
@@ -71,10 +85,11 @@ async def serving_one(
         read_bufsize=_READ_BUFFER_BYTES,
         lingering_time=0,
     )
+    connection.handled = loop.create_future()
     with tcp_pair() as (ours, peer):
         transport = connect_accepted(ours, peer.getsockname(), connection)
         try:
-            yield handled, connection, peer
+            yield connection.handled, connection, peer
         finally:
             transport.abort()
             await server.shutdown()

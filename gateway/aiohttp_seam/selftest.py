@@ -28,7 +28,7 @@ from yarl import URL
 
 from gateway.aiohttp_seam.certificates import client_context
 from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
-from gateway.aiohttp_seam.loopback import RECEIVE_BYTES, NoLimit, listening, serving_one, tcp_pair
+from gateway.aiohttp_seam.loopback import RECEIVE_BYTES, NoLimit, Received, listening, serving_one, tcp_pair
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.server import ServerConnection
 from gateway.aiohttp_seam.streams import has_buffered, peek_buffered
@@ -57,22 +57,27 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
         (
             "_close",
             "_current_request",
+            "_drain_helper",
             "_force_close",
+            "_handler_waiter",
             "_keepalive_handle",
             "_keepalive_timeout",
-            "_make_error_handler",
-            "_manager",
+            "_loop",
             "_max_msg_queue_size",
-            "_msg_queue_resume_size",
+            "_message_tail",
             "_messages",
+            "_msg_queue_resume_size",
             "_next_keepalive_close_time",
             "_parser",
             "_process_keepalive",
             "_request_count",
+            "_request_in_progress",
             "_resume_reading_if_drained",
+            "_task_handler",
+            "_upgraded",
             "_waiter",
             "force_close",
-            "handle_error",
+            "start",
         ),
     ),
     (
@@ -132,8 +137,8 @@ def check_names() -> None:
 
 async def check_behaviour() -> None:
     """Raise RuntimeError if a private name does not do what the gateway uses it for; OSError without loopback."""
-    checks = (_check_receive_size, _check_request, _check_chunked_request, _check_broken_chunk, _check_taken)
-    for check in (*checks, _check_client):
+    checks = (_check_receive_size, _check_request, _check_chunked_request, _check_broken_chunk, _check_lost_connection)
+    for check in (*checks, _check_taken, _check_client):
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await check()
@@ -175,13 +180,11 @@ async def _check_receive_size() -> None:
 
 async def _check_request() -> None:
     async with _request_under_way(b"Content-Length: 9\r\n\r\nabc") as (request, connection, peer):
-        _require(request.raw_path == "/a%2Fb?", "request.raw_path is the target as received")
-        _require(request.raw_headers[0] == (b"X-Y", b"\xff"), "request.raw_headers are the headers as received")
-        _require(isinstance(request.writer, StreamWriter), "request.writer is the writer of the connection")
-        _require(connection._current_request is request, "_current_request is the request being handled")
+        message, body = request
+        _require(message.path == "/a%2Fb?", "path is the target as received")
+        _require(message.raw_headers[0] == (b"X-Y", b"\xff"), "raw_headers are the headers as received")
         _require(not connection.is_waiting, "_waiter is set while a connection waits for a request, and then only")
         _require(connection.is_kept, "_request_count counts the requests of a connection")
-        body = request.content
         body.set_read_chunk_size(128)
         _require(body.get_read_buffer_limits() == (128, 256), "set_read_chunk_size sets both limits of the stream")
         _require(has_buffered(body), "StreamReader._buffer holds what was received")
@@ -226,7 +229,7 @@ async def _check_taken() -> None:
         await _let_loop_poll()
         connection.hand_over(*taken[-1], "made")
         request = await handled
-        _require(request.path == "/3", "the handler has a message that is put back into _messages")
+        _require(request.message.path == "/3", "the handler has a message that is put back into _messages")
         _require(connection.take_handed_over() == "made", "it finds what was made of it")
 
 
@@ -280,6 +283,17 @@ async def _check_broken_chunk() -> None:
         except (web.RequestPayloadError, aiohttp.http.HttpProcessingError):
             return
         raise _failure("not true: a broken chunk raises in the read of the body")
+
+
+async def _check_lost_connection() -> None:
+    async with _request_under_way(b"Content-Length: 9\r\n\r\nabc") as (request, _, peer):
+        await request.content.readany()
+        peer.close()
+        try:
+            await request.content.readany()
+        except OSError:
+            return
+        raise _failure("not true: _current_request is told that its connection is lost")
 
 
 async def _check_client() -> None:
@@ -349,7 +363,7 @@ async def _let_loop_poll() -> None:
 @contextlib.asynccontextmanager
 async def _request_under_way(
     rest_of_head: bytes,
-) -> AsyncIterator[tuple[web.BaseRequest, ServerConnection, socket.socket]]:
+) -> AsyncIterator[tuple[Received, ServerConnection, socket.socket]]:
     """Send a request to a server on loopback, and yield it when its handler runs."""
     async with serving_one() as (handled, connection, peer):
         peer.sendall(b"POST /a%2Fb? HTTP/1.1\r\nX-Y: \xff\r\nHost: a\r\n" + rest_of_head)

@@ -8,35 +8,26 @@
   Here such input is read and dropped first (RFC 9112 section 9.6). Delete when aiohttp does so for more than bodies.
 - aiohttp leaves a read of the request body waiting for ever after a broken chunk, hands trailers to the next request,
   and cannot continue a chunked body whose rest was read below the transport. Here our decoder decodes chunked bodies.
-
-A message that is whole may be taken (`take`) before aiohttp's handler is woken for it. The handler waits on meanwhile,
-and sees nothing of it:
-
-    call        valid                        effect
-    take        set before the first byte    asked for every whole message while the handler waits; it takes or declines
-    end_taken   once for a message taken     the handler may have the next message
-    hand_over   in place of end_taken        the handler has the message after all, with what was made of it
-    on_lost     set while one is taken       called when the connection is lost first: the handler will not have it
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.aiohttp_seam.feed import BodyHead, MessageFeed, Turns
+from gateway.aiohttp_seam.messages import MessageLoop, Take
 from gateway.aiohttp_seam.transports import has_input, is_plain_tcp, set_receive_size
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
-from gateway.http.headers import MAX_HEAD_BYTES
+from gateway.http.client import peer_address
+from gateway.http.request_head import MAX_HEAD_BYTES
 
 #: Bounds of what is read and dropped after the last response: nginx's lingering_timeout, and what a LAN sends in it.
 DISCARD_SECONDS: Final = 5.0
@@ -71,10 +62,6 @@ class Watch(Protocol):
         ...
 
 
-#: Takes a message whose body is here, or declines it: then nothing of it may have been changed.
-Take = Callable[["ServerConnection", RawRequestMessage, StreamReader], bool]
-
-
 class _NoParser:
     """Takes the place of the parser of a connection whose head is too large."""
 
@@ -85,21 +72,20 @@ class _NoParser:
         pass
 
 
-class ServerConnection(RequestHandler):
-    """One connection of a client. `options` are those of aiohttp's RequestHandler."""
+class ServerConnection(MessageLoop):
+    """One connection of a client. `options` are those of aiohttp's RequestHandler.
+
+    A subclass has `handle` and `refuse`, which send a response each.
+    """
 
     __slots__ = (
         "_descriptor",
         "_discardable_bytes",
         "_discarding",
         "_feed",
-        "_handed_over",
-        "_idle_waiter",
         "_is_cut",
         "_last_message",
         "_receive_bytes",
-        "_take",
-        "on_lost",
         "was_broken",
         "watch",
     )
@@ -115,14 +101,7 @@ class ServerConnection(RequestHandler):
         take: Take | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(server, loop=loop, **options)
-        self._take = take
-        #: What aiohttp's handler waits for, while a message is taken: it must not be woken.
-        self._idle_waiter: asyncio.Future[None] | None = None
-        #: What was made of a message that the handler has after all.
-        self._handed_over: object = None
-        #: Called when the connection is lost while a message is taken.
-        self.on_lost: Callable[[], None] | None = None
+        super().__init__(server, loop=loop, take=take, **options)
         self.watch = watch
         self._descriptor = -1
         #: Whether bytes that were written are dropped.
@@ -149,6 +128,12 @@ class ServerConnection(RequestHandler):
         return not self._feed.has_unparsed and not has_input(transport)
 
     @property
+    def peer_address(self) -> str:
+        """The address of the client as it is logged, compared and sent on; "" where it is not known."""
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return peer_address(peer[0]) if peer else ""
+
+    @property
     def is_kept(self) -> bool:
         """Whether it had a request before, and nothing of the next one was received."""
         return self._request_count > 0 and not self._feed.is_within_head
@@ -170,10 +155,7 @@ class ServerConnection(RequestHandler):
         self.was_broken = exc is not None or self._is_cut
         super().connection_lost(exc)
         self._feed.close()
-        self._idle_waiter = None
-        on_lost, self.on_lost = self.on_lost, None
-        if on_lost is not None:
-            on_lost()
+        self.lose_taken()
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
@@ -184,81 +166,12 @@ class ServerConnection(RequestHandler):
             return
         if not data and self._feed.decoder is None:
             self.parse(b"")
-        waiter = self._waiter
-        if self._take is None or waiter is None or waiter.done():
-            self._feed.receive(data)
-            return
-        # aiohttp would wake its handler.
-        self._waiter = None
+        waiter = self.hide_waiter()
         try:
             self._feed.receive(data)
         finally:
-            self._waiter = waiter
-        if self._messages:
-            self._offer(waiter)
-
-    def _offer(self, waiter: asyncio.Future[None]) -> None:
-        """Have the next message taken, or wake aiohttp's handler for it."""
-        message, payload = self._messages[0]
-        transport, take = self.transport, self._take
-        if (
-            take is not None
-            and isinstance(message, RawRequestMessage)
-            and payload.is_eof()
-            and not (self._close or self._force_close or transport is None or transport.is_closing())
-        ):
-            self._messages.popleft()
-            self._waiter, self._idle_waiter = None, waiter
-            if take(self, message, payload):
-                return
-            self._waiter, self._idle_waiter = waiter, None
-            self._messages.appendleft((message, payload))
-        waiter.set_result(None)
-
-    def end_taken(self) -> None:
-        """Go on with the next message: the exchange of the one that was taken has ended, and the connection is kept."""
-        waiter, self._idle_waiter = self._idle_waiter, None
-        self.on_lost = None
-        if waiter is None:
-            return
-        # While there is no waiter, parsing wakes nothing.
-        self._begin_message()
-        self._end_message()
-        self._waiter = waiter
-        if self._close or self._force_close:
-            waiter.cancel()
-        elif self._messages:
-            self._offer(waiter)
-
-    def _begin_message(self) -> None:
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
-        if self._manager is not None:
-            self._manager.requests_count += 1
-
-    def _end_message(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._next_keepalive_close_time = close_time = loop.time() + self._keepalive_timeout
-        if self._keepalive_handle is None:
-            self._keepalive_handle = loop.call_at(close_time, self._process_keepalive)
-
-    def hand_over(self, message: RawRequestMessage, payload: StreamReader, made: object) -> None:
-        """Have aiohttp's handler go on with the message that was taken; `made` is what `handed_over` returns then."""
-        waiter, self._idle_waiter = self._idle_waiter, None
-        self._handed_over = made
-        self._messages.appendleft((message, payload))
-        self._waiter = waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def take_handed_over(self) -> object:
-        """Return what `hand_over` was called with for the message that the handler has now; None without."""
-        made, self._handed_over = self._handed_over, None
-        if made is not None:
-            self.on_lost = None
-        return made
+            if waiter is not None:
+                self.offer(waiter)
 
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
@@ -331,19 +244,6 @@ class ServerConnection(RequestHandler):
                 self._resume_transport_reading()
             async with asyncio.timeout(DISCARD_SECONDS):
                 await self._discarding
-
-    def _make_error_handler(self, err_info: Any) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """Return the handler of a head that could not be read: its client may still be sending."""
-        handle = super()._make_error_handler(err_info)
-
-        async def handle_and_discard(request: web.BaseRequest) -> web.StreamResponse:
-            response = await handle(request)
-            await response.prepare(request)
-            await response.write_eof()
-            await self.discard_input()
-            return response
-
-        return handle_and_discard
 
     def break_body(self, stream: StreamReader, fault: Fault) -> None:
         """Set the fault on a body that is malformed. The connection closes after the response."""

@@ -54,7 +54,7 @@ def _parse_network(value: object) -> Network:
     try:
         network = ipaddress.ip_network(str(value))
         if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-            # Peers are compared as IPv4, see `gateway.http.headers.peer_address`.
+            # Peers are compared as IPv4, see `gateway.http.client.peer_address`.
             return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
         return network
     except ValueError as exc:

@@ -56,7 +56,7 @@ def describe_exchange(exchange: Exchange, seconds: float) -> str:
         f'"download_lane": {_word(download.meter.lane) if download else "null"}, '
         f'"seconds": {seconds:.6f}, "first_byte_seconds": {"null" if first is None else f"{first:.6f}"}, '
         f'"wait_seconds": {{{waits}}}, "parts": {json.dumps(exchange.parts) if exchange.parts else "null"}, '
-        f'"client": {_quote(exchange.client)}, {_upstream_keys(exchange.upstream, exchange.endpoint)}'
+        f'"client": {_quote(exchange.client.address)}, {_upstream_keys(exchange.upstream, exchange.endpoint)}'
         f'"request_id": {_quote(trace.request_id.decode("latin-1"))}, '
         f'"trace_id": "{trace.traceparent[3:35].decode("latin-1")}"}}'
     )

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
@@ -26,9 +25,9 @@ class RequestBody:
     and 8).
     """
 
-    def __init__(self, request: web.BaseRequest) -> None:
-        self._content: StreamReader = request.content
-        self._protocol = request.protocol
+    def __init__(self, connection: ServerConnection, content: StreamReader) -> None:
+        self._content = content
+        self._protocol = connection
         self._is_asked_for = False
         #: Read before, and given back.
         self._unread: deque[bytes] = deque()
@@ -84,15 +83,13 @@ class RequestBody:
     def _receive_more_at_once(self) -> None:
         """Receive more per call from the first read on; before it, many connections must hold little each."""
         self._is_asked_for = True
-        transport = self._protocol.transport if self._protocol is not None else None
+        transport = self._protocol.transport
         if transport is not None and is_plain_tcp(transport):
             set_receive_size(transport, _STEP_BYTES)
         self._content.set_read_chunk_size(_STEP_BYTES // 2)
 
     def pause(self) -> bool:
         """Stop receiving through the transport; return False if that cannot be done. Lifecycle: see PausableStream."""
-        if self._protocol is None:
-            return False
         stream = PausableStream(self._protocol, self._content)
         self._paused = stream if stream.pause() else None
         return self._paused is not None
@@ -113,10 +110,9 @@ class RequestBody:
             socket = open_raw_socket(transport) if length else None
             self._raw_body = SizedRawBody(socket, length, _left) if socket is not None else None
             return self._raw_body
-        protocol = self._protocol
-        if not isinstance(protocol, ServerConnection) or (socket := open_raw_socket(transport)) is None:
+        if (socket := open_raw_socket(transport)) is None:
             return None
-        decoder = protocol.take_decoder()
+        decoder = self._protocol.take_decoder()
         if decoder is None:
             socket.close()
             return None
@@ -131,7 +127,7 @@ class RequestBody:
         if self._paused is not None:
             self._paused.resume()
             self._paused = None
-        if isinstance(self._raw_body, ChunkedRawBody) and isinstance(self._protocol, ServerConnection):
+        if isinstance(self._raw_body, ChunkedRawBody):
             self._protocol.give_back_decoder()
 
 

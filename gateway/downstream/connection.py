@@ -14,19 +14,21 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessingError, LineTooLong
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.aiohttp_seam import HeadTooLarge, ServerConnection, Take
+from gateway.aiohttp_seam import HeadTooLarge, ServerConnection, Take, no_request
 from gateway.downstream.leaving import LeaveWatch
-from gateway.downstream.response import ClientResponse
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import MAX_HEAD_BYTES
+from gateway.http.request_head import MAX_HEAD_BYTES
 from gateway.transfer import Turns
 
-Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-#: Makes the response to a request whose head could not be read.
-RefuseUnread = Callable[[web.BaseRequest, Fault], ClientResponse]
+#: Responds to a request; returns whether its connection may be kept.
+Handle = Callable[[ServerConnection, RawRequestMessage, StreamReader], Awaitable[bool]]
+#: Responds to a request whose head could not be read.
+Refuse = Callable[[ServerConnection, Fault], Awaitable[None]]
 
 #: Also the time a client has for its request head: nginx's client_header_timeout and keepalive_timeout are 60-75 s.
 KEEPALIVE_SECONDS: Final = 60.0
@@ -43,11 +45,9 @@ _UNKNOWN_METHOD: Final = re.compile(r"""\n\n +b['"][!#$%&'*+.^_`|~0-9A-Za-z-]+ |
 class TrafficConnection(ServerConnection):
     """One client's connection."""
 
-    __slots__ = ("_refuse_unread",)
+    __slots__ = ("_handle", "_refuse")
 
-    def __init__(
-        self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, watch: LeaveWatch, refuse_unread: RefuseUnread
-    ) -> None:
+    def __init__(self, server: TrafficServer, *, loop: asyncio.AbstractEventLoop, watch: LeaveWatch) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -67,18 +67,15 @@ class TrafficConnection(ServerConnection):
             max_field_size=MAX_LINE_BYTES,
             max_headers=MAX_HEADERS,
         )
-        self._refuse_unread = refuse_unread
+        self._handle, self._refuse = server.handle, server.refuse
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Refuse a request whose head the parser could not read. Never called for a handler: it raises nothing."""
-        del status, message
-        return self._refuse_unread(request, _unread_fault(exc))
+    def handle(self, message: RawRequestMessage, body: StreamReader) -> Awaitable[bool]:
+        """Respond to a request."""
+        return self._handle(self, message, body)
+
+    async def refuse(self, exc: BaseException) -> None:
+        """Respond to a request whose head the parser could not read."""
+        await self._refuse(self, _unread_fault(exc))
 
 
 def _unread_fault(exc: BaseException | None) -> Fault:
@@ -109,14 +106,14 @@ _ROOM: Final = 64
 class TrafficServer(web.Server):
     """Makes a TrafficConnection for each client."""
 
-    def __init__(self, handle: Handle, refuse_unread: RefuseUnread, turns: Turns, take: Take | None = None) -> None:
+    def __init__(self, handle: Handle, refuse: Refuse, turns: Turns, take: Take | None = None) -> None:
+        self.handle, self.refuse = handle, refuse
         #: Of the bodies of all connections.
         self.turns = turns
         #: Takes whole messages before `handle` is called for them.
         self.take = take
         # handler_cancellation: a client that leaves while nothing is sent is noticed at once, not at the next event.
-        super().__init__(handle, handler_cancellation=True)
-        self._refuse_unread = refuse_unread
+        super().__init__(no_request, handler_cancellation=True)
         self._watch = LeaveWatch()
         self.open_connections = 0
         #: Called when a connection was lost.
@@ -125,7 +122,7 @@ class TrafficServer(web.Server):
     def __call__(self) -> TrafficConnection:
         """Make the protocol of a new connection."""
         loop = asyncio.get_running_loop()
-        return TrafficConnection(self, loop=loop, watch=self._watch, refuse_unread=self._refuse_unread)
+        return TrafficConnection(self, loop=loop, watch=self._watch)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Close every connection."""

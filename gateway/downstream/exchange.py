@@ -17,27 +17,18 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
 
 from gateway.aiohttp_seam import DISCARD_BYTES, DISCARD_SECONDS, ServerConnection
 from gateway.config import Route
-from gateway.config.section import Network
 from gateway.config.values import Endpoint
 from gateway.downstream.body import RequestBody
 from gateway.downstream.response import ClientResponse, abort
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
-from gateway.http.headers import (
-    ClientInfo,
-    Header,
-    Headers,
-    ReceivedHeaders,
-    Target,
-    check_head,
-    default_headers,
-    is_trusted,
-    peer_address,
-    trace_context,
-)
+from gateway.http.client import Client
+from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
+from gateway.http.request_head import Target, check_head
 from gateway.observe.stats import Leg, RouteStats
 from gateway.observe.waits import Waits
 from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
@@ -66,35 +57,33 @@ class Exchange:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        connection: ServerConnection,
+        message: RawRequestMessage,
+        content: StreamReader,
+        *,
+        client: Client,
         stats: RouteStats,
         timers: Timers,
-        *,
-        trusted: Sequence[Network],
-        scheme: bytes,
     ) -> None:
+        """`message` is the head as it was parsed, `content` the stream of the body."""
         #: What it waits for, and its seconds by leg.
         self.waits = Waits(stats)
         self.started = self.waits.waiting_since
-        self._request = request
+        self._connection = connection
+        self._message = message
         self._timers = timers
-        self._scheme = scheme
-        self.method = request.method
-        self.version = (request.version.major, request.version.minor)
-        self.raw_target = request.raw_path
-        self.headers = headers = ReceivedHeaders(request.raw_headers)
-        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        #: The peer's address.
-        self.client = peer_address(peer[0]) if peer else ""
-        self._is_trusted = is_trusted(self.client, trusted)
-        self.trace = trace_context(headers, is_trusted=self._is_trusted)
+        self.method = message.method
+        self.version: tuple[int, int] = message.version
+        self.raw_target = message.path
+        self.headers = headers = ReceivedHeaders(message.raw_headers)
+        self.client = client
+        self.trace = trace_context(headers, is_trusted=client.is_trusted)
         #: Set by `enter_route`: the route, and where its requests are counted.
         self.route: Route | None = None
         self.stats = stats
         #: Set by the action: the upstream's name, and the endpoint the request was sent to last.
         self.upstream = ""
         self.endpoint = ""
-        self.client_info: ClientInfo
         self.target: Target
         #: Whether the gateway is draining: the response closes the connection.
         self.is_draining = False
@@ -116,7 +105,7 @@ class Exchange:
         length = None if is_chunked else int(headers.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
-        self.body = RequestBody(request) if length != 0 else None
+        self.body = RequestBody(connection, content) if length != 0 else None
         self._expects_continue = False
 
     def enter_route(self, route: Route, stats: RouteStats) -> None:
@@ -127,7 +116,6 @@ class Exchange:
     def check_head(self) -> Target:
         """Check the request head and return its target. Raises Fault if it is malformed."""
         self.target = check_head(self.version, self.method, self.raw_target, self.headers)
-        self.client_info = ClientInfo(self.client, self._is_trusted, self._scheme, self.target.authority)
         return self.target
 
     def check_expectation(self) -> None:
@@ -145,7 +133,7 @@ class Exchange:
         if not self._expects_continue:
             return
         self._expects_continue = False
-        transport = self._request.transport
+        transport = self._connection.transport
         if transport is not None and self.body is not None and not self.body.has_begun:
             transport.write(_CONTINUE)
 
@@ -157,7 +145,7 @@ class Exchange:
     @property
     def is_client_gone(self) -> bool:
         """Whether the client's connection is lost."""
-        transport = self._request.transport
+        transport = self._connection.transport
         return transport is None or transport.is_closing()
 
     @property
@@ -165,8 +153,8 @@ class Exchange:
         """Whether a client that left had received its whole response: it may leave before the transfer has ended."""
         is_whole = self.download is not None and self.download.is_whole
         # A connection that is closing may still hold bytes: it has to be closed, and without an error.
-        is_gone = self._request.transport is None
-        return is_whole and is_gone and not getattr(self._request.protocol, "was_broken", True)
+        is_gone = self._connection.transport is None
+        return is_whole and is_gone and not self._connection.was_broken
 
     @property
     def outcome(self) -> Outcome:
@@ -255,7 +243,7 @@ class Exchange:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
             self.parts.append({**(facts or {}), **named})
 
-    async def begin_response(
+    def begin_response(
         self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False
     ) -> ClientResponse:
         """Send the head of a response whose body follows. Raises Fault CLIENT_LEFT.
@@ -265,16 +253,16 @@ class Exchange:
         self.response = ClientResponse(
             status, reason, headers, length=length, is_last=self._must_close, is_ready=is_ready
         )
-        await self._send_head(self.response)
+        self._send_head(self.response)
         return self.response
 
     def send_whole(self, status: int, reason: bytes, headers: Headers, body: bytes, length: int | None) -> bool:
-        """Write a whole response in one step, while the client is connected; return whether the kernel took all of it.
+        """Send a whole response in one step; return whether the kernel has taken all of it.
 
-        `length` is that of the head: None is not known, and without a body it may be any.
+        `length` is that of the head: None if it is not known. The client must be connected.
         """
         self.response = ClientResponse(status, reason, headers, length=length, is_last=self._must_close)
-        is_sent = self.response.send_whole(self._request, body)
+        is_sent = self.response.send_whole(self._connection, self._message, body)
         self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
         return is_sent
 
@@ -282,10 +270,10 @@ class Exchange:
         """Send a whole response. Raises Fault CLIENT_LEFT."""
         headers = [*default_headers(self.trace), *headers]
         self.response = ClientResponse.small(status, headers, body, is_last=self._must_close)
-        await self._send_head(self.response)
+        self._send_head(self.response)
         await self.response.flush()
 
-    async def fail(self, fault: Fault) -> None:
+    def fail(self, fault: Fault) -> None:
         """End the exchange with a fault: send a problem document if no head was sent, cut the connection otherwise."""
         self.fault = fault
         if self.response is not None and self.response.has_begun:
@@ -295,7 +283,7 @@ class Exchange:
         else:
             self.response = self.refusal(fault)
             try:
-                await self._send_head(self.response)
+                self._send_head(self.response)
             except Fault:
                 self._drop_connection()
 
@@ -319,12 +307,25 @@ class Exchange:
         if self.response is not None:
             self.response.cut()
 
+    async def finish(self) -> bool:
+        """Wait until the response was sent; return whether the connection may be kept. The last call."""
+        response = self.response
+        if response is None:
+            return False
+        await self.discard_request_body()
+        try:
+            await response.end()
+        except Fault:
+            # The client left.
+            return False
+        return response.keep_alive
+
     async def discard_request_body(self) -> None:
         """After an early response, read and drop what the client still sends, so that it can read the response.
 
         A client that still waits for 100 Continue sends nothing: the connection closes at once.
         """
-        transport = self._request.transport
+        transport = self._connection.transport
         if transport is None or transport.is_closing() or self._expects_continue:
             return
         if self.body is None or self.body.is_received:
@@ -353,9 +354,7 @@ class Exchange:
 
     async def _discard_later_requests(self) -> None:
         """Drop pipelined requests after the last response, which announced the close (RFC 9112 section 9.3.2)."""
-        protocol = self._request.protocol
-        if isinstance(protocol, ServerConnection):
-            await protocol.discard_input()
+        await self._connection.discard_input()
 
     @property
     def _must_close(self) -> bool:
@@ -367,13 +366,10 @@ class Exchange:
         if self.method == "CONNECT" or (body is not None and (body.is_raw or not body.is_received)):
             return True
         # While draining, a request that was received after this one is answered, too.
-        return self.is_draining and not getattr(self._request.protocol, "has_next", False)
+        return self.is_draining and not self._connection.has_next
 
-    async def _send_head(self, response: ClientResponse) -> None:
-        try:
-            await response.prepare(self._request)
-        except ConnectionError as exc:
-            raise Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response.") from exc
+    def _send_head(self, response: ClientResponse) -> None:
+        response.begin(self._connection, self._message)
         # Outside of transfers, whatever is waited for from here on is the client.
         self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
 
@@ -382,5 +378,5 @@ class Exchange:
         if self.response is None:
             self.response = ClientResponse.small(self.status, (), b"", is_last=True)
         self.response.cut()
-        if (transport := self._request.transport) is not None:
+        if (transport := self._connection.transport) is not None:
             abort(transport, with_reset=False)

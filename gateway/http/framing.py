@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.config import FramingMode
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import Header
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(NamedTuple):
     """The framing of one body: `length` bytes, or chunked where it is None."""
 
     length: int | None
@@ -20,11 +18,10 @@ class Framing:
         """Whether the body is sent in the chunked coding."""
         return self.length is None
 
-    def headers(self) -> list[Header]:
-        """Return the header that frames the body."""
-        if self.length is None:
-            return [(b"Transfer-Encoding", b"chunked")]
-        return [(b"Content-Length", b"%d" % self.length)]
+    @property
+    def line(self) -> bytes:
+        """The header that frames the body, in wire form."""
+        return b"Transfer-Encoding: chunked\r\n" if self.length is None else b"Content-Length: %d\r\n" % self.length
 
 
 def choose_framing(mode: FramingMode, length: int | None) -> Framing:

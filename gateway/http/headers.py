@@ -1,4 +1,4 @@
-"""Rules for headers: which are forwarded, which the gateway sets, and which request heads are refused.
+"""Rules for headers: which are forwarded, and which the gateway sets.
 
 Headers are lists of (name, value) bytes as received, so that order, case, duplicates and bytes outside ASCII are
 preserved. Received headers are never modified; outgoing headers are new lists. Pure: no await, no aiohttp.
@@ -6,20 +6,18 @@ preserved. Received headers are never modified; outgoing headers are new lists. 
 
 from __future__ import annotations
 
+import enum
 import functools
-import ipaddress
 import itertools
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from email.utils import formatdate
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway import PSEUDONYM
-from gateway.config.section import Network
-from gateway.errors import Fault, FaultKind
+from gateway.http.client import Client
 
 Header = tuple[bytes, bytes]
 Headers = Sequence[Header]
@@ -58,31 +56,30 @@ _NOT_UPSTREAM_UNTRACED: Final = _NOT_UPSTREAM | {b"tracestate"}
 _NOT_UPSTREAM_UNTRUSTED: Final = _NOT_UPSTREAM_UNTRACED | {b"x-real-ip", b"x-forwarded-prefix", b"x-forwarded-port"}
 _NOT_DOWNSTREAM: Final = _HOP_BY_HOP | {b"content-length"}
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
-_VIA: Final = f"1.1 {PSEUDONYM}".encode()
+#: Values of Connection that name no further header.
+_KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
+_VIA_HEADER: Final = (b"Via", f"1.1 {PSEUDONYM}".encode())
+#: By name as received, those that were received before: few, and mostly the same.
+_NAMES: Final[dict[bytes, _Name]] = {}
+_MAX_NAMES: Final = 1024
+_MAX_NAME_BYTES: Final = 64
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-# RFC 3986 section 3.2.2: a registered name or IPv4 address, or an IP literal; then RFC 9110's optional port.
-_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]{0,5}))?")
-_ABSOLUTE: Final = re.compile(r"(?i:https?)://([^/?#]*)([^#]*)")
-_MAX_PORT: Final = 65535
-MAX_HEAD_BYTES: Final = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The components of a request target: path and query exactly as sent, and the host."""
+class Origin(enum.IntEnum):
+    """Where a request comes from: what it says of itself is believed less and less."""
 
-    path: str
-    #: With its question mark, so that an empty query is preserved; "" if there is none.
-    query: str
-    #: The Host header as sent, or the authority of an absolute-form target.
-    authority: bytes
-    #: Lower case, without port.
-    host: str
+    #: A peer of `trusted_proxies` whose trace is continued.
+    TRACING_PROXY = 0
+    #: Another one.
+    PROXY = 1
+    CLIENT = 2
+    #: No origin.
+    NOWHERE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """The identifiers of an exchange: X-Request-Id and traceparent."""
 
     request_id: bytes
@@ -91,38 +88,40 @@ class Trace:
     is_continued: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ClientInfo:
-    """The client's address, scheme and host; `is_trusted` is set if the peer is in `trusted_proxies`."""
+class _Name(NamedTuple):
+    """What the rules say of a header, from its name alone."""
 
-    client: str
-    is_trusted: bool
-    scheme: bytes
-    authority: bytes
+    #: In lower case.
+    key: bytes
+    #: The origin of a request from which on it is not sent upstream.
+    dropped_from: Origin
+    #: Whether it is sent to the client.
+    is_sent_downstream: bool
 
 
 class ReceivedHeaders:
-    """The headers of a received head, in order. Every name is converted to lower case once.
+    """The headers of a received head, in order. Every name is looked up once.
 
     Iterating yields (name, value) as received.
     """
 
-    __slots__ = ("_headers", "_values", "keys")
+    __slots__ = ("_headers", "_values", "names")
 
     def __init__(self, headers: Iterable[Header]) -> None:
         self._headers = tuple(headers)
         values: dict[bytes, list[bytes]] = {}
-        keys: list[bytes] = []
-        for name, value in self._headers:
-            key = name.lower()
-            keys.append(key)
+        names: list[_Name] = []
+        for raw, value in self._headers:
+            name = _NAMES.get(raw) or _look_up(raw)
+            names.append(name)
+            key = name.key
             if key in values:
                 values[key].append(value)
             else:
                 values[key] = [value]
         self._values = values
-        #: The names in lower case, in order.
-        self.keys = keys
+        #: Of each header, in order.
+        self.names = names
 
     @property
     def size_bytes(self) -> int:
@@ -148,115 +147,6 @@ class ReceivedHeaders:
         return values[0] if values else None
 
 
-def peer_address(text: str) -> str:
-    """Return the address of a peer as it is logged, compared and sent on: without zone, IPv4 as such.
-
-    A socket that is bound to `[::]` sees IPv4 peers as ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2).
-    """
-    if ":" not in text:
-        return text
-    address = ipaddress.IPv6Address(text.partition("%")[0])
-    return str(address.ipv4_mapped or address)
-
-
-def is_trusted(client: str, networks: Sequence[Network]) -> bool:
-    """Return whether a peer's address is in one of the trusted networks."""
-    if not networks or not client:
-        return False
-    address = ipaddress.ip_address(client)
-    return any(address.version == network.version and address in network for network in networks)
-
-
-def check_head(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
-    """Return the target of a valid request head. Raises Fault for an invalid one.
-
-    aiohttp's parser refuses heads with a wrong syntax; this function refuses those that it accepts although
-    RFC 9112 sections 2.3, 3.2 and 6.1 do not.
-    """
-    if version not in ((1, 0), (1, 1)):
-        # aiohttp treats request lines with HTTP/2.0 and HTTP/0.9 like HTTP/1.1.
-        raise Fault(FaultKind.BAD_REQUEST, f"HTTP/{version[0]}.{version[1]} is not supported: use HTTP/1.1.")
-    if method in ("CONNECT", "TRACE"):
-        # RFC 9110 section 9.3.8: the response to TRACE contains the request's headers, credentials included.
-        raise Fault(
-            FaultKind.METHOD_NOT_ALLOWED,
-            f"The gateway does not forward {method}: use another method.",
-            headers=_ALLOWED_METHODS,
-        )
-    size = len(target) + headers.size_bytes
-    if size > MAX_HEAD_BYTES:
-        raise Fault(
-            FaultKind.HEAD_TOO_LARGE,
-            f"The request head has {size} bytes, the limit is {MAX_HEAD_BYTES}: send fewer or shorter headers.",
-        )
-    if codings := headers.all(b"transfer-encoding"):
-        _check_codings(version, codings, headers)
-    return _check_target(version, method, target, headers)
-
-
-_ALLOWED_METHODS: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
-
-
-def _check_codings(version: tuple[int, int], codings: Sequence[bytes], headers: ReceivedHeaders) -> None:
-    if version < (1, 1):
-        # > A server or client that receives an HTTP/1.0 message containing a Transfer-Encoding header field MUST treat
-        # > the message as if the framing is faulty (RFC 9112 section 6.1).
-        raise Fault(FaultKind.BAD_FRAMING, "HTTP/1.0 has no Transfer-Encoding: use HTTP/1.1, or send Content-Length.")
-    if headers.all(b"content-length"):
-        raise Fault(
-            FaultKind.BAD_FRAMING, "The request has both Transfer-Encoding and Content-Length: send one of them."
-        )
-    if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
-        # Stricter than RFC 9112 section 6.1, which has 501 for unknown codings: clients do not use others, and a
-        # coding that only one of gateway and upstream decodes allows request smuggling.
-        raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding is not exactly `chunked`: send chunked, once.")
-
-
-def _check_target(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
-    hosts = headers.all(b"host")
-    if len(hosts) > 1 or (not hosts and version >= (1, 1)):
-        raise Fault(FaultKind.BAD_HOST, f"The request has {len(hosts)} Host headers: send exactly one.")
-    authority = hosts[0] if hosts else b""
-    if "#" in target:
-        raise Fault(FaultKind.BAD_TARGET, "The request target has a fragment: remove '#' and what follows.")
-    if absolute := _ABSOLUTE.fullmatch(target):
-        # > When an origin server receives a request with an absolute-form of request-target, the origin server MUST
-        # > ignore the received Host header field (if any) and instead use the host information of the request-target.
-        # RFC 9112 section 3.2.2
-        check_host(authority)
-        authority = absolute[1].encode("latin-1", "replace")
-        if not authority:
-            raise Fault(FaultKind.BAD_TARGET, "The absolute-form target has no host: write http://host/path.")
-        target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
-    elif target == "*" and method == "OPTIONS":
-        pass
-    elif not target.startswith("/"):
-        raise Fault(
-            FaultKind.BAD_TARGET,
-            "The request target does not begin with a slash (RFC 9112 section 3.2.1): write /path.",
-        )
-    host = check_host(authority)
-    path, mark, query = target.partition("?")
-    return Target(path, mark + query, authority, host)
-
-
-def check_host(authority: bytes) -> str:
-    """Return the host of a Host header, in lower case and without port. Raises Fault BAD_HOST (RFC 9112 3.2)."""
-    found = _HOST.fullmatch(authority)
-    if found is None or (found[2] and int(found[2]) > _MAX_PORT):
-        raise Fault(
-            FaultKind.BAD_HOST, "The Host header is not host[:port] (RFC 9112 section 3.2): send a name or address."
-        )
-    if found[1].startswith(b"["):
-        try:
-            ipaddress.IPv6Address(found[1][1:-1].decode())
-        except ValueError:
-            raise Fault(
-                FaultKind.BAD_HOST, "The Host header has brackets without an IPv6 address: write [address]."
-            ) from None
-    return found[1].decode().lower()
-
-
 def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     """Return the client's request id and trace if it is trusted and they are valid, new ones otherwise."""
     request_id = headers.first(b"x-request-id") if is_trusted else None
@@ -273,81 +163,52 @@ def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
 
 def end_to_end(headers: ReceivedHeaders) -> list[Header]:
     """Return the headers without the hop-by-hop ones and those that Connection lists (RFC 9110 section 7.6.1)."""
-    return _without(headers, _HOP_BY_HOP | _nominated(headers))
+    dropped = _HOP_BY_HOP | _nominated(headers)
+    return [header for name, header in zip(headers.names, headers, strict=True) if name.key not in dropped]
 
 
 def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
-    """Return the names that Connection lists. The framing headers are kept in any case: the body depends on them."""
+    """Return the further names that Connection lists. The framing headers are kept: the body depends on them."""
     options = headers.all(b"connection")
-    if not options:
+    if not options or (len(options) == 1 and options[0] in _KEEP_ALIVE):
         return _NO_NAMES
-    return frozenset(option.strip().lower() for value in options for option in value.split(b",")) - _FRAMING
+    names = frozenset(option.strip().lower() for value in options for option in value.split(b","))
+    return names - _FRAMING - _HOP_BY_HOP
 
 
-def _without(headers: ReceivedHeaders, dropped: frozenset[bytes]) -> list[Header]:
-    return [header for key, header in zip(headers.keys, headers, strict=True) if key not in dropped]
-
-
-def request_headers(headers: ReceivedHeaders, client_info: ClientInfo, trace: Trace) -> list[Header]:
+def request_headers(headers: ReceivedHeaders, client: Client, authority: bytes, trace: Trace) -> list[Header]:
     """Return the client's headers as sent upstream, with X-Forwarded-*, Forwarded, trace headers and Via.
 
-    Content-Length, Host and Expect are not included: the framing and the endpoint determine them.
+    `authority` is the host that the client asks for. Content-Length, Host and Expect are not included: the framing and
+    the endpoint determine them.
     """
-    if client_info.is_trusted:
-        dropped = _NOT_UPSTREAM if trace.is_continued else _NOT_UPSTREAM_UNTRACED
-    else:
-        dropped = _NOT_UPSTREAM_UNTRUSTED
+    origin = Origin.CLIENT
+    if client.is_trusted:
+        origin = Origin.TRACING_PROXY if trace.is_continued else Origin.PROXY
+    sent = [header for name, header in zip(headers.names, headers, strict=True) if name.dropped_from > origin]
     if nominated := _nominated(headers):
-        dropped |= nominated
-    kept = [
-        header
-        for key, header in zip(headers.keys, headers, strict=True)
-        if key not in dropped and (b"_" not in key or key.replace(b"_", b"-") not in dropped)
-    ]
-    return [
-        *kept,
-        *_forwarding_headers(headers, client_info),
-        (b"X-Request-Id", trace.request_id),
-        (b"traceparent", trace.traceparent),
-        (b"Via", _VIA),
-    ]
+        sent = [header for header in sent if not _is_named(header[0].lower(), nominated)]
+    sent += client.forwarding_headers(headers, authority)
+    sent += ((b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent), _VIA_HEADER)
+    return sent
 
 
-def _forwarding_headers(headers: ReceivedHeaders, client_info: ClientInfo) -> list[Header]:
-    client = client_info.client.encode()
-    element = _forwarded_element(client_info)
-    if not client_info.is_trusted:
-        return [
-            (b"X-Forwarded-For", client),
-            (b"X-Forwarded-Proto", client_info.scheme),
-            (b"X-Forwarded-Host", client_info.authority),
-            (b"Forwarded", element),
-        ]
-    return [
-        (b"X-Forwarded-For", b", ".join([*headers.all(b"x-forwarded-for"), client])),
-        (b"X-Forwarded-Proto", headers.first(b"x-forwarded-proto") or client_info.scheme),
-        (b"X-Forwarded-Host", headers.first(b"x-forwarded-host") or client_info.authority),
-        (b"Forwarded", b", ".join([*headers.all(b"forwarded"), element])),
-    ]
-
-
-def _forwarded_element(client_info: ClientInfo) -> bytes:
-    # RFC 7239 section 6: an IPv6 address is in brackets and quotes; a host is in quotes because of its colon.
-    client = f'"[{client_info.client}]"' if ":" in client_info.client else client_info.client
-    host = client_info.authority.replace(b"\\", b"").replace(b'"', b"")
-    return b"for=" + client.encode() + b';host="' + host + b'";proto=' + client_info.scheme
+def _is_named(key: bytes, dropped: Collection[bytes]) -> bool:
+    return key in dropped or (b"_" in key and key.replace(b"_", b"-") in dropped)
 
 
 def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
     """Return an upstream's headers as sent to the client, without Content-Length: the sender of the body adds it."""
     nominated = _nominated(headers)
-    kept = _without(headers, _NOT_DOWNSTREAM | nominated if nominated else _NOT_DOWNSTREAM)
+    kept = [header for name, header in zip(headers.names, headers, strict=True) if name.is_sent_downstream]
+    if nominated:
+        kept = [header for header in kept if header[0].lower() not in nominated]
     if headers.first(b"date") is None or b"date" in nominated:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
         kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
-    kept.append((b"Via", _VIA))
+    kept.append(_VIA_HEADER)
     if headers.first(b"x-request-id") is None or b"x-request-id" in nominated:
         kept.append((b"X-Request-Id", trace.request_id))
     return kept
@@ -368,6 +229,33 @@ def default_headers(trace: Trace) -> list[Header]:
     ]
 
 
-def encode_head(start_line: bytes, headers: Headers) -> bytes:
-    """Return a head in wire form. Names and values must not contain CR or LF, which holds for parsed headers."""
-    return b"\r\n".join([start_line, *map(b": ".join, headers), b"", b""])
+def encode_head(start_line: bytes, headers: Headers, framing: bytes = b"") -> bytes:
+    """Return a head in wire form. Names and values must not contain CR or LF, which holds for parsed headers.
+
+    `framing` is header lines in wire form, each with its CRLF.
+    """
+    return b"\r\n".join([start_line, *map(b": ".join, headers), framing, b""])
+
+
+def _look_up(raw: bytes) -> _Name:
+    """Return what the rules say of a name, and remember it."""
+    key = raw.lower()
+    dropped_from = Origin.NOWHERE
+    for origin, names in reversed(_DROPPED.items()):
+        if _is_named(key, names):
+            dropped_from = origin
+    name = _Name(key, dropped_from, key not in _NOT_DOWNSTREAM)
+    if len(raw) <= _MAX_NAME_BYTES:
+        if len(_NAMES) >= _MAX_NAMES:
+            # A client that invents names costs all of them a look-up.
+            _NAMES.clear()
+        _NAMES[raw] = name
+    return name
+
+
+#: What is not sent upstream, by the origin of the request. Each has the names of the ones before.
+_DROPPED: Final = {
+    Origin.TRACING_PROXY: _NOT_UPSTREAM,
+    Origin.PROXY: _NOT_UPSTREAM_UNTRACED,
+    Origin.CLIENT: _NOT_UPSTREAM_UNTRUSTED,
+}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.config.values import Endpoint
 from gateway.http.framing import Framing
@@ -14,8 +13,7 @@ from gateway.http.headers import Header, encode_head
 _IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """The head of an upstream request, for any endpoint."""
 
     method: str
@@ -29,10 +27,9 @@ class RequestHead:
 
     def encode(self, endpoint: Endpoint) -> bytes:
         """Return the head in wire form for one endpoint."""
-        line = f"{self.method} {self.target} HTTP/1.1".encode("latin-1")
         host = self.host if self.host is not None else endpoint.authority.encode()
-        framing = self.framing.headers() if self.framing is not None else ()
-        return encode_head(line, [(b"Host", host), *self.headers, *framing])
+        line = f"{self.method} {self.target} HTTP/1.1\r\nHost: ".encode("latin-1") + host
+        return encode_head(line, self.headers, self.framing.line if self.framing is not None else b"")
 
     @property
     def is_chunked(self) -> bool:

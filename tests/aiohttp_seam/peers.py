@@ -9,11 +9,14 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
 from yarl import URL
 
 from gateway.aiohttp_seam import LiveConnector, PoolRequest, ServerConnection
@@ -59,20 +62,32 @@ class OneByOne:
         self.steps.append(step)
 
 
+class Received(NamedTuple):
+    """A request that was received."""
+
+    message: RawRequestMessage
+    content: StreamReader
+
+
 @dataclass
 class Serving:
     """A server connection, its peer, and the requests its handler got."""
 
     connection: ServerConnection
     peer: socket.socket
-    requests: asyncio.Queue[web.BaseRequest] = field(default_factory=asyncio.Queue)
+    requests: asyncio.Queue[Received] = field(default_factory=asyncio.Queue)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: list[BaseException] = field(default_factory=list)
 
-    async def request(self) -> web.BaseRequest:
+    async def request(self) -> Received:
         return await asyncio.wait_for(self.requests.get(), PATIENCE_SECONDS)
 
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.peer, data)
+
+
+async def never(request: web.BaseRequest) -> web.StreamResponse:
+    raise NotImplementedError(request)
 
 
 @contextlib.asynccontextmanager
@@ -81,15 +96,21 @@ async def serve(turns: Turns | None = None) -> AsyncIterator[Serving]:
     turns = turns or LoopTurns()
     loop = asyncio.get_running_loop()
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        serving.requests.put_nowait(request)
-        await serving.finish.wait()
-        return web.Response()
+    class Handled(ServerConnection):
+        async def handle(self, message: RawRequestMessage, body: StreamReader) -> bool:
+            serving.requests.put_nowait(Received(message, body))
+            await serving.finish.wait()
+            assert self.transport is not None
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return True
 
-    server = web.Server(handle, handler_cancellation=True)
+        async def refuse(self, exc: BaseException) -> None:
+            serving.refused.append(exc)
+
+    server = web.Server(never, handler_cancellation=True)
 
     def make() -> ServerConnection:
-        return ServerConnection(
+        return Handled(
             server,
             loop=loop,
             turns=turns,

@@ -6,16 +6,15 @@ import asyncio
 import os
 
 import pytest
-from aiohttp import web
 
 from gateway.aiohttp_seam import PausableStream, has_buffered, is_plain_tcp, is_reading_paused
-from tests.aiohttp_seam.peers import PATIENCE_SECONDS, Serving, reset, serve, settle
+from tests.aiohttp_seam.peers import PATIENCE_SECONDS, Received, Serving, reset, serve, settle
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def begin(serving: Serving, data: bytes) -> tuple[web.BaseRequest, PausableStream]:
+async def begin(serving: Serving, data: bytes) -> tuple[Received, PausableStream]:
     await serving.send(data)
     request = await serving.request()
     return request, PausableStream(serving.connection, request.content)

@@ -6,7 +6,6 @@ import asyncio
 from itertools import pairwise
 
 import pytest
-from aiohttp.http_writer import StreamWriter
 
 from gateway.aiohttp_seam import PausableStream
 from gateway.http.chunked import STEP_WORK
@@ -17,13 +16,12 @@ HEAD = b"POST /a%2Fb? HTTP/1.1\r\nHost: a\r\nX-y: \xff\r\nx-Y: 2\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_public_names_give_the_head_as_received_and_the_writer() -> None:
+async def test_head_is_given_as_received() -> None:
     async with serve() as serving:
         await serving.send(HEAD + b"\r\n")
         request = await serving.request()
-        assert request.raw_path == "/a%2Fb?"
-        assert request.raw_headers == ((b"Host", b"a"), (b"X-y", b"\xff"), (b"x-Y", b"2"))
-        assert isinstance(request.writer, StreamWriter)
+        assert request.message.path == "/a%2Fb?"
+        assert request.message.raw_headers == ((b"Host", b"a"), (b"X-y", b"\xff"), (b"x-Y", b"2"))
 
 
 async def test_connection_waits_but_while_a_request_is_received_or_handled() -> None:
@@ -93,9 +91,9 @@ async def test_messages_are_told_apart_however_they_are_received(size: int) -> N
         for at in range(0, len(wire), size):
             serving.connection.data_received(wire[at : at + size])
         requests = [await serving.request() for _ in range(3)]
-        assert [request.method for request in requests] == ["POST", "POST", "GET"]
+        assert [request.message.method for request in requests] == ["POST", "POST", "GET"]
         assert [request.content.total_bytes for request in requests] == [3, 6, 0]
-        assert requests[1].raw_headers[0] == (b"Host", b"a")
+        assert requests[1].message.raw_headers[0] == (b"Host", b"a")
 
 
 async def test_chunked_body_is_decoded_in_steps_between_which_others_have_turns() -> None:
@@ -168,3 +166,43 @@ async def test_connect_has_no_body_whatever_its_headers_say() -> None:
         serving.connection.data_received(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n" + CHUNKED + b"2\r\nok\r\n0\r\n\r\n")
         request = await serving.request()
         assert await request.content.read() == b""
+
+
+UPGRADE = b"GET /up HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_requests_after_one_to_upgrade_are_received_once_it_has_its_response(size: int) -> None:
+    """It asked for another protocol and got a response of this one; what came after it is parsed as ever."""
+    wire = UPGRADE + HEAD + CHUNKED + b"3\r\nabc\r\n0\r\nX-Trailer: 1\r\n\r\n" + NEXT
+    async with serve() as serving:
+        for at in range(0, len(wire), size):
+            serving.connection.data_received(wire[at : at + size])
+        first = await serving.request()
+        await settle()
+        assert serving.requests.empty()
+        serving.finish.set()
+        others = [await serving.request() for _ in range(2)]
+        assert [request.message.path for request in (first, *others)] == ["/up", "/a%2Fb?", "/next"]
+        assert await others[0].content.readany() == b"abc"
+
+
+async def test_head_that_cannot_be_read_is_refused_and_the_connection_closes() -> None:
+    async with serve() as serving:
+        serving.finish.set()
+        await serving.send(NEXT + b"GET\r\n\r\n" + NEXT)
+        await serving.request()
+        await wait_until(lambda: serving.connection.transport is None)
+        assert len(serving.refused) == 1
+        assert serving.requests.empty()
+
+
+async def test_handler_is_cancelled_and_its_body_fails_when_the_connection_is_lost() -> None:
+    async with serve() as serving:
+        await serving.send(HEAD + b"Content-Length: 3\r\n\r\na")
+        request = await serving.request()
+        reset(serving.peer)
+        await wait_until(lambda: serving.connection.transport is None)
+        with pytest.raises(ConnectionError):
+            await request.content.readany()
+        await wait_until(lambda: not serving.connection._request_in_progress)

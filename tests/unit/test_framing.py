@@ -31,5 +31,5 @@ def test_unknown_length_is_refused_where_the_upstream_takes_no_chunks() -> None:
 
 
 def test_framing_has_one_header() -> None:
-    assert (Framing(0).is_chunked, Framing(0).headers()) == (False, [(b"Content-Length", b"0")])
-    assert (Framing(None).is_chunked, Framing(None).headers()) == (True, [(b"Transfer-Encoding", b"chunked")])
+    assert (Framing(0).is_chunked, Framing(0).line) == (False, b"Content-Length: 0\r\n")
+    assert (Framing(None).is_chunked, Framing(None).line) == (True, b"Transfer-Encoding: chunked\r\n")

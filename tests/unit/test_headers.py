@@ -7,19 +7,18 @@ import ipaddress
 import pytest
 
 from gateway.errors import Fault, FaultKind
+from gateway.http.client import Client, is_trusted, peer_address
 from gateway.http.headers import (
-    ClientInfo,
+    _NAMES,
     ReceivedHeaders,
-    check_head,
     default_headers,
     encode_head,
     end_to_end,
-    is_trusted,
-    peer_address,
     request_headers,
     response_headers,
     trace_context,
 )
+from gateway.http.request_head import check_head
 
 
 def test_proxies_are_trusted_by_network() -> None:
@@ -91,8 +90,11 @@ def test_host_is_taken_from_an_absolute_target() -> None:
 PARENT = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 
 
-def client_info(*, is_trusted: bool) -> ClientInfo:
-    return ClientInfo("::1", is_trusted, b"http", b"gw:80")
+HOST = b"gw:80"
+
+
+def client(*, is_trusted: bool) -> Client:
+    return Client("::1", b"http", [ipaddress.ip_network("::1")] if is_trusted else [])
 
 
 def test_forwarding_headers_of_an_untrusted_client_are_replaced() -> None:
@@ -112,7 +114,7 @@ def test_forwarding_headers_of_an_untrusted_client_are_replaced() -> None:
     named = ReceivedHeaders([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)])
     trace = trace_context(named, is_trusted=False)
     assert trace.request_id != b"mine"
-    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=False), trace))
+    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client(is_trusted=False), HOST, trace))
     assert [name for name, _ in sent] == [
         b"A_B",
         b"X-Forwarded-For",
@@ -138,7 +140,7 @@ def test_forwarding_headers_of_a_trusted_proxy_are_extended() -> None:
         (b"X-Real-IP", b"6.6.6.6"),
     ]
     trace = trace_context(ReceivedHeaders(fields), is_trusted=True)
-    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client_info(is_trusted=True), trace))
+    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client(is_trusted=True), HOST, trace))
     assert sent.all(b"x-forwarded-for") == [b"6.6.6.6, ::1"]
     assert sent.all(b"x-forwarded-proto") == [b"https"]
     assert sent.all(b"x-real-ip") == [b"6.6.6.6"]
@@ -161,11 +163,11 @@ def test_headers_listed_in_connection_are_removed_in_both_directions() -> None:
         ]
     )
     trace = trace_context(fields, is_trusted=False)
-    sent = [name for name, _ in request_headers(fields, client_info(is_trusted=False), trace)]
+    sent = [name for name, _ in request_headers(fields, client(is_trusted=False), HOST, trace)]
     assert sent[0] == b"X-B"
     assert b"X-a" not in sent
     answered = ReceivedHeaders(response_headers(fields, trace))
-    assert answered.keys == [b"x-b", b"date", b"via", b"x-request-id"]
+    assert [name.key for name in answered.names] == [b"x-b", b"date", b"via", b"x-request-id"]
     assert answered.first(b"date") != b"d"
 
 
@@ -187,3 +189,20 @@ def test_head_is_encoded_for_the_wire() -> None:
     assert (
         encode_head(b"GET / HTTP/1.1", [(b"A", b"1"), (b"a", b"\xff")]) == b"GET / HTTP/1.1\r\nA: 1\r\na: \xff\r\n\r\n"
     )
+
+
+def test_forwarding_headers_are_those_of_the_host_that_is_asked_for() -> None:
+    known, received = client(is_trusted=False), ReceivedHeaders([])
+    found = [dict(known.forwarding_headers(received, host))[b"Forwarded"] for host in (b"a", b"a", b'b"')]
+    assert found == [b'for="[::1]";host="%b";proto=http' % host for host in (b"a", b"a", b"b")]
+
+
+def test_invented_names_are_not_remembered_for_ever_and_are_treated_alike() -> None:
+    trace = trace_context(ReceivedHeaders([]), is_trusted=False)
+    for number in range(3000):
+        name = b"X-%d" % number
+        assert (name, b"1") in response_headers(ReceivedHeaders([(name, b"1")]), trace)
+    assert len(_NAMES) <= 1024
+    long = b"x_forwarded_for" + b"_" * 50
+    assert (long, b"1") in request_headers(ReceivedHeaders([(long, b"1")]), client(is_trusted=False), HOST, trace)
+    assert long not in _NAMES

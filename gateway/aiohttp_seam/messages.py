@@ -1,0 +1,217 @@
+"""The messages of one connection of a client, one after another. Verified against aiohttp 3.14.5.
+
+aiohttp makes a request, a writer and a task for every message, and has a response made by the handler sent: a tenth
+of what a small request costs. Here the message goes to the handler, which sends the response itself, in the
+connection's own task. So context variables that one request sets are seen by the next one of its connection.
+
+A message that is whole may be taken (`take`) before the connection's task is woken for it. The task waits on meanwhile,
+and sees nothing of it:
+
+    call        valid                        effect
+    take        set before the first byte    asked for every whole message while the handler waits; it takes or declines
+    end_taken   once for a message taken     the handler may have the next message
+    hand_over   in place of end_taken        the handler has the message after all, with what was made of it
+    on_lost     set while one is taken       called when the connection is lost first: the handler will not have it
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+#: Takes a message of a connection (a `MessageLoop`) whose body is here, or declines it: then nothing of it may have
+#: been changed.
+Take = Callable[[Any, RawRequestMessage, StreamReader], bool]
+
+
+async def no_request(request: web.BaseRequest) -> web.StreamResponse:
+    """Stand for the handler that aiohttp's own loop would call, see `MessageLoop.start`."""
+    raise NotImplementedError(request)
+
+
+class _Reading:
+    """Takes the place of aiohttp's request: what it calls when the connection is lost before the response was sent."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: StreamReader) -> None:
+        self._body = body
+
+    def _cancel(self, exc: BaseException) -> None:
+        self._body.set_exception(exc)
+
+
+class MessageLoop(RequestHandler):
+    """Has messages handled. `options` are those of aiohttp's RequestHandler.
+
+    A subclass has `handle` and `refuse`, which send a response each.
+    """
+
+    __slots__ = ("_handed_over", "_idle_waiter", "_take", "client", "on_lost")
+
+    def __init__(self, server: web.Server, *, take: Take | None, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._take = take
+        #: What the task waits for, while a message is taken: it must not be woken.
+        self._idle_waiter: asyncio.Future[None] | None = None
+        #: What was made of a message that the handler has after all.
+        self._handed_over: object = None
+        #: Called when the connection is lost while a message is taken.
+        self.on_lost: Callable[[], None] | None = None
+        #: What `handle` remembers of the client from request to request.
+        self.client: Any = None
+
+    def handle(self, message: RawRequestMessage, body: StreamReader) -> Awaitable[bool]:
+        """Respond to a request; return whether its connection may be kept. Raises nothing but CancelledError.
+
+        It is cancelled when the connection is lost. The head is as aiohttp's parser read it.
+        """
+        raise NotImplementedError
+
+    async def refuse(self, exc: BaseException) -> None:
+        """Respond to a head that could not be parsed. The connection closes: its client may still be sending."""
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        """Have one message after another handled, until the connection closes: in place of aiohttp's own loop."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, body = self._messages.popleft()
+                self._begin_message()
+                is_kept = await self._handle_message(message, body)
+                if not is_kept or self._close or self._force_close:
+                    break
+                self._end_message()
+        except BaseException:
+            self.force_close()
+            raise
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    def _begin_message(self) -> None:
+        """Make room for another message in the parser's queue."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _end_message(self) -> None:
+        """Wait for the next message only so long."""
+        close_time = self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+
+    async def _handle_message(self, message: Any, body: StreamReader) -> bool:
+        if isinstance(message, _ErrInfo):
+            await self.refuse(message.exc)
+            return False
+        reading: Any = _Reading(body) if body is not EMPTY_PAYLOAD else None
+        self._current_request = reading
+        # Both are for aiohttp's `shutdown`.
+        self._request_in_progress = True
+        try:
+            is_kept = await self.handle(message, body)
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        if self._upgraded and not self._messages:
+            self._decline_upgrade()
+        return is_kept and body.is_eof()
+
+    def _decline_upgrade(self) -> None:
+        """Parse what came after a request for another protocol: it has got a response, and HTTP/1.1 goes on."""
+        if self._parser is None:
+            return
+        self._parser.set_upgraded(False)
+        self._upgraded = False
+        tail, self._message_tail = self._message_tail, b""
+        self.data_received(tail)
+        if self._buffer_paused:
+            self._resume_reading_if_drained()
+
+    async def drain(self) -> None:
+        """Wait while the transport's write buffer is too full. Raises ConnectionError if the connection is lost."""
+        await self._drain_helper()
+
+    def hide_waiter(self) -> asyncio.Future[None] | None:
+        """Keep what is received next from waking the task: it may be taken. To be followed by `offer`, unless None."""
+        waiter = self._waiter
+        if self._take is None or waiter is None or waiter.done():
+            return None
+        self._waiter = None
+        return waiter
+
+    def offer(self, waiter: asyncio.Future[None]) -> None:
+        """Have the next message taken, or wake the task for it, if there is one."""
+        self._waiter = waiter
+        if not self._messages:
+            return
+        message, payload = self._messages[0]
+        transport, take = self.transport, self._take
+        if (
+            take is not None
+            and isinstance(message, RawRequestMessage)
+            and payload.is_eof()
+            and not (self._close or self._force_close or transport is None or transport.is_closing())
+        ):
+            self._messages.popleft()
+            self._waiter, self._idle_waiter = None, waiter
+            if take(self, message, payload):
+                return
+            self._waiter, self._idle_waiter = waiter, None
+            self._messages.appendleft((message, payload))
+        waiter.set_result(None)
+
+    def end_taken(self) -> None:
+        """Go on with the next message: the exchange of the one that was taken has ended, and the connection is kept."""
+        waiter, self._idle_waiter = self._idle_waiter, None
+        self.on_lost = None
+        if waiter is None:
+            return
+        # While there is no waiter, parsing wakes nothing.
+        self._begin_message()
+        self._end_message()
+        if self._close or self._force_close:
+            self._waiter = waiter
+            waiter.cancel()
+        else:
+            self.offer(waiter)
+
+    def hand_over(self, message: RawRequestMessage, payload: StreamReader, made: object) -> None:
+        """Have aiohttp's handler go on with the message that was taken; `made` is what `handed_over` returns then."""
+        waiter, self._idle_waiter = self._idle_waiter, None
+        self._handed_over = made
+        self._messages.appendleft((message, payload))
+        self._waiter = waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def take_handed_over(self) -> object:
+        """Return what `hand_over` was called with for the message that the handler has now; None without."""
+        made, self._handed_over = self._handed_over, None
+        if made is not None:
+            self.on_lost = None
+        return made
+
+    def lose_taken(self) -> None:
+        """Report that the connection was lost, if a message is taken."""
+        self._idle_waiter = None
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost()
