@@ -329,7 +329,8 @@ def main(arguments: Iterable[str]) -> None:
     (directory,) = (name.encode() for name in arguments)
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        device = os.open("/dev/fuse", os.O_RDWR)
+        # A caller that was killed takes its request back: the next read of a blocking descriptor would then not return.
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
         options = b"fd=%d,rootmode=40755,user_id=0,group_id=0,allow_other,default_permissions" % device
         if libc.mount(b"slow", directory, b"fuse", 0, options):
             raise OSError(ctypes.get_errno(), "mount")

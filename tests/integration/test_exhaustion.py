@@ -16,6 +16,7 @@ from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\n\r\n"
 
 
 async def connect(port: int) -> Wire:
@@ -25,6 +26,10 @@ async def connect(port: int) -> Wire:
 async def ask(client: Wire) -> None:
     """Send a request and assert that its response is 200."""
     await client.send(GET)
+    await receive(client)
+
+
+async def receive(client: Wire) -> None:
     assert b" 200 OK\r\n" in await client.read_head()
     assert await client.read_exactly(2) == b"ok"
 
@@ -40,16 +45,22 @@ async def test_storm_of_connections_with_64_descriptors_disturbs_no_other_client
             with contextlib.ExitStack() as storm:
                 for _ in range(500):
                     storm.enter_context(socket.create_connection(("127.0.0.1", port)))
+                await client.send(POST + b"a")
                 for _ in range(10):
-                    await ask(client)
+                    # The next request begins with the end of this one: idle connections are closed for those that wait.
+                    await client.send(b"b" + POST + b"a")
+                    await receive(client)
                     probe = await connect(ops_port)
                     await probe.send(b"GET /healthz HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")
                     assert (await probe.read_to_end()).startswith(b"HTTP/1.1 200 ")
                     await probe.close()
+                await client.send(b"b")
+                await receive(client)
             late = await connect(port)
             await ask(late)
             for each in (client, late):
                 await each.close()
     messages = [json.loads(line).get("message", "") for line in (tmp_path / "log").read_text().splitlines()]
-    assert len([message for message in messages if "accepting on port" in message]) == 1
-    assert len(messages) < 20
+    # One in 10 seconds.
+    assert 1 <= len([message for message in messages if "accepting on port" in message]) < 5
+    assert len(messages) < 30

@@ -154,6 +154,13 @@ class Processes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         return Wire(reader, writer)
 
+    async def wait_refused(self) -> None:
+        """Wait until connections are refused: `drain started` is logged before the last socket is closed."""
+        with contextlib.suppress(ConnectionRefusedError):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                while True:
+                    await (await self.connect()).close()
+
     async def request(self, *request: bytes) -> bytes:
         """Send a request and return every byte received until the gateway closes the connection."""
         client = await self.connect()
@@ -192,6 +199,14 @@ class Processes:
 
     async def wait_exit(self) -> int:
         return await asyncio.wait_for(self.process.wait(), 2 * TIMEOUT_SECONDS)
+
+
+async def close_clients(gateway: Processes, clients: Sequence[Wire]) -> None:
+    """Close clients whose exchange is under way; return when the gateway has ended these exchanges."""
+    count = sum(line["event"] == "exchange" for line in gateway.log)
+    for client in clients:
+        await client.close()
+    await gateway.wait_exchanges(count + len(clients))
 
 
 @contextlib.asynccontextmanager

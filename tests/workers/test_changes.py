@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.peers import OK, RawUpstream, Wire, forward_config, responding, split_response, wait_until
-from tests.workers.processes import Processes, children, is_running, name_of, run_processes
+from tests.workers.processes import Processes, children, close_clients, is_running, name_of, run_processes
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 KEPT_GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
@@ -54,16 +54,14 @@ async def held_clients(gateway: Processes, workers: set[int]) -> dict[int, Wire]
             spare.append(client)
         else:
             clients[worker] = client
-    for client in spare:
-        await client.close()
+    await close_clients(gateway, spare)
     return clients
 
 
 async def release(upstream: RawUpstream) -> None:
     """Send the other half of each response under way."""
     for wire in upstream.wires:
-        if not wire.reader.at_eof():
-            await wire.send(b"lf")
+        await wire.send_all([b"lf"])
 
 
 async def statuses_of_workers(gateway: Processes, target: bytes) -> dict[int, set[int]]:
@@ -201,8 +199,7 @@ async def test_sigterm_drains_all_workers(tmp_path: Path) -> None:
             # A terminal sends its signals to every process of the group.
             os.killpg(gateway.supervisor, signal.SIGINT)
             await gateway.wait_log("drain started", 2)
-            with pytest.raises(ConnectionRefusedError):
-                await gateway.connect()
+            await gateway.wait_refused()
             assert (await gateway.ops("/readyz"))[0] == 503
             await release(upstream)
             for client in clients.values():
@@ -254,8 +251,7 @@ async def test_drain_on_the_ops_port_lets_an_upload_end_and_responds_after_it(tm
             draining = asyncio.create_task(gateway.ops("/drain"))
             await gateway.wait_log("drain started", 2)
             assert (await gateway.ops("/readyz"))[0] == 503
-            with pytest.raises(ConnectionRefusedError):
-                await gateway.connect()
+            await gateway.wait_refused()
             assert not draining.done()
             await client.send(b"half")
             head, _, body = (await client.read_to_end()).partition(b"\r\n\r\n")

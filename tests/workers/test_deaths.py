@@ -18,7 +18,15 @@ from tests.peers import (
     split_response,
     wait_until,
 )
-from tests.workers.processes import Processes, children, is_running, open_descriptors_of, run_processes, threads_of
+from tests.workers.processes import (
+    Processes,
+    children,
+    close_clients,
+    is_running,
+    open_descriptors_of,
+    run_processes,
+    threads_of,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 KEPT_GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
@@ -76,9 +84,9 @@ async def one_client_per_worker(gateway: Processes, count: int) -> dict[int, Wir
         worker = gateway.worker_of(client)
         if worker in clients:
             spare.append(client)
-        clients[worker] = client
-    for client in spare:
-        await client.close()
+        else:
+            clients[worker] = client
+    await close_clients(gateway, spare)
     return clients
 
 
@@ -98,8 +106,8 @@ async def test_killed_worker_takes_only_its_own_transfers_and_is_replaced(tmp_pa
             assert killed not in gateway.workers
             assert other in gateway.workers
             # The other transfer goes on.
-            held = next(wire for wire in upstream.wires if not wire.reader.at_eof())
-            await held.send(b"lf")
+            for wire in upstream.wires:
+                await wire.send_all([b"lf"])
             assert await clients[other].read_exactly(2) == b"lf"
             for client in clients.values():
                 await client.close()
@@ -216,8 +224,7 @@ async def test_workers_drain_and_end_when_the_supervisor_dies(tmp_path: Path) ->
             await wait_until(lambda: not is_running(template))
             await gateway.wait_log("the supervisor process has ended", 2)
             for wire in upstream.wires:
-                if not wire.reader.at_eof():
-                    await wire.send(b"lf")
+                await wire.send_all([b"lf"])
             for client in clients.values():
                 assert await client.read_to_end() == b"lf"
                 await client.close()
@@ -235,8 +242,7 @@ async def test_gateway_drains_and_fails_when_the_template_dies(tmp_path: Path) -
             os.kill(gateway.template, signal.SIGKILL)
             await gateway.wait_log("drain started", 2)
             for wire in upstream.wires:
-                if not wire.reader.at_eof():
-                    await wire.send(b"lf")
+                await wire.send_all([b"lf"])
             for client in clients.values():
                 assert await client.read_to_end() == b"lf"
                 await client.close()
