@@ -76,12 +76,12 @@ class DiskThreads:
             raise self._slow(self._call_seconds, "timeouts.idle")
         return self._threads.submit(call)
 
-    async def wait(self, started: Future[_Result]) -> _Result:
-        """Return the result of a started call. Raises Fault.
+    async def wait(self, started: Future[_Result], limit_seconds: float | None = None) -> _Result:
+        """Return the result of a started call. Raises Fault; `limit_seconds` replaces the limit of calls.
 
         Cancelling, and the limit, drop a call that has not begun and leave one that has running.
         """
-        return await self._wait(started, self._call_seconds, "timeouts.idle")
+        return await self._wait(started, limit_seconds or self._call_seconds, "timeouts.idle")
 
     async def wait_sync(self, started: Future[_Result]) -> _Result:
         """Return the result of a call that syncs whole files, see `wait`."""

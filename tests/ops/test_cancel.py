@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from tests.peers import (
     Wire,
     form,
     forward_config,
+    post,
     problem_of,
     read_request,
     responding,
     run_gateway,
     wait_until,
 )
+from tests.slow_disk import SlowDisk
 
 BIG = 4_000_000
 
@@ -152,6 +155,43 @@ async def test_cancelled_request_that_waits_for_its_response_gets_a_problem_docu
         await upstream.wait_finished()
         await client.close()
         await check_log(gateway, 503)
+
+
+async def test_cancelled_split_does_not_wait_for_the_responses_of_its_files() -> None:
+    async with RawUpstream(read_all) as upstream:
+        config = forward_config(upstream.url)
+        config["routes"][0] = {"name": "r", "match": {"prefix": "/"}, "split": {"upstream": "up"}}
+        async with run_gateway(config) as gateway:
+            client = await gateway.connect()
+            await client.send(post(form(('name="a"; filename="a"', b"x"), ('name="b"; filename="b"', b"y"))))
+            row = await wait_row(
+                gateway, lambda row: row["waiting_on"] == "upstream_response" and row["bytes"] == row["length"]
+            )
+            await cancel(gateway, row)
+            assert problem_of(await client.read_to_end())["code"] == "operator_cancelled"
+            await upstream.wait_finished()
+            await client.close()
+            await check_log(gateway, 503)
+
+
+# It used to wait until the disk had answered, since an upload removes its files before it responds.
+@pytest.mark.parametrize("operation", ["WRITE", "FSYNC"])
+async def test_cancelled_store_does_not_wait_for_its_disk(slow_disk: SlowDisk, operation: str) -> None:
+    route = {"name": "r", "match": {"prefix": "/"}, "store": {"directory": str(slow_disk.directory)}}
+    async with run_gateway({"routes": [route]}) as gateway:
+        await slow_disk.hold(operation)
+        client = await gateway.connect()
+        await client.send(post(form(('name="f"; filename="f"', b"x" * 700_000))))
+        await slow_disk.wait_held()
+        row = await wait_row(gateway, lambda row: row["waiting_on"] == "disk_write")
+        await cancel(gateway, row)
+        assert problem_of(await client.read_to_end())["code"] == "operator_cancelled"
+        assert await slow_disk.held()
+        await client.close()
+        await check_log(gateway, 503)
+        await slow_disk.release()
+    # The gateway has waited for its threads.
+    assert await asyncio.to_thread(os.listdir, slow_disk.directory) == []
 
 
 async def test_cancelled_request_leaves_the_queue() -> None:
