@@ -148,3 +148,11 @@ def _command(pid: str) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def test_help_is_printed_without_importing_aiohttp_or_pydantic() -> None:
+    """It took as long as a start of the gateway."""
+    script = "import sys; from gateway.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    script += "print('imported:', *{'aiohttp', 'pydantic'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].strip() == "imported:"

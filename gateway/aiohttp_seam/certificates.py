@@ -4,8 +4,8 @@ aiohttp.connector makes the TLS context of its clients when it is imported, and 
 35 ms and 2.7 MiB, which a gateway without `https` endpoints never uses. Here they are left out of it until
 `load_certificates`; until then the context trusts no certificate. Delete when aiohttp makes its contexts at first use.
 
-This module must be the first to import aiohttp (`gateway.cli` sees to that). Where it is not, aiohttp has loaded the
-certificates already.
+This module must be the first to import aiohttp; `gateway.run` and `gateway top` see to that. Where it is not, aiohttp
+has loaded the certificates already.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tests.certificates import make_certificate
 
 COUNT = """
 import sys
-from gateway import cli
+from gateway import run
 from gateway.aiohttp_seam.certificates import client_context
 from gateway.config import parse_config
 from gateway.runtime import prepare

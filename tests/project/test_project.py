@@ -42,7 +42,8 @@ ROWS = (
     ("drain", "process_view"),
     ("server", "memory", "top"),
     ("workers",),
-    ("demo", "cli"),
+    ("demo", "run"),
+    ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
