@@ -73,22 +73,25 @@ SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 #: Connections within a host take 0.1 ms, those to another continent with TLS half a second.
 CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-_FAULT_CODES: Final = tuple(kind.code for kind in FaultKind if kind.info.blame is not Blame.CLIENT)
-
-# Series of failures are there from the start with 0: `increase` sees no failure whose series begins with it.
+# Series of failures are there from the start with 0: `increase` sees no failure whose series begins with it. With
+# several workers, statistics are made anew whenever their numbers have changed: copies take half the time.
+_NO_OUTCOMES: Final = dict.fromkeys(Outcome, 0)
+_NO_BLAMES: Final = {blame: 0 for blame in Blame if blame is not Blame.NONE}
+#: The faults of clients are many, and no alert waits for the first of them.
+_NO_FAULTS: Final = {kind.code: 0 for kind in FaultKind if kind.info.blame is not Blame.CLIENT}
+_NO_WAITS: Final = dict.fromkeys(Leg, 0.0)
 
 
 def _outcome_counter() -> Counter[Outcome]:
-    return Counter(dict.fromkeys(Outcome, 0))
+    return Counter(_NO_OUTCOMES)
 
 
 def _blame_counter() -> Counter[Blame]:
-    return Counter({blame: 0 for blame in Blame if blame is not Blame.NONE})
+    return Counter(_NO_BLAMES)
 
 
 def _fault_counter() -> Counter[str]:
-    # The faults of clients are many, and no alert waits for the first of them.
-    return Counter(dict.fromkeys(_FAULT_CODES, 0))
+    return Counter(_NO_FAULTS)
 
 
 class TransferStats:
@@ -131,9 +134,9 @@ class RouteStats:
     durations: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     first_bytes: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     transfers: dict[Direction, TransferStats] = field(
-        default_factory=lambda: {direction: TransferStats() for direction in Direction}
+        default_factory=lambda: {Direction.UPLOAD: TransferStats(), Direction.DOWNLOAD: TransferStats()}
     )
-    waits: dict[Leg, float] = field(default_factory=lambda: dict.fromkeys(Leg, 0.0))
+    waits: dict[Leg, float] = field(default_factory=_NO_WAITS.copy)
     #: By kind of part.
     parts: Counter[str] = field(default_factory=Counter)
     part_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
