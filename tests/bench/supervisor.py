@@ -23,6 +23,15 @@ _CLIENTS = 8
 _ROUTES = 50
 
 
+def wait_workers(peer: Peer, count: int) -> None:
+    """Wait until all workers serve: the port is open before that, and the first of them would get all connections."""
+    deadline = time.monotonic() + 20
+    while count > 1 and (peer.access_log is None or b"processes:" not in peer.access_log.read_bytes()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not all of {count} workers serve after 20 s")
+        time.sleep(0.05)
+
+
 @dataclass
 class LimitCost:
     """Per round: CPU seconds for 1000 requests, and the median of the seconds that each took."""
@@ -46,6 +55,8 @@ def run_limits(requests: int, rounds: int, python: str = sys.executable) -> Limi
                 settings = {"workers": count, "upstreams": upstreams}
                 running = run_peer("gateway", up, Path(directory), settings=settings, python=python)
                 peers.append(((count, limit), stack.enter_context(running)))
+        for (count, _), peer in peers:
+            wait_workers(peer, count)
         for number in range(rounds):
             for key, peer in peers if number % 2 else reversed(peers):
                 cost = costs.setdefault(key, LimitCost())
@@ -90,6 +101,7 @@ def run_scrape(scrapes: int, idle_seconds: float, python: str = sys.executable) 
     with tempfile.TemporaryDirectory() as directory, load.upstream() as up:
         settings = {"workers": 4, "ops": {"listen": f"127.0.0.1:{ops}"}, **_many_routes(up)}
         with run_peer("gateway", up, Path(directory), settings=settings, python=python) as peer:
+            wait_workers(peer, 4)
             taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
             for is_busy, costs in taken.items():
                 for _ in range(scrapes):

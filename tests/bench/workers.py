@@ -28,7 +28,7 @@ from tests.bench import load, supervisor
 from tests.bench.before import ROOT
 from tests.bench.interpreter import choose
 from tests.bench.peers import Peer, cores_apart, cpu_seconds, exit_on_sigterm, run_peer
-from tests.bench.supervisor import COUNTS, REQUEST
+from tests.bench.supervisor import COUNTS, REQUEST, wait_workers
 
 PAGE = ROOT / "docs" / "scaling.md"
 _BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
@@ -112,6 +112,8 @@ def run(chosen: list[Case], rounds: int, python: str = sys.executable) -> Costs:
             (count, stack.enter_context(run_peer("gateway", up, Path(directory), settings=settings, python=python)))
             for count, settings in ((count, {"workers": count}) for count in COUNTS)
         ]
+        for count, peer in peers:
+            wait_workers(peer, count)
         for number in range(rounds):
             for case in chosen:
                 for count, peer in peers if number % 2 else reversed(peers):
@@ -156,15 +158,19 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=GB // 4, help="bytes of each of 8 uploads; default: %(default)s")
     parser.add_argument("--requests", type=int, default=6400, help="small requests a round; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--write", action="store_true", help="write docs/scaling.md")
+    parser.add_argument("--only", default="", help="cases whose name has this text, without limits and scrapes")
+    parser.add_argument("--write", action="store_true", help="write docs/scaling.md; not with --only")
     options = parser.parse_args()
-    chosen = cases(options.size, options.requests)
+    if options.only and options.write:
+        parser.error("--write needs all cases")
+    chosen = [case for case in cases(options.size, options.requests) if options.only in case.name]
     began, build = time.monotonic(), choose()
-    tables = [
-        table(chosen, run(chosen, options.rounds, build.python)),
-        supervisor.limit_table(supervisor.run_limits(options.requests // 4, options.rounds, build.python)),
-        supervisor.scrape_table(supervisor.run_scrape(_SCRAPES, _IDLE_SECONDS, build.python)),
-    ]
+    tables = [table(chosen, run(chosen, options.rounds, build.python))]
+    if not options.only:
+        tables += [
+            supervisor.limit_table(supervisor.run_limits(options.requests // 4, options.rounds, build.python)),
+            supervisor.scrape_table(supervisor.run_scrape(_SCRAPES, _IDLE_SECONDS, build.python)),
+        ]
     text = "\n\n".join(tables)
     print(text)
     if options.write:
