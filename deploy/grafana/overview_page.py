@@ -68,13 +68,13 @@ PAGE: Final = page(
                 number(
                     "Upload",
                     "Bytes per second from clients, counted while they flow.",
-                    "binBps",
+                    "Bps",
                     Query(f'sum(rate({MOVED}{{{INSTANCE},direction="upload"}}{RATE}))', "upload"),
                 ),
                 number(
                     "Download",
                     "Bytes per second to clients, counted while they flow.",
-                    "binBps",
+                    "Bps",
                     Query(f'sum(rate({MOVED}{{{INSTANCE},direction="download"}}{RATE}))', "download"),
                 ),
                 number(
@@ -130,7 +130,7 @@ PAGE: Final = page(
                 lines(
                     "Throughput by route",
                     "Bytes per second of bodies, counted chunk by chunk.",
-                    "binBps",
+                    "Bps",
                     Query(rate(MOVED, INSTANCE, "route, direction"), "{{route}} {{direction}}"),
                 ),
                 who_is_slow(INSTANCE),

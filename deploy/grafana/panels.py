@@ -222,6 +222,11 @@ def quantile(share: float, metric: str, selector: str, by: str) -> str:
     return f"histogram_quantile({share:g}, sum by ({labels}) (rate({metric}_bucket{{{selector}}}{RATE})))"
 
 
+def quantiles(metric: str, selector: str, by: str, *shares: float) -> list[Query]:
+    """Return a query for each quantile of a histogram, by one label."""
+    return [Query(quantile(share, metric, selector, by), f"{{{{{by}}}}} p{share * 100:g}") for share in shares]
+
+
 def rate(metric: str, selector: str, by: str) -> str:
     """Return the increase of a counter per second, summed by labels."""
     return f"sum by ({by}) (rate({metric}{{{selector}}}{RATE}))"

@@ -35,7 +35,7 @@ PAGE: Final = page(
                 lines(
                     "Memory",
                     "Resident memory: flat, whatever the size of the bodies.",
-                    "bytes",
+                    "decbytes",
                     Query(f"process_resident_memory_bytes{{{_JOB}}}", "{{instance}} resident"),
                     Query(f"process_virtual_memory_bytes{{{_JOB}}}", "{{instance}} virtual"),
                     width=8,

@@ -86,7 +86,7 @@ PAGE: Final = page(
                 lines(
                     "Throughput by upstream",
                     "Bytes per second of bodies; without an upstream the name is empty.",
-                    "binBps",
+                    "Bps",
                     Query(rate(MOVED, ROUTE, "route, upstream, direction"), "{{route}} {{upstream}} {{direction}}"),
                 ),
             ],
@@ -124,7 +124,7 @@ PAGE: Final = page(
                 lines(
                     "Mirrored bytes",
                     "Bytes per second, sent and dropped.",
-                    "binBps",
+                    "Bps",
                     Query(rate("gateway_mirror_bytes_total", ROUTE, "route, result"), "{{route}} {{result}}"),
                     width=6,
                 ),

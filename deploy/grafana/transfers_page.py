@@ -13,6 +13,7 @@ from deploy.grafana.panels import (
     lines,
     page,
     quantile,
+    quantiles,
     rate,
     total,
     who_is_slow,
@@ -27,32 +28,26 @@ def _row(direction: str) -> Row:
             cells(
                 "Rates",
                 "How many transfers had which mean rate, in bytes per second.",
-                "binBps",
+                "Bps",
                 f"sum by (le) (increase(gateway_transfer_throughput_bytes_per_second_bucket{{{only}}}{RATE}))",
             ),
             cells(
                 "Sizes",
                 "How many transfers had which size.",
-                "bytes",
+                "decbytes",
                 f"sum by (le) (increase(gateway_transfer_size_bytes_bucket{{{only}}}{RATE}))",
             ),
             lines(
                 "Rate of chunks, p10 and p50",
                 "Bytes of a chunk over the time for it, waits included. The lower it is, the slower the slower side.",
-                "binBps",
-                *(
-                    Query(
-                        quantile(share, "gateway_chunk_throughput_bytes_per_second", only, "route"),
-                        f"{{{{route}}}} p{share * 100:g}",
-                    )
-                    for share in (0.1, 0.5)
-                ),
+                "Bps",
+                *quantiles("gateway_chunk_throughput_bytes_per_second", only, "route", 0.1, 0.5),
                 width=8,
             ),
             lines(
                 "Size of chunks, p50",
                 "Larger chunks cost less per byte.",
-                "bytes",
+                "decbytes",
                 Query(quantile(0.5, "gateway_chunk_size_bytes", only, "route"), "{{route}}"),
                 width=8,
             ),
@@ -87,7 +82,7 @@ PAGE: Final = page(
                 lines(
                     "Ends by lane",
                     "How most of the bytes were moved: copy (through aiohttp), direct (from socket to socket), "
-                    "splice (in the kernel).",
+                    "splice (in the kernel), express (a small exchange, without tasks of its own).",
                     "cps",
                     Query(rate("gateway_transfers_by_lane_total", ROUTE, "direction, lane"), "{{direction}} {{lane}}"),
                     width=6,
@@ -95,7 +90,7 @@ PAGE: Final = page(
                 cells(
                     "Sizes of parts",
                     "How many parts of forms had which size.",
-                    "bytes",
+                    "decbytes",
                     f"sum by (le) (increase(gateway_part_size_bytes_bucket{{{ROUTE}}}{RATE}))",
                     width=24,
                 ),

@@ -12,7 +12,7 @@ from deploy.grafana.panels import (
     cells,
     lines,
     page,
-    quantile,
+    quantiles,
     rate,
     states,
     total,
@@ -32,13 +32,7 @@ PAGE: Final = page(
                     "Service time",
                     "Seconds from the end of a request to the response head: the service's own time.",
                     "s",
-                    *(
-                        Query(
-                            quantile(share, "gateway_upstream_response_seconds", UPSTREAM, "upstream"),
-                            f"{{{{upstream}}}} p{share * 100:g}",
-                        )
-                        for share in (0.5, 0.9, 0.99)
-                    ),
+                    *quantiles("gateway_upstream_response_seconds", UPSTREAM, "upstream", 0.5, 0.9, 0.99),
                 ),
                 cells(
                     "Service times",
@@ -60,13 +54,7 @@ PAGE: Final = page(
                     "Connecting, p50 and p99",
                     "Seconds to open a connection: name lookup, TCP, TLS. Kept connections are not counted.",
                     "s",
-                    *(
-                        Query(
-                            quantile(share, "gateway_upstream_connect_seconds", UPSTREAM, "upstream"),
-                            f"{{{{upstream}}}} p{share * 100:g}",
-                        )
-                        for share in (0.5, 0.99)
-                    ),
+                    *quantiles("gateway_upstream_connect_seconds", UPSTREAM, "upstream", 0.5, 0.99),
                 ),
             ],
         ),
@@ -92,13 +80,7 @@ PAGE: Final = page(
                     "Seconds in the queue",
                     "Of exchanges that found no free slot; those that gave up are counted, too.",
                     "s",
-                    *(
-                        Query(
-                            quantile(share, "gateway_upstream_queue_seconds", UPSTREAM, "upstream"),
-                            f"{{{{upstream}}}} p{share * 100:g}",
-                        )
-                        for share in (0.5, 0.99)
-                    ),
+                    *quantiles("gateway_upstream_queue_seconds", UPSTREAM, "upstream", 0.5, 0.99),
                     width=8,
                 ),
             ],
