@@ -23,10 +23,10 @@ import enum
 import logging
 from typing import Final
 
-from gateway.config.values import show_size
 from gateway.downstream import TrafficServer
 from gateway.downstream.acceptor import Acceptor
 from gateway.handler import ExchangeHandler
+from gateway.observe.units import show_bytes
 
 #: For what is on its way: connections that cannot be accepted yet, and the request heads of those that were.
 _HEAD_SECONDS: Final = 1.0
@@ -117,4 +117,4 @@ def _describe_rest(handler: ExchangeHandler) -> str:
     count = handler.exchange_count
     known = [size for size in handler.remaining_bytes() if size is not None]
     text = f"{count} exchange{'s' * (count != 1)} left"
-    return text + (f", {show_size(sum(known))} to go" if known else "")
+    return text + (f", {show_bytes(sum(known))} to go" if known else "")

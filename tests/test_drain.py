@@ -274,7 +274,7 @@ async def test_log_says_what_the_drain_waits_for(caplog: pytest.LogCaptureFixtur
         uploads = gateway.gateway._handler.remaining_bytes
         await wait_until(lambda: uploads() == [5, 5])
         async with draining(gateway):
-            text = "draining: 2 exchanges left, 10 bytes to go; SIGTERM or Ctrl-C again to stop now"
+            text = "draining: 2 exchanges left, 10 B to go; SIGTERM or Ctrl-C again to stop now"
             await wait_until(lambda: text in caplog.text)
             for client in clients:
                 await client.send(b"done.")
