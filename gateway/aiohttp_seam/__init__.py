@@ -65,7 +65,14 @@ from gateway.aiohttp_seam.client import (
 from gateway.aiohttp_seam.messages import Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
-from gateway.aiohttp_seam.server import DISCARD_BYTES, DISCARD_SECONDS, HeadTooLarge, OnLeave, ServerConnection
+from gateway.aiohttp_seam.server import (
+    DISCARD_BYTES,
+    DISCARD_SECONDS,
+    DISCARD_STEP_BYTES,
+    HeadTooLarge,
+    OnLeave,
+    ServerConnection,
+)
 from gateway.aiohttp_seam.streams import has_buffered, peek_buffered
 from gateway.aiohttp_seam.transports import (
     connect_accepted,
@@ -78,6 +85,7 @@ from gateway.aiohttp_seam.transports import (
 __all__ = [
     "DISCARD_BYTES",
     "DISCARD_SECONDS",
+    "DISCARD_STEP_BYTES",
     "ClientConnection",
     "HeadTooLarge",
     "LiveConnector",

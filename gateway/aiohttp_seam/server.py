@@ -32,6 +32,9 @@ from gateway.http.request_head import MAX_HEAD_BYTES
 #: Bounds of what is read and dropped after the last response: nginx's lingering_timeout, and what a LAN sends in it.
 DISCARD_SECONDS: Final = 5.0
 DISCARD_BYTES: Final = 512 * 2**20
+#: Received per call of what is dropped, which takes no turns: with 256 KiB, fifty clients that go on sending after a
+#: refusal took 13 ms of each iteration of the loop.
+DISCARD_STEP_BYTES: Final = 32 * 1024
 
 
 #: Requests of a connection that are parsed ahead of the one that is handled; each holds up to 64 KiB of a body.
@@ -236,6 +239,7 @@ class ServerConnection(MessageLoop):
         self._messages.clear()
         self._discarding = asyncio.get_running_loop().create_future()
         self._discardable_bytes = DISCARD_BYTES
+        set_receive_size(transport, DISCARD_STEP_BYTES)
         with contextlib.suppress(OSError):
             if transport.can_write_eof():
                 # Raises where the kernel knows of a reset that the transport has yet to read.

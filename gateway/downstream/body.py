@@ -10,7 +10,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from gateway.aiohttp_seam import PausableStream, ServerConnection, is_plain_tcp, peek_buffered, set_receive_size
+from gateway.aiohttp_seam import (
+    DISCARD_STEP_BYTES,
+    PausableStream,
+    ServerConnection,
+    is_plain_tcp,
+    peek_buffered,
+    set_receive_size,
+)
 from gateway.errors import Fault, FaultKind
 from gateway.transfer import ChunkedRawBody, RawBody, SizedRawBody, open_raw_socket
 
@@ -87,6 +94,13 @@ class RequestBody:
         if transport is not None and is_plain_tcp(transport):
             set_receive_size(transport, _STEP_BYTES)
         self._content.set_read_chunk_size(_STEP_BYTES // 2)
+
+    def receive_less_at_once(self) -> None:
+        """Receive little per call: for what is dropped, which takes no turns while it is received."""
+        self._is_asked_for = True
+        transport = self._protocol.transport
+        if transport is not None and is_plain_tcp(transport):
+            set_receive_size(transport, DISCARD_STEP_BYTES)
 
     def pause(self) -> bool:
         """Stop receiving through the transport; return False if that cannot be done. Lifecycle: see PausableStream."""

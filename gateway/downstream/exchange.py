@@ -338,6 +338,7 @@ class Exchange:
                 # Raises where the kernel knows of a reset that the transport has yet to read.
                 transport.write_eof()
             async with asyncio.timeout(DISCARD_SECONDS):
+                self.body.receive_less_at_once()
                 while chunk := await self.body.read():
                     drained += len(chunk)
                     if drained >= DISCARD_BYTES:

@@ -6,8 +6,11 @@ tests/aiohttp_seam, tests/transfer/test_turns.py. How long others wait is measur
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from gateway.aiohttp_seam import ServerConnection
 from tests.peers import (
     OK,
     RawUpstream,
@@ -121,3 +124,34 @@ async def test_pipelined_requests_without_bodies_are_all_responded_to() -> None:
         async with run_gateway(forward_config(upstream.url)) as gateway:
             received = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n" * 300 + LAST)
             assert received.count(b"HTTP/1.1 200") == 301
+
+
+async def test_body_that_is_dropped_after_a_refusal_is_received_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it takes turns: fifty such clients held each iteration of the loop for 15 ms."""
+    sizes: list[int] = []
+    receive = ServerConnection.data_received
+
+    def record(self: ServerConnection, data: bytes) -> None:
+        sizes.append(len(data))
+        receive(self, data)
+
+    monkeypatch.setattr(ServerConnection, "data_received", record)
+    async with RawUpstream(responding(OK)) as upstream:
+        config = forward_config(upstream.url, limits={"max_body": "1MiB"})
+        async with run_gateway(config) as gateway:
+            client = await gateway.connect()
+            await client.send(HEAD + CHUNKED)
+            reading = asyncio.create_task(client.read_head())
+            while not reading.done():
+                await client.send(b"10000\r\n" + bytes(2**16) + b"\r\n")
+            assert b" 413 " in await reading
+            refused_after = len(sizes)
+            for _ in range(64):
+                await client.send(b"10000\r\n" + bytes(2**16) + b"\r\n")
+            await client.send(b"0\r\n\r\n")
+            await client.read_to_end()
+            await client.close()
+    dropped = sizes[refused_after:]
+    # All but what was on its way.
+    assert sum(dropped) > 2**21
+    assert sum(size for size in dropped if size > 2**15) <= 2**18
