@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler
 from gateway.ops.access import find_refusal
 from gateway.ops.api import Api
 from gateway.ops.page import Page
+from gateway.ops.sending import Responses
 from gateway.ops.view import OpsView
 
 _UNAUTHORIZED: Final = 401
@@ -38,6 +39,7 @@ class OpsApp:
 
     def __init__(self, view: OpsView) -> None:
         self._view = view
+        self._responses = Responses()
 
     def make(self) -> web.Application:
         """Return the aiohttp application."""
@@ -56,7 +58,7 @@ class OpsApp:
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         refusal = find_refusal(request.method, request.path, request.headers, self._view.settings())
         if refusal is None:
-            return await handler(request)
+            return await self._responses.serve(request, handler)
         headers = {"WWW-Authenticate": "Bearer"} if refusal.status == _UNAUTHORIZED else None
         return web.Response(status=refusal.status, text=refusal.text, headers=headers)
 

@@ -12,6 +12,8 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.ops.sending import write_in_slices
+
 _INTERVAL_SECONDS: Final = 1.0
 #: Readers woken at once, each of which copies an event into its socket, and the pause after them.
 _BATCH: Final = 4
@@ -54,7 +56,7 @@ class EventStream:
                     continue
                 number = self._number
                 async with asyncio.timeout(_WRITE_SECONDS):
-                    await response.write(self._event)
+                    await write_in_slices(response, self._event)
         except (ConnectionError, TimeoutError):
             # Also one whose buffer is full: its connection is cut and not closed.
             if request.transport is not None:
@@ -105,9 +107,9 @@ class EventStream:
             self._waiting.clear()
 
     async def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for index, waiter in enumerate(waiting, 1):
-            _finish(waiter)
+        # Those that are not woken yet stay in the list: the end of the task wakes them.
+        for index in range(1, len(self._waiting) + 1):
+            _finish(self._waiting.pop(0))
             if index % _BATCH == 0:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
