@@ -15,13 +15,20 @@ from hypothesis import HealthCheck, settings
 
 from tests.certificates import Certificate, make_certificate
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
-from tests.peers import DEFAULTS
+from tests.peers import DEFAULTS, exchanges_by_lane
 from tests.s3_server import S3Server, run_s3_server
 from tests.slow_disk import SlowDisk
 
 # How long an example takes says something about the machine only.
 settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gateway")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report how many exchanges took each lane."""
+    if exchanges_by_lane:
+        lanes = ", ".join(f"{lane} {count}" for lane, count in exchanges_by_lane.most_common())
+        terminalreporter.write_line(f"exchanges by the lane of their response: {lanes}")
 
 
 def pytest_collection_finish() -> None:

@@ -8,17 +8,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
+
+import aiohttp
 
 from gateway.config import parse_config
 from gateway.server import Gateway
 
 #: Top-level config keys of every gateway in the tests; a test may override them. The fixture `every_lane` sets `lanes`.
 DEFAULTS: dict[str, Any] = {}
+
+#: Whether gateways have a kept connection to each endpoint from the start, so that the first request takes the express
+#: lane: `make tests EXPRESS=1`. Tests of what only happens on new connections fail then, see tests/express/forced.py.
+IS_EXPRESS_FORCED = os.environ.get("EXPRESS") == "1"
+#: Exchanges by the lane of their response, and those that the express lane handed over, of all gateways in the tests.
+exchanges_by_lane: Counter[str] = Counter()
 
 #: The maximum time of one step before a test fails.
 TIMEOUT_SECONDS = 20.0
@@ -238,16 +248,30 @@ async def run_gateway(config: dict[str, Any]) -> AsyncIterator[RunningGateway]:
 
     gateway = Gateway(parse_config(json.dumps(config)), write_log)
     await gateway.start()
+    if IS_EXPRESS_FORCED:
+        await keep_connections(gateway)
     running = RunningGateway(gateway, log, logged)
     try:
         yield running
     finally:
         await gateway.stop()
+        exchanges_by_lane.update(str(line["download_lane"]) for line in log)
+        exchanges_by_lane["handed over"] += gateway._handler.express.handed_over.total()
         assert gateway._handler.exchange_count == 0
         for route in gateway.stats.routes.values():
             assert route.in_flight == 0, route.route
             for transfer in route.transfers.values():
                 assert transfer.in_flight == 0, route.route
+
+
+async def keep_connections(gateway: Gateway) -> None:
+    """Have a connection to every endpoint kept, as after a request before."""
+    for pool in gateway._runtime.upstreams.values():
+        client = pool._client
+        for state in pool._states:
+            with contextlib.suppress(OSError, aiohttp.ClientError):
+                request = client._pool_request(state.endpoint)
+                (await client._connector.connect(request, [], client._timeout)).release()
 
 
 def forward_config(upstream: str | list[str], **route: Any) -> dict[str, Any]:
