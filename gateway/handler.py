@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from aiohttp.http import HttpVersion10, RawRequestMessage
@@ -22,8 +22,9 @@ from gateway.downstream import Exchange
 from gateway.downstream.access_log import Describe, RecordLine
 from gateway.downstream.live import LiveTransfers, RecentFailures
 from gateway.errors import Blame, Fault, FaultKind
-from gateway.express import ExpressExchange, ExpressLane, HandOver
+from gateway.express import Declined, ExpressExchange, ExpressLane, HandOver
 from gateway.http.client import Client
+from gateway.http.routing import RouteMatch
 from gateway.observe.stats import Stats, method_label
 from gateway.observe.waits import LiveWaits
 from gateway.runtime import Runtime
@@ -105,16 +106,25 @@ class ExchangeHandler:
         begun = connection.take_handed_over()
         if isinstance(begun, ExpressExchange):
             return await self.resume(begun)
-        exchange, runtime = self.make_exchange(connection, message, content), self.runtime
-        return await self._run(exchange, runtime, self._find_and_act(exchange, runtime))
+        if isinstance(begun, Declined) and begun.runtime is self.runtime:
+            exchange, runtime, candidates = begun
+            exchange.is_draining = self.is_draining
+        else:
+            exchange, runtime, candidates = self.make_exchange(connection, message, content), self.runtime, None
+        return await self._run(exchange, runtime, self._find_and_act(exchange, runtime, candidates))
 
     async def resume(self, express: ExpressExchange) -> bool:
         """Run the rest of an exchange that the express lane began: what `handle` does for others."""
-        if express.must_cancel and (task := asyncio.current_task()) is not None:
-            asyncio.get_running_loop().call_soon(task.cancel)
+        if express.must_cancel:
+            asyncio.get_running_loop().call_soon(self._cancel, asyncio.current_task(), express.exchange)
         self._exchanges.pop(express, None)
         express.runtime.exchanges.__exit__(None, None, None)
         return await self._run(express.exchange, express.runtime, express.resume())
+
+    def _cancel(self, task: asyncio.Task[Any] | None, exchange: Exchange) -> None:
+        """Cancel the task of an exchange, unless it has ended: the task may run the next one by now."""
+        if task is not None and self._exchanges.get(task) is exchange:
+            task.cancel()
 
     async def _run(self, exchange: Exchange, runtime: Runtime, act: Awaitable[None]) -> bool:
         """Run an exchange: `act` is what it does, and raises Fault."""
@@ -176,15 +186,19 @@ class ExchangeHandler:
                 if transfer is not None and transfer.fault is not None:
                     transfer.fault.drop_tracebacks()
 
-    async def _find_and_act(self, exchange: Exchange, runtime: Runtime) -> None:
-        target = exchange.check_head()
-        if target.path == "*":
-            # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
-            await exchange.reply(204, (), b"")
-            return
-        candidates = runtime.table.find(
-            host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
-        )
+    async def _find_and_act(
+        self, exchange: Exchange, runtime: Runtime, candidates: Sequence[RouteMatch] | None
+    ) -> None:
+        """Find the route, unless its candidates are known, and have its action run the exchange. Raises Fault."""
+        if candidates is None:
+            target = exchange.check_head()
+            if target.path == "*":
+                # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
+                await exchange.reply(204, (), b"")
+                return
+            candidates = runtime.table.find(
+                host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
+            )
         matched = candidates[0]
         if matched.route.match.form_fields:
             matched = await match_form_route(exchange, candidates)

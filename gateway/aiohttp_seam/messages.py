@@ -202,8 +202,12 @@ class MessageLoop(RequestHandler):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def decline(self, made: object) -> None:
+        """Record, before `take` declines a message, what `take_handed_over` returns when it is handled."""
+        self._handed_over = made
+
     def take_handed_over(self) -> object:
-        """Return what `hand_over` was called with for the message that the handler has now; None without."""
+        """Return what `hand_over` or `decline` was called with for the message that is handled now; None without."""
         made, self._handed_over = self._handed_over, None
         if made is not None:
             self.on_lost = None

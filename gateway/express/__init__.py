@@ -19,6 +19,6 @@ refused, the route, limits, headers, framing, the endpoint, slots, log line and 
 """
 
 from gateway.express.exchange import ExpressExchange, HandOver
-from gateway.express.lane import ExpressLane, Host
+from gateway.express.lane import Declined, ExpressLane, Host
 
-__all__ = ["ExpressExchange", "ExpressLane", "HandOver", "Host"]
+__all__ = ["Declined", "ExpressExchange", "ExpressLane", "HandOver", "Host"]

@@ -11,8 +11,8 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -20,7 +20,8 @@ from aiohttp.streams import StreamReader
 from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream import Exchange
 from gateway.errors import Fault
-from gateway.express.exchange import ExpressExchange, HandOver
+from gateway.express.exchange import Begun, ExpressExchange, HandOver
+from gateway.http.routing import RouteMatch
 from gateway.runtime import Runtime
 
 #: A request body up to this size is taken.
@@ -32,6 +33,15 @@ _SLOW_SECONDS: Final = 0.05
 #: Handed over in one turn of the loop.
 _BATCH: Final = 200
 _log = logging.getLogger("gateway")
+
+
+class Declined(NamedTuple):
+    """What is known of a message that was declined: the normal path need not find it out again."""
+
+    exchange: Exchange
+    runtime: Runtime
+    #: The routes that match; None where they were not found.
+    candidates: Sequence[RouteMatch] | None
 
 
 class Host(Protocol):
@@ -77,44 +87,30 @@ class ExpressLane:
         """Begin the exchange of a message that was received whole; return False, with nothing changed, to decline."""
         if message.method not in _METHODS or message.version != _VERSION or message.upgrade or message.chunked:
             return False
-        if self._host.is_draining or payload.total_bytes > _MAX_BODY_BYTES:
+        runtime = self._host.runtime
+        if not runtime.express or self._host.is_draining or payload.total_bytes > _MAX_BODY_BYTES:
             return False
+        exchange, candidates = self._host.make_exchange(connection, message, payload), None
         try:
-            return self._begin(connection, message, payload)
+            candidates = _find(exchange, runtime)
+            if candidates is not None and (begun := _begin(exchange, runtime, candidates[0])) is not None:
+                express = ExpressExchange(self, (connection, message, payload), exchange, runtime=runtime, begun=begun)
+                self._add(express)
+                return True
         except Fault:
             # The normal path refuses it.
-            return False
+            pass
         except Exception:
             _log.exception("bug in the express lane: the request is left to the normal path")
-            return False
+        connection.decline(Declined(exchange, runtime, candidates))
+        return False
 
-    def _begin(self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Find the route, and have its action send the request. Raises Fault, with nothing changed."""
-        runtime = self._host.runtime
-        exchange = self._host.make_exchange(connection, message, payload)
-        target = exchange.check_head()
-        if target.path == "*" or exchange.headers.first(b"expect") is not None:
-            return False
-        matched = runtime.table.find(
-            host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
-        )[0]
-        name = matched.route.name
-        action = runtime.express.get(name)
-        if action is None:
-            return False
-        exchange.enter_route(matched.route, runtime.stats[name])
-        started = action.start(exchange, matched)
-        if started is None:
-            return False
-        exchange.stats.in_flight += 1
-        express = ExpressExchange(
-            self, (connection, message, payload), exchange, runtime=runtime, begun=(action, started)
-        )
+    def _add(self, express: ExpressExchange) -> None:
+        """Have an exchange under way."""
         self.under_way[express] = None
         self._host.begin(express)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._sweep)
-        return True
 
     def end(self, express: ExpressExchange) -> None:
         """Record the end of an exchange."""
@@ -152,3 +148,27 @@ class ExpressLane:
         if self.under_way:
             seconds = _SLOW_SECONDS if len(batch) < _BATCH else 0
             self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep)
+
+
+def _find(exchange: Exchange, runtime: Runtime) -> Sequence[RouteMatch] | None:
+    """Check the head and return the routes that match; None for a request without one. Raises Fault."""
+    target = exchange.check_head()
+    if target.path == "*":
+        return None
+    return runtime.table.find(
+        host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
+    )
+
+
+def _begin(exchange: Exchange, runtime: Runtime, matched: RouteMatch) -> Begun | None:
+    """Have the action of the route send the request; None, with nothing changed, where it does not. Raises Fault."""
+    name = matched.route.name
+    action = runtime.express.get(name)
+    if action is None or exchange.headers.first(b"expect") is not None:
+        return None
+    exchange.enter_route(matched.route, runtime.stats[name])
+    started = action.start(exchange, matched)
+    if started is None:
+        return None
+    exchange.stats.in_flight += 1
+    return action, started
