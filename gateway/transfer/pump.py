@@ -205,6 +205,8 @@ class Transfer:
     def end(self, outcome: Outcome) -> None:
         """End the transfer. Only the first call counts."""
         self.meter.end(outcome)
+        # It is asked why a transfer ended, which is known now; it refers to this transfer.
+        self._owner = None
 
     @property
     def outcome(self) -> Outcome | None:

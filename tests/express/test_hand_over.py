@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -62,6 +63,24 @@ async def test_warmed_connection_takes_the_express_lane_and_its_legs_add_up(requ
         assert_adds_up(line)
         assert not scene.lane.handed_over
         assert scene.gateway.stats.routes["r"].transfers[Direction.DOWNLOAD].lanes["express"] == 1
+
+
+@REQUESTS
+async def test_nothing_of_an_exchange_is_left_to_the_garbage_collector(request_bytes: bytes) -> None:
+    count = 20
+    async with run_scene() as scene:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(count):
+                await scene.client.send(request_bytes)
+                await read_ok(scene.client)
+            await scene.settle()
+            # One reference cycle per exchange would be at least two objects each.
+            assert gc.collect() < count
+        finally:
+            gc.enable()
+        assert [line["download_lane"] for line in scene.gateway.log[1:]] == ["express"] * count
 
 
 @REQUESTS
