@@ -23,6 +23,7 @@ from gateway.multipart.search import has_boundary
 _MAX_LINE_BYTES: Final = 8190
 #: Lines and pieces of data between two turns: a part with two headers is about five.
 TURN_TOKENS: Final = 64
+_LINE_BREAK: Final = re.compile(rb"[\r\n]")
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
@@ -253,11 +254,9 @@ class FormContent:
         A line break of any kind may begin one, so that a boundary after a bare CR or LF is found too.
         """
         size = len(chunk)
-        at = max(at, size - longest + 1)
-        while at < size:
-            if chunk[at] in b"\r\n" and self._may_be_delimiter(chunk[at:]):
-                return at
-            at += 1
+        for line_break in _LINE_BREAK.finditer(chunk, max(at, size - longest + 1)):
+            if self._may_be_delimiter(chunk[line_break.start() :]):
+                return line_break.start()
         return size
 
     def _may_be_delimiter(self, tail: bytes) -> bool:
