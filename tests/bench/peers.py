@@ -23,6 +23,11 @@ from tests.bench.interpreter import venv_directory
 from tests.bench.peer_configs import ENVOY, HAPROXY, NGINX, PLAIN, TLS, gateway_config
 from tests.ports import free_port
 
+#: The gateway with `lanes: copy`: every exchange takes the normal path.
+COPY = "lanes: copy"
+#: The gateway in a process that can be profiled.
+PROFILED, PROFILED_COPY = "profiled", "profiled, lanes: copy"
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -72,7 +77,8 @@ class Setting:
     ) -> contextlib.AbstractContextManager[Peer]:
         """Run one of the peers, see `run_peer`."""
         tree = self.before if name == "before" else ROOT
-        return run_peer(name, up, files, certificate, tree=tree, python=self.python)
+        settings = {"lanes": "copy"} if name in (COPY, PROFILED_COPY) else {}
+        return run_peer(name, up, files, certificate, tree=tree, settings=settings, python=self.python)
 
 
 def exit_on_sigterm() -> None:
@@ -199,9 +205,9 @@ def _command(
     port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
-    if name in ("gateway", "before", "profiled"):
+    if name in ("gateway", "before", COPY, PROFILED, PROFILED_COPY):
         config.write_text(json.dumps({**gateway_config((port, up), directory, files, certificate), **settings}))
-        module = "tests.bench.profiled" if name == "profiled" else "gateway"
+        module = "tests.bench.profiled" if name in (PROFILED, PROFILED_COPY) else "gateway"
         return [python, "-m", module, "run", "--config", str(config)]
     if name == "naive":
         return [

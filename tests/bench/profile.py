@@ -21,7 +21,7 @@ from tests.bench import page, profiled, small_requests
 from tests.bench.generator import Generator, Load, Mode, missing, run_generator
 from tests.bench.interpreter import choose
 from tests.bench.interpreter import describe as describe_python
-from tests.bench.peers import Peer, Setting, exit_on_sigterm, start_peers
+from tests.bench.peers import PROFILED, PROFILED_COPY, Peer, Setting, exit_on_sigterm, start_peers
 
 REQUESTS = {
     "GET": small_requests.GET,
@@ -172,6 +172,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=20_000, help="of each run; default: %(default)s")
     parser.add_argument("--connections", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--cold", action="store_true", help="a new connection for each request")
+    parser.add_argument("--copy", action="store_true", help="with `lanes: copy`: the normal path for every exchange")
     parser.add_argument("--modules", action="store_true", help="modules of the gateway instead of packages")
     parser.add_argument(
         "--functions", type=int, default=0, metavar="N", help="also the N functions that take most time"
@@ -190,8 +191,9 @@ def main() -> int:
         return 0
     build = describe_python(options.python) if options.python else choose()
     mode: Mode = "cold" if options.cold else "warm"
+    name = PROFILED_COPY if options.copy else PROFILED
     profiles = {}
-    with run_generator() as generator, start_peers(Setting(("profiled",), build.python), generator.port) as (peer,):
+    with run_generator() as generator, start_peers(Setting((name,), build.python), generator.port) as (peer,):
         for kind in options.kinds.split(","):
             profiles[kind] = take(peer, generator, Load(REQUESTS[kind], options.requests, options.connections, mode))
             if options.functions:

@@ -20,10 +20,10 @@ from tests.bench.before import ROOT, check_import, checkout, describe
 from tests.bench.generator import Generator, Load, LoadError, missing, run_generator
 from tests.bench.interpreter import choose
 from tests.bench.interpreter import describe as describe_python
-from tests.bench.peers import Peer, Setting, available, exit_on_sigterm, start_peers
+from tests.bench.peers import COPY, Peer, Setting, available, exit_on_sigterm, start_peers
 
-ALL = frozenset({"gateway", "before", "naive", "nginx", "haproxy", "envoy"})
-PEERS = ("gateway", "before", "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
+ALL = frozenset({"gateway", "before", COPY, "naive", "nginx", "haproxy", "envoy"})
+PEERS = ("gateway", "before", COPY, "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
 QUICK_PEERS = ("gateway", "before", "envoy")
 #: The others are compared by CPU only.
 _HALF_LOAD_PEERS = frozenset({"gateway", "before", "nginx", "haproxy", "envoy"})
@@ -177,7 +177,7 @@ def _choose_peers(options: argparse.Namespace) -> tuple[str, ...]:
         return tuple(options.peers.split(","))
     here = available()
     names = QUICK_PEERS if options.quick else PEERS
-    return tuple(name for name in names if (options.before if name == "before" else name in here))
+    return tuple(name for name in names if (options.before if name == "before" else name in (*here, COPY)))
 
 
 def _measure_all(options: argparse.Namespace, setting: Setting) -> dict[str, str]:

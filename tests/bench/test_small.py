@@ -19,7 +19,7 @@ from tests.bench import half_load, page, profile, profiled, small_requests
 from tests.bench.before import ROOT
 from tests.bench.generator import Generator, Load, LoadError, Mode, run_generator
 from tests.bench.interpreter import Build, describe
-from tests.bench.peers import Setting, available, cpu_seconds, start_peers
+from tests.bench.peers import COPY, PROFILED, Setting, available, cpu_seconds, start_peers
 from tests.bench.small import Cost, cases, run, table
 from tests.conftest import require_tool
 
@@ -81,7 +81,7 @@ def test_load_generator_reports_that_nothing_listens(generator: Generator) -> No
 def test_each_case_of_small_requests_runs_on_each_peer() -> None:
     for name in ("gcc", "nginx", "haproxy"):
         require_tool(name)
-    peers = ("gateway", "before", *(name for name in available() if name not in ("gateway", "kernel alone")))
+    peers = ("gateway", "before", COPY, *(name for name in available() if name not in ("gateway", "kernel alone")))
     chosen = cases(count=64)
     costs = run(chosen, Setting(peers, sys.executable, ROOT, starts=1, rounds=1))
     assert set(costs) == {(case.name, peer) for case in chosen for peer in case.peers & set(peers)}
@@ -139,7 +139,7 @@ def test_half_load_is_measured_at_even_and_random_intervals() -> None:
 def test_profile_has_time_and_calls_of_the_modules_a_request_passes() -> None:
     require_tool("gcc")
     with run_generator() as generator:
-        with start_peers(Setting(("profiled",), sys.executable), generator.port) as (peer,):
+        with start_peers(Setting((PROFILED,), sys.executable), generator.port) as (peer,):
             found = profile.take(peer, generator, Load(small_requests.FORM, 200, 4))
     rows = profile.rows_of(found, is_fine=True)
     assert sum(row.us for row in rows.values()) == pytest.approx(found.total_us)
