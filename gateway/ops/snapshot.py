@@ -73,6 +73,8 @@ class Snapshots:
             diagnosis.add(row)
             if slices.is_over:
                 await slices.begin()
+        # What follows takes a slice of its own, with many routes.
+        await slices.begin()
         failures = newest_first(await self._view.failures())
         now = time.time()  # noqa: TID251 (the time of day)
         recently = show_moment(now - _FAILURE_SECONDS)
@@ -91,8 +93,10 @@ class Snapshots:
             "upstreams": upstreams,
             "failures": choose_failures(failures, MAX_FAILURES),
         }
+        encoded = _encode(head)[:-1]
+        await slices.begin()
         transfers = await encode_rows(oldest_first(rows)[:MAX_ROWS])
-        return b'%b,"transfers":%b}' % (_encode(head)[:-1], transfers.encode())
+        return b'%b,"transfers":%b}' % (encoded, transfers.encode())
 
     def config(self) -> bytes:
         """Return the config in force, without secrets. Takes milliseconds for many routes; for a thread."""
