@@ -24,9 +24,9 @@ from gateway.transfer import exhaustion_fault
 _FLUSH_BYTES: Final = 8 * 1024 * 1024
 #: As much as asyncio reads from a socket at once: large enough for few steps, small enough for the cache.
 _CHUNK_BYTES: Final = 256 * 1024
-#: A sendfile call takes as many bytes as it moves in about this time: the other connections wait for it. The first
-#: call, and the largest: larger ones save nothing more.
-_SEND_SECONDS: Final = 0.002
+#: A sendfile call takes as many bytes as it moves in about this time of the processor: the other connections wait for
+#: it. Passed time would count other processes, too. The first call, and the largest: larger ones save nothing more.
+_SEND_SECONDS: Final = 0.0025
 _FIRST_SEND_BYTES: Final = 4 * 1024 * 1024
 _MAX_SEND_BYTES: Final = 16 * 1024 * 1024
 #: What the kernel reads meanwhile when a thread reads from the disk.
@@ -146,10 +146,15 @@ class FileReader:
     """A regular file, open for reading: the StoredFileReader of a DirectoryStorage."""
 
     def __init__(
-        self, disk_threads: DiskThreads, file: OpenedFile, clock: Callable[[], float] = time.monotonic
+        self,
+        disk_threads: DiskThreads,
+        file: OpenedFile,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._disk_threads = disk_threads
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._file = file
         self._descriptor = file.descriptor
         self._page_cache = file.page_cache
@@ -220,14 +225,14 @@ class FileReader:
         return self._disk_threads.start(lambda: os.pread(self._descriptor, size, at))
 
     def _send_cached(self, descriptor: int, size: int) -> int:
-        began = self._clock()
+        began = self._cpu_clock()
         try:
             sent = os.sendfile(descriptor, self._descriptor, self._at, size)
         except BlockingIOError:
             return 0
         if not sent:
             raise _became_shorter()
-        seconds = self._clock() - began
+        seconds = self._cpu_clock() - began
         if seconds > _SEND_SECONDS:
             self._max_send_bytes = max(self._max_send_bytes // 2, _MIN_SEND_BYTES)
         elif sent == self._max_send_bytes and seconds < _SEND_SECONDS / 2:
