@@ -1,6 +1,8 @@
 # make run    install, and serve config/gateway.yaml in front of the demo upstream
 # make test   install, and run lint, types and tests
 # make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
+# make tests EXPRESS=1
+#             the tests, with a kept connection to each upstream from the start: what can takes the express lane
 # make bench  the benchmark, beside nginx, HAProxy and Envoy, and that of workers; writes docs/benchmarks.md, scaling.md
 # make bench QUICK=1 [BEFORE=REV]
 #             eight cases against nginx or Envoy and the gateway of another commit (HEAD~1), in about 2 minutes; prints
@@ -29,9 +31,10 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+EXPRESS ?=
 tests: $(VENV)/.test tools
 	@mkdir -p uploads
-	$(BIN)/python -m pytest -m "not soak"
+	EXPRESS=$(EXPRESS) $(BIN)/python -m pytest -m "not soak"
 
 # The directories of single modules, and the rules of the project. `make tests` runs these too.
 UNIT := tests/unit tests/multipart tests/observe tests/transfer tests/upstream tests/project tests/test_cli.py \

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.certificates import Certificate, make_certificate
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
-from tests.peers import DEFAULTS, exchanges_by_lane
+from tests.peers import DEFAULTS, IS_EXPRESS_FORCED, exchanges_by_lane
 from tests.s3_server import S3Server, run_s3_server
 from tests.slow_disk import SlowDisk
 
@@ -35,6 +35,12 @@ def pytest_collection_finish() -> None:
     """Exclude what imports and collection allocated from garbage collection: it makes `gc.collect` 20 times faster."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is about new connections where connections are kept from the start."""
+    if IS_EXPRESS_FORCED and (marker := item.get_closest_marker("new_connection")) is not None:
+        pytest.skip(f"a connection is kept: {marker.kwargs['reason']}")
 
 
 @pytest.fixture(autouse=True)

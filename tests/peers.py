@@ -25,7 +25,7 @@ from gateway.server import Gateway
 DEFAULTS: dict[str, Any] = {}
 
 #: Whether gateways have a kept connection to each endpoint from the start, so that the first request takes the express
-#: lane: `make tests EXPRESS=1`. Tests of what only happens on new connections fail then, see tests/express/forced.py.
+#: lane: `make tests EXPRESS=1`. Tests of what only happens on new connections have the marker `new_connection`.
 IS_EXPRESS_FORCED = os.environ.get("EXPRESS") == "1"
 #: Exchanges by the lane of their response, and those that the express lane handed over, of all gateways in the tests.
 exchanges_by_lane: Counter[str] = Counter()

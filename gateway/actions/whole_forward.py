@@ -67,6 +67,8 @@ class WholeForward:
             parts = found
         elif self._config.multipart != "opaque":
             refuse_empty_form(exchange)
+        # Before anything is taken, which a bug in it would leave behind.
+        head = make_request_head(exchange, matched.path, host=self._config.host, framing=self._upstream.framing)
         if not self._upstream.capacity.try_take():
             return None
         kept = self._upstream.take_kept()
@@ -74,16 +76,21 @@ class WholeForward:
             self.give_back()
             return None
         state, connection = kept
-        head = make_request_head(exchange, matched.path, host=self._config.host, framing=self._upstream.framing)
         exchange.upstream = self._upstream.name
         exchange.record_endpoint(state.endpoint)
         exchange.record_connected()
+        try:
+            started = self._upstream.start(state, connection, head, body)
+        except BaseException:
+            connection.close()
+            self.give_back()
+            raise
         for part in parts:
             exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
         if exchange.body is not None:
             upload = exchange.begin_upload(self._upload_policy, ())
             upload.pass_whole(len(body), LaneName.EXPRESS)
-        return self._upstream.start(state, connection, head, body)
+        return started
 
     def receive(self, started: Started) -> UpstreamResponse | None:
         """Take the response; None if its head has to be judged by `resume`."""

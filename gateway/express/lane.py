@@ -90,20 +90,23 @@ class ExpressLane:
         runtime = self._host.runtime
         if not runtime.express or self._host.is_draining or payload.total_bytes > _MAX_BODY_BYTES:
             return False
-        exchange, candidates = self._host.make_exchange(connection, message, payload), None
+        exchange, candidates, begun = self._host.make_exchange(connection, message, payload), None, None
         try:
             candidates = _find(exchange, runtime)
-            if candidates is not None and (begun := _begin(exchange, runtime, candidates[0])) is not None:
-                express = ExpressExchange(self, (connection, message, payload), exchange, runtime=runtime, begun=begun)
-                self._add(express)
-                return True
+            if candidates is not None:
+                begun = _begin(exchange, runtime, candidates[0])
         except Fault:
             # The normal path refuses it.
             pass
         except Exception:
             _log.exception("bug in the express lane: the request is left to the normal path")
-        connection.decline(Declined(exchange, runtime, candidates))
-        return False
+        if begun is None:
+            connection.decline(Declined(exchange, runtime, candidates))
+            return False
+        # The request was sent: it must not be declined any more, which would send it again.
+        express = ExpressExchange(self, (connection, message, payload), exchange, runtime=runtime, begun=begun)
+        self._add(express)
+        return True
 
     def _add(self, express: ExpressExchange) -> None:
         """Have an exchange under way."""

@@ -86,8 +86,9 @@ class UpstreamPool:
         deadline, for interim responses, and for all that goes wrong.
         """
         self._state.budget.deposit()
+        started = Started(state, head, self._client.start(state.endpoint, head, body, connection))
         state.stats.in_flight += 1
-        return Started(state, head, self._client.start(state.endpoint, head, body, connection))
+        return started
 
     def receive(self, started: Started) -> UpstreamResponse | None:
         """Take the response to a request that was started; None if its head is not here, or `send` has to judge it."""

@@ -400,6 +400,22 @@ def _fail(*_: object) -> None:
     raise ZeroDivisionError
 
 
+@pytest.mark.expected_log("gateway", "bug in the express lane", reason="the bug that is provoked")
+@REQUESTS
+async def test_bug_before_a_request_is_sent_leaves_it_to_the_normal_path(
+    request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_scene() as scene:
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.upstream.pool.UpstreamPool.start", _fail)
+            await scene.send(request_bytes, serve_ok)
+            await read_ok(scene.client)
+        line = await scene.last_line()
+        assert (line["outcome"], line["download_lane"]) == ("complete", "copy")
+        assert len(scene.requests) == 2
+        await scene.goes_on()
+
+
 async def test_request_without_a_kept_connection_takes_its_turn_on_the_normal_path() -> None:
     async with RawUpstream(_serve_all) as other:
         async with run_scene() as scene:

@@ -233,6 +233,7 @@ async def test_body_that_exceeds_the_limit_is_413_and_never_looks_complete_to_th
             assert (line["outcome"], line["blame"], line["upload"]) == ("limit", "client", "limit")
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_declared_length_over_the_limit_is_refused_before_the_upstream_is_connected() -> None:
     async with RawUpstream(read_without_response) as upstream:
         async with run_gateway(forward_config(upstream.url, limits={"max_body": 100})) as gateway:

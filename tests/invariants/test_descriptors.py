@@ -79,6 +79,7 @@ def assert_out_of_descriptors(response: bytes, line: dict[str, Any]) -> None:
     assert "Too many open files" in line["reason"]
 
 
+@pytest.mark.new_connection(reason="opening one fails")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_connecting_without_a_descriptor_is_the_gateways_fault(host: str) -> None:
     """It was blamed on the upstream: 502 connect_refused, or dns_error."""

@@ -43,6 +43,7 @@ async def refuse_at_once(wire: Wire) -> None:
     await wire.close()
 
 
+@pytest.mark.new_connection(reason="descriptors are counted")
 async def test_early_response_of_an_upstream_that_stopped_reading_leaves_no_connection_open() -> None:
     """The connection must be aborted. `close` waits until the write buffer is empty, so the socket would stay open."""
     stalled = asyncio.Event()

@@ -71,6 +71,7 @@ async def test_malformed_forms_are_400_and_never_look_complete_to_the_upstream(f
             assert not is_whole_request(bytes(wire.received))
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_form_without_a_boundary_is_refused_before_the_upstream_is_connected() -> None:
     async with RawUpstream(read_without_response) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         response = await gateway.request(post(GOOD, content_type="multipart/form-data"))

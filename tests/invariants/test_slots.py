@@ -114,6 +114,7 @@ async def test_round_robin_alternates_between_endpoints() -> None:
             assert bytes(two.wires[0].received).count(b"GET /") == 3
 
 
+@pytest.mark.new_connection(reason="on a kept one it is sent twice")
 async def test_request_is_sent_once_if_the_upstream_closes_without_a_response() -> None:
     """aiohttp retries idempotent requests, also on new connections. A PUT of 10 GB must not be sent twice."""
 
