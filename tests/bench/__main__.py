@@ -21,6 +21,7 @@ from pathlib import Path
 from tests.bench import load, page
 from tests.bench.before import ROOT, check_import, checkout, describe
 from tests.bench.interpreter import choose
+from tests.bench.machine import Usage, describe_others
 from tests.bench.peers import Peer, Setting, available, cores_apart, exit_on_sigterm
 
 GB = 10**9
@@ -237,10 +238,10 @@ def main() -> int:
     if options.quick:
         _main_quick(chosen, options.before, options.rounds or 3)
         return 0
-    build, rounds = choose(), options.rounds or 5
+    build, rounds, used = choose(), options.rounds or 5, Usage.now()
     peers = tuple(options.peers.split(",")) if options.peers else tuple(available())
     text = table(chosen, run(chosen, Setting(peers, build.python, rounds=rounds)))
-    text = f"{build}; {os.cpu_count()} cores, loopback, medians of {rounds} rounds.\n\n{text}"
+    text = f"{build}; {os.cpu_count()} cores, loopback, medians of {rounds} rounds; {describe_others(used)}.\n\n{text}"
     print(text)
     if options.write:
         page.write(page.BODIES, text)

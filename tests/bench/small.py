@@ -20,6 +20,7 @@ from tests.bench.before import ROOT, check_import, checkout, describe
 from tests.bench.generator import Generator, Load, LoadError, missing, run_generator
 from tests.bench.interpreter import choose
 from tests.bench.interpreter import describe as describe_python
+from tests.bench.machine import Usage, describe_others
 from tests.bench.peers import COPY, Peer, Setting, available, exit_on_sigterm, start_peers
 
 ALL = frozenset({"gateway", "before", COPY, "naive", "nginx", "haproxy", "envoy"})
@@ -204,7 +205,7 @@ def main() -> int:
     if (reason := missing()) is not None:
         print(f"bench: no small requests, because {reason}", file=sys.stderr)
         return 0
-    began = time.monotonic()
+    began, used = time.monotonic(), Usage.now()
     build = describe_python(options.python) if options.python else choose()
     peers = _choose_peers(options)
     with checkout(options.before) if options.before else contextlib.nullcontext(ROOT) as tree:
@@ -213,7 +214,7 @@ def main() -> int:
                 found = check_import(path, build.python)
                 print(f"{name}: {describe(path)} ({found})", file=sys.stderr, flush=True)
         tables = _measure_all(options, Setting(peers, build.python, tree, options.starts, options.rounds))
-    heading = f"{build}; medians of {options.starts} starts with {options.rounds} rounds each."
+    heading = f"{build}; medians of {options.starts} starts with {options.rounds} rounds each; {describe_others(used)}."
     for part, text in tables.items():
         print(f"{heading}\n\n{text}\n")
         if options.write:

@@ -19,6 +19,7 @@ from tests.bench import half_load, page, profile, profiled, small_requests
 from tests.bench.before import ROOT
 from tests.bench.generator import Generator, Load, LoadError, Mode, run_generator
 from tests.bench.interpreter import Build, describe
+from tests.bench.machine import Usage, describe_others, other_share
 from tests.bench.peers import COPY, PROFILED, Setting, available, cpu_seconds, start_peers
 from tests.bench.small import Cost, cases, run, table
 from tests.conftest import require_tool
@@ -94,6 +95,12 @@ def test_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     case = cases(count=1)[0]
     costs = {(case.name, "gateway"): Cost(cpu=[10.0, 40.0, 12.0]), (case.name, "envoy"): Cost(cpu=[5.0, 10.0, 4.0])}
     assert "| 12.0 | 5.0 | 3.00 (2.00-4.00) |" in table([case], costs, ("gateway", "envoy"))
+
+
+def test_other_work_is_what_this_process_and_its_children_did_not_do() -> None:
+    before, after = Usage(at=50.0, busy=100.0, own=1.0), Usage(at=60.0, busy=110.0, own=5.0)
+    assert other_share(before, after, cores=2) == pytest.approx(6 / 20)
+    assert "% of the machine" in describe_others(Usage.now())
 
 
 def test_cpu_clock_of_a_process_is_the_sum_of_schedstat() -> None:
