@@ -93,6 +93,18 @@ def owners_of_ports(gateway: Processes, ports: list[int]) -> list[int | None]:
     return found
 
 
+async def wait_owners(gateway: Processes, ports: list[int]) -> list[int | None]:
+    """Wait until all connections are accepted, and return their workers: in a second look, some may have ended."""
+    found: list[int | None] = []
+
+    def find() -> bool:
+        found[:] = owners_of_ports(gateway, ports)
+        return None not in found
+
+    await wait_until(find)
+    return found
+
+
 def most_and_least(gateway: Processes, clients: list[Wire]) -> tuple[int, int]:
     """Return how many of these connections the worker with the most has, and the one with the least."""
     counts = Counter(owners(gateway, clients))
@@ -288,15 +300,15 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="t
 @pytest.mark.timeout(600)
 async def test_eight_uploads_of_a_gigabyte_are_shared_by_two_workers(tmp_path: Path) -> None:
     with discarding_upstream() as port:
-        async with run_processes(tmp_path, forward_config(f"http://127.0.0.1:{port}")) as gateway:
+        async with run_processes(tmp_path, forward_config(f"http://127.0.0.1:{port}"), prelude=PATIENT) as gateway:
             await gateway.wait_started()
             for _ in range(3):
+                await wait_without_connections(gateway)
                 command = [sys.executable, "-c", SENDER, str(gateway.port), "8", str(GIB)]
                 sender = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
                 assert sender.stdout is not None
                 ports = list(map(int, (await sender.stdout.readline()).split()[1:]))
-                await wait_until(lambda ports=ports: None not in owners_of_ports(gateway, ports))  # type: ignore[misc]
-                assert max(Counter(owners_of_ports(gateway, ports)).values()) <= 5
+                assert max(Counter(await wait_owners(gateway, ports)).values()) <= 5
                 assert (await sender.stdout.read()).count(b"200 OK") == 8
                 await sender.wait()
 
