@@ -37,7 +37,12 @@ def is_running(pid: int) -> bool:
 
 def open_descriptors_of(pid: int) -> list[str]:
     """Return what the descriptors of a process lead to."""
-    return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        # It may be closed meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(link))
+    return found
 
 
 def threads_of(pid: int) -> int:
@@ -50,13 +55,14 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-def _inode_of(local_port: int, remote_port: int) -> str:
-    """Return the inode of an accepted connection's socket on the gateway's side."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(f":{local_port:04X}") and fields[2].endswith(f":{remote_port:04X}"):
-            return fields[9]
-    raise LookupError(f"no connection of port {remote_port}")
+def _inodes_of(local_port: int) -> dict[int, str]:
+    """Return the inodes of the gateway's connections on this port, by the port of the client; 0 for those in the queue.
+
+    The file has thousands of lines after many connections: it is read once for all.
+    """
+    end = f":{local_port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if end in line]
+    return {int(row[2].rpartition(":")[2], 16): row[9] for row in rows if row[1].endswith(end)}
 
 
 class Processes:
@@ -147,8 +153,15 @@ class Processes:
 
     def worker_of_port(self, port: int) -> int:
         """Return the worker that has accepted the connection of a client on this local port."""
-        inode = _inode_of(self.port, port)
-        return next(pid for pid in self.workers if f"socket:[{inode}]" in open_descriptors_of(pid))
+        (worker,) = self.workers_of_ports([port])
+        assert worker is not None
+        return worker
+
+    def workers_of_ports(self, ports: Sequence[int]) -> list[int | None]:
+        """Return the worker that has accepted the connection of each client's port, None for one in the queue."""
+        inodes = _inodes_of(self.port)
+        workers = {name: pid for pid in self.workers for name in open_descriptors_of(pid)}
+        return [workers.get(f"socket:[{inodes.get(port)}]") for port in ports]
 
     async def connect(self) -> Wire:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)

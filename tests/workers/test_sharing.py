@@ -79,18 +79,7 @@ async def hold_upload(wire: Wire) -> None:
 
 def owners(gateway: Processes, clients: list[Wire]) -> list[int | None]:
     """Return the worker that has accepted each connection, None for one in the queue."""
-    return owners_of_ports(gateway, [client.writer.get_extra_info("sockname")[1] for client in clients])
-
-
-def owners_of_ports(gateway: Processes, ports: list[int]) -> list[int | None]:
-    """Return the worker that has accepted the connection of each client's port."""
-    found: list[int | None] = []
-    for port in ports:
-        try:
-            found.append(gateway.worker_of_port(port))
-        except (LookupError, StopIteration):
-            found.append(None)
-    return found
+    return gateway.workers_of_ports([client.writer.get_extra_info("sockname")[1] for client in clients])
 
 
 async def wait_owners(gateway: Processes, ports: list[int]) -> list[int | None]:
@@ -98,7 +87,7 @@ async def wait_owners(gateway: Processes, ports: list[int]) -> list[int | None]:
     found: list[int | None] = []
 
     def find() -> bool:
-        found[:] = owners_of_ports(gateway, ports)
+        found[:] = gateway.workers_of_ports(ports)
         return None not in found
 
     await wait_until(find)
