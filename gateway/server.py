@@ -31,6 +31,7 @@ from gateway.errors import Fault
 from gateway.filters import FilterProblem
 from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
+from gateway.memory import collect_when_calm
 from gateway.observe.stats import Stats
 from gateway.observe.waits import LiveWaits
 from gateway.ops import serve_ops
@@ -172,6 +173,7 @@ class Gateway:
         view.has_started = True
         self._keep(self._report_status(), "service manager")
         self._keep(self._handler.live.watch(), "live transfers")
+        self._keep(collect_when_calm(lambda: self.connection_count), "garbage collection")
 
     def drain(self, queue: Queue = Queue.ACCEPTED) -> asyncio.Task[None]:
         """Begin to drain, unless that was done before; return the task that does it.

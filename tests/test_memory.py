@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from gateway import memory
+from tests.peers import wait_until
 
 CHURN = """
 import resource
@@ -45,3 +51,42 @@ def test_garbage_is_collected_rarely_during_imports_and_as_usual_after_the_start
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first, is_rare, last = done.stdout.splitlines()
     assert (is_rare, last) == ("True", first)
+
+
+class Node:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+# A full collection with 1,000 transfers held the event loop for 75 ms.
+@pytest.mark.parametrize("is_calm_in_time", [True, False])
+async def test_garbage_is_looked_for_among_all_objects_in_calm_moments(
+    monkeypatch: pytest.MonkeyPatch, is_calm_in_time: bool
+) -> None:
+    monkeypatch.setattr(memory, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(memory, "_MAX_LOOKS", 1000 if is_calm_in_time else 8)
+    looks = 0
+
+    def count_connections() -> int:
+        nonlocal looks
+        looks += 1
+        # In the meantime as many collections as make the interpreter look at all objects.
+        return 0 if is_calm_in_time and looks > 5 else 101
+
+    node = Node()
+    gc.collect()
+    old = weakref.ref(node)
+    del node
+    task = asyncio.create_task(memory.collect_when_calm(count_connections))
+    await wait_until(lambda: gc.get_threshold()[2] > 1000)
+    for _ in range(20):
+        gc.collect(1)
+    await wait_until(lambda: looks > 2)
+    assert old() is not None
+    await wait_until(lambda: old() is None)
+    assert looks == (6 if is_calm_in_time else 8)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert gc.get_threshold() == (700, 10, 10)

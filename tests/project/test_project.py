@@ -25,7 +25,7 @@ PACKAGE = ROOT / "gateway"
 #: design order: a module imports only from rows above its own.
 ROWS = (
     ("",),
-    ("errors", "sharing", "signals", "systemd", "threads"),
+    ("errors", "memory", "sharing", "signals", "systemd", "threads"),
     ("config",),
     ("http", "cores"),
     ("multipart",),
@@ -40,7 +40,7 @@ ROWS = (
     ("express",),
     ("handler", "ops"),
     ("drain", "process_view"),
-    ("server", "memory", "top"),
+    ("server", "top"),
     ("workers",),
     ("demo", "run"),
     ("cli",),
