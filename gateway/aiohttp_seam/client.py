@@ -37,12 +37,21 @@ from gateway.aiohttp_seam.transports import socket_of
 from gateway.errors import Fault, FaultKind
 from gateway.http.response_head import (
     MAX_RESPONSE_HEAD_BYTES,
+    MAX_RESPONSE_HEADERS,
+    MAX_RESPONSE_LINE_BYTES,
     check_response_head,
     explain_bad_head,
     is_interim,
 )
 
 _READ_BYTES: Final = 2**18
+_RESPONSE_PARAMS: Final[dict[str, Any]] = {
+    "read_until_eof": True,
+    "auto_decompress": False,
+    "max_line_size": MAX_RESPONSE_LINE_BYTES,
+    "max_field_size": MAX_RESPONSE_LINE_BYTES,
+    "max_headers": MAX_RESPONSE_HEADERS,
+}
 #: Go accepted five at first. An upstream may report progress with 102 for hours, and the gateway drops them.
 MAX_INTERIM_RESPONSES: Final = 256
 
@@ -104,16 +113,24 @@ class ClientConnection(ResponseHandler):
             self._poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
         return not self._poll.poll(0)
 
-    def set_response_params(self, *, skip_payload: bool = False, **params: Any) -> None:
-        """Expect a response, without a body if `skip_payload`."""
+    def expect_response(self, *, may_have_body: bool) -> None:
+        """Expect the response to a request; one to HEAD has no body.
+
+        A kept connection keeps its parser: it has seen the response before to its end, and nothing after it.
+        """
+        is_ready = self.is_kept and self._parser is not None and self._may_have_body
+        self._expect(may_have_body=may_have_body)
+        if not (is_ready and may_have_body):
+            self._is_starting = True
+            super().set_response_params(skip_payload=not may_have_body, **_RESPONSE_PARAMS)
+            self._is_starting = False
+
+    def _expect(self, *, may_have_body: bool) -> None:
         self._head = b""
-        self._may_have_body = not skip_payload
+        self._may_have_body = may_have_body
         self._head_start = 0
         self._interim_count = 0
         self._feed.start_message()
-        self._is_starting = True
-        super().set_response_params(skip_payload=skip_payload, **params)
-        self._is_starting = False
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
@@ -278,7 +295,7 @@ def _too_many_interim() -> Fault:
 def detach_parser(protocol: ResponseHandler, body: StreamReader) -> None:
     """End a response whose body was read to its end below the transport: its parser has not seen the rest.
 
-    The connection can be kept: the next request sets a new parser (`set_response_params`).
+    The connection can be kept: the next request makes a new parser.
     """
     protocol._parser = None
     body.feed_eof()

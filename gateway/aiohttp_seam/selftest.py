@@ -315,7 +315,10 @@ async def _check_client() -> None:
                     async with _connected(connector, address) as again:
                         _require(len(opened) == 1, "TCPConnector._create_connection opens new connections only")
                         _require(again.protocol is first, "a connection with a detached parser is kept and used again")
-                        again.release()
+                        await _check_whole_response(again, peer)
+                    async with _connected(connector, address) as again:
+                        _require(again.protocol is first, "a connection is kept and used again")
+                        await _check_whole_response(again, peer)
             # The close is in the kernel; the transport has not seen it yet.
             opened.clear()
             async with _connected(connector, address) as connection:
@@ -327,9 +330,9 @@ async def _check_client() -> None:
 
 async def _check_response(connection: Connection, peer: socket.socket) -> None:
     protocol = connection.protocol
-    if protocol is None:
-        raise _failure("not true: a new connection has a protocol")
-    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    if not isinstance(protocol, ClientConnection):
+        raise _failure("not true: TCPConnector._factory makes the protocol of a connection")
+    protocol.expect_response(may_have_body=True)
     peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
     message, body = await protocol.read()
     _require(message.code == web.HTTPOk.status_code and has_buffered(body), "a response is received with its body")
@@ -343,6 +346,17 @@ async def _check_response(connection: Connection, peer: socket.socket) -> None:
     detach_parser(protocol, body)
     stream.resume()
     _require(body.at_eof() and not protocol.should_close, "a response whose parser was detached has ended")
+    connection.release()
+
+
+async def _check_whole_response(connection: Connection, peer: socket.socket) -> None:
+    protocol = connection.protocol
+    if not isinstance(protocol, ClientConnection):
+        raise _failure("not true: a kept connection has its protocol")
+    protocol.expect_response(may_have_body=True)
+    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+    _, body = await protocol.read()
+    _require(await body.readany() == b"abc" and body.at_eof(), "a parser reads one response after another")
     connection.release()
 
 

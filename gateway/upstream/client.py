@@ -26,8 +26,6 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.http.response_head import (
-    MAX_RESPONSE_HEADERS,
-    MAX_RESPONSE_LINE_BYTES,
     check_response_framing,
     is_interim,
 )
@@ -145,7 +143,7 @@ class UpstreamClient:
         if not isinstance(protocol, ClientConnection):
             raise TypeError("the connection was given back")
         request = UpstreamRequest(head, endpoint, None)
-        _expect_response(protocol, head.method)
+        protocol.expect_response(may_have_body=head.method != "HEAD")
         request.start_whole(connection, protocol, body)
         return request
 
@@ -259,11 +257,11 @@ class UpstreamClient:
     async def _exchange(self, connection: Connection, method: str, request: UpstreamRequest) -> UpstreamResponse:
         """Start the request, unless that was done, and return its response."""
         protocol = connection.protocol
-        if protocol is None:
+        if not isinstance(protocol, ClientConnection):
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
         if request.sent_at is not None:
             return await self._await_response(protocol, request, method, request.sent_at)
-        _expect_response(protocol, method)
+        protocol.expect_response(may_have_body=method != "HEAD")
         deadlines = self._deadlines
         if deadlines is not None:
             request.on_sent = lambda: deadlines.start(request, lambda: _time_out(protocol))
@@ -371,17 +369,6 @@ def _explain_close(request: UpstreamRequest, protocol: ClientConnection, detail:
     if protocol.has_received:
         return Fault(FaultKind.UPSTREAM_CLOSED, detail)
     return Unanswered(detail, request, was_kept=protocol.is_kept)
-
-
-def _expect_response(protocol: ResponseHandler, method: str) -> None:
-    protocol.set_response_params(
-        skip_payload=method == "HEAD",
-        read_until_eof=True,
-        auto_decompress=False,
-        max_line_size=MAX_RESPONSE_LINE_BYTES,
-        max_field_size=MAX_RESPONSE_LINE_BYTES,
-        max_headers=MAX_RESPONSE_HEADERS,
-    )
 
 
 def _time_out(protocol: ResponseHandler) -> None:

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import aiohttp
 from aiohttp import web
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
 from yarl import URL
 
-from gateway.aiohttp_seam import LiveConnector, PoolRequest, ServerConnection
+from gateway.aiohttp_seam import ClientConnection, LiveConnector, PoolRequest, ServerConnection
 from gateway.aiohttp_seam.feed import Turns
 from gateway.downstream.leaving import LeaveWatch
 from gateway.transfer import Turns as LoopTurns
@@ -160,9 +159,9 @@ async def listen(turns: Turns | None = None) -> AsyncIterator[Upstream]:
             await settle()
 
 
-def protocol_of(connection: Connection) -> ResponseHandler:
+def protocol_of(connection: Connection, *, may_have_body: bool = True) -> ClientConnection:
     """Return the protocol of a connection, ready for a response."""
     protocol = connection.protocol
-    assert protocol is not None
-    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    assert isinstance(protocol, ClientConnection)
+    protocol.expect_response(may_have_body=may_have_body)
     return protocol

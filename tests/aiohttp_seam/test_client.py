@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from itertools import pairwise
 
 import aiohttp
@@ -58,6 +59,44 @@ async def test_kept_connection_with_input_is_not_used_again(news: str) -> None:
             assert connection.protocol is not protocol
             connection.close()
             upstream.accept().close()
+
+
+#: Response, whether it is one to HEAD, and its body.
+RESPONSES = [
+    (OK, False, b"ok"),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Trailer: 1\r\n\r\n", False, b"ok"),
+    (b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK, False, b"ok"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", False, b""),
+    (b"HTTP/1.1 204 No Content\r\n\r\n", False, b""),
+    (b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n", False, b""),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", True, b""),
+    (b"HTTP/1.1 404 Not Found\r\nContent-Length: 40\r\n\r\n" + b"x" * 40, False, b"x" * 40),
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("seed", range(4))
+async def test_responses_of_a_kept_connection_are_read_one_after_another(seed: int, size: int) -> None:
+    """They have one parser, except for those that follow a response to HEAD, and that itself."""
+    order = random.Random(seed)
+    parsers = set()
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        with contextlib.closing(protocol.peer) as peer:  # type: ignore[attr-defined]  # kept with it
+            for response, is_head, expected in order.choices(RESPONSES, k=30):
+                connection = await upstream.connect()
+                assert protocol_of(connection, may_have_body=not is_head) is protocol
+                parsers.add(protocol._parser)
+                for at in range(0, len(response), size):
+                    peer.sendall(response[at : at + size])
+                    await settle()
+                message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+                if message.code == 103:
+                    message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+                assert b"%d" % message.code in response
+                assert await body.read() == expected
+                connection.release()
+    assert 1 <= len(parsers) < 20
 
 
 async def test_connection_with_a_part_of_another_response_is_not_used_again() -> None:

@@ -97,8 +97,7 @@ async def test_response_whose_length_is_in_doubt_is_fed_up_to_its_blank_line(
 ) -> None:
     async with listen() as upstream:
         connection = await upstream.connect()
-        protocol = protocol_of(connection)
-        protocol.set_response_params(skip_payload=is_head, read_until_eof=True, auto_decompress=False)
+        protocol = protocol_of(connection, may_have_body=not is_head)
         with upstream.accept():
             protocol.data_received(head + b"hello")
             assert steps[0] == head
