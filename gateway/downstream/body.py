@@ -32,6 +32,15 @@ class RequestBody:
     and 8).
     """
 
+    __slots__ = (
+        "_content",
+        "_is_asked_for",
+        "_paused",
+        "_protocol",
+        "_raw_body",
+        "_unread",
+    )
+
     def __init__(self, connection: ServerConnection, content: StreamReader) -> None:
         self._content = content
         self._protocol = connection

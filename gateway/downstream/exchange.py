@@ -55,6 +55,32 @@ _CLOSING: Final = frozenset(
 class Exchange:
     """One request with its response."""
 
+    # Of most exchanges these stay as they are, so they are not set for each.
+    #: Set by `enter_route`: the route.
+    route: Route | None = None
+    #: Set by the action: the upstream's name, and the endpoint the request was sent to last.
+    upstream = ""
+    endpoint = ""
+    #: Set by `check_head`.
+    target: Target
+    #: Whether the gateway is draining: the response closes the connection.
+    is_draining = False
+    #: Whether an operator cancelled it; its task was cancelled, too.
+    is_operator_cancelled = False
+    response: ClientResponse | None = None
+    upload: Transfer | None = None
+    download: Transfer | None = None
+    fault: Fault | None = None
+    #: Of the worst of the files that were sent by themselves.
+    _files_outcome, _files_blame = Outcome.COMPLETE, Blame.NONE
+    has_failed_file = False
+    #: What the access log says about the parts of a form, the first of them.
+    parts: Sequence[dict[str, Any]] = ()
+    #: The parts of a form that have ended, all of them.
+    part_count = 0
+    first_byte_seconds: float | None = None
+    _expects_continue = False
+
     def __init__(
         self,
         connection: ServerConnection,
@@ -78,35 +104,13 @@ class Exchange:
         self.headers = headers = ReceivedHeaders(message.raw_headers)
         self.client = client
         self.trace = trace_context(headers, is_trusted=client.is_trusted)
-        #: Set by `enter_route`: the route, and where its requests are counted.
-        self.route: Route | None = None
+        #: Where it is counted: the route's statistics, once it is chosen.
         self.stats = stats
-        #: Set by the action: the upstream's name, and the endpoint the request was sent to last.
-        self.upstream = ""
-        self.endpoint = ""
-        self.target: Target
-        #: Whether the gateway is draining: the response closes the connection.
-        self.is_draining = False
-        #: Whether an operator cancelled it; its task was cancelled, too.
-        self.is_operator_cancelled = False
-        self.response: ClientResponse | None = None
-        self.upload: Transfer | None = None
-        self.download: Transfer | None = None
-        self.fault: Fault | None = None
-        #: Of the worst of the files that were sent by themselves.
-        self._files_outcome, self._files_blame = Outcome.COMPLETE, Blame.NONE
-        self.has_failed_file = False
-        #: What the access log says about the parts of a form, the first of them.
-        self.parts: list[dict[str, Any]] = []
-        #: The parts of a form that have ended, all of them.
-        self.part_count = 0
-        self.first_byte_seconds: float | None = None
         is_chunked = headers.first(b"transfer-encoding") is not None
         length = None if is_chunked else int(headers.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
         self.length = length
         self.body = RequestBody(connection, content) if length != 0 else None
-        self._expects_continue = False
 
     def enter_route(self, route: Route, stats: RouteStats) -> None:
         """Record the route; what is not charged yet is charged to it."""
@@ -241,7 +245,7 @@ class Exchange:
         self.part_count += 1
         if len(self.parts) < _MAX_PARTS_LOGGED:
             named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
-            self.parts.append({**(facts or {}), **named})
+            self.parts = [*self.parts, {**(facts or {}), **named}]
 
     def begin_response(
         self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False

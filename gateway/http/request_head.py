@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 
 MAX_HEAD_BYTES: Final = 64 * 1024
+#: Hosts that were found valid are remembered up to this length: that of a name and its port.
+_MAX_REMEMBERED_BYTES: Final = 260
 # RFC 3986 section 3.2.2: a registered name or IPv4 address, or an IP literal; then RFC 9110's optional port.
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]{0,5}))?")
 _ABSOLUTE: Final = re.compile(r"(?i:https?)://([^/?#]*)([^#]*)")
@@ -81,7 +84,9 @@ def _check_target(version: tuple[int, int], method: str, target: str, headers: R
     authority = hosts[0] if hosts else b""
     if "#" in target:
         raise Fault(FaultKind.BAD_TARGET, "The request target has a fragment: remove '#' and what follows.")
-    if absolute := _ABSOLUTE.fullmatch(target):
+    if target.startswith("/"):
+        pass
+    elif absolute := _ABSOLUTE.fullmatch(target):
         # > When an origin server receives a request with an absolute-form of request-target, the origin server MUST
         # > ignore the received Host header field (if any) and instead use the host information of the request-target.
         # RFC 9112 section 3.2.2
@@ -92,7 +97,7 @@ def _check_target(version: tuple[int, int], method: str, target: str, headers: R
         target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     elif target == "*" and method == "OPTIONS":
         pass
-    elif not target.startswith("/"):
+    else:
         raise Fault(
             FaultKind.BAD_TARGET,
             "The request target does not begin with a slash (RFC 9112 section 3.2.1): write /path.",
@@ -104,6 +109,10 @@ def _check_target(version: tuple[int, int], method: str, target: str, headers: R
 
 def check_host(authority: bytes) -> str:
     """Return the host of a Host header, in lower case and without port. Raises Fault BAD_HOST (RFC 9112 3.2)."""
+    return _find_host(authority) if len(authority) > _MAX_REMEMBERED_BYTES else _remembered_host(authority)
+
+
+def _find_host(authority: bytes) -> str:
     found = _HOST.fullmatch(authority)
     if found is None or (found[2] and int(found[2]) > _MAX_PORT):
         raise Fault(
@@ -117,3 +126,6 @@ def check_host(authority: bytes) -> str:
                 FaultKind.BAD_HOST, "The Host header has brackets without an IPv6 address: write [address]."
             ) from None
     return found[1].decode().lower()
+
+
+_remembered_host: Final = functools.lru_cache(maxsize=1024)(_find_host)

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.config import Route
 from gateway.errors import Fault, FaultKind
@@ -22,8 +22,7 @@ from gateway.http.paths import climbs, has_readings, readings
 _UNRESERVED: Final = re.compile(r"%(4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|3[0-9]|2[DdEe]|5[Ff]|7[Ee])")
 
 
-@dataclass(frozen=True, slots=True)
-class RouteMatch:
+class RouteMatch(NamedTuple):
     """A route that matches a request, with the paths that depend on its condition."""
 
     route: Route
@@ -79,15 +78,14 @@ class RouteTable:
         allowed: set[str] = set()
         candidates: list[RouteMatch] = []
         for row in self._index.find(host, plain):
-            route = row.route
             if (rest := _path_rest(row, plain)) is None:
                 continue
             if row.headers and any(header(key) != value for key, value in row.headers):
                 continue
             if row.methods is None or method in row.methods:
                 sent = path if row.rewrite is None else _rewrite(row, row.rewrite, path, plain)
-                candidates.append(RouteMatch(route, rest, sent))
-                if not route.match.form_fields:
+                candidates.append(RouteMatch(row.route, rest, sent))
+                if not row.has_form_fields:
                     break
             else:
                 allowed.update(row.methods)
@@ -117,11 +115,15 @@ class _Row:
     """A route with its conditions in the form in which requests are compared."""
 
     route: Route
+    #: The exact path, None for a route with a prefix or a regex.
+    path: str | None
+    regex: re.Pattern[str] | None
     #: Without its trailing slash.
     prefix: str
     headers: Sequence[tuple[bytes, bytes]]
     methods: Sequence[str] | None
     rewrite: str | None
+    has_form_fields: bool
 
 
 #: The hosts to look up where no route has one.
@@ -215,10 +217,13 @@ def _make_row(route: Route) -> _Row:
     match, action = route.match, route.forward or route.split
     return _Row(
         route,
+        match.path,
+        match.regex,
         (match.prefix or "/").rstrip("/"),
         [(name.lower().encode(), value.encode(errors="surrogateescape")) for name, value in match.headers.items()],
         match.methods or _METHODS.get(route.action_name),
         action.rewrite if action else None,
+        bool(match.form_fields),
     )
 
 
@@ -236,15 +241,15 @@ def _rank(numbered: tuple[int, Route]) -> tuple[int, ...]:
 
 
 def _path_rest(row: _Row, path: str) -> str | None:
-    match = row.route.match
-    if match.path is not None:
-        return "" if path == match.path else None
-    if match.regex is not None:
-        return "" if match.regex.fullmatch(path) else None
+    if row.path is not None:
+        return "" if path == row.path else None
+    if row.regex is not None:
+        return "" if row.regex.fullmatch(path) else None
     prefix = row.prefix
     if path == prefix:
         return ""
-    return path[len(prefix) + 1 :] if path.startswith(prefix + "/") else None
+    size = len(prefix)
+    return path[size + 1 :] if path.startswith(prefix) and path.startswith("/", size) else None
 
 
 def _rewrite(row: _Row, rewrite: str, path: str, plain: str) -> str:

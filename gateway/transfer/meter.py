@@ -26,6 +26,24 @@ from gateway.transfer.policy import TransferPolicy
 class Meter:
     """Bytes, seconds and outcome of one transfer, also added to the statistics of its route as they happen."""
 
+    __slots__ = (
+        "_charged_until",
+        "_chunk_bytes",
+        "_chunk_started",
+        "_route_seconds",
+        "_stats",
+        "_waits",
+        "clock",
+        "lane",
+        "leg_seconds",
+        "moved_bytes",
+        "outcome",
+        "policy",
+        "started",
+        "waiting_on",
+        "waiting_since",
+    )
+
     def __init__(self, policy: TransferPolicy, waits: Waits) -> None:
         self.policy = policy
         self.clock = waits.clock

@@ -120,6 +120,20 @@ class Transfer:
     `fault` is the one place where the failure of a body is remembered: the first that was reported.
     """
 
+    __slots__ = (
+        "_async_filters",
+        "_filters",
+        "_is_complete",
+        "_owner",
+        "_source",
+        "_timers",
+        "fault",
+        "is_exhausted",
+        "length",
+        "meter",
+        "policy",
+    )
+
     def __init__(
         self,
         policy: TransferPolicy,

@@ -57,6 +57,12 @@ class OutgoingBody(Protocol):
 class HeldBody:
     """A body that was sent and may be sent a second time; held up to 64 KiB."""
 
+    __slots__ = (
+        "_chunks",
+        "_held_bytes",
+        "is_whole",
+    )
+
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._held_bytes = 0
@@ -84,6 +90,24 @@ class HeldBody:
 
 class UpstreamRequest:
     """A request on one connection. See the table above for its lifecycle."""
+
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_has_body",
+        "_head",
+        "_held",
+        "_is_chunked",
+        "_is_idempotent",
+        "_moved",
+        "_on_connected",
+        "_protocol",
+        "_sink",
+        "_task",
+        "_transport",
+        "on_sent",
+        "sent_at",
+    )
 
     def __init__(
         self,

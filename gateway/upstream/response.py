@@ -28,6 +28,22 @@ class UpstreamResponse:
     afterwards. As a source it is pausable, see `PausableStream` for the order of those calls.
     """
 
+    __slots__ = (
+        "_content",
+        "_paused",
+        "_protocol",
+        "_raw_body",
+        "_request",
+        "body_length",
+        "fault",
+        "headers",
+        "length",
+        "on_closed",
+        "reason",
+        "status",
+        "version",
+    )
+
     def __init__(
         self,
         message: RawResponseMessage,

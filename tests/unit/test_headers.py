@@ -206,3 +206,10 @@ def test_invented_names_are_not_remembered_for_ever_and_are_treated_alike() -> N
     long = b"x_forwarded_for" + b"_" * 50
     assert (long, b"1") in request_headers(ReceivedHeaders([(long, b"1")]), client(is_trusted=False), HOST, trace)
     assert long not in _NAMES
+
+
+@pytest.mark.parametrize("host", [b"gw", b"GW:80", b"h" * 300], ids=["name", "port", "long"])
+def test_host_is_found_alike_each_time(host: bytes) -> None:
+    for _ in range(2):
+        target = check_head((1, 1), "GET", "/", ReceivedHeaders([(b"Host", host)]))
+        assert target.host == host.partition(b":")[0].decode().lower()
