@@ -118,8 +118,10 @@ class ExchangeHandler:
         if express.must_cancel:
             asyncio.get_running_loop().call_soon(self._cancel, asyncio.current_task(), express.exchange)
         self._exchanges.pop(express, None)
-        express.runtime.exchanges.__exit__(None, None, None)
-        return await self._run(express.exchange, express.runtime, express.resume())
+        with express.runtime.exchanges:
+            # Only now: with none in flight, a runtime that was replaced would be closed.
+            express.runtime.exchanges.__exit__(None, None, None)
+            return await self._run(express.exchange, express.runtime, express.resume())
 
     def _cancel(self, task: asyncio.Task[Any] | None, exchange: Exchange) -> None:
         """Cancel the task of an exchange, unless it has ended: the task may run the next one by now."""

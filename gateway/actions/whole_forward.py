@@ -103,6 +103,8 @@ class WholeForward:
         policy = policies.endless if response.body_length is None else policies.sized
         headers = response_headers(response.headers, exchange.trace)
         is_sent = exchange.send_whole(response.status, response.reason, headers, body, response.length)
+        # A connection that has failed holds nothing, and has not sent it either.
+        is_sent = is_sent and not exchange.is_client_gone
         exchange.begin_download(policy, response, response.body_length).pass_whole(len(body), LaneName.EXPRESS)
         response.release()
         return is_sent

@@ -172,7 +172,9 @@ class ExpressExchange:
         elif content.exception() is not None:
             self.hand_over(HandOver.FAILED)
         elif content.is_eof() and content.total_bytes <= MAX_RESPONSE_BYTES:
-            self._pass_on()
+            # A client that is gone is reported next.
+            if not self.exchange.is_client_gone:
+                self._pass_on()
         elif message.chunked or int(message.headers.get("Content-Length") or sys.maxsize) > MAX_RESPONSE_BYTES:
             self.hand_over(HandOver.LONG)
 

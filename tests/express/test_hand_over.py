@@ -132,6 +132,22 @@ async def test_client_that_leaves_ends_the_exchange_and_the_upstream_request(
         await scene.goes_on()
 
 
+async def test_client_that_resets_while_its_response_comes_has_not_got_it() -> None:
+    async def reset_client(wire: Wire) -> None:
+        scene.client.reset()
+        # The reset leaves in the next iteration of the loop.
+        await asyncio.sleep(0)
+        await wire.send(OK)
+
+    async with run_scene() as scene:
+        await scene.send(GET, reset_client)
+        line = await scene.last_line()
+        assert (line["outcome"], line["blame"]) == ("client_left", "client")
+        assert_adds_up(line)
+        await scene.reconnect()
+        await scene.goes_on()
+
+
 @pytest.mark.parametrize("is_reset", [False, True], ids=["close", "reset"])
 @pytest.mark.parametrize("request_bytes", [GET, PUT], ids=["GET", "PUT"])
 async def test_upstream_that_dies_gets_an_idempotent_request_again(request_bytes: bytes, is_reset: bool) -> None:
@@ -273,7 +289,8 @@ async def test_no_request_takes_the_lane_while_draining() -> None:
         draining.cancel()
 
 
-async def test_reload_in_between_changes_nothing_for_what_is_under_way() -> None:
+@pytest.mark.parametrize("is_handed_over", [False, True], ids=["before", "after"])
+async def test_reload_in_between_changes_nothing_for_what_is_under_way(is_handed_over: bool) -> None:
     held = Held()
     async with run_scene() as scene:
         gateway = scene.gateway.gateway
@@ -284,6 +301,11 @@ async def test_reload_in_between_changes_nothing_for_what_is_under_way() -> None
         await gateway.reload(lambda: parse_config(json.dumps({**config, **changed})))
         assert gateway._runtime is not before
         assert before.exchanges.in_flight == 1
+        if is_handed_over:
+            await scene.handed_over(HandOver.SLOW)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert gateway._retired == [before]
         held.release()
         await read_ok(scene.client)
         await scene.settle()
