@@ -27,21 +27,40 @@ async def relay(
     the client received has to be cut then.
     """
     policy = policies.endless if response.body_length is None else policies.sized
+    headers = [*response_headers(response.headers, exchange.trace), *headers]
     with exchange.begin_download(policy, response, response.body_length) as download:
-        sink = exchange.begin_response(
-            response.status,
-            response.reason,
-            [*response_headers(response.headers, exchange.trace), *headers],
-            response.length,
-            is_ready=response.is_ready,
-        )
-
-        async def send_end() -> None:
-            if upload is not None and upload.fault is not None:
-                # The upstream gave up because the request body broke off: its response must not look complete.
-                raise upload.fault
-            await sink.end()
-
-        await lanes.pump(download, response, sink, send_end)
+        small = response.take_small() if upload is None or (upload.is_whole and upload.fault is None) else None
+        if small is None or exchange.is_client_gone:
+            await _pump(exchange, response, headers, download=download, upload=upload, lanes=lanes)
+        else:
+            is_sent = exchange.send_whole(response.status, response.reason, headers, small, response.length)
+            download.count_whole(len(small))
+            if not is_sent and exchange.response is not None:
+                with download.watched(exchange.response.acknowledged):
+                    download.meter.wait_on(policy.write_leg)
+                    await exchange.response.end()
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.EARLY_RESPONSE)
+
+
+async def _pump(
+    exchange: Exchange,
+    response: UpstreamResponse,
+    headers: Sequence[Header],
+    *,
+    download: Transfer,
+    upload: Transfer | None,
+    lanes: Lanes,
+) -> None:
+    """Send a response whose body is not here, or not small."""
+    sink = exchange.begin_response(
+        response.status, response.reason, headers, response.length, is_ready=response.is_ready
+    )
+
+    async def send_end() -> None:
+        if upload is not None and upload.fault is not None:
+            # The upstream gave up because the request body broke off: its response must not look complete.
+            raise upload.fault
+        await sink.end()
+
+    await lanes.pump(download, response, sink, send_end)

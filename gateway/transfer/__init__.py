@@ -12,7 +12,7 @@ from gateway.transfer.progress import Progress, acknowledged_bytes, no_progress
 from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
 from gateway.transfer.raw_socket import RawSocket, open_raw_socket
-from gateway.transfer.timers import Timers
+from gateway.transfer.timers import TimerQueue, Timers
 from gateway.transfer.turns import Turns
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "RawSocket",
     "SizedRawBody",
     "Source",
+    "TimerQueue",
     "Timers",
     "Transfer",
     "TransferPolicy",

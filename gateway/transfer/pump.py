@@ -204,8 +204,12 @@ class Transfer:
         meter = self.meter
         meter.start()
         meter.lane = lane
+        self.count_whole(size)
+
+    def count_whole(self, size: int) -> None:
+        """Count the whole body, which was passed on in one step."""
         if size:
-            meter.count(size)
+            self.meter.count(size)
         self.is_exhausted = self._is_complete = True
 
     def fail(self, fault: Fault) -> None:

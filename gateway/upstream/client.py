@@ -264,13 +264,13 @@ class UpstreamClient:
         protocol.expect_response(may_have_body=method != "HEAD")
         deadlines = self._deadlines
         if deadlines is not None:
-            request.on_sent = lambda: deadlines.start(request, lambda: _time_out(protocol))
+            request.deadlines = deadlines
         try:
             request.start(connection)
             return await self._read_response(protocol, request, method)
         finally:
-            request.on_sent = None
             if deadlines is not None:
+                request.deadlines = None
                 deadlines.stop(request)
 
     async def _await_response(
@@ -280,7 +280,7 @@ class UpstreamClient:
         if self._deadlines is None:
             return await self._read_response(protocol, request, method)
         # With a timer of its own: those of a TimerQueue fire in the order in which they were started.
-        deadline = asyncio.get_running_loop().call_at(sent_at + self._timeouts.response, _time_out, protocol)
+        deadline = asyncio.get_running_loop().call_at(sent_at + self._timeouts.response, request.time_out)
         try:
             return await self._read_response(protocol, request, method)
         finally:
@@ -369,7 +369,3 @@ def _explain_close(request: UpstreamRequest, protocol: ClientConnection, detail:
     if protocol.has_received:
         return Fault(FaultKind.UPSTREAM_CLOSED, detail)
     return Unanswered(detail, request, was_kept=protocol.is_kept)
-
-
-def _time_out(protocol: ResponseHandler) -> None:
-    protocol.set_exception(aiohttp.SocketTimeoutError("no response in time"))

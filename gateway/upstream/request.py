@@ -31,7 +31,7 @@ from aiohttp.http_writer import StreamWriter
 from gateway.aiohttp_seam import ClientConnection, drain_write_buffer, is_plain_tcp, socket_of
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
-from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
+from gateway.transfer import RawSocket, TimerQueue, acknowledged_bytes, open_raw_socket
 from gateway.upstream.request_head import RequestHead
 
 #: How long to wait for the transport to read what an upstream sent before it broke the connection: the bytes are in the
@@ -105,7 +105,7 @@ class UpstreamRequest:
         "_sink",
         "_task",
         "_transport",
-        "on_sent",
+        "deadlines",
         "sent_at",
     )
 
@@ -131,8 +131,8 @@ class UpstreamRequest:
         self._task: asyncio.Task[None] | None = None
         #: Done once a stranded request has another connection.
         self._moved: asyncio.Future[None] | None = None
-        #: Called once the whole request was handed to the connection.
-        self.on_sent: Callable[[], None] | None = None
+        #: Where the time of the response runs, once the whole request was handed to the connection.
+        self.deadlines: TimerQueue | None = None
         #: When that was, on the monotonic clock.
         self.sent_at: float | None = None
 
@@ -225,6 +225,11 @@ class UpstreamRequest:
             return None
         return exc if isinstance(exc, Fault) else Fault(FaultKind.BUG, "The gateway failed; its log has the reason.")
 
+    def time_out(self) -> None:
+        """Fail the read of the response: it did not come in time."""
+        if self._protocol is not None:
+            self._protocol.set_exception(aiohttp.SocketTimeoutError("no response in time"))
+
     def close(self, *, is_whole: bool) -> None:
         """Give the connection back to the pool if both bodies ended whole, abort it otherwise.
 
@@ -278,8 +283,8 @@ class UpstreamRequest:
 
     def _mark_sent(self) -> None:
         self.sent_at = time.monotonic()
-        if self.on_sent is not None:
-            self.on_sent()
+        if self.deadlines is not None:
+            self.deadlines.start(self, self.time_out)
 
 
 class UpstreamSink:

@@ -19,6 +19,8 @@ from gateway.transfer import SizedRawBody, open_raw_socket
 from gateway.upstream.request import UpstreamRequest
 
 _BODILESS: Final = frozenset({204, 304})
+#: What aiohttp's flow control never pauses.
+_SMALL_BYTES: Final = 64 * 1024
 
 
 class UpstreamResponse:
@@ -108,6 +110,13 @@ class UpstreamResponse:
     def take_whole(self) -> bytes:
         """Return the body, which was received whole and not read."""
         return peek_buffered(self._content)
+
+    def take_small(self) -> bytes | None:
+        """Return the body if it was received whole and is small; None otherwise. To be called before any read."""
+        content = self._content
+        if not content.is_eof() or content.total_bytes > _SMALL_BYTES or content.exception() is not None:
+            return None
+        return peek_buffered(content)
 
     @property
     def is_whole(self) -> bool:
