@@ -31,11 +31,12 @@ def main(arguments: list[str]) -> int:
     summary, started = Summary(), time.monotonic()
     for seed in SEEDS:
         for lanes in LANES:
+            known = len(summary.findings)
             with tempfile.TemporaryDirectory() as directory:
                 asyncio.run(Campaign(seed, Path(directory), lanes, summary).run(BATCHES, SIZE))
             print(f"seed {seed}, lanes {lanes}: {summary.faults} faults, {len(summary.findings)} findings", flush=True)
-    for finding in summary.findings:
-        print(finding)
+            if len(summary.findings) > known:
+                print("so far:", *summary.findings, sep="\n  ", flush=True)
     print(f"requests read after their batch: {dict(summary.late_requests)}")
     with tempfile.TemporaryDirectory() as directory:
         rows = asyncio.run(compare(Path(directory)))
