@@ -43,10 +43,10 @@ from gateway.handler import ExchangeHandler
 handle = ExchangeHandler.handle
 def block_the_loop():
     threading.Event().wait()
-async def handle_or_block(self, request):
-    if request.path == "/block":
+async def handle_or_block(self, connection, message, content):
+    if message.path == "/block":
         block_the_loop()
-    return await handle(self, request)
+    return await handle(self, connection, message, content)
 ExchangeHandler.handle = handle_or_block
 """
 #: A worker dies at its start while a file exists, with some last words.

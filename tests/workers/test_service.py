@@ -21,11 +21,11 @@ GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 LONG_LINES = """
 import logging
 from gateway.handler import ExchangeHandler
-handle = ExchangeHandler.handle
-async def log_and_handle(self, request):
+record = ExchangeHandler._record
+def log_and_record(self, exchange):
     logging.getLogger("gateway").info("long " + "x" * 20_000)
-    return await handle(self, request)
-ExchangeHandler.handle = log_and_handle
+    record(self, exchange)
+ExchangeHandler._record = log_and_record
 """
 WATCHED = "import os\nos.environ['WATCHDOG_PID'] = str(os.getpid())\n"
 
