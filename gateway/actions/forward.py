@@ -62,6 +62,9 @@ class ForwardAction:
         is_plain = self._mirror is None and not self._factories and not self._must_reencode_forms
         if not is_plain or self._config.body == "multipart" or self._upstream.framing == "chunked":
             return None
+        if self._route.match.form_fields:
+            # Whether it matches is in the form.
+            return None
         return WholeForward(
             self._route,
             self._config,

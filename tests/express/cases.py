@@ -229,7 +229,7 @@ def _pick(generator: random.Random, headers: tuple[bytes, ...], most: int) -> li
     return [generator.choice(headers) for _ in range(generator.randrange(most + 1))]
 
 
-_ROUTES: Final = (b"/", b"/opaque/x", b"/keep/y?z=1", b"/limited/a")
+_ROUTES: Final = (b"/", b"/opaque/x", b"/keep/y?z=1", b"/limited/a", b"/fields/a")
 _TARGETS: Final = (
     b"/a%2Fb?x=1&y",
     b"/x?",

@@ -208,6 +208,12 @@ def _config(upstream: CaseUpstream, lanes: str) -> dict[str, Any]:
                 "forward": {"upstream": "up", "host": "preserve", "rewrite": "/kept"},
                 "limits": limits,
             },
+            {
+                "name": "field",
+                "match": {"prefix": "/fields", "form_fields": {"f0": "value"}},
+                "forward": {"upstream": "few"},
+                "limits": limits,
+            },
             {"name": "limited", "match": {"prefix": "/limited"}, "forward": {"upstream": "few"}, "limits": limits},
         ],
     }

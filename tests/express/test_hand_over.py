@@ -13,9 +13,23 @@ from gateway.config import parse_config
 from gateway.express import HandOver
 from gateway.observe.stats import Direction
 from tests.express.scene import GET, POST, PUT, Scene, read_ok, run_scene, serve_ok
-from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, split_response, wait_until
+from tests.peers import (
+    OK,
+    RawUpstream,
+    Wire,
+    form,
+    forward_config,
+    problem_of,
+    read_request,
+    split_response,
+    wait_until,
+)
 from tests.scenes import assert_adds_up
 
+FORM = (
+    b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Type: multipart/form-data; boundary=XBOUNDARYX\r\n"
+    b"Content-Length: %d\r\n\r\n%b"
+)
 #: Handed over after this time: an upstream that is held is slow.
 SLOW_SECONDS = 0.05
 REQUESTS = pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
@@ -455,9 +469,27 @@ async def test_request_without_a_kept_connection_takes_its_turn_on_the_normal_pa
             assert [line["download_lane"] for line in lines] == ["copy"] * 2 + ["express"] * 4
 
 
+async def test_route_that_matches_by_form_fields_is_never_taken() -> None:
+    """The lane took a route by its path alone: a request that is no form went to the upstream of the first one."""
+    async with RawUpstream(_serve_all) as other:
+        async with run_scene() as scene:
+            config = {"listen": "127.0.0.1:0", "ops": {"listen": "127.0.0.1:0"}, "drain_timeout": "5s"}
+            changed = forward_config(scene.upstream.url)
+            changed["upstreams"]["other"] = {"endpoints": [other.url]}
+            by_field = {"name": "f", "match": {"prefix": "/", "form_fields": {"model": "a"}}}
+            changed["routes"].insert(0, {**by_field, "forward": {"upstream": "other"}})
+            await scene.gateway.gateway.reload(lambda: parse_config(json.dumps({**config, **changed})))
+            body = form(('name="model"', b"a"))
+            for request, route in [(GET, "r"), (POST, "r"), (FORM % (len(body), body), "f")] * 3:
+                await scene.client.send(request)
+                await read_ok(scene.client)
+                assert (await scene.last_line())["route"] == route
+                assert scene.gateway.log[-1]["download_lane"] == "copy"
+
+
 async def _serve_all(wire: Wire) -> None:
     while True:
-        await wire.read_head()
+        await read_request(wire)
         await wire.send(OK)
 
 
