@@ -232,6 +232,8 @@ class ClientResponse:
         """Break the connection off, so that what was sent cannot be taken for a complete response."""
         self._is_cut = True
         self.keep_alive = False
+        # So that the client sees an incomplete response, as the log does, and not none at all.
+        self._send_held_head()
         if self._transport is not None:
             abort(self._transport, with_reset=self._is_close_delimited)
 

@@ -159,6 +159,23 @@ async def test_download_from_an_upstream_that_disconnects_never_looks_complete(
         assert line["status"] == 200
 
 
+async def test_head_of_a_response_without_any_of_its_body_reaches_the_client() -> None:
+    """It was held back for the first bytes of the body, and dropped with the cut: the client received nothing."""
+
+    async def respond(wire: Wire) -> None:
+        await read_request(wire)
+        await wire.send(OK)
+        await read_request(wire)
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        await wire.close()
+
+    async with RawUpstream(respond) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        get = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+        assert split_response(await gateway.request(get))[0] == 200
+        status, headers, body = split_response(await gateway.request(get))
+        assert (status, headers["content-length"], body) == (200, "5", b"")
+
+
 async def test_close_delimited_response_that_ends_with_fin_is_complete() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
