@@ -239,6 +239,7 @@ async def test_digest_of_stored_files_is_verified(tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 @pytest.mark.parametrize(
     ("data", "status", "found"),
     [
@@ -265,6 +266,7 @@ async def test_type_is_checked_before_a_request_is_sent_upstream(data: bytes, st
                 assert not upstream.wires
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_type_is_decided_within_64_kib_before_the_client_sends_the_rest() -> None:
     async with RawUpstream(drain_request) as upstream:
         filters = [{"sniff": {"allow": ["image/*"]}}]
@@ -277,6 +279,7 @@ async def test_type_is_decided_within_64_kib_before_the_client_sends_the_rest() 
             assert not upstream.wires
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 @pytest.mark.parametrize(
     "parts",
     [
@@ -303,6 +306,7 @@ async def test_form_held_for_the_type_of_its_file_is_bounded(parts: list[tuple[s
             await client.close()
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_file_longer_than_what_may_be_held_is_not_refused_for_it() -> None:
     async with RawUpstream(responding(OK)) as upstream:
         keys = {"filters": [{"sniff": {"allow": ["image/*"]}}], "limits": {"max_held": 150}}

@@ -107,6 +107,7 @@ async def test_upstream_is_connected_as_soon_as_the_field_is_received() -> None:
         await client.close()
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 @pytest.mark.parametrize(
     "parts",
     [[FILE, MODEL], [FILE], [('name="model"', b"other"), FILE], [('name="lang"', b"de")]],
@@ -143,6 +144,7 @@ async def test_body_that_is_not_a_form_goes_to_the_default_route() -> None:
         assert split_response(response)[2] == b"small"
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 @pytest.mark.parametrize(
     ("parts", "limits", "code"),
     [

@@ -86,6 +86,7 @@ async def test_request_without_a_body_is_mirrored_too() -> None:
             assert shadow.requests[0][0].startswith(b"GET /x HTTP/1.1\r\n")
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_no_request_is_mirrored_at_0_percent() -> None:
     async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         async with run_gateway(config(primary.url, shadow.url, percent=0)) as gateway:
@@ -149,6 +150,7 @@ def test_read_of_a_dropped_tee_fails() -> None:
     asyncio.run(read(Tee(10, RouteStats("r"))))
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_mirror_that_requires_a_length_does_not_affect_the_primary() -> None:
     async with RecordingUpstream() as primary, RecordingUpstream() as shadow:
         keys = config(primary.url, shadow.url)

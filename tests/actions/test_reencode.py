@@ -208,6 +208,7 @@ async def test_forwarded_body_is_the_output_of_the_filters(kind: str) -> None:
         assert (upstream.bodies[0] == DATA) == (kind == "raw")
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_sniff_refuses_a_re_encoded_form_before_the_upstream_is_connected() -> None:
     async with RecordingUpstream() as upstream:
         keys = {"forward": {"multipart": "strict"}, "filters": [{"sniff": {"allow": ["image/*"]}}]}

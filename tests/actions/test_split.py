@@ -330,6 +330,7 @@ async def test_limit_exceeded_by_a_later_file_refuses_the_request_and_cuts_the_u
             assert all(len(data) < 100 for _, data in recorded.requests)
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_held_fields_share_one_limit() -> None:
     async with RawUpstream(RecordingScript()) as upstream:
         async with run_gateway(config(upstream.url, limits={"max_held": 100})) as gateway:
@@ -339,6 +340,7 @@ async def test_held_fields_share_one_limit() -> None:
             assert not upstream.wires
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_types_of_held_fields_count_as_well() -> None:
     async with RawUpstream(RecordingScript()) as upstream:
         async with run_gateway(config(upstream.url, limits={"max_held": 100})) as gateway:
@@ -350,6 +352,7 @@ async def test_types_of_held_fields_count_as_well() -> None:
             assert not upstream.wires
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_request_without_a_form_and_a_file_is_refused() -> None:
     async with RawUpstream(RecordingScript()) as upstream, run_gateway(config(upstream.url)) as gateway:
         assert problem_of(await gateway.request(request(b"x", content_type="text/plain")))["status"] == 415

@@ -11,6 +11,7 @@ import pytest
 from tests.peers import OK, RawUpstream, post, problem_of, responding, run_gateway, split_response
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 @pytest.mark.parametrize("action", ["forward", "split", "store"])
 async def test_empty_form_is_refused_before_a_request_is_sent(action: str, tmp_path: Path) -> None:
     """It once reached the upstream as a form, and store responded with 201."""
