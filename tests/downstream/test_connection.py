@@ -26,6 +26,9 @@ from tests.peers import (
     wait_until,
 )
 
+#: Most assert that no connection was opened.
+pytestmark = pytest.mark.new_connection(reason="no connection may be opened")
+
 
 async def fail_on_request(_: Wire) -> None:
     raise AssertionError("a request without a whole head reached the upstream")
