@@ -154,8 +154,11 @@ class RawUpstream:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
-        # Aborted transports close their sockets in the next iteration of the loop.
-        await asyncio.sleep(0)
+        for wire in self.wires:
+            # Also retrieves the exception of a connection that was reset: asyncio may report it otherwise, depending on
+            # the order in which its objects are collected.
+            with contextlib.suppress(ConnectionError):
+                await wire.writer.wait_closed()
         for result in results:
             if isinstance(result, AssertionError) and exc is None:
                 raise result
