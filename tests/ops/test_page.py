@@ -57,7 +57,7 @@ async def test_slow_upload_moves_is_cancelled_and_both_peers_are_cut() -> None:
 
 @pytest.mark.expected_log("gateway.upstream", "is down", reason="the upstream is stopped")
 async def test_upstream_that_stops_turns_and_a_sentence_says_so() -> None:
-    health = {"path": "/", "interval": "50ms", "fails": 1, "timeout": "1s"}
+    health = {"path": "/", "interval": "50ms", "fails": 1, "timeout": "20s"}
     async with RawUpstream(responding(OK)) as upstream:
         config = forward_config(upstream.url, upstream_keys={"health": health})
         async with run_gateway(config) as gateway:
