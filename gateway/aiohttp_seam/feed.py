@@ -45,6 +45,10 @@ class Turns(Protocol):
         """Return whether another step may be taken now."""
         ...
 
+    async def wait(self) -> None:
+        """Wait until another step may be taken."""
+        ...
+
     def call(self, step: Callable[[], None], /) -> None:
         """Call `step` when there is time."""
         ...

@@ -42,6 +42,9 @@ class NoLimit:
         """Return True."""
         return True
 
+    async def wait(self) -> None:
+        """Return at once."""
+
     def call(self, step: Callable[[], None]) -> None:
         """Call it now."""
         step()

@@ -25,6 +25,8 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from gateway.aiohttp_seam.feed import Turns
+
 #: Takes a message of a connection (a `MessageLoop`) whose body is here, or declines it: then nothing of it may have
 #: been changed.
 Take = Callable[[Any, RawRequestMessage, StreamReader], bool]
@@ -53,10 +55,11 @@ class MessageLoop(RequestHandler):
     A subclass has `handle` and `refuse`, which send a response each.
     """
 
-    __slots__ = ("_handed_over", "_idle_waiter", "_take", "client", "on_lost")
+    __slots__ = ("_handed_over", "_idle_waiter", "_take", "_turns", "client", "on_lost")
 
-    def __init__(self, server: web.Server, *, take: Take | None, **options: Any) -> None:
+    def __init__(self, server: web.Server, *, turns: Turns, take: Take | None, **options: Any) -> None:
         super().__init__(server, **options)
+        self._turns = turns
         self._take = take
         #: What the task waits for, while a message is taken: it must not be woken.
         self._idle_waiter: asyncio.Future[None] | None = None
@@ -88,6 +91,11 @@ class MessageLoop(RequestHandler):
                         await self._waiter
                     finally:
                         self._waiter = None
+                elif not self._turns.has_time():
+                    # Pipelined. Clients that send many requests at once would all have one begun in the same iteration.
+                    await self._turns.wait()
+                    if self._force_close:
+                        break
                 message, body = self._messages.popleft()
                 self._begin_message()
                 is_kept = await self._handle_message(message, body)

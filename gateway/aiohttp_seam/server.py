@@ -104,7 +104,7 @@ class ServerConnection(MessageLoop):
         take: Take | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(server, loop=loop, take=take, **options)
+        super().__init__(server, loop=loop, turns=turns, take=take, **options)
         self.watch = watch
         self._descriptor = -1
         #: Whether bytes that were written are dropped.

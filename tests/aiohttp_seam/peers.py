@@ -57,6 +57,9 @@ class OneByOne:
     def has_time(self) -> bool:
         return False
 
+    async def wait(self) -> None:
+        """For pipelined messages; the steps are those of the feed."""
+
     def call(self, step: Callable[[], None], /) -> None:
         self.steps.append(step)
 

@@ -11,6 +11,7 @@ import asyncio
 import pytest
 
 from gateway.aiohttp_seam import ServerConnection
+from gateway.transfer.turns import Turns
 from tests.peers import (
     OK,
     RawUpstream,
@@ -124,6 +125,25 @@ async def test_pipelined_requests_without_bodies_are_all_responded_to() -> None:
         async with run_gateway(forward_config(upstream.url)) as gateway:
             received = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n" * 300 + LAST)
             assert received.count(b"HTTP/1.1 200") == 301
+
+
+async def test_pipelined_requests_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty clients had a request each begun in every iteration of the loop, which held it for 15 ms."""
+    waits = 0
+    wait = Turns.wait
+
+    async def count(self: Turns) -> None:
+        nonlocal waits
+        waits += 1
+        await wait(self)
+
+    monkeypatch.setattr(Turns, "has_time", lambda self: False)
+    monkeypatch.setattr(Turns, "wait", count)
+    # No upstream: nothing else of these exchanges waits for a turn.
+    async with run_gateway(forward_config("http://127.0.0.1:9", match={"prefix": "/other"})) as gateway:
+        received = await gateway.request(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n" * 100 + LAST)
+    assert received.count(b"HTTP/1.1 404") == 101
+    assert waits > 50
 
 
 async def test_body_that_is_dropped_after_a_refusal_is_received_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
