@@ -29,9 +29,9 @@ from gateway.downstream.access_log import Describe, RecordLine, describe_exchang
 from gateway.drain import Queue, drain
 from gateway.errors import Fault
 from gateway.filters import FilterProblem
+from gateway.garbage import collect_when_calm
 from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
-from gateway.memory import collect_when_calm
 from gateway.observe.stats import Stats
 from gateway.observe.waits import LiveWaits
 from gateway.ops import serve_ops

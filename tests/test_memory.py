@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from gateway import memory
+from gateway import garbage
 from tests.peers import wait_until
 
 CHURN = """
@@ -65,8 +65,8 @@ class Node:
 async def test_garbage_is_looked_for_among_all_objects_in_calm_moments(
     monkeypatch: pytest.MonkeyPatch, is_calm_in_time: bool
 ) -> None:
-    monkeypatch.setattr(memory, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(memory, "_MAX_LOOKS", 1000 if is_calm_in_time else 8)
+    monkeypatch.setattr(garbage, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(garbage, "_MAX_LOOKS", 1000 if is_calm_in_time else 8)
     looks = 0
 
     def count_connections() -> int:
@@ -79,7 +79,7 @@ async def test_garbage_is_looked_for_among_all_objects_in_calm_moments(
     gc.collect()
     old = weakref.ref(node)
     del node
-    task = asyncio.create_task(memory.collect_when_calm(count_connections))
+    task = asyncio.create_task(garbage.collect_when_calm(count_connections))
     await wait_until(lambda: gc.get_threshold()[2] > 1000)
     for _ in range(20):
         gc.collect(1)

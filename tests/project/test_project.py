@@ -26,7 +26,7 @@ PACKAGE = ROOT / "gateway"
 ROWS = (
     ("",),
     ("errors", "memory", "sharing", "signals", "systemd", "threads"),
-    ("config",),
+    ("config", "garbage"),
     ("http", "cores"),
     ("multipart",),
     ("observe",),

@@ -230,7 +230,9 @@ async def test_workers_drain_and_end_when_the_supervisor_dies(tmp_path: Path) ->
                 await client.close()
             await wait_until(lambda: not any(map(is_running, workers)))
             exchanges = await gateway.wait_exchanges(2)
-            assert [line["outcome"] for line in exchanges if line["status"] == 200][-2:] == ["complete"] * 2
+            # Some clients left before: those that were not the first of their worker.
+            outcomes = [line["outcome"] for line in exchanges if line["status"] == 200]
+            assert [outcome for outcome in outcomes if outcome != "client_left"] == ["complete"] * 2
 
 
 async def test_gateway_drains_and_fails_when_the_template_dies(tmp_path: Path) -> None:
