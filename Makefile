@@ -1,6 +1,6 @@
 # make run    install, and serve config/gateway.yaml in front of the demo upstream
-# make test [JOBS=2]
-#             install, and run lint, types and tests; with JOBS=2 two processes run the tests, in less than half the time
+# make test [JOBS=0]
+#             install, and run lint, types and tests; two processes run the tests, JOBS=0 runs them in pytest's own
 # make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
 # make tests EXPRESS=1
 #             the tests, with a kept connection to each upstream from the start: what can takes the express lane
@@ -16,8 +16,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Processes that run tests; 0 for none but that of pytest. With more than one per core some tests wait too long.
-JOBS ?= 0
+# Processes that run tests; 0 for none but that of pytest, which takes twice as long. With more than one per core some
+# tests wait too long.
+JOBS ?= 2
 # Tests start several hundred processes, which would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
