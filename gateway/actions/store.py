@@ -42,7 +42,8 @@ class StoreAction:
         self._policy = upload_policy(route, storage.write_leg, LegLimits())
 
     async def close(self) -> None:
-        """Close nothing: files are closed with their exchange."""
+        """Wait until what was cancelled is removed; files are closed with their exchange."""
+        await self._storage.close()
 
     async def __call__(self, exchange: Exchange, matched: RouteMatch) -> None:
         """Run one exchange. Raises Fault. Whatever ends it early, no file of the upload stays."""

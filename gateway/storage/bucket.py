@@ -18,10 +18,12 @@ from gateway.storage.threads import DiskThreads
 
 #: Fewer than in a directory: each number tried is a request.
 _MAX_NUMBER: Final = 999
+#: How long an upload that is cancelled waits for its removal: the client is to be cut within 200 ms.
+_CANCELLED_SECONDS: Final = 0.1
 
 
 class BucketStorage:
-    """A bucket and a prefix. The client pools its connections, so there is nothing to close."""
+    """A bucket and a prefix. The client pools its connections."""
 
     write_leg: Final = Leg.UPSTREAM_WRITE
     read_leg: Final = Leg.UPSTREAM_READ
@@ -29,10 +31,17 @@ class BucketStorage:
     def __init__(self, client: BucketClient, hash_threads: DiskThreads) -> None:
         self._client = client
         self._hash_threads = hash_threads
+        #: Abort uploads whose exchange has ended.
+        self._aborting: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait until every upload that was cancelled is aborted: an open multipart upload costs money."""
+        if self._aborting:
+            await asyncio.wait(self._aborting)
 
     def open_upload(self, rules: NameRules) -> BucketUpload:
         """Return a new upload; enter it before use."""
-        return BucketUpload(self._client, self._hash_threads, rules)
+        return BucketUpload(self._client, self._hash_threads, rules, self._aborting)
 
     async def open_file(self, path: str) -> ObjectReader:
         """Open an object by its percent-encoded path below the prefix. Raises Fault FILE_NOT_FOUND or the store's."""
@@ -49,10 +58,17 @@ class BucketStorage:
 class BucketUpload:
     """The files of one upload to a bucket."""
 
-    def __init__(self, client: BucketClient, hash_threads: DiskThreads, rules: NameRules) -> None:
+    def __init__(
+        self,
+        client: BucketClient,
+        hash_threads: DiskThreads,
+        rules: NameRules,
+        aborting: set[asyncio.Task[None]],
+    ) -> None:
         self._client = client
         self._hash_threads = hash_threads
         self._rules = rules
+        self._aborting = aborting
         self._objects: list[ObjectWriter] = []
         self._committing: asyncio.Task[list[StoredFile]] | None = None
         self._is_committed = False
@@ -64,18 +80,18 @@ class BucketUpload:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Abort what was not committed. Cancelling waits for it all the same: an open multipart upload costs money."""
+        """Abort what was not committed.
+
+        An upload that is cancelled waits 0.1 s for that, any other until it is done. It goes on by itself in any case.
+        """
         if self._is_committed:
             return
         aborting = asyncio.get_running_loop().create_task(self._abort(), name="abort in a bucket")
-        cancelled: asyncio.CancelledError | None = None
-        while not aborting.done():
-            try:
-                await asyncio.shield(aborting)
-            except asyncio.CancelledError as again:
-                cancelled = again
-        if cancelled is not None:
-            raise cancelled
+        self._aborting.add(aborting)
+        aborting.add_done_callback(self._aborting.discard)
+        await asyncio.wait([aborting], timeout=_CANCELLED_SECONDS if isinstance(exc, asyncio.CancelledError) else None)
+        if aborting.done():
+            aborting.result()
 
     async def check_room(self, size: int | None) -> None:
         """Check nothing: an object store has no limit to ask for."""

@@ -34,7 +34,7 @@ _BAD_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 
 class DirectoryStorage:
-    """A local directory, which must exist. Holds nothing open, so there is nothing to close."""
+    """A local directory, which must exist."""
 
     write_leg: Final = Leg.DISK_WRITE
     read_leg: Final = Leg.DISK_READ
@@ -44,6 +44,9 @@ class DirectoryStorage:
         self._disk_threads = disk_threads
         #: A disk that does not answer must not keep them.
         self._hash_threads = hash_threads
+
+    async def close(self) -> None:
+        """Wait for nothing: what a disk that does not respond has left is removed at the next start."""
 
     def open_upload(self, rules: NameRules) -> DirectoryUpload:
         """Return a new upload; enter it before use."""

@@ -132,6 +132,10 @@ class Storage(Protocol):
         """The leg that waits for it are charged to in a download."""
         ...
 
+    async def close(self) -> None:
+        """Wait for what goes on by itself after the last upload."""
+        ...
+
     def open_upload(self, rules: NameRules) -> Upload:
         """Return a new upload; enter it before use."""
         ...

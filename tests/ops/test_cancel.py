@@ -194,6 +194,36 @@ async def test_cancelled_store_does_not_wait_for_its_disk(slow_disk: SlowDisk, o
     assert await asyncio.to_thread(os.listdir, slow_disk.directory) == []
 
 
+# It used to wait until the bucket had responded, or for `idle`.
+async def test_cancelled_store_does_not_wait_for_its_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    asked = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        head = await wire.read_head()
+        while head.startswith(b"HEAD"):
+            await wire.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            head = await wire.read_head()
+        asked.set()
+        await wire.read_to_end()
+
+    async with RawUpstream(script) as server:
+        bucket = {"url": "s3://bucket/in", "endpoint": server.url, "region": "us-east-1"}
+        route = {"name": "r", "match": {"prefix": "/"}, "store": bucket, "timeouts": {"idle": "2s"}}
+        async with run_gateway({"routes": [route]}) as gateway:
+            client = await gateway.connect()
+            await client.send(post(form(('name="f"; filename="a"', b"data"))))
+            async with asyncio.timeout(20):
+                await asked.wait()
+            await cancel(gateway, await wait_row(gateway, bool))
+            assert problem_of(await client.read_to_end())["code"] == "operator_cancelled"
+            # The upload is aborted once the bucket has responded, or `idle` is over; the gateway waits for that.
+            assert [task for task in asyncio.all_tasks() if task.get_name() == "abort in a bucket"]
+            await check_log(gateway, 503)
+            await client.close()
+
+
 async def test_cancelled_request_leaves_the_queue() -> None:
     async with RawUpstream(read_all) as upstream:
         config = forward_config(upstream.url, upstream_keys={"max_in_flight": 1})
