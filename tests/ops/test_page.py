@@ -10,7 +10,7 @@ from playwright.async_api import Page, expect
 
 from tests.ops.browser import DESKTOP, PHONE, chromium, open_page
 from tests.ops.live import read_all, upload
-from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, read_request, responding, run_gateway
+from tests.peers import OK, RawUpstream, Wire, forward_config, problem_of, read_request, run_gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 expect.set_options(timeout=40_000)
@@ -58,14 +58,24 @@ async def test_slow_upload_moves_is_cancelled_and_both_peers_are_cut() -> None:
 @pytest.mark.expected_log("gateway.upstream", "is down", reason="the upstream is stopped")
 async def test_upstream_that_stops_turns_and_a_sentence_says_so() -> None:
     health = {"path": "/", "interval": "50ms", "fails": 1, "timeout": "20s"}
-    async with RawUpstream(responding(OK)) as upstream:
+    is_stopping = False
+
+    async def script(wire: Wire) -> None:
+        while True:
+            await read_request(wire)
+            if is_stopping:
+                # During a check: asyncio leaves a connection open that it has accepted just before.
+                upstream._server.close()
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
         config = forward_config(upstream.url, upstream_keys={"health": health})
         async with run_gateway(config) as gateway:
             async with chromium() as browser, open_page(browser, gateway.ops_url) as page:
                 card = page.locator("[data-upstream=up]")
                 await expect(card.locator(".state")).to_have_text("up")
                 await expect(page.locator(".verdict.fine")).to_be_visible()
-                upstream._server.close()
+                is_stopping = True
                 await expect(card.locator(".state")).to_have_text("down")
                 await expect(card).to_contain_text("1 check failed: connection refused")
                 await expect(page.locator(".verdict.error")).to_contain_text(f"Upstream up is down ({upstream.url}")
