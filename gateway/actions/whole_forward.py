@@ -82,6 +82,7 @@ class WholeForward:
         try:
             started = self._upstream.start(state, connection, head, body)
         except BaseException:
+            # Nothing else has the connection and the slot yet.
             connection.close()
             self.give_back()
             raise

@@ -103,6 +103,7 @@ class MessageLoop(RequestHandler):
                     break
                 self._end_message()
         except BaseException:
+            # Also when cancelled: where the next message begins is not known.
             self.force_close()
             raise
         if not self._force_close:

@@ -99,6 +99,7 @@ class ExpressLane:
             # The normal path refuses it.
             pass
         except Exception:
+            # This runs in a callback of the connection: asyncio would close it, and the client get no response.
             _log.exception("bug in the express lane: the request is left to the normal path")
         if begun is None:
             connection.decline(Declined(exchange, runtime, candidates))
