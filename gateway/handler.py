@@ -107,11 +107,13 @@ class ExchangeHandler:
         if isinstance(begun, ExpressExchange):
             return await self.resume(begun)
         if isinstance(begun, Declined) and begun.runtime is self.runtime:
-            exchange, runtime, candidates = begun
+            exchange, runtime, candidates, bug = begun
             exchange.is_draining = self.is_draining
         else:
-            exchange, runtime, candidates = self.make_exchange(connection, message, content), self.runtime, None
-        return await self._run(exchange, runtime, self._find_and_act(exchange, runtime, candidates))
+            exchange, runtime = self.make_exchange(connection, message, content), self.runtime
+            candidates = bug = None
+        act = self._find_and_act(exchange, runtime, candidates) if bug is None else _raise(bug)
+        return await self._run(exchange, runtime, act)
 
     async def resume(self, express: ExpressExchange) -> bool:
         """Run the rest of an exchange that the express lane began: what `handle` does for others."""
@@ -243,6 +245,10 @@ class ExchangeHandler:
         exchange.fail(fault)
         self._record(exchange)
         await exchange.finish()
+
+
+async def _raise(bug: Exception) -> None:
+    raise bug
 
 
 def _count_failure(exchange: Exchange) -> Blame:

@@ -56,7 +56,8 @@ class WholeForward:
     def start(self, exchange: Exchange, matched: RouteMatch) -> Started | None:
         """Send the request, which is here whole, without waiting; None if that cannot be done.
 
-        Then nothing was changed. Raises Fault for a request that is to be refused.
+        Then nothing was changed. Raises Fault for a request that is to be refused, before it was sent; after any other
+        exception it may have been sent.
         """
         body, parts = b"", list[QuickPart]()
         if exchange.body is not None:
@@ -79,18 +80,21 @@ class WholeForward:
         exchange.upstream = self._upstream.name
         exchange.record_endpoint(state.endpoint)
         exchange.record_connected()
+        started = None
         try:
             started = self._upstream.start(state, connection, head, body)
-        except BaseException:
+            for part in parts:
+                exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
+            if exchange.body is not None:
+                upload = exchange.begin_upload(self._upload_policy, ())
+                upload.pass_whole(len(body), LaneName.EXPRESS)
+        except Exception as bug:
             # Nothing else has the connection and the slot yet.
+            if started is not None:
+                self.abandon(exchange, started, bug)
             connection.close()
             self.give_back()
             raise
-        for part in parts:
-            exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
-        if exchange.body is not None:
-            upload = exchange.begin_upload(self._upload_policy, ())
-            upload.pass_whole(len(body), LaneName.EXPRESS)
         return started
 
     def receive(self, started: Started) -> UpstreamResponse | None:

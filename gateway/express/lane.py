@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
@@ -32,7 +31,6 @@ _VERSION: Final = (1, 1)
 _SLOW_SECONDS: Final = 0.05
 #: Handed over in one turn of the loop.
 _BATCH: Final = 200
-_log = logging.getLogger("gateway")
 
 
 class Declined(NamedTuple):
@@ -42,6 +40,8 @@ class Declined(NamedTuple):
     runtime: Runtime
     #: The routes that match; None where they were not found.
     candidates: Sequence[RouteMatch] | None
+    #: A bug that was met. The request may have been sent: it ends with the bug, and is not sent again.
+    bug: Exception | None = None
 
 
 class Host(Protocol):
@@ -91,6 +91,7 @@ class ExpressLane:
         if not runtime.express or self._host.is_draining or payload.total_bytes > _MAX_BODY_BYTES:
             return False
         exchange, candidates, begun = self._host.make_exchange(connection, message, payload), None, None
+        bug: Exception | None = None
         try:
             candidates = _find(exchange, runtime)
             if candidates is not None:
@@ -98,11 +99,11 @@ class ExpressLane:
         except Fault:
             # The normal path refuses it.
             pass
-        except Exception:
+        except Exception as exc:
             # This runs in a callback of the connection: asyncio would close it, and the client get no response.
-            _log.exception("bug in the express lane: the request is left to the normal path")
+            bug = exc
         if begun is None:
-            connection.decline(Declined(exchange, runtime, candidates))
+            connection.decline(Declined(exchange, runtime, candidates, bug))
             return False
         # The request was sent: it must not be declined any more, which would send it again.
         express = ExpressExchange(self, (connection, message, payload), exchange, runtime=runtime, begun=begun)

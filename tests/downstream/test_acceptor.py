@@ -274,7 +274,7 @@ async def test_spare_descriptors_let_clients_in_where_no_other_is_free_and_are_t
             while (count := connections.accepted) < 20:
                 for transport in connections.open:
                     transport.abort()
-                await wait_until(lambda: connections.accepted > count)  # noqa: B023 (called here only)
+                await wait_until(lambda: connections.accepted > count)
 
 
 @expected_pause

@@ -30,6 +30,7 @@ FORM = (
     b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Type: multipart/form-data; boundary=XBOUNDARYX\r\n"
     b"Content-Length: %d\r\n\r\n%b"
 )
+FORM_BODY = b'--XBOUNDARYX\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--XBOUNDARYX--\r\n'
 #: Handed over after this time: an upstream that is held is slow.
 SLOW_SECONDS = 0.05
 REQUESTS = pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
@@ -438,19 +439,34 @@ def _fail(*_: object) -> None:
     raise ZeroDivisionError
 
 
-@pytest.mark.expected_log("gateway", "bug in the express lane", reason="the bug that is provoked")
-@REQUESTS
-async def test_bug_before_a_request_is_sent_leaves_it_to_the_normal_path(
-    request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
+@pytest.mark.parametrize(
+    ("where", "request_bytes", "most_sent"),
+    [
+        ("gateway.upstream.pool.UpstreamPool.start", GET, 0),
+        ("gateway.upstream.request.UpstreamRequest._mark_sent", GET, 1),
+        ("gateway.upstream.request.UpstreamRequest._mark_sent", POST, 1),
+        ("gateway.downstream.exchange.Exchange.begin_upload", POST, 1),
+        ("gateway.downstream.exchange.Exchange.record_part", FORM % (len(FORM_BODY), FORM_BODY), 1),
+    ],
+)
+async def test_bug_while_a_request_is_sent_is_a_500_and_does_not_send_it_again(
+    where: str, request_bytes: bytes, most_sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After a bug behind the send, the normal path sent the request once more, and its slot stayed taken."""
     async with run_scene() as scene:
         with monkeypatch.context() as patch:
-            patch.setattr("gateway.upstream.pool.UpstreamPool.start", _fail)
-            await scene.send(request_bytes, serve_ok)
-            await read_ok(scene.client)
+            patch.setattr(where, _fail)
+            await scene.client.send(request_bytes)
+            received = await scene.client.read_head()
+            await scene.client.read_exactly(int(split_response(received)[1]["content-length"]))
+        assert b" 500 " in received
         line = await scene.last_line()
-        assert (line["outcome"], line["download_lane"]) == ("complete", "copy")
-        assert len(scene.requests) == 2
+        assert (line["code"], line["blame"]) == ("bug", "gateway")
+        await scene.upstream.wait_finished()
+        assert len(scene.requests) <= 1 + most_sent
+        if b"Connection: close" in received:
+            await scene.reconnect()
         await scene.goes_on()
 
 
