@@ -274,7 +274,7 @@ async def keep_connections(gateway: Gateway) -> None:
         for state in pool._states:
             with contextlib.suppress(OSError, aiohttp.ClientError):
                 request = client._pool_request(state.endpoint)
-                (await client._connector.connect(request, [], client._timeout)).release()
+                (await client._connector.take(request, client._connect_seconds)).release()
 
 
 def forward_config(upstream: str | list[str], **route: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class WholeForward:
             # Nothing else has the connection and the slot yet.
             if started is not None:
                 self.abandon(exchange, started, bug)
-            connection.close()
+            connection.drop()
             self.give_back()
             raise
         return started

@@ -34,12 +34,12 @@ Private names, by purpose:
   what came after a request to upgrade        RequestHandler._upgraded, _message_tail             messages.py
   wait for a full write buffer                BaseProtocol._drain_helper                          messages.py
   body being received from an upstream        ResponseHandler._payload                            client.py
-  has the connection failed                   ResponseHandler._exception                          client.py
+  has the connection failed                   ResponseHandler._exception, _should_close           client.py
   response received and not taken             DataQueue._buffer                                   client.py
   stop parsing a response                     ResponseHandler._parser                             client.py
-  protocol class of new connections           TCPConnector._factory                               client.py
-  opening of a new connection, to time it     TCPConnector._create_connection                     client.py
-  kept connections; those in use              BaseConnector._conns, _keepalive_timeout, _acquired client.py
+  protocol class of new connections           TCPConnector._factory                               connector.py
+  opening of a new connection                 TCPConnector._create_connection                     connector.py
+  connections that are open                   BaseConnector._acquired                             connector.py
   context of TLS connections to upstreams     aiohttp.connector._SSL_CONTEXT_VERIFIED,            certificates.py
                                               TCPConnector._get_ssl_context
 
@@ -48,7 +48,7 @@ Names without an underscore that aiohttp does not document, but the gateway uses
   RequestHandler (constructor, data_received, handle_error, force_close),
   StreamReader (set_read_chunk_size, feed_data, feed_eof, begin_http_chunk_receiving),
   ResponseHandler (set_response_params, read, feed_data, should_close, closed, set_exception),
-  ClientRequest (constructor, connection_key), BaseConnector.connect,
+  ClientRequest (constructor, connection_key),
   StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain).
 
 Rejected: to vendor the few classes (security fixes of aiohttp would not arrive), and to write a server and client of
@@ -58,10 +58,10 @@ our own (the parser, the pool and MultipartReader are what aiohttp is used for).
 from gateway.aiohttp_seam.certificates import load_certificates
 from gateway.aiohttp_seam.client import (
     ClientConnection,
-    LiveConnector,
-    PoolRequest,
+    KeptConnections,
     detach_parser,
 )
+from gateway.aiohttp_seam.connector import LiveConnector, PoolRequest
 from gateway.aiohttp_seam.messages import Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
@@ -88,6 +88,7 @@ __all__ = [
     "DISCARD_STEP_BYTES",
     "ClientConnection",
     "HeadTooLarge",
+    "KeptConnections",
     "LiveConnector",
     "OnLeave",
     "PausableStream",

@@ -1,36 +1,30 @@
-"""aiohttp's client protocol and connection pool, with their gaps closed. Verified against aiohttp 3.14.5.
+"""aiohttp's client protocol, with its gaps closed. Verified against aiohttp 3.14.5.
 
 - `ClientConnection` reads a response that arrived before a reset, and sets a reset as the error of the body being read.
   Delete when aiohttp does so. It is fed message by message, see `gateway.aiohttp_seam.feed`.
 - `ClientConnection` refuses response heads that the parser accepts in its lenient mode. Delete when that can be set.
-- `LiveConnector` does not return a kept connection that the upstream has closed. Delete when aiohttp checks that.
-  It returns kept ones without a coroutine, and measures the time of new ones. Delete when aiohttp does the first, and
-  a trace costs nothing for those that are kept.
 - `ClientConnection` can be listened to, where no task waits for its response.
-- `PoolRequest` is what the pool needs to know of an endpoint. Delete when `connect` takes a ConnectionKey.
+- `KeptConnections` does not return one that the upstream has closed, and takes and keeps one without a coroutine and an
+  object for each time. Delete when aiohttp's pool does both.
 - `detach_parser` ends a response whose body was read below its transport.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import math
 import os
 import select
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest, ConnectionKey
-from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
-from yarl import URL
 
 from gateway.aiohttp_seam.feed import UNTIL_CLOSE, BodyHead, MessageFeed, Turns
 from gateway.aiohttp_seam.transports import socket_of
@@ -57,12 +51,26 @@ MAX_INTERIM_RESPONSES: Final = 256
 
 
 class ClientConnection(ResponseHandler):
-    """The protocol of one connection to an upstream."""
+    """One connection to an upstream: its protocol, and what its user gives back.
+
+    `LiveConnector.take` and `KeptConnections.take` give it to one user at a time, until it calls either:
+
+        release   keeps it for another request, or closes it if it cannot be used again
+        drop      closes it
+
+    Calls after the first are the next user's, or change nothing after `drop`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         super().__init__(loop)
-        #: Whether it was kept from a request before the one it was returned for.
+        #: Whether it was kept from a request before the one it was taken for, and since when.
         self.is_kept = False
+        self.kept_since = 0.0
+        #: The connections that it is kept with, and all that are open; set by `join`.
+        self._kept: KeptConnections | None = None
+        self._open = set[ClientConnection]()
+        #: Whether anything was received since it was kept last.
+        self._is_touched = False
         #: Called after something was received, and after the connection failed or was lost; None while a task reads.
         self.listener: Callable[[], None] | None = None
         self._poll: select.poll | None = None
@@ -95,15 +103,35 @@ class ClientConnection(ResponseHandler):
         """Take `received_head`, as `read` does."""
         self._buffer.popleft()
 
+    def join(self, kept: KeptConnections, open_connections: set[ClientConnection]) -> None:
+        """Be kept among these, and be one of those that are open until it is dropped or lost."""
+        self._kept, self._open = kept, open_connections
+        open_connections.add(self)
+
+    def release(self) -> None:
+        """Keep it for another request; close it if it cannot be used again."""
+        if self._is_touched:
+            if self.should_close or self._feed.is_within_head or self._feed.has_unparsed:
+                self.drop()
+                return
+            self._is_touched = False
+        if self.transport is None or self._kept is None:
+            self.drop()
+        else:
+            self._kept.add(self)
+
+    def drop(self) -> None:
+        """Close it."""
+        self._open.discard(self)
+        self.close()
+
     def is_untouched(self) -> bool:
         """Whether nothing arrived on a kept connection after its last response: no bytes, and no close.
 
         The transport may not have seen it yet.
         """
         transport = self.transport
-        if transport is None or transport.is_closing() or self.should_close:
-            return False
-        if self._feed.is_within_head or self._feed.has_unparsed:
+        if transport is None or self._is_touched or self._should_close or transport.is_closing():
             return False
         if self._poll is None:
             sock = socket_of(transport)
@@ -140,6 +168,7 @@ class ClientConnection(ResponseHandler):
                 return
             if self._feed.decoder is None:
                 self.parse(b"")
+        self._is_touched = True
         self._feed.receive(data)
         if self.listener is not None:
             self.listener()
@@ -249,6 +278,7 @@ class ClientConnection(ResponseHandler):
             if body is not None and not body.is_eof() and body.exception() is None:
                 body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
         super().connection_lost(exc)
+        self._open.discard(self)
         self._feed.close()
         self._notify()
 
@@ -269,6 +299,63 @@ class ClientConnection(ResponseHandler):
         except OSError:
             # Nothing more to read: the reset itself, or an empty socket.
             return
+
+
+class KeptConnections:
+    """The connections to one endpoint that are open and have no request. The one kept longest is used first."""
+
+    __slots__ = ("_connections", "_seconds", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds` is how long one is kept."""
+        self._seconds = seconds
+        #: The one that is kept longest is the first.
+        self._connections: deque[ClientConnection] = deque()
+        #: Closes those that were kept so long. It runs on while there are any.
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self) -> ClientConnection | None:
+        """Return one that is still open, and untouched; None, without waiting, if there is none."""
+        connections = self._connections
+        if not connections:
+            return None
+        oldest = time.monotonic() - self._seconds
+        while connections:
+            connection = connections.popleft()
+            if connection.kept_since >= oldest and connection.is_untouched():
+                connection.is_kept = True
+                return connection
+            # Kept too long, or closed by the upstream, or it sent bytes without a request.
+            connection.drop()
+        return None
+
+    def add(self, connection: ClientConnection) -> None:
+        """Keep a connection: `ClientConnection.release` calls this."""
+        connection.kept_since = time.monotonic()
+        self._connections.append(connection)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._drop_old)
+
+    def drop_all(self) -> None:
+        """Close all of them."""
+        while self._connections:
+            self._connections.popleft().drop()
+
+    def forget_all(self) -> None:
+        """Keep none of them any more: they are closed elsewhere."""
+        self._connections.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _drop_old(self) -> None:
+        self._timer = None
+        now, connections = time.monotonic(), self._connections
+        while connections and connections[0].kept_since <= now - self._seconds:
+            connections.popleft().drop()
+        if connections:
+            seconds = connections[0].kept_since + self._seconds - now
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._drop_old)
 
 
 def _is_closed_by_peer(transport: asyncio.BaseTransport | None) -> bool:
@@ -300,69 +387,3 @@ def detach_parser(protocol: ResponseHandler, body: StreamReader) -> None:
     protocol._parser = None
     body.feed_eof()
     protocol._payload = None
-
-
-class PoolRequest(ClientRequest):
-    """The request that `LiveConnector.connect` takes to find or open a connection. Never sent; one per endpoint."""
-
-    #: aiohttp makes the key anew for every request.
-    connection_key: ConnectionKey = None  # type: ignore[assignment]  # set below; hides aiohttp's property
-
-    def __init__(self, url: URL) -> None:
-        super().__init__("GET", url, loop=asyncio.get_running_loop())
-        self.connection_key = super().connection_key
-
-
-class LiveConnector(aiohttp.TCPConnector):
-    """A connector that checks a kept connection before it is used again."""
-
-    def __init__(self, turns: Turns, on_connected: Callable[[float], None], **options: Any) -> None:
-        """`on_connected` is called with the seconds that each new connection took: name lookup, TCP, TLS."""
-        super().__init__(**options)
-        self._on_connected = on_connected
-        # aiohttp 3.14 has no public parameter for it.
-        self._factory = functools.partial(ClientConnection, asyncio.get_running_loop(), turns)  # type: ignore[assignment]  # typed for its own class
-
-    def take_kept(self, req: ClientRequest) -> Connection | None:
-        """Return a kept connection that is still open; None, without waiting, if there is none."""
-        key = req.connection_key
-        kept = self._conns.get(key)
-        if not kept:
-            return None
-        oldest = time.monotonic() - (self._keepalive_timeout or math.inf)
-        found: Connection | None = None
-        while kept and found is None:
-            protocol: Any
-            protocol, since = kept.popleft()
-            if since >= oldest and protocol.is_untouched():
-                protocol.is_kept = True
-                self._acquired.add(protocol)
-                found = Connection(self, key, protocol, asyncio.get_running_loop())
-            else:
-                # Too old, or closed by the upstream, or it sent bytes without a request.
-                protocol.close()
-        if not kept:
-            del self._conns[key]
-        return found
-
-    async def connect(
-        self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout, *, must_be_new: bool = False
-    ) -> Connection:
-        """Return a kept connection that is still open, or a new one.
-
-        With `must_be_new`, after a kept connection that failed: those kept with it are closed, as they may be as old.
-        """
-        if must_be_new:
-            for protocol, _ in self._conns.pop(req.connection_key, ()):
-                protocol.close()
-        elif (kept := self.take_kept(req)) is not None:
-            return kept
-        return await super().connect(req, traces, timeout)
-
-    async def _create_connection(
-        self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> ResponseHandler:
-        started = time.monotonic()
-        protocol = await super()._create_connection(req, traces, timeout)
-        self._on_connected(time.monotonic() - started)
-        return protocol

@@ -19,7 +19,6 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
-from aiohttp.connector import Connection
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import StreamReader
@@ -27,7 +26,8 @@ from aiohttp.web_protocol import RequestHandler
 from yarl import URL
 
 from gateway.aiohttp_seam.certificates import client_context
-from gateway.aiohttp_seam.client import ClientConnection, LiveConnector, PoolRequest, detach_parser
+from gateway.aiohttp_seam.client import ClientConnection, detach_parser
+from gateway.aiohttp_seam.connector import LiveConnector, PoolRequest
 from gateway.aiohttp_seam.loopback import RECEIVE_BYTES, NoLimit, Received, listening, serving_one, tcp_pair
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.server import ServerConnection
@@ -87,6 +87,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
             "_exception",
             "_parser",
             "_payload",
+            "_should_close",
             "closed",
             "feed_data",
             "read",
@@ -96,7 +97,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
         ),
     ),
     (ClientRequest, ("connection_key",)),
-    (aiohttp.TCPConnector, ("_create_connection", "_get_ssl_context", "connect")),
+    (aiohttp.TCPConnector, ("_create_connection", "_get_ssl_context")),
     (StreamWriter, ("chunked", "drain", "enable_chunking", "write", "write_eof")),
 )
 #: Far more than any check needs.
@@ -298,74 +299,59 @@ async def _check_lost_connection() -> None:
 
 async def _check_client() -> None:
     with listening() as listener:
-        address = PoolRequest(URL.build(scheme="http", host=listener.getsockname()[0], port=listener.getsockname()[1]))
+        host, port = listener.getsockname()
+        url = URL.build(scheme="http", host=host, port=port)
+        address = PoolRequest(url, kept_seconds=_TIMEOUT_SECONDS)
         opened: list[float] = []
         connector = LiveConnector(NoLimit(), opened.append, limit=0)
-        over_tls = PoolRequest(address.url.with_scheme("https"))
+        over_tls = PoolRequest(url.with_scheme("https"), kept_seconds=_TIMEOUT_SECONDS)
         _require(connector._get_ssl_context(over_tls) is client_context(), "the context of TLS connections is known")
         try:
-            async with _connected(connector, address) as connection:
-                first = connection.protocol
-                _require(
-                    isinstance(first, ClientConnection), "TCPConnector._factory makes the protocol of a connection"
-                )
-                peer, _ = listener.accept()
-                with peer:
-                    await _check_response(connection, peer)
-                    async with _connected(connector, address) as again:
-                        _require(len(opened) == 1, "TCPConnector._create_connection opens new connections only")
-                        _require(again.protocol is first, "a connection with a detached parser is kept and used again")
-                        await _check_whole_response(again, peer)
-                    async with _connected(connector, address) as again:
-                        _require(again.protocol is first, "a connection is kept and used again")
-                        await _check_whole_response(again, peer)
+            first = await connector.take(address, _TIMEOUT_SECONDS)
+            _require(isinstance(first, ClientConnection), "TCPConnector._factory makes the protocol of a connection")
+            _require(first in connector._acquired, "BaseConnector._acquired has the connections that are open")
+            peer, _ = listener.accept()
+            with peer:
+                await _check_response(first, peer)
+                again = await connector.take(address, _TIMEOUT_SECONDS)
+                _require(again is first, "a connection with a detached parser is kept and used again")
+                await _check_whole_response(again, peer)
+                again = await connector.take(address, _TIMEOUT_SECONDS)
+                _require(again is first, "a connection is kept and used again")
+                await _check_whole_response(again, peer)
             # The close is in the kernel; the transport has not seen it yet.
-            opened.clear()
-            async with _connected(connector, address) as connection:
-                _require(connection.protocol is not first, "a connection that the upstream closed is not used again")
-            _require(len(opened) == 1, "TCPConnector._create_connection opens every new connection")
+            other = await connector.take(address, _TIMEOUT_SECONDS)
+            _require(other is not first, "a connection that the upstream closed is not used again")
+            _require(len(opened) == 1 + 1, "the time of each new connection is measured")
         finally:
             await connector.close()
+        _require(other.transport is None, "the end of the connector closes the connections in BaseConnector._acquired")
 
 
-async def _check_response(connection: Connection, peer: socket.socket) -> None:
-    protocol = connection.protocol
-    if not isinstance(protocol, ClientConnection):
-        raise _failure("not true: TCPConnector._factory makes the protocol of a connection")
-    protocol.expect_response(may_have_body=True)
+async def _check_response(connection: ClientConnection, peer: socket.socket) -> None:
+    connection.expect_response(may_have_body=True)
     peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
-    message, body = await protocol.read()
+    message, body = await connection.read()
     _require(message.code == web.HTTPOk.status_code and has_buffered(body), "a response is received with its body")
-    stream = PausableStream(protocol, body)
+    stream = PausableStream(connection, body)
     _require(stream.pause() and stream.fetch_buffered(), "a response can be paused, and its buffered data is found")
     await body.readany()
     peer.sendall(b"def")
     await _let_loop_poll()
     _require(not stream.fetch_buffered(), "a paused response receives nothing")
     _require(_unreceived(stream.take_transport()) == b"def", "the rest of a response can be read from the socket")
-    detach_parser(protocol, body)
+    detach_parser(connection, body)
     stream.resume()
-    _require(body.at_eof() and not protocol.should_close, "a response whose parser was detached has ended")
+    _require(body.at_eof() and not connection.should_close, "a response whose parser was detached has ended")
     connection.release()
 
 
-async def _check_whole_response(connection: Connection, peer: socket.socket) -> None:
-    protocol = connection.protocol
-    if not isinstance(protocol, ClientConnection):
-        raise _failure("not true: a kept connection has its protocol")
-    protocol.expect_response(may_have_body=True)
+async def _check_whole_response(connection: ClientConnection, peer: socket.socket) -> None:
+    connection.expect_response(may_have_body=True)
     peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
-    _, body = await protocol.read()
+    _, body = await connection.read()
     _require(await body.readany() == b"abc" and body.at_eof(), "a parser reads one response after another")
     connection.release()
-
-
-@contextlib.asynccontextmanager
-async def _connected(connector: LiveConnector, address: PoolRequest) -> AsyncIterator[Connection]:
-    """Yield a connection, and close it unless it was released."""
-    connection = await connector.connect(address, [], aiohttp.ClientTimeout(total=None))
-    with contextlib.closing(connection):
-        yield connection
 
 
 async def _let_loop_poll() -> None:

@@ -109,7 +109,7 @@ class ExpressExchange:
         self._is_handed_over = False
         self._is_left = False
         self._connection.on_lost = self._lose_client
-        protocol = self._started.request.protocol
+        protocol = self._started.request.connection
         if protocol is None:
             raise ValueError("the request was not sent")
         self._protocol = protocol

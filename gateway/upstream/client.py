@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
@@ -112,14 +110,11 @@ class UpstreamClient:
             timers.turns,
             self._stats.connect_seconds.observe,
             limit=0,  # CapacityLimiter counts, with a queue, a metric and a 503
-            keepalive_timeout=_KEEPALIVE_SECONDS,
             use_dns_cache=False,  # the resolver remembers
             socket_factory=guard.make_socket if guard else open_socket,
             resolver=guard.make_resolver(resolver) if guard else resolver,
         )
-        connect = None if math.isinf(timeouts.connect) else timeouts.connect
-        # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds otherwise.
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=None, ceil_threshold=math.inf)
+        self._connect_seconds = None if math.isinf(timeouts.connect) else timeouts.connect
         self._timeouts = timeouts
         self._deadlines = None if math.isinf(timeouts.response) else timers.of(timeouts.response)
         #: One per endpoint of the config.
@@ -129,22 +124,21 @@ class UpstreamClient:
         """Close every kept connection."""
         await self._connector.close()
 
-    def take_kept(self, endpoint: Endpoint) -> Connection | None:
+    def take_kept(self, endpoint: Endpoint) -> ClientConnection | None:
         """Return a kept connection to an endpoint, untouched since its last response; None if there is none."""
-        return self._connector.take_kept(self._pool_requests.get(endpoint) or self._pool_request(endpoint))
+        return (self._pool_requests.get(endpoint) or self._pool_request(endpoint)).kept.take()
 
-    def start(self, endpoint: Endpoint, head: RequestHead, body: bytes, connection: Connection) -> UpstreamRequest:
+    def start(
+        self, endpoint: Endpoint, head: RequestHead, body: bytes, connection: ClientConnection
+    ) -> UpstreamRequest:
         """Send a whole request on a connection of `take_kept`.
 
         What comes back is found with `ClientConnection.listener` and `received_head`. Then either `receive` takes the
         response, or `send` goes on with the request as if it had sent it.
         """
-        protocol = connection.protocol
-        if not isinstance(protocol, ClientConnection):
-            raise TypeError("the connection was given back")
         request = UpstreamRequest(head, endpoint, None)
-        protocol.expect_response(may_have_body=head.method != "HEAD")
-        request.start_whole(connection, protocol, body)
+        connection.expect_response(may_have_body=head.method != "HEAD")
+        request.start_whole(connection, body)
         return request
 
     def receive(self, request: UpstreamRequest, method: str) -> UpstreamResponse | None:
@@ -152,18 +146,18 @@ class UpstreamClient:
 
         That is so before its head is here, for an interim one, and for a head whose framing is refused.
         """
-        protocol = request.protocol
-        if protocol is None or (received := protocol.received_head) is None:
+        connection = request.connection
+        if connection is None or (received := connection.received_head) is None:
             return None
         message, content = received
         if is_interim(message.code):
             return None
-        response = UpstreamResponse(message, content, protocol, request, method)
+        response = UpstreamResponse(message, content, connection, request, method)
         try:
             check_response_framing(response.version, response.status, response.headers)
         except Fault:
             return None
-        protocol.take_head()
+        connection.take_head()
         self._observe_response(request)
         return response
 
@@ -209,35 +203,32 @@ class UpstreamClient:
     ) -> UpstreamResponse:
         request = started or UpstreamRequest(head, endpoint, body, on_connected)
         connection = request.connection
-        protocol: ResponseHandler | None = None
         is_replacing = False
         try:
             address = self._pool_requests.get(endpoint) or self._pool_request(endpoint)
             if connection is None:
-                connection = await self._connector.connect(address, [], self._timeout, must_be_new=must_be_new)
-            protocol = connection.protocol
+                connection = await self._connector.take(address, self._connect_seconds, must_be_new=must_be_new)
             try:
                 try:
                     response = await self._exchange(connection, head.method, request)
                 except aiohttp.ClientConnectionError:
                     if not request.is_stranded:
                         raise
-                    connection.close()
+                    connection.drop()
                     self._stats.retries[_STALE_CONNECTION] += 1
                     is_replacing = True
-                    connection = await self._connector.connect(address, [], self._timeout, must_be_new=True)
+                    connection = await self._connector.take(address, self._connect_seconds, must_be_new=True)
                     is_replacing = False
-                    protocol = connection.protocol
                     response = await self._exchange(connection, head.method, request)
             except BaseException:
                 # Also when cancelled: nothing else refers to the connection yet.
                 request.close(is_whole=False)
-                connection.close()
+                connection.drop()
                 await request.stop()
                 raise
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             exhaustion = exhaustion_fault(exc) if isinstance(exc, OSError) else None
-            fault = request.fault or exhaustion or self._blame_upstream(exc, request, protocol)
+            fault = request.fault or exhaustion or self._blame_upstream(exc, request, connection)
             # The body is under way, so it goes to no other endpoint.
             raise (Unreplaced(fault, is_repeatable=False) if is_replacing else fault) from exc
         try:
@@ -251,56 +242,53 @@ class UpstreamClient:
         request = self._pool_requests.get(endpoint)
         if request is None:
             url = URL.build(scheme=endpoint.scheme, host=endpoint.host, port=endpoint.port, path="/")
-            request = self._pool_requests[endpoint] = PoolRequest(url)
+            request = self._pool_requests[endpoint] = PoolRequest(url, kept_seconds=_KEEPALIVE_SECONDS)
         return request
 
-    async def _exchange(self, connection: Connection, method: str, request: UpstreamRequest) -> UpstreamResponse:
+    async def _exchange(self, connection: ClientConnection, method: str, request: UpstreamRequest) -> UpstreamResponse:
         """Start the request, unless that was done, and return its response."""
-        protocol = connection.protocol
-        if not isinstance(protocol, ClientConnection):
-            raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
         if request.sent_at is not None:
-            return await self._await_response(protocol, request, method, request.sent_at)
-        protocol.expect_response(may_have_body=method != "HEAD")
+            return await self._await_response(connection, request, method, request.sent_at)
+        connection.expect_response(may_have_body=method != "HEAD")
         deadlines = self._deadlines
         if deadlines is not None:
             request.deadlines = deadlines
         try:
             request.start(connection)
-            return await self._read_response(protocol, request, method)
+            return await self._read_response(connection, request, method)
         finally:
             if deadlines is not None:
                 request.deadlines = None
                 deadlines.stop(request)
 
     async def _await_response(
-        self, protocol: ResponseHandler, request: UpstreamRequest, method: str, sent_at: float
+        self, connection: ClientConnection, request: UpstreamRequest, method: str, sent_at: float
     ) -> UpstreamResponse:
         """Return the response to a request that was started before: its time runs since then."""
         if self._deadlines is None:
-            return await self._read_response(protocol, request, method)
+            return await self._read_response(connection, request, method)
         # With a timer of its own: those of a TimerQueue fire in the order in which they were started.
         deadline = asyncio.get_running_loop().call_at(sent_at + self._timeouts.response, request.time_out)
         try:
-            return await self._read_response(protocol, request, method)
+            return await self._read_response(connection, request, method)
         finally:
             deadline.cancel()
 
     async def _read_response(
-        self, protocol: ResponseHandler, request: UpstreamRequest, method: str
+        self, connection: ClientConnection, request: UpstreamRequest, method: str
     ) -> UpstreamResponse:
         while True:
-            message, content = await protocol.read()
+            message, content = await connection.read()
             if not is_interim(message.code):
                 self._observe_response(request)
-                return UpstreamResponse(message, content, protocol, request, method)
+                return UpstreamResponse(message, content, connection, request, method)
             check_response_framing(message.version, message.code, ReceivedHeaders(message.raw_headers))
 
     def _observe_response(self, request: UpstreamRequest) -> None:
         if request.sent_at is not None:
             self._stats.response_seconds.observe(time.monotonic() - request.sent_at)
 
-    def _blame_upstream(self, exc: Exception, request: UpstreamRequest, protocol: ResponseHandler | None) -> Fault:
+    def _blame_upstream(self, exc: Exception, request: UpstreamRequest, connection: ClientConnection | None) -> Fault:
         if isinstance(exc, aiohttp.ClientConnectorError):
             return self._explain_unconnected(exc)
         if isinstance(exc, aiohttp.SocketTimeoutError):
@@ -317,8 +305,8 @@ class UpstreamClient:
             )
         for types, kind, detail in _FAULTS:
             if isinstance(exc, types):
-                if kind is FaultKind.UPSTREAM_CLOSED and isinstance(protocol, ClientConnection):
-                    return _explain_close(request, protocol, detail)
+                if kind is FaultKind.UPSTREAM_CLOSED and connection is not None:
+                    return _explain_close(request, connection, detail)
                 return Fault(kind, detail)
         return Fault(FaultKind.BAD_RESPONSE, "The upstream's response could not be understood: see its log.")
 
@@ -365,7 +353,7 @@ _FAULTS: Final[tuple[tuple[Any, FaultKind, str], ...]] = (
 )
 
 
-def _explain_close(request: UpstreamRequest, protocol: ClientConnection, detail: str) -> Fault:
-    if protocol.has_received:
+def _explain_close(request: UpstreamRequest, connection: ClientConnection, detail: str) -> Fault:
+    if connection.has_received:
         return Fault(FaultKind.UPSTREAM_CLOSED, detail)
-    return Unanswered(detail, request, was_kept=protocol.is_kept)
+    return Unanswered(detail, request, was_kept=connection.is_kept)

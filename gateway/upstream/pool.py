@@ -7,8 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeGuard
 
-from aiohttp.connector import Connection
-
+from gateway.aiohttp_seam import ClientConnection
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
@@ -70,7 +69,7 @@ class UpstreamPool:
         """Whether at least one endpoint is healthy."""
         return any(state.is_healthy for state in self._states)
 
-    def take_kept(self) -> tuple[EndpointState, Connection] | None:
+    def take_kept(self) -> tuple[EndpointState, ClientConnection] | None:
         """Choose an endpoint, and take a kept connection to it; None, with nothing changed, if it has none."""
         state = self._balancer.choose()
         connection = self._client.take_kept(state.endpoint)
@@ -79,7 +78,7 @@ class UpstreamPool:
             return None
         return state, connection
 
-    def start(self, state: EndpointState, connection: Connection, head: RequestHead, body: bytes) -> Started:
+    def start(self, state: EndpointState, connection: ClientConnection, head: RequestHead, body: bytes) -> Started:
         """Send a whole request on the connection that `take_kept` returned.
 
         `send` may go on with it at any time, until `receive` has returned its response: to wait for it with its

@@ -24,8 +24,6 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 
 from gateway.aiohttp_seam import ClientConnection, drain_write_buffer, is_plain_tcp, socket_of
@@ -93,7 +91,6 @@ class UpstreamRequest:
 
     __slots__ = (
         "_body",
-        "_connection",
         "_has_body",
         "_head",
         "_held",
@@ -101,10 +98,10 @@ class UpstreamRequest:
         "_is_idempotent",
         "_moved",
         "_on_connected",
-        "_protocol",
         "_sink",
         "_task",
         "_transport",
+        "connection",
         "deadlines",
         "sent_at",
     )
@@ -124,9 +121,9 @@ class UpstreamRequest:
         self._is_chunked = head.is_chunked
         self._held = HeldBody() if body is not None and self._is_idempotent else None
         self._has_body = body is not None
-        self._connection: Connection | None = None
+        #: The connection it was started on, None once it was given back.
+        self.connection: ClientConnection | None = None
         self._transport: asyncio.Transport | None = None
-        self._protocol: ClientConnection | None = None
         self._sink: UpstreamSink | None = None
         self._task: asyncio.Task[None] | None = None
         #: Done once a stranded request has another connection.
@@ -136,20 +133,20 @@ class UpstreamRequest:
         #: When that was, on the monotonic clock.
         self.sent_at: float | None = None
 
-    def start(self, connection: Connection) -> None:
+    def start(self, connection: ClientConnection) -> None:
         """Write the head, and start a task that sends the body. Raises aiohttp.ClientError.
 
         `on_connected` is called first: from here on the client may be asked for the body. A stranded request goes on
         with this connection.
         """
-        protocol, loop = connection.protocol, asyncio.get_running_loop()
-        if not isinstance(protocol, ClientConnection) or protocol.transport is None:
+        transport, loop = connection.transport, asyncio.get_running_loop()
+        if transport is None:
             raise aiohttp.ClientConnectionError("the connection was lost before the request was sent")
-        self._connection, self._protocol, self._transport = connection, protocol, protocol.transport
+        self.connection, self._transport = connection, transport
         if self._moved is not None:
             if self._sink is None or self._moved.done():
                 raise aiohttp.ClientConnectionError("the body failed before the request was sent")
-            self._sink.connect(protocol, protocol.transport)
+            self._sink.connect(connection, transport)
             self._moved.set_result(None)
             # After a chunk that waits for it.
             loop.call_soon(self._sink.send_head)
@@ -159,37 +156,27 @@ class UpstreamRequest:
             self._on_connected = None
         body, self._body = self._body, None
         if body is None:
-            protocol.transport.write(self._head)
+            transport.write(self._head)
             self._mark_sent()
             return
         self._sink = UpstreamSink(self, self._head, is_chunked=self._is_chunked, held=self._held)
-        self._sink.connect(protocol, protocol.transport)
+        self._sink.connect(connection, transport)
         # The task runs before `send_head`, so the head leaves together with a chunk that is there at once.
         self._task = loop.create_task(self._send_body(body, self._sink), name="gateway upload")
         self._task.add_done_callback(self._check_task)
         loop.call_soon(self._sink.send_head)
 
-    def start_whole(self, connection: Connection, protocol: ClientConnection, body: bytes) -> None:
+    def start_whole(self, connection: ClientConnection, body: bytes) -> None:
         """Send head and body in one write on a kept connection that is untouched."""
-        self._connection, self._protocol, self._transport = connection, protocol, protocol.transport
+        self.connection, self._transport = connection, connection.transport
         if body:
             self._has_body = True
             if self._is_idempotent:
                 self._held = HeldBody()
                 self._held.add(body)
-        if protocol.transport is not None:
-            protocol.transport.write(self._head + body)
+        if self._transport is not None:
+            self._transport.write(self._head + body)
         self._mark_sent()
-
-    @property
-    def connection(self) -> Connection | None:
-        """The connection it was started on, None once it was closed."""
-        return self._connection
-
-    @property
-    def protocol(self) -> ClientConnection | None:
-        """The protocol of the connection it was started on last."""
-        return self._protocol
 
     @property
     def is_stranded(self) -> bool:
@@ -227,15 +214,15 @@ class UpstreamRequest:
 
     def time_out(self) -> None:
         """Fail the read of the response: it did not come in time."""
-        if self._protocol is not None:
-            self._protocol.set_exception(aiohttp.SocketTimeoutError("no response in time"))
+        if self.connection is not None:
+            self.connection.set_exception(aiohttp.SocketTimeoutError("no response in time"))
 
     def close(self, *, is_whole: bool) -> None:
         """Give the connection back to the pool if both bodies ended whole, abort it otherwise.
 
         Aborted, it drops what waits in its buffer: a peer that does not read would hold it forever.
         """
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is None:
             return
         if is_whole and self.sent_at is not None:
@@ -243,7 +230,7 @@ class UpstreamRequest:
             return
         if self._transport is not None:
             self._transport.abort()
-        connection.close()
+        connection.drop()
 
     async def stop(self) -> None:
         """Stop sending; on return nothing reads the source any more."""
@@ -265,8 +252,8 @@ class UpstreamRequest:
                 self._transport.abort()
             raise
         except OSError as exc:
-            if self._protocol is not None:
-                await _report_failure(self._protocol, exc)
+            if self.connection is not None:
+                await _report_failure(self.connection, exc)
         else:
             self._mark_sent()
 
@@ -294,7 +281,7 @@ class UpstreamSink:
     it, or sent bytes that would be read as the response to this request. The request waits for another connection then.
     """
 
-    _protocol: ClientConnection
+    _connection: ClientConnection
     _transport: asyncio.Transport
     _writer: StreamWriter
 
@@ -306,10 +293,10 @@ class UpstreamSink:
         self._unsent_head = head
         self._held = held
 
-    def connect(self, protocol: ClientConnection, transport: asyncio.Transport) -> None:
+    def connect(self, connection: ClientConnection, transport: asyncio.Transport) -> None:
         """Use this connection; valid until something was sent."""
-        self._protocol, self._transport = protocol, transport
-        self._writer = StreamWriter(protocol, asyncio.get_running_loop())
+        self._connection, self._transport = connection, transport
+        self._writer = StreamWriter(connection, asyncio.get_running_loop())
         if self._is_chunked:
             self._writer.enable_chunking()
 
@@ -361,7 +348,7 @@ class UpstreamSink:
             self.send_head()
 
     def _is_usable(self) -> bool:
-        return not self._protocol.is_kept or self._protocol.is_untouched()
+        return not self._connection.is_kept or self._connection.is_untouched()
 
     def _take_head(self) -> bytes:
         head, self._unsent_head = self._unsent_head, b""
@@ -372,21 +359,21 @@ class UpstreamSink:
         return exc
 
 
-async def _report_failure(protocol: ClientConnection, exc: OSError) -> None:
+async def _report_failure(connection: ClientConnection, exc: OSError) -> None:
     """Pass a failure to send to the reader of the response, after a response that is here."""
     if isinstance(exc, ConnectionResetError):
-        protocol.record_reset(exc)
-    await _wait_for_close(protocol)
-    if protocol.exception() is None:
-        protocol.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
+        connection.record_reset(exc)
+    await _wait_for_close(connection)
+    if connection.exception() is None:
+        connection.set_exception(aiohttp.ClientOSError(exc.errno, "the body could not be sent"), exc)
 
 
-async def _wait_for_close(protocol: ResponseHandler) -> None:
+async def _wait_for_close(connection: ClientConnection) -> None:
     """Wait until the transport has read what the upstream sent before it broke the connection.
 
     If the failure were passed on at once, the reader of the response would never see one that is here already.
     """
-    closed = protocol.closed
+    closed = connection.closed
     if closed is None:
         return
     # Retrieved also where this wait is cancelled; asyncio would log an exception that was never retrieved.

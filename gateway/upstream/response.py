@@ -7,12 +7,18 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
-from gateway.aiohttp_seam import PausableStream, detach_parser, has_buffered, is_reading_paused, peek_buffered
+from gateway.aiohttp_seam import (
+    ClientConnection,
+    PausableStream,
+    detach_parser,
+    has_buffered,
+    is_reading_paused,
+    peek_buffered,
+)
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
 from gateway.transfer import SizedRawBody, open_raw_socket
@@ -31,9 +37,9 @@ class UpstreamResponse:
     """
 
     __slots__ = (
+        "_connection",
         "_content",
         "_paused",
-        "_protocol",
         "_raw_body",
         "_request",
         "body_length",
@@ -50,12 +56,12 @@ class UpstreamResponse:
         self,
         message: RawResponseMessage,
         content: StreamReader,
-        protocol: ResponseHandler,
+        connection: ClientConnection,
         request: UpstreamRequest,
         method: str,
     ) -> None:
         self._content = content
-        self._protocol = protocol
+        self._connection = connection
         self._request = request
         #: Set while the transport receives nothing.
         self._paused: PausableStream | None = None
@@ -95,7 +101,7 @@ class UpstreamResponse:
     def release(self) -> None:
         """Give the connection back: all of `close` for a request that was sent whole."""
         # A connection whose reading is paused, since the body was not read, would never be resumed.
-        self._request.close(is_whole=self._content.is_eof() and not is_reading_paused(self._protocol))
+        self._request.close(is_whole=self._content.is_eof() and not is_reading_paused(self._connection))
         if self.on_closed is not None:
             self.on_closed(self)
             self.on_closed = None
@@ -133,7 +139,7 @@ class UpstreamResponse:
         """Stop receiving through the transport; return False if that cannot be done."""
         if self.body_length is None:
             return False
-        stream = PausableStream(self._protocol, self._content)
+        stream = PausableStream(self._connection, self._content)
         self._paused = stream if stream.pause() else None
         return self._paused is not None
 
@@ -160,7 +166,7 @@ class UpstreamResponse:
         if self._raw_body is not None:
             self._raw_body.socket.close()
         if is_whole:
-            detach_parser(self._protocol, self._content)
+            detach_parser(self._connection, self._content)
         if self._paused is not None:
             self._paused.resume()
             self._paused = None

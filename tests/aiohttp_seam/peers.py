@@ -11,9 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import aiohttp
 from aiohttp import web
-from aiohttp.connector import Connection
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
 from yarl import URL
@@ -24,6 +22,8 @@ from gateway.downstream.leaving import LeaveWatch
 from gateway.transfer import Turns as LoopTurns
 
 PATIENCE_SECONDS = 20.0
+#: How long a connection is kept.
+KEPT_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -139,12 +139,14 @@ class Upstream:
     def __init__(self, listener: socket.socket, turns: Turns | None) -> None:
         self._listener = listener
         host, port = listener.getsockname()
-        self.address = PoolRequest(URL.build(scheme="http", host=host, port=port))
+        self.address = PoolRequest(URL.build(scheme="http", host=host, port=port), kept_seconds=KEPT_SECONDS)
         self.connector = LiveConnector(turns or LoopTurns(), lambda seconds: None, limit=0)
 
-    async def connect(self) -> Connection:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return await self.connector.connect(self.address, [], aiohttp.ClientTimeout(total=None))
+    async def connect(self, *, may_have_body: bool = True) -> ClientConnection:
+        """Return a connection, ready for a response."""
+        connection = await self.connector.take(self.address, PATIENCE_SECONDS)
+        connection.expect_response(may_have_body=may_have_body)
+        return connection
 
     def accept(self) -> socket.socket:
         peer, _ = self._listener.accept()
@@ -160,11 +162,3 @@ async def listen(turns: Turns | None = None) -> AsyncIterator[Upstream]:
         finally:
             await upstream.connector.close()
             await settle()
-
-
-def protocol_of(connection: Connection, *, may_have_body: bool = True) -> ClientConnection:
-    """Return the protocol of a connection, ready for a response."""
-    protocol = connection.protocol
-    assert isinstance(protocol, ClientConnection)
-    protocol.expect_response(may_have_body=may_have_body)
-    return protocol

@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 from itertools import pairwise
 
 import aiohttp
 import pytest
 
-from gateway.aiohttp_seam import ClientConnection, PausableStream, detach_parser, is_reading_paused
+from gateway.aiohttp_seam import ClientConnection, KeptConnections, PausableStream, detach_parser, is_reading_paused
 from gateway.aiohttp_seam.client import MAX_INTERIM_RESPONSES
 from gateway.errors import Fault
 from gateway.http.chunked import STEP_WORK
-from tests.aiohttp_seam.peers import PATIENCE_SECONDS, OneByOne, Upstream, listen, protocol_of, reset, settle
+from tests.aiohttp_seam.peers import KEPT_SECONDS, PATIENCE_SECONDS, OneByOne, Upstream, listen, reset, settle
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 async def exchange(upstream: Upstream) -> ClientConnection:
     """Open a connection, receive a response, and give it back to the pool."""
-    connection = await upstream.connect()
-    protocol = protocol_of(connection)
-    assert isinstance(protocol, ClientConnection)
+    protocol = await upstream.connect()
     peer = upstream.accept()
     peer.sendall(OK)
     _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
     assert await body.readany() == b"ok"
-    connection.release()
+    protocol.release()
     protocol.peer = peer  # type: ignore[attr-defined]  # kept with it
     return protocol
 
@@ -37,8 +36,8 @@ async def test_kept_connection_is_used_again() -> None:
     async with listen() as upstream:
         protocol = await exchange(upstream)
         connection = await upstream.connect()
-        assert connection.protocol is protocol
-        connection.close()
+        assert connection is protocol
+        connection.drop()
         protocol.peer.close()  # type: ignore[attr-defined]  # kept with it
 
 
@@ -56,9 +55,67 @@ async def test_kept_connection_with_input_is_not_used_again(news: str) -> None:
                 peer.sendall(b"x")
             # The loop has not run since: only the kernel has seen it.
             connection = await upstream.connect()
-            assert connection.protocol is not protocol
-            connection.close()
+            assert connection is not protocol
+            connection.drop()
             upstream.accept().close()
+
+
+async def test_connection_is_kept_only_so_long() -> None:
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        protocol.kept_since -= KEPT_SECONDS
+        connection = await upstream.connect()
+        assert connection is not protocol
+        connection.drop()
+        upstream.accept().close()
+        protocol.peer.close()  # type: ignore[attr-defined]  # kept with it
+
+
+async def test_kept_connection_is_closed_when_its_time_is_over() -> None:
+    async with listen() as upstream:
+        kept = KeptConnections(0.01)
+        protocol = await upstream.connect()
+        protocol.join(kept, set())
+        with contextlib.closing(upstream.accept()) as peer:
+            protocol.release()
+            assert await asyncio.get_running_loop().sock_recv(nonblocking(peer), 1) == b""
+        assert kept.take() is None
+
+
+async def test_connections_kept_with_one_that_failed_are_closed() -> None:
+    async with listen() as upstream:
+        one, other = await upstream.connect(), await upstream.connect()
+        with contextlib.closing(upstream.accept()), contextlib.closing(upstream.accept()):
+            one.release()
+            failed = await upstream.connect()
+            assert failed is one
+            other.release()
+            failed.drop()
+            new = await upstream.connector.take(upstream.address, PATIENCE_SECONDS, must_be_new=True)
+            assert new not in (one, other)
+            assert other.transport is None
+            new.drop()
+            upstream.accept().close()
+
+
+async def test_close_of_the_connector_closes_connections_that_are_kept_or_in_use() -> None:
+    async with listen() as upstream:
+        kept, used = await upstream.connect(), await upstream.connect()
+        with contextlib.closing(upstream.accept()) as one, contextlib.closing(upstream.accept()) as other:
+            kept.release()
+            await upstream.connector.close()
+            for peer in (one, other):
+                assert await asyncio.get_running_loop().sock_recv(nonblocking(peer), 1) == b""
+            used.release()
+            assert used.transport is None
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await upstream.connect()
+            upstream.accept().close()
+
+
+def nonblocking(peer: socket.socket) -> socket.socket:
+    peer.setblocking(False)
+    return peer
 
 
 #: Response, whether it is one to HEAD, and its body.
@@ -84,8 +141,7 @@ async def test_responses_of_a_kept_connection_are_read_one_after_another(seed: i
         protocol = await exchange(upstream)
         with contextlib.closing(protocol.peer) as peer:  # type: ignore[attr-defined]  # kept with it
             for response, is_head, expected in order.choices(RESPONSES, k=30):
-                connection = await upstream.connect()
-                assert protocol_of(connection, may_have_body=not is_head) is protocol
+                assert await upstream.connect(may_have_body=not is_head) is protocol
                 parsers.add(protocol._parser)
                 for at in range(0, len(response), size):
                     peer.sendall(response[at : at + size])
@@ -95,32 +151,29 @@ async def test_responses_of_a_kept_connection_are_read_one_after_another(seed: i
                     message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
                 assert b"%d" % message.code in response
                 assert await body.read() == expected
-                connection.release()
+                protocol.release()
     assert 1 <= len(parsers) < 20
 
 
 async def test_connection_with_a_part_of_another_response_is_not_used_again() -> None:
     """The next response would have been read after it."""
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(OK + b"HTTP/1.1 2")
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert await body.readany() == b"ok"
-            connection.release()
+            protocol.release()
             again = await upstream.connect()
-            assert again.protocol is not protocol
-            again.close()
+            assert again is not protocol
+            again.drop()
             upstream.accept().close()
 
 
 @pytest.mark.parametrize("news", ["response", "close", "reset", "bytes", "exception"])
 async def test_listener_is_called_whatever_comes(news: str) -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
-        assert isinstance(protocol, ClientConnection)
+        protocol = await upstream.connect()
         has_come = asyncio.Event()
         protocol.listener = has_come.set
         with contextlib.closing(upstream.accept()) as peer:
@@ -142,7 +195,7 @@ async def test_listener_is_called_whatever_comes(news: str) -> None:
                 assert not protocol._buffer
             else:
                 assert protocol.exception() is not None
-            connection.close()
+            protocol.drop()
 
 
 async def test_new_connection_may_have_input_already() -> None:
@@ -151,9 +204,9 @@ async def test_new_connection_may_have_input_already() -> None:
         connection = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(OK)
-            message, _ = await asyncio.wait_for(protocol_of(connection).read(), PATIENCE_SECONDS)
+            message, _ = await asyncio.wait_for(connection.read(), PATIENCE_SECONDS)
             assert message.code == 200
-            connection.close()
+            connection.drop()
 
 
 async def test_one_pool_request_finds_the_connections_of_its_endpoint_only() -> None:
@@ -161,17 +214,16 @@ async def test_one_pool_request_finds_the_connections_of_its_endpoint_only() -> 
         assert one.address.connection_key == one.address.connection_key
         assert one.address.connection_key.port != other.address.connection_key.port
         protocol = await exchange(one)
-        connection = await one.connector.connect(other.address, [], aiohttp.ClientTimeout(total=None))
-        assert connection.protocol is not protocol
-        connection.close()
+        connection = await one.connector.take(other.address, PATIENCE_SECONDS)
+        assert connection is not protocol
+        connection.drop()
         other.accept().close()
         protocol.peer.close()  # type: ignore[attr-defined]  # kept with it
 
 
 async def test_response_read_below_its_transport_ends_and_its_connection_is_kept() -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
@@ -192,20 +244,17 @@ async def test_response_read_below_its_transport_ends_and_its_connection_is_kept
             stream.resume()
             assert body.at_eof()
             assert not protocol.should_close
-            connection.release()
-            connection = await upstream.connect()
-            assert connection.protocol is protocol
-            protocol_of(connection)
+            protocol.release()
+            assert await upstream.connect() is protocol
             peer.sendall(OK)
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert await body.readany() == b"ok"
-            connection.close()
+            protocol.drop()
 
 
 async def test_head_that_only_the_lenient_parser_accepts_is_refused() -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok")
             message, _ = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
@@ -213,13 +262,12 @@ async def test_head_that_only_the_lenient_parser_accepts_is_refused() -> None:
             with pytest.raises(Fault, match="Line 2"):
                 await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert protocol.should_close
-            connection.close()
+            protocol.drop()
 
 
 async def test_broken_chunk_is_set_on_the_body() -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
@@ -227,13 +275,12 @@ async def test_broken_chunk_is_set_on_the_body() -> None:
             peer.sendall(b"zz\r\n")
             with pytest.raises((aiohttp.ClientPayloadError, aiohttp.http.HttpProcessingError)):
                 await asyncio.wait_for(body.readany(), PATIENCE_SECONDS)
-            connection.close()
+            protocol.drop()
 
 
 async def test_reset_in_a_body_that_only_the_close_ends_is_an_error_after_what_had_arrived() -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         peer = upstream.accept()
         peer.sendall(b"HTTP/1.1 200 OK\r\n\r\nabc")
         _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
@@ -241,26 +288,24 @@ async def test_reset_in_a_body_that_only_the_close_ends_is_an_error_after_what_h
         reset(peer)
         with pytest.raises(aiohttp.ClientPayloadError):
             await asyncio.wait_for(body.readany(), PATIENCE_SECONDS)
-        connection.close()
+        protocol.drop()
 
 
 async def test_response_that_arrived_before_the_connection_broke_is_read() -> None:
     """asyncio's send meets the broken connection first; the response is still in the socket."""
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(OK)
             protocol.connection_lost(ConnectionResetError("send failed"))
             message, _ = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert message.code == 200
-            connection.close()
+            protocol.drop()
 
 
 async def test_unread_body_pauses_its_connection() -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.setblocking(False)
             sending = asyncio.ensure_future(
@@ -276,15 +321,13 @@ async def test_unread_body_pauses_its_connection() -> None:
                 await asyncio.wait_for(body.readany(), PATIENCE_SECONDS)
             await sending
             assert not is_reading_paused(protocol)
-            connection.close()
+            protocol.drop()
 
 
 async def test_reset_met_below_the_transport_is_set_on_a_body_that_only_the_close_ends() -> None:
     """Sending below the transport consumes the socket's error: the transport reads a clean end after it."""
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
-        assert isinstance(protocol, ClientConnection)
+        protocol = await upstream.connect()
         peer = upstream.accept()
         peer.sendall(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
         _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
@@ -292,15 +335,14 @@ async def test_reset_met_below_the_transport_is_set_on_a_body_that_only_the_clos
         peer.close()
         with pytest.raises(aiohttp.ClientPayloadError):
             await asyncio.wait_for(body.read(), PATIENCE_SECONDS)
-        connection.close()
+        protocol.drop()
 
 
 async def test_chunked_response_is_decoded_in_steps_between_which_others_have_turns() -> None:
     """aiohttp calls Python for every chunk: a receive full of one-byte chunks stopped the event loop."""
     turns = OneByOne()
     async with listen(turns) as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept():
             protocol.data_received(
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -315,14 +357,13 @@ async def test_chunked_response_is_decoded_in_steps_between_which_others_have_tu
             assert max(after - before for before, after in pairwise([0, *seen])) <= STEP_WORK
             assert len(await body.read()) == 3 * STEP_WORK
             assert not protocol.should_close
-            connection.close()
+            protocol.drop()
 
 
 async def test_interim_responses_are_parsed_one_per_turn_and_bounded() -> None:
     turns = OneByOne()
     async with listen(turns) as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept():
             protocol.data_received(b"HTTP/1.1 102 Processing\r\n\r\n" * 2 * MAX_INTERIM_RESPONSES)
             assert len(protocol) == 1
@@ -337,14 +378,13 @@ async def test_interim_responses_are_parsed_one_per_turn_and_bounded() -> None:
             assert count == MAX_INTERIM_RESPONSES
             with pytest.raises(Fault, match="1xx"):
                 await protocol.read()
-            connection.close()
+            protocol.drop()
 
 
 async def test_what_waits_for_a_turn_is_read_when_the_connection_is_lost() -> None:
     turns = OneByOne()
     async with listen(turns) as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             protocol.data_received(b"HTTP/1.1 102 Processing\r\n\r\n" * 2)
             peer.sendall(OK)
@@ -353,29 +393,28 @@ async def test_what_waits_for_a_turn_is_read_when_the_connection_is_lost() -> No
             protocol.connection_lost(ConnectionResetError("send failed"))
             codes = [(await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS))[0].code for _ in range(3)]
             assert codes == [102, 102, 200]
-            connection.close()
+            protocol.drop()
             transport.abort()
 
 
 async def test_kept_connection_does_not_wait_for_a_turn_of_the_response_before() -> None:
     turns = OneByOne()
     async with listen(turns) as upstream:
-        connection = await upstream.connect()
+        protocol = await upstream.connect()
         with upstream.accept():
             for _ in range(2):
-                protocol = protocol_of(connection)
+                protocol.expect_response(may_have_body=True)
                 protocol.data_received(OK)
                 message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
                 assert (message.code, await body.read()) == (200, b"ok")
                 assert not turns.steps
-            connection.close()
+            protocol.drop()
 
 
 async def test_body_of_known_length_is_received_in_turns() -> None:
     turns = OneByOne()
     async with listen(turns) as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept():
             protocol.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
@@ -386,18 +425,17 @@ async def test_body_of_known_length_is_received_in_turns() -> None:
             assert transport.is_reading()
             protocol.data_received(b"defghi")
             assert (await body.read(), list(turns.steps)) == (b"abcdefghi", [])
-            connection.close()
+            protocol.drop()
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
 async def test_status_without_a_body_has_none_whatever_its_headers_say(status: bytes) -> None:
     """The connection ends, since what follows is not a response."""
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept() as peer:
             peer.sendall(b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
             _, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert await body.read() == b""
             assert protocol.should_close
-            connection.close()
+            protocol.drop()

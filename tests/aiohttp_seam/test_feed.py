@@ -8,7 +8,7 @@ import pytest
 
 from gateway.aiohttp_seam import ClientConnection, ServerConnection
 from gateway.aiohttp_seam.feed import BodyHead
-from tests.aiohttp_seam.peers import PATIENCE_SECONDS, listen, protocol_of, serve
+from tests.aiohttp_seam.peers import PATIENCE_SECONDS, listen, serve
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -70,14 +70,13 @@ async def test_request_whose_length_is_in_doubt_is_fed_up_to_its_blank_line(
 async def test_response_and_its_body_are_one_step(steps: list[bytes]) -> None:
     response = OK + b"Content-Length: 5\r\n\r\nhello"
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection)
+        protocol = await upstream.connect()
         with upstream.accept():
             protocol.data_received(response)
             message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
             assert (message.code, await body.read()) == (200, b"hello")
             assert steps == [response]
-            connection.close()
+            protocol.drop()
 
 
 @pytest.mark.parametrize(
@@ -96,9 +95,8 @@ async def test_response_whose_length_is_in_doubt_is_fed_up_to_its_blank_line(
     steps: list[bytes], head: bytes, *, is_head: bool
 ) -> None:
     async with listen() as upstream:
-        connection = await upstream.connect()
-        protocol = protocol_of(connection, may_have_body=not is_head)
+        protocol = await upstream.connect(may_have_body=not is_head)
         with upstream.accept():
             protocol.data_received(head + b"hello")
             assert steps[0] == head
-            connection.close()
+            protocol.drop()

@@ -88,7 +88,7 @@ async def connected(upstream: Scripted, timeouts: UpstreamTimeouts | None = None
 
 
 def protocol_of(started: Started) -> ClientConnection:
-    protocol = started.request.protocol
+    protocol = started.request.connection
     assert protocol is not None
     return protocol
 
