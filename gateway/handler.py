@@ -17,7 +17,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway.actions import match_form_route
-from gateway.aiohttp_seam import ServerConnection
+from gateway.aiohttp_seam import Message, ServerConnection
 from gateway.downstream import Exchange
 from gateway.downstream.access_log import Describe, RecordLine
 from gateway.downstream.live import LiveTransfers, RecentFailures
@@ -98,7 +98,7 @@ class ExchangeHandler:
                 tasks.append(each)
         return tasks
 
-    async def handle(self, connection: ServerConnection, message: RawRequestMessage, content: StreamReader) -> bool:
+    async def handle(self, connection: ServerConnection, message: Message, content: StreamReader) -> bool:
         """Run one exchange from its head to its end; return whether its connection may be kept.
 
         Raises nothing but CancelledError.
@@ -143,9 +143,7 @@ class ExchangeHandler:
             finally:
                 del self._exchanges[task]
 
-    def make_exchange(
-        self, connection: ServerConnection, message: RawRequestMessage, content: StreamReader
-    ) -> Exchange:
+    def make_exchange(self, connection: ServerConnection, message: Message, content: StreamReader) -> Exchange:
         """Return the exchange of a message."""
         trusted = self.runtime.config.trusted_proxies
         client = connection.client

@@ -150,9 +150,8 @@ def join_query(path: str, query: str, more: str) -> str:
 
 def without_content_headers(headers: ReceivedHeaders) -> ReceivedHeaders:
     """Return the client's headers except those about its body as a whole."""
-    return ReceivedHeaders(
-        header for name, header in zip(headers.names, headers, strict=True) if not name.key.startswith(_CONTENT_HEADERS)
-    )
+    named = zip(headers.names, headers.pairs, strict=True)
+    return ReceivedHeaders([header for name, header in named if not name.key.startswith(_CONTENT_HEADERS)])
 
 
 def _as_parameter(field: FormField) -> str:

@@ -67,7 +67,7 @@ class FetchAction:
                 location = _redirect(response)
                 if location is None:
                     response.headers = ReceivedHeaders(
-                        header for header in response.headers if header[0].lower() not in _KEPT_BACK
+                        [header for header in response.headers if header[0].lower() not in _KEPT_BACK]
                     )
                     await relay(exchange, response, self._policies, self._lanes)
                     return

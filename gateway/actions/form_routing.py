@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from gateway.actions.body_shape import check_held
 from gateway.actions.upload import form_boundary
 from gateway.config import Route
-from gateway.downstream import Exchange, RequestBody
+from gateway.downstream import Exchange, ReceivedBody
 from gateway.errors import Fault, FaultKind
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormParts, PartKind
@@ -69,7 +69,7 @@ async def _read_fields(exchange: Exchange, boundary: bytes, first: RouteMatch) -
 class _HeldBody:
     """Holds what is read of a body."""
 
-    def __init__(self, exchange: Exchange, body: RequestBody) -> None:
+    def __init__(self, exchange: Exchange, body: ReceivedBody) -> None:
         self._body = body
         self.take_turn = exchange.take_turn
         self.received = bytearray()

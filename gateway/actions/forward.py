@@ -19,7 +19,7 @@ from gateway.actions.verbatim import VerbatimBody, inspect_body
 from gateway.actions.whole_forward import WholeForward
 from gateway.config import FormFields, Route
 from gateway.config.model import Forward
-from gateway.downstream import Exchange, RequestBody
+from gateway.downstream import Exchange, ReceivedBody
 from gateway.filters import FilterFactory, TransformFactory
 from gateway.http.routing import RouteMatch
 from gateway.observe.stats import Leg
@@ -93,7 +93,7 @@ class ForwardAction:
             self._tee(exchange, matched)
             await self._send(exchange, matched, None)
 
-    async def _forward_body(self, exchange: Exchange, matched: RouteMatch, source: RequestBody) -> None:
+    async def _forward_body(self, exchange: Exchange, matched: RouteMatch, source: ReceivedBody) -> None:
         limit = check_upload(exchange, self._route)
         boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
         is_reencoded = self._must_reencode(boundary)
@@ -122,7 +122,7 @@ class ForwardAction:
                     await self._send(exchange, matched, body)
 
     async def _send_reencoded(
-        self, exchange: Exchange, matched: RouteMatch, source: RequestBody, boundary: bytes | None, upload: Transfer
+        self, exchange: Exchange, matched: RouteMatch, source: ReceivedBody, boundary: bytes | None, upload: Transfer
     ) -> None:
         reader = self._lanes.read_body(upload, source)
         body = ReencodedBody(BodyFiles(exchange, matched, self._config, self._factories, upload, reader=reader))

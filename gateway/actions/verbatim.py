@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gateway.actions.body_shape import BodyShape, check_held
 from gateway.actions.upload import raw_head
 from gateway.config import Route
-from gateway.downstream import Exchange, RequestBody
+from gateway.downstream import Exchange, ReceivedBody
 from gateway.errors import Outcome
 from gateway.filters import FileHead, FormObserver, ObserverFactory
 from gateway.http.headers import Header
@@ -26,7 +26,7 @@ class VerbatimBody:
         self,
         exchange: Exchange,
         transfer: Transfer,
-        source: RequestBody,
+        source: ReceivedBody,
         lanes: Lanes,
         observer: FormObserver | None,
     ) -> None:

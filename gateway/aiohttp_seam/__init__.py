@@ -62,7 +62,7 @@ from gateway.aiohttp_seam.client import (
     detach_parser,
 )
 from gateway.aiohttp_seam.connector import LiveConnector, PoolRequest
-from gateway.aiohttp_seam.messages import Take, no_request
+from gateway.aiohttp_seam.messages import Message, Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
 from gateway.aiohttp_seam.server import (
@@ -90,6 +90,7 @@ __all__ = [
     "HeadTooLarge",
     "KeptConnections",
     "LiveConnector",
+    "Message",
     "OnLeave",
     "PausableStream",
     "PoolRequest",

@@ -108,6 +108,11 @@ class MessageFeed:
         self.is_ending = False
 
     @property
+    def is_idle(self) -> bool:
+        """Whether everything that was received was parsed to the end of a message."""
+        return not (self._unparsed or self._parsed_tail or self._sized_bytes or self.decoder or self._is_broken)
+
+    @property
     def has_unparsed(self) -> bool:
         """Whether something that was received waits to be parsed."""
         return bool(self._unparsed)

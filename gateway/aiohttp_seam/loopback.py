@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
@@ -62,7 +62,7 @@ class _Handled(ServerConnection):
 
     handled: asyncio.Future[Received]
 
-    async def handle(self, message: RawRequestMessage, body: StreamReader) -> bool:
+    async def handle(self, message: Any, body: StreamReader) -> bool:
         """Keep the request until the connection is lost."""
         self.handled.set_result(Received(message, body))
         await asyncio.get_running_loop().create_future()

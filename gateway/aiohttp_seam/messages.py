@@ -4,13 +4,14 @@ aiohttp makes a request, a writer and a task for every message, and has a respon
 of what a small request costs. Here the message goes to the handler, which sends the response itself, in the
 connection's own task. So context variables that one request sets are seen by the next one of its connection.
 
-A message that is whole may be taken (`take`) before the connection's task is woken for it. The task waits on meanwhile,
-and sees nothing of it:
+A request that came whole while the connection's task waits for one (`gateway.http.whole_request`) does not go through
+aiohttp's parser. It may be taken (`take`) before the task is woken for it. The task waits on meanwhile, and sees
+nothing of it:
 
     call        valid                        effect
-    take        set before the first byte    asked for every whole message while the handler waits; it takes or declines
-    end_taken   once for a message taken     the handler may have the next message
-    hand_over   in place of end_taken        the handler has the message after all, with what was made of it
+    take        set before the first byte    asked for every whole request; it takes or declines
+    end_taken   once for a request taken     the handler may have the next message
+    hand_over   in place of end_taken        the handler has the request after all, with what was made of it
     on_lost     set while one is taken       called when the connection is lost first: the handler will not have it
 """
 
@@ -26,10 +27,12 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.aiohttp_seam.feed import Turns
+from gateway.http.whole_request import WholeRequest
 
-#: Takes a message of a connection (a `MessageLoop`) whose body is here, or declines it: then nothing of it may have
-#: been changed.
-Take = Callable[[Any, RawRequestMessage, StreamReader], bool]
+#: Takes a request of a connection (a `MessageLoop`), or declines it: then nothing of it may have been changed.
+Take = Callable[[Any, WholeRequest], bool]
+#: The head of a request; of one that came whole, its body, too.
+Message = RawRequestMessage | WholeRequest
 
 
 async def no_request(request: web.BaseRequest) -> web.StreamResponse:
@@ -63,18 +66,23 @@ class MessageLoop(RequestHandler):
         self._take = take
         #: What the task waits for, while a message is taken: it must not be woken.
         self._idle_waiter: asyncio.Future[None] | None = None
-        #: What was made of a message that the handler has after all.
+        #: What was made of a request that the handler has after all.
         self._handed_over: object = None
         #: Called when the connection is lost while a message is taken.
         self.on_lost: Callable[[], None] | None = None
         #: What `handle` remembers of the client from request to request.
         self.client: Any = None
 
-    def handle(self, message: RawRequestMessage, body: StreamReader) -> Awaitable[bool]:
+    def handle(self, message: Message, body: StreamReader) -> Awaitable[bool]:
         """Respond to a request; return whether its connection may be kept. Raises nothing but CancelledError.
 
-        It is cancelled when the connection is lost. The head is as aiohttp's parser read it.
+        It is cancelled when the connection is lost. `body` is empty for a request that came whole.
         """
+        raise NotImplementedError
+
+    @property
+    def has_next(self) -> bool:
+        """Whether something of a further request was received after the one being handled."""
         raise NotImplementedError
 
     async def refuse(self, exc: BaseException) -> None:
@@ -91,12 +99,12 @@ class MessageLoop(RequestHandler):
                         await self._waiter
                     finally:
                         self._waiter = None
-                elif not self._turns.has_time():
+                message, body = self._messages.popleft()
+                if self.has_next and not self._turns.has_time():
                     # Pipelined. Clients that send many requests at once would all have one begun in the same iteration.
                     await self._turns.wait()
                     if self._force_close:
                         break
-                message, body = self._messages.popleft()
                 self._begin_message()
                 is_kept = await self._handle_message(message, body)
                 if not is_kept or self._close or self._force_close:
@@ -158,33 +166,17 @@ class MessageLoop(RequestHandler):
         """Wait while the transport's write buffer is too full. Raises ConnectionError if the connection is lost."""
         await self._drain_helper()
 
-    def hide_waiter(self) -> asyncio.Future[None] | None:
-        """Keep what is received next from waking the task: it may be taken. To be followed by `offer`, unless None."""
-        waiter = self._waiter
-        if self._take is None or waiter is None or waiter.done():
-            return None
-        self._waiter = None
-        return waiter
-
-    def offer(self, waiter: asyncio.Future[None]) -> None:
-        """Have the next message taken, or wake the task for it, if there is one."""
-        self._waiter = waiter
-        if not self._messages:
-            return
-        message, payload = self._messages[0]
-        transport, take = self.transport, self._take
-        if (
-            take is not None
-            and isinstance(message, RawRequestMessage)
-            and payload.is_eof()
-            and not (self._close or self._force_close or transport is None or transport.is_closing())
-        ):
-            self._messages.popleft()
+    def receive_whole(self, request: WholeRequest, waiter: asyncio.Future[None]) -> None:
+        """Have a request taken, or wake the task for it, which waits for `waiter`."""
+        self._request_count += 1
+        if self._take is not None:
+            # Without a waiter, parsing wakes nothing.
             self._waiter, self._idle_waiter = None, waiter
-            if take(self, message, payload):
+            if self._take(self, request):
                 return
             self._waiter, self._idle_waiter = waiter, None
-            self._messages.appendleft((message, payload))
+        messages: Any = self._messages
+        messages.append((request, EMPTY_PAYLOAD))
         waiter.set_result(None)
 
     def end_taken(self) -> None:
@@ -193,26 +185,25 @@ class MessageLoop(RequestHandler):
         self.on_lost = None
         if waiter is None:
             return
-        # While there is no waiter, parsing wakes nothing.
-        self._begin_message()
         self._end_message()
+        self._waiter = waiter
         if self._close or self._force_close:
-            self._waiter = waiter
             waiter.cancel()
-        else:
-            self.offer(waiter)
+        elif self._messages:
+            waiter.set_result(None)
 
-    def hand_over(self, message: RawRequestMessage, payload: StreamReader, made: object) -> None:
-        """Have aiohttp's handler go on with the message that was taken; `made` is what `handed_over` returns then."""
+    def hand_over(self, request: WholeRequest, made: object) -> None:
+        """Have the handler go on with the request that was taken; `made` is what `take_handed_over` returns then."""
         waiter, self._idle_waiter = self._idle_waiter, None
         self._handed_over = made
-        self._messages.appendleft((message, payload))
+        messages: Any = self._messages
+        messages.appendleft((request, EMPTY_PAYLOAD))
         self._waiter = waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def decline(self, made: object) -> None:
-        """Record, before `take` declines a message, what `take_handed_over` returns when it is handled."""
+        """Record, before `take` declines a request, what `take_handed_over` returns when it is handled."""
         self._handed_over = made
 
     def take_handed_over(self) -> object:

@@ -28,6 +28,7 @@ from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
 from gateway.http.client import peer_address
 from gateway.http.request_head import MAX_HEAD_BYTES
+from gateway.http.whole_request import read_whole_request
 
 #: Bounds of what is read and dropped after the last response: nginx's lingering_timeout, and what a LAN sends in it.
 DISCARD_SECONDS: Final = 5.0
@@ -161,20 +162,21 @@ class ServerConnection(MessageLoop):
         self.lose_taken()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
+        """Read what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
         if self._discarding is not None:
             self._discardable_bytes -= len(data)
             if self._discardable_bytes < 0 and not self._discarding.done():
                 self._discarding.set_result(None)
             return
+        waiter = self._waiter
+        if waiter is not None and self._feed.is_idle and not (waiter.done() or self._close or self._force_close):
+            request = read_whole_request(data)
+            if request is not None:
+                self.receive_whole(request, waiter)
+                return
         if not data and self._feed.decoder is None:
             self.parse(b"")
-        waiter = self.hide_waiter()
-        try:
-            self._feed.receive(data)
-        finally:
-            if waiter is not None:
-                self.offer(waiter)
+        self._feed.receive(data)
 
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""

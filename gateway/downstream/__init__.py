@@ -5,9 +5,9 @@
 can end.
 """
 
-from gateway.downstream.body import RequestBody
+from gateway.downstream.body import ReceivedBody
 from gateway.downstream.connection import TrafficServer
 from gateway.downstream.exchange import Exchange
 from gateway.downstream.response import ClientResponse
 
-__all__ = ["ClientResponse", "Exchange", "RequestBody", "TrafficServer"]
+__all__ = ["ClientResponse", "Exchange", "ReceivedBody", "TrafficServer"]

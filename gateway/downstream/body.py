@@ -25,6 +25,52 @@ from gateway.transfer import ChunkedRawBody, RawBody, SizedRawBody, open_raw_soc
 _STEP_BYTES: Final = 256 * 1024
 
 
+class WholeBody:
+    """The body of a request that came whole: nothing of it is to be received. The same as a RequestBody otherwise."""
+
+    __slots__ = ("_data", "_unread")
+
+    is_received = True
+    is_raw = False
+    has_begun = True
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        #: Read before and given back, then the body.
+        self._unread = deque((data,))
+
+    def peek(self) -> bytes:
+        """Return the body, which was not read; it stays unread."""
+        return self._data
+
+    def unread(self, chunks: Iterable[bytes]) -> None:
+        """Give back what was read, to be read again first."""
+        self._unread.extendleft(reversed(list(chunks)))
+
+    async def read(self) -> bytes:
+        """Return the next chunk, b"" at the end."""
+        return self._unread.popleft() if self._unread else b""
+
+    def pause(self) -> bool:
+        """Return False: there is nothing to be read below the transport."""
+        return False
+
+    def fetch_buffered(self) -> bool:
+        """Return whether a read returns something."""
+        return bool(self._unread)
+
+    def open_raw_body(self, length: int | None) -> RawBody | None:
+        """Return None: there is nothing to be read below the transport."""
+        del length
+        return None
+
+    def resume(self, *, is_whole: bool) -> None:
+        """Nothing was paused."""
+
+    def receive_less_at_once(self) -> None:
+        """Nothing is received."""
+
+
 class RequestBody:
     """The body of one request, one chunk per read.
 
@@ -152,6 +198,10 @@ class RequestBody:
             self._paused = None
         if isinstance(self._raw_body, ChunkedRawBody):
             self._protocol.give_back_decoder()
+
+
+#: The body of a request.
+ReceivedBody = RequestBody | WholeBody
 
 
 def _left() -> Fault:

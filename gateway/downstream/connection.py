@@ -14,19 +14,18 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.aiohttp_seam import HeadTooLarge, ServerConnection, Take, no_request
+from gateway.aiohttp_seam import HeadTooLarge, Message, ServerConnection, Take, no_request
 from gateway.downstream.leaving import LeaveWatch
 from gateway.errors import Fault, FaultKind
 from gateway.http.request_head import MAX_HEAD_BYTES
 from gateway.transfer import Turns
 
 #: Responds to a request; returns whether its connection may be kept.
-Handle = Callable[[ServerConnection, RawRequestMessage, StreamReader], Awaitable[bool]]
+Handle = Callable[[ServerConnection, Message, StreamReader], Awaitable[bool]]
 #: Responds to a request whose head could not be read.
 Refuse = Callable[[ServerConnection, Fault], Awaitable[None]]
 
@@ -69,7 +68,7 @@ class TrafficConnection(ServerConnection):
         )
         self._handle, self._refuse = server.handle, server.refuse
 
-    def handle(self, message: RawRequestMessage, body: StreamReader) -> Awaitable[bool]:
+    def handle(self, message: Message, body: StreamReader) -> Awaitable[bool]:
         """Respond to a request."""
         return self._handle(self, message, body)
 
@@ -110,7 +109,7 @@ class TrafficServer(web.Server):
         self.handle, self.refuse = handle, refuse
         #: Of the bodies of all connections.
         self.turns = turns
-        #: Takes whole messages before `handle` is called for them.
+        #: Takes whole requests before `handle` is called for them.
         self.take = take
         # handler_cancellation: a client that leaves while nothing is sent is noticed at once, not at the next event.
         super().__init__(no_request, handler_cancellation=True)

@@ -17,18 +17,18 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
 
-from gateway.aiohttp_seam import DISCARD_BYTES, DISCARD_SECONDS, ServerConnection
+from gateway.aiohttp_seam import DISCARD_BYTES, DISCARD_SECONDS, Message, ServerConnection
 from gateway.config import Route
 from gateway.config.values import Endpoint
-from gateway.downstream.body import RequestBody
+from gateway.downstream.body import ReceivedBody, RequestBody, WholeBody
 from gateway.downstream.response import ClientResponse, abort
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
 from gateway.http.client import Client
 from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
 from gateway.http.request_head import Target, check_head
+from gateway.http.whole_request import WholeRequest
 from gateway.observe.stats import Leg, RouteStats
 from gateway.observe.waits import Waits
 from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
@@ -84,14 +84,14 @@ class Exchange:
     def __init__(
         self,
         connection: ServerConnection,
-        message: RawRequestMessage,
+        message: Message,
         content: StreamReader,
         *,
         client: Client,
         stats: RouteStats,
         timers: Timers,
     ) -> None:
-        """`message` is the head as it was parsed, `content` the stream of the body."""
+        """`content` is the stream of the body, empty where the message has it."""
         #: What it waits for, and its seconds by leg.
         self.waits = Waits(stats)
         self.started = self.waits.waiting_since
@@ -101,16 +101,22 @@ class Exchange:
         self.method = message.method
         self.version: tuple[int, int] = message.version
         self.raw_target = message.path
-        self.headers = headers = ReceivedHeaders(message.raw_headers)
         self.client = client
-        self.trace = trace_context(headers, is_trusted=client.is_trusted)
         #: Where it is counted: the route's statistics, once it is chosen.
         self.stats = stats
-        is_chunked = headers.first(b"transfer-encoding") is not None
-        length = None if is_chunked else int(headers.first(b"content-length") or 0)
         #: Declared length of the request body, None if it is chunked, 0 without one.
-        self.length = length
-        self.body = RequestBody(connection, content) if length != 0 else None
+        self.length: int | None
+        self.body: ReceivedBody | None
+        if isinstance(message, WholeRequest):
+            self.headers = headers = message.headers
+            self.length = len(message.body)
+            self.body = WholeBody(message.body) if message.body else None
+        else:
+            self.headers = headers = ReceivedHeaders(message.raw_headers)
+            is_chunked = headers.first(b"transfer-encoding") is not None
+            self.length = None if is_chunked else int(headers.first(b"content-length") or 0)
+            self.body = RequestBody(connection, content) if self.length != 0 else None
+        self.trace = trace_context(headers, is_trusted=client.is_trusted)
 
     def enter_route(self, route: Route, stats: RouteStats) -> None:
         """Record the route; what is not charged yet is charged to it."""

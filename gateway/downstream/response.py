@@ -20,10 +20,10 @@ import struct
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion11
 from aiohttp.http_writer import StreamWriter
 
-from gateway.aiohttp_seam import ServerConnection, drain_write_buffer, socket_of
+from gateway.aiohttp_seam import Message, ServerConnection, drain_write_buffer, socket_of
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Headers, encode_head
 from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
@@ -101,7 +101,7 @@ class ClientResponse:
         """Whether a head was sent: from then on a fault can only cut."""
         return self._connection is not None
 
-    def begin(self, connection: ServerConnection, message: RawRequestMessage) -> None:
+    def begin(self, connection: ServerConnection, message: Message) -> None:
         """Send the head of the response to a request. Raises Fault CLIENT_LEFT."""
         transport = connection.transport
         if transport is None or transport.is_closing():
@@ -121,7 +121,7 @@ class ClientResponse:
         else:
             transport.write(head)
 
-    def send_whole(self, connection: ServerConnection, message: RawRequestMessage, body: bytes) -> bool:
+    def send_whole(self, connection: ServerConnection, message: Message, body: bytes) -> bool:
         """Write the head and the whole body in one step. Return whether the kernel has taken all of it.
 
         `body` is not sent where the response has none (HEAD, 204). The connection must not be lost.
@@ -138,7 +138,7 @@ class ClientResponse:
         transport.write(head + body)
         return not transport.get_write_buffer_size()
 
-    def _encode_head(self, message: RawRequestMessage) -> bytes:
+    def _encode_head(self, message: Message) -> bytes:
         """Return the head in wire form. Decides how the body ends (RFC 9112 section 6.3) and says so."""
         status, version = self.status, message.version
         self.keep_alive = not (message.should_close or self._is_last)

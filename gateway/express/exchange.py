@@ -18,13 +18,14 @@ import enum
 import sys
 from typing import Any, Final, Protocol
 
-from aiohttp.http import RawRequestMessage, RawResponseMessage
+from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from gateway.actions import WholeForward
 from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream import Exchange
 from gateway.http.response_head import is_interim
+from gateway.http.whole_request import WholeRequest
 from gateway.runtime import Runtime
 from gateway.upstream import Started, UpstreamResponse
 
@@ -48,8 +49,8 @@ class Lane(Protocol):
         ...
 
 
-#: A message that was received, and the connection it came on.
-Received = tuple[ServerConnection, RawRequestMessage, StreamReader]
+#: A request that was received, and the connection it came on.
+Received = tuple[ServerConnection, WholeRequest]
 #: The request that was sent, and the steps of its route.
 Begun = tuple[WholeForward, Started]
 
@@ -84,9 +85,8 @@ class ExpressExchange:
         "_is_handed_over",
         "_is_left",
         "_lane",
-        "_message",
-        "_payload",
         "_protocol",
+        "_request",
         "_response",
         "_started",
         "exchange",
@@ -101,7 +101,7 @@ class ExpressExchange:
         #: Whether its task is to be cancelled as soon as there is one.
         self.must_cancel = False
         self._lane = lane
-        self._connection, self._message, self._payload = received
+        self._connection, self._request = received
         self._action, self._started = begun
         #: The response, once it was taken.
         self._response: UpstreamResponse | None = None
@@ -130,7 +130,7 @@ class ExpressExchange:
         """Have the task of the client's connection go on with it. Calls after the first change nothing."""
         if not self._is_handed_over:
             self._stop_listening(reason)
-            self._connection.hand_over(self._message, self._payload, self)
+            self._connection.hand_over(self._request, self)
 
     async def resume(self) -> None:
         """Go on in the normal path, once. Raises Fault; cancelling cuts both peers."""

@@ -1,4 +1,4 @@
-"""Takes messages for the express lane, and has the exchanges under way.
+"""Takes requests for the express lane, and has the exchanges under way.
 
 One timer for all of them looks a few times per second for those that take long, and hands them over; it runs only while
 there are any. So a request costs no timer, and one that takes minutes is a task like any other.
@@ -13,20 +13,18 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from aiohttp.http import RawRequestMessage
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from gateway.aiohttp_seam import ServerConnection
+from gateway.aiohttp_seam import Message, ServerConnection
 from gateway.downstream import Exchange
 from gateway.errors import Fault
 from gateway.express.exchange import Begun, ExpressExchange, HandOver
 from gateway.http.routing import RouteMatch
+from gateway.http.whole_request import WholeRequest
 from gateway.runtime import Runtime
 
 #: A request body up to this size is taken.
 _MAX_BODY_BYTES: Final = 32 * 1024
-_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_VERSION: Final = (1, 1)
 #: Exchanges that are older than this are handed over; looked for as often.
 _SLOW_SECONDS: Final = 0.05
 #: Handed over in one turn of the loop.
@@ -34,7 +32,7 @@ _BATCH: Final = 200
 
 
 class Declined(NamedTuple):
-    """What is known of a message that was declined: the normal path need not find it out again."""
+    """What is known of a request that was declined: the normal path need not find it out again."""
 
     exchange: Exchange
     runtime: Runtime
@@ -51,9 +49,7 @@ class Host(Protocol):
     runtime: Runtime
     is_draining: bool
 
-    def make_exchange(
-        self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader
-    ) -> Exchange:
+    def make_exchange(self, connection: ServerConnection, message: Message, content: StreamReader) -> Exchange:
         """Return the exchange of a message."""
         ...
 
@@ -83,14 +79,14 @@ class ExpressLane:
         #: Tasks of exchanges whose client has left.
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def take(self, connection: ServerConnection, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Begin the exchange of a message that was received whole; return False, with nothing changed, to decline."""
-        if message.method not in _METHODS or message.version != _VERSION or message.upgrade or message.chunked:
-            return False
+    def take(self, connection: ServerConnection, request: WholeRequest) -> bool:
+        """Begin the exchange of a request; return False, with nothing changed, to decline."""
         runtime = self._host.runtime
-        if not runtime.express or self._host.is_draining or payload.total_bytes > _MAX_BODY_BYTES:
+        if not runtime.express or self._host.is_draining:
             return False
-        exchange, candidates, begun = self._host.make_exchange(connection, message, payload), None, None
+        if request.method == "HEAD" or len(request.body) > _MAX_BODY_BYTES:
+            return False
+        exchange, candidates, begun = self._host.make_exchange(connection, request, EMPTY_PAYLOAD), None, None
         bug: Exception | None = None
         try:
             candidates = _find(exchange, runtime)
@@ -106,7 +102,7 @@ class ExpressLane:
             connection.decline(Declined(exchange, runtime, candidates, bug))
             return False
         # The request was sent: it must not be declined any more, which would send it again.
-        express = ExpressExchange(self, (connection, message, payload), exchange, runtime=runtime, begun=begun)
+        express = ExpressExchange(self, (connection, request), exchange, runtime=runtime, begun=begun)
         self._add(express)
         return True
 

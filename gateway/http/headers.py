@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from email.utils import formatdate
 from typing import Final, NamedTuple
 
@@ -105,52 +105,55 @@ class ReceivedHeaders:
     Iterating yields (name, value) as received.
     """
 
-    __slots__ = ("_headers", "_values", "names")
+    __slots__ = ("names", "pairs", "values")
 
-    def __init__(self, headers: Iterable[Header]) -> None:
-        self._headers = tuple(headers)
+    def __init__(self, headers: Headers) -> None:
+        #: As received.
+        self.pairs = headers
         values: dict[bytes, list[bytes]] = {}
         names: list[_Name] = []
-        for raw, value in self._headers:
-            name = _NAMES.get(raw) or _look_up(raw)
+        known = _NAMES
+        for raw, value in headers:
+            name = known.get(raw) or _look_up(raw)
             names.append(name)
             key = name.key
             if key in values:
                 values[key].append(value)
             else:
                 values[key] = [value]
-        self._values = values
+        #: By name, in lower case.
+        self.values = values
         #: Of each header, in order.
         self.names = names
 
     @property
     def size_bytes(self) -> int:
         """Their size on the wire, line breaks included."""
-        return sum(map(len, itertools.chain.from_iterable(self._headers))) + 4 * len(self._headers)
+        return sum(map(len, itertools.chain.from_iterable(self.pairs))) + 4 * len(self.pairs)
 
     def __iter__(self) -> Iterator[Header]:
         """Iterate over (name, value)."""
-        return iter(self._headers)
+        return iter(self.pairs)
 
     def all(self, key: bytes) -> Sequence[bytes]:
         """Return the values of all headers with that name (lower case), in order."""
-        return self._values.get(key, ())
+        return self.values.get(key, ())
 
     def joined(self, key: bytes) -> bytes | None:
         """Return the values of that name (lower case) joined by commas (RFC 9110 section 5.2), or None."""
-        values = self._values.get(key)
+        values = self.values.get(key)
         return b", ".join(values) if values else None
 
     def first(self, key: bytes) -> bytes | None:
         """Return the first value of that name (lower case), or None."""
-        values = self._values.get(key)
+        values = self.values.get(key)
         return values[0] if values else None
 
 
 def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     """Return the client's request id and trace if it is trusted and they are valid, new ones otherwise."""
     request_id = headers.first(b"x-request-id") if is_trusted else None
-    fresh = os.urandom(40).hex().encode()
+    fresh = _take_random()
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = fresh[:32]
     span = fresh[32:48]
@@ -161,10 +164,33 @@ def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     return Trace(request_id, b"00-" + fresh[48:] + b"-" + span + b"-01", is_continued=False)
 
 
+class _Random:
+    """Random bytes of the system that were not used yet, as 80 hexadecimal digits each."""
+
+    unused: Final[list[bytes]] = []
+
+    @classmethod
+    def refill(cls) -> None:
+        """Take as many as 64 exchanges need: a system call for each cost 2 us."""
+        digits = os.urandom(64 * 40).hex().encode()
+        cls.unused.extend(digits[start : start + 80] for start in range(0, len(digits), 80))
+
+
+# A process and the one that it was forked from must not use the same.
+os.register_at_fork(after_in_child=_Random.unused.clear)
+
+
+def _take_random() -> bytes:
+    """Return 80 random hexadecimal digits."""
+    if not _Random.unused:
+        _Random.refill()
+    return _Random.unused.pop()
+
+
 def end_to_end(headers: ReceivedHeaders) -> list[Header]:
     """Return the headers without the hop-by-hop ones and those that Connection lists (RFC 9110 section 7.6.1)."""
     dropped = _HOP_BY_HOP | _nominated(headers)
-    return [header for name, header in zip(headers.names, headers, strict=True) if name.key not in dropped]
+    return [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.key not in dropped]
 
 
 def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
@@ -185,7 +211,7 @@ def request_headers(headers: ReceivedHeaders, client: Client, authority: bytes, 
     origin = Origin.CLIENT
     if client.is_trusted:
         origin = Origin.TRACING_PROXY if trace.is_continued else Origin.PROXY
-    sent = [header for name, header in zip(headers.names, headers, strict=True) if name.dropped_from > origin]
+    sent = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.dropped_from > origin]
     if nominated := _nominated(headers):
         sent = [header for header in sent if not _is_named(header[0].lower(), nominated)]
     sent += client.forwarding_headers(headers, authority)
@@ -200,7 +226,7 @@ def _is_named(key: bytes, dropped: Collection[bytes]) -> bool:
 def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
     """Return an upstream's headers as sent to the client, without Content-Length: the sender of the body adds it."""
     nominated = _nominated(headers)
-    kept = [header for name, header in zip(headers.names, headers, strict=True) if name.is_sent_downstream]
+    kept = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.is_sent_downstream]
     if nominated:
         kept = [header for header in kept if header[0].lower() not in nominated]
     if headers.first(b"date") is None or b"date" in nominated:

@@ -119,7 +119,7 @@ def _explain_framing(lines: list[bytes]) -> Fault | None:
     version, status = (1, lines[0][7] - ord("0")), int(lines[0][9:12])
     headers = (line.partition(b":") for line in lines[1:] if line.strip())
     try:
-        check_response_framing(version, status, ReceivedHeaders((name, value.strip()) for name, _, value in headers))
+        check_response_framing(version, status, ReceivedHeaders([(name, value.strip()) for name, _, value in headers]))
     except Fault as fault:
         return fault
     return None

@@ -9,7 +9,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
@@ -99,7 +99,7 @@ async def serve(turns: Turns | None = None) -> AsyncIterator[Serving]:
     loop = asyncio.get_running_loop()
 
     class Handled(ServerConnection):
-        async def handle(self, message: RawRequestMessage, body: StreamReader) -> bool:
+        async def handle(self, message: Any, body: StreamReader) -> bool:
             serving.requests.put_nowait(Received(message, body))
             await serving.finish.wait()
             assert self.transport is not None

@@ -55,9 +55,12 @@ def _add_request(case: Case, generator: random.Random) -> None:
         ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "PROPFIND"), (40, 36, 6, 4, 4, 3, 2, 1)
     )[0]
     has_body = method in ("POST", "PUT", "PATCH") or generator.random() < 0.03
-    headers = [b"Host: " + generator.choice([b"gw.example", b"GW.example:8080", b"[::1]:80", b"", b"127.0.0.1"])]
+    headers = [b"Host: " + generator.choice([b"gw.example", b"GW.example:8080", b"[::1]:80", b"127.0.0.1"] * 5 + [b""])]
     headers += [b"X-Case: %d" % case.number]
-    headers += _pick(generator, _PLAIN_HEADERS, 5)
+    if generator.random() < 0.2:
+        headers += _pick(generator, _PLAIN_HEADERS, 5)
+    else:
+        headers += generator.sample(_PLAIN_HEADERS, generator.randrange(6))
     if generator.random() < 0.3:
         headers += _pick(generator, _ODD_HEADERS, 3)
         case.traits.append("odd headers")

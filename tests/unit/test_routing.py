@@ -29,7 +29,7 @@ def table(*matches: dict[str, Any], has_methods: bool = True) -> RouteTable:
 
 
 def find(routes: RouteTable, path: str, host: str = "h", method: str = "GET", **headers: str) -> str:
-    received = ReceivedHeaders((name.encode(), value.encode()) for name, value in headers.items())
+    received = ReceivedHeaders([(name.encode(), value.encode()) for name, value in headers.items()])
     return routes.find(host=host, path=path, method=method, header=received.joined)[0].route.name
 
 

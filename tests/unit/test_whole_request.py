@@ -1,0 +1,81 @@
+"""Which bytes are read as one whole request without a parser, and what is read of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.http.whole_request import read_whole_request
+
+HOST = b"Host: gw"
+
+
+def head(*lines: bytes, first: bytes = b"GET / HTTP/1.1") -> bytes:
+    return b"\r\n".join([first, *lines, b"", b""])
+
+
+def test_request_is_read_as_it_was_sent() -> None:
+    data = head(b"host: gw:80", b"X-A:  b".replace(b"  ", b" "), b"Content-Length: 4", first=b"PUT /a%20b?c=d HTTP/1.1")
+    request = read_whole_request(data + b"\r\n\r\n")
+    assert request is not None
+    assert (request.method, request.path, request.version) == ("PUT", "/a%20b?c=d", (1, 1))
+    assert list(request.headers) == [(b"host", b"gw:80"), (b"X-A", b"b"), (b"Content-Length", b"4")]
+    assert request.headers.first(b"x-a") == b"b"
+    assert request.body == b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"])
+@pytest.mark.parametrize("more", [[], [b"Connection: keep-alive"], [b"Connection: Keep-Alive"], [b"Content-Length: 0"]])
+def test_request_without_a_body_is_read(method: bytes, more: list[bytes]) -> None:
+    request = read_whole_request(head(HOST, *more, first=method + b" / HTTP/1.1"))
+    assert request is not None
+    assert request.body == b""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\r\n" + head(HOST),
+        head(HOST)[:-1],
+        head(HOST) + b"x",
+        head(HOST) + head(HOST),
+        head(HOST).replace(b"\r\n", b"\n"),
+        head(HOST, b"Content-Length: 3") + b"ab",
+        head(HOST, b"Content-Length: 3") + b"abcd",
+        head(HOST, b"Content-Length: +0"),
+        head(HOST, b"Content-Length: 0, 0"),
+        head(HOST, b"Content-Length: 0", b"Content-Length: 0"),
+        head(HOST, b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        head(HOST, b"Upgrade: h2c"),
+        head(HOST, b"Expect: 100-continue"),
+        head(HOST, b"Connection: close"),
+        head(HOST, b"Connection: keep-alive, X-A"),
+        head(HOST, b"Connection: keep-alive", b"connection: close"),
+        head(HOST, HOST),
+        head(HOST, b"Cookie: a", b"cookie: b"),
+        head(b"Accept: */*"),
+        head(b"Host:gw"),
+        head(b"Host:  gw"),
+        head(b"Host: gw "),
+        head(b"Host: "),
+        head(b"Host : gw"),
+        head(HOST, b" folded"),
+        head(HOST, b"X-A: a\0b"),
+        head(HOST, b"X-A: a\rb"),
+        head(HOST, b"X-A"),
+        head(HOST, b": b"),
+        head(HOST, first=b"GET / HTTP/1.0"),
+        head(HOST, first=b"GET  / HTTP/1.1"),
+        head(HOST, first=b"get / HTTP/1.1"),
+        head(HOST, first=b"TRACE / HTTP/1.1"),
+        head(HOST, first=b"OPTIONS * HTTP/1.1"),
+        head(HOST, first=b"GET http://gw/ HTTP/1.1"),
+        head(HOST, first=b"GET /a#b HTTP/1.1"),
+        head(HOST, first=b"GET /\xc3\xa9 HTTP/1.1"),
+        head(HOST, b"X-A: " + b"b" * 8000),
+        head(HOST, *(b"X-%d: b" % number for number in range(64))),
+        head(),
+    ],
+)
+def test_anything_else_is_left_to_the_parser(data: bytes) -> None:
+    assert read_whole_request(data) is None
