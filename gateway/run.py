@@ -112,7 +112,7 @@ def _run_checked(config: Config, path: Path, signals: Signals, template: Templat
         return _FAILED
     notifier = Notifier.from_environment(os.environ)
     style = choose_style(config.log.format, os.environ)
-    writer = start_logging(style)
+    writer = start_logging(style, None if template is None else template.output_lock)
     _log_warnings(config)
     try:
         gateway: Gateway | Supervisor
@@ -122,7 +122,7 @@ def _run_checked(config: Config, path: Path, signals: Signals, template: Templat
         else:
             from gateway.workers.supervisor import Supervisor  # noqa: PLC0415 (see above)
 
-            gateway = Supervisor(config, template, writer, sockets=sockets, notifier=notifier)
+            gateway = Supervisor(config, template, sockets=sockets, notifier=notifier)
         gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
         asyncio.run(_serve(config, gateway, lambda: _load_and_warn(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+from gateway.observe.output import Output, SharedOutput
+
 #: Some 20,000 lines, a few seconds of a busy gateway.
 _MAX_BYTES: Final = 8 * 2**20
 #: What a line takes beside its characters.
@@ -117,12 +119,15 @@ def make_formatter(style: LineStyle) -> logging.Formatter:
     return JsonFormatter() if style is LineStyle.JSON else TextFormatter(has_color=style is LineStyle.COLOR)
 
 
-def start_logging(style: LineStyle) -> LineWriter:
-    """Send all log lines to standard output. The caller must call `stop` of the returned writer at the end."""
+def start_logging(style: LineStyle, lock: int | None = None) -> LineWriter:
+    """Send all log lines to standard output. The caller must call `stop` of the returned writer at the end.
+
+    `lock` is that of an output that several processes share.
+    """
     # Python has no sys.stdout if the process was started without one; its descriptor is another file's by now.
     is_open = sys.stdout is not None
     stream = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if is_open else io.FileIO(os.devnull, "w")
-    writer = LineWriter(stream)
+    writer = LineWriter(stream if lock is None else SharedOutput(stream, lock))
     writer.setFormatter(make_formatter(style))
     logging.basicConfig(level=logging.INFO, handlers=[writer], force=True)
     # aiohttp's messages repeat what the access log has in more detail.
@@ -141,7 +146,7 @@ class LineWriter(logging.Handler):
     A thread that is woken for every line (logging's QueueListener) took a quarter of the CPU time of small requests.
     """
 
-    def __init__(self, stream: io.RawIOBase) -> None:
+    def __init__(self, stream: Output) -> None:
         super().__init__()
         self._stream = stream
         self._lines: deque[str] = deque()
@@ -204,7 +209,9 @@ class LineWriter(logging.Handler):
                 lines.append(line)
             self._held_bytes -= size
         if missing:
-            lines.insert(0, self.format(_gap_record(missing)))
+            record = _gap_record(missing)
+            self.filter(record)
+            lines.insert(0, self.format(record))
         return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
 
 

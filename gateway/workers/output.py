@@ -1,7 +1,6 @@
-"""What workers write: log lines to one pipe, standard error to another. The supervisor passes both on to its log.
+"""What workers write to standard error: a pipe to the supervisor, which logs it and keeps the end of it.
 
-A line in the log is whole however long it is, since only the supervisor writes there. A worker writes to its pipe in a
-thread, so a supervisor that is slow stops no exchange.
+Log lines do not come this way: workers write them to the gateway's standard output, see `observe.output`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-#: A line longer than this is written as several: it is no log line.
-_MAX_LINE_BYTES: Final = 2**20
 #: Kept of what a worker writes to standard error.
 _TAIL_BYTES: Final = 16 * 1024
 #: Output that comes within this time is one record.
@@ -55,25 +52,6 @@ class Pipe(asyncio.Protocol):
         """Record the end."""
         self._transport = None
         self.ended.set()
-
-
-class LineFeed:
-    """Passes whole lines on, as one text of several lines. What a killed worker wrote of its last line is dropped."""
-
-    def __init__(self, add_lines: Callable[[str], None]) -> None:
-        self._add_lines = add_lines
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> None:
-        """Take in what was written."""
-        rest = self._rest
-        end = data.rfind(b"\n")
-        if end < 0 and len(rest) + len(data) <= _MAX_LINE_BYTES:
-            rest += data
-            return
-        cut = end if end >= 0 else len(data)
-        self._add_lines((rest + data[:cut]).decode(errors="backslashreplace"))
-        rest[:] = data[cut + 1 :]
 
 
 class LastWords:

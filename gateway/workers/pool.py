@@ -45,14 +45,12 @@ class StartError(RuntimeError):
 class WorkerPool:
     """All workers. `handlers` and the lists of calls may get more before `start`; `end` it after use."""
 
-    def __init__(self, config: Config, template: Template, add_lines: Callable[[str], None]) -> None:
-        """`add_lines` gets what workers log, as one text of whole lines."""
+    def __init__(self, config: Config, template: Template) -> None:
         #: The config in force, and its number.
         self.config = config
         self.generation = 1
         self._template = template
         self._table = template.table
-        self._add_lines = add_lines
         #: Every worker whose process has not ended.
         self.workers: list[WorkerProcess] = []
         #: Workers that took the place of one that died.
@@ -190,13 +188,7 @@ class WorkerPool:
         """Start a worker that takes the place of the one before, if that is still alive. Raises OSError."""
         row = self._table.take_row()
         try:
-            worker = await WorkerProcess.start(
-                self._template,
-                self._listener,
-                row=row,
-                handlers=self.handlers,
-                add_lines=self._add_lines,
-            )
+            worker = await WorkerProcess.start(self._template, self._listener, row=row, handlers=self.handlers)
         except BaseException:
             self._table.give_back(row)
             raise

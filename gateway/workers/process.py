@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.workers.channel import Channel, Kind
-from gateway.workers.output import LastWords, LineFeed, Pipe
+from gateway.workers.output import LastWords, Pipe
 from gateway.workers.template import Child, Template
 
-#: For what a worker has sent before its end. Only a process that it started can keep its channel and pipes open.
+#: For what a worker has sent before its end. Only a process that it started can keep its channel and pipe open.
 _END_SECONDS: Final = 0.5
 
 
@@ -39,7 +39,7 @@ WorkerHandlers = dict[Kind, Callable[["WorkerProcess", Any], None]]
 
 
 class WorkerProcess:
-    """A worker: its process, its channel, what it writes. Made by `start`; `wait_end` closes it."""
+    """A worker: its process, its channel, what it writes to standard error. Made by `start`; `wait_end` closes it."""
 
     def __init__(self, child: Child, row: int) -> None:
         self._child = child
@@ -78,36 +78,24 @@ class WorkerProcess:
         *,
         row: int,
         handlers: WorkerHandlers,
-        add_lines: Callable[[str], None],
     ) -> WorkerProcess:
         """Fork a worker; it waits for START. Raises OSError. Cancelling it leaves nothing open."""
         with contextlib.ExitStack() as own, contextlib.ExitStack() as passed:
             sock, other_sock = socket.socketpair()
             own.callback(sock.close)
             passed.callback(other_sock.close)
-            log, other_log = _open_pipe(own, passed)
             errors, other_errors = _open_pipe(own, passed)
             # In the order of `worker.run_worker`.
-            child = await template.fork([other_sock.fileno(), listener.fileno(), other_log, other_errors])
+            child = await template.fork([other_sock.fileno(), listener.fileno(), template.output_lock, other_errors])
             worker = cls(child, row)
-            await worker._open(sock, log, errors, handlers, add_lines)
+            await worker._open(sock, errors, handlers)
             own.pop_all()
         return worker
 
-    async def _open(
-        self,
-        sock: socket.socket,
-        log: io.FileIO,
-        errors: io.FileIO,
-        handlers: WorkerHandlers,
-        add_lines: Callable[[str], None],
-    ) -> None:
+    async def _open(self, sock: socket.socket, errors: io.FileIO, handlers: WorkerHandlers) -> None:
         bound = _BoundHandlers(self, handlers)
         self.channel = await Channel.open(sock, bound, _ignore)
-        self._pipes = (
-            await Pipe.open(log, LineFeed(add_lines).feed),
-            await Pipe.open(errors, self.last_words.feed),
-        )
+        self._errors = await Pipe.open(errors, self.last_words.feed)
 
     @property
     def is_alive(self) -> bool:
@@ -148,9 +136,8 @@ class WorkerProcess:
         self.channel.abort()
 
     async def wait_output(self) -> None:
-        """After `wait_exit`: wait until what it has written is read, and close the rest."""
-        for pipe in self._pipes:
-            await pipe.close(_END_SECONDS)
+        """After `wait_exit`: wait until what it has written to standard error is read, and close the rest."""
+        await self._errors.close(_END_SECONDS)
         self.last_words.hold()
 
 

@@ -19,7 +19,7 @@ from gateway.config import Config, ConfigError
 from gateway.config.values import Address
 from gateway.cores import count_workers
 from gateway.listener import open_listener
-from gateway.observe.log import LineStyle, LineWriter
+from gateway.observe.log import LineStyle
 from gateway.observe.stats import Stats
 from gateway.ops import serve_ops
 from gateway.server import Load, check_fixed, log_reload
@@ -52,14 +52,13 @@ class Supervisor:
         self,
         config: Config,
         template: Template,
-        writer: LineWriter,
         *,
         sockets: Mapping[str, socket.socket] = MappingProxyType({}),
         notifier: Notifier | None = None,
     ) -> None:
         """`sockets` are listening sockets by the config key whose address they replace."""
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
-        self.pool = WorkerPool(config, template, writer.add_line)
+        self.pool = WorkerPool(config, template)
         self._template = template
         self._notifier = notifier or Notifier("", None)
         self._sockets = sockets

@@ -34,6 +34,7 @@ from functools import partial
 from typing import Final, NoReturn, Protocol
 
 from gateway.memory import tune_memory
+from gateway.observe.output import open_lock
 from gateway.workers.load import LoadTable
 
 _MESSAGE: Final = struct.Struct("!Iii")
@@ -79,6 +80,8 @@ class Template:
         self.pid = pid
         #: In the memory of all processes.
         self.table = table
+        #: Of standard output: for the log of each process.
+        self.output_lock = open_lock()
         self._control = control
         #: Open as long as this process is.
         self._standard_files: list[io.FileIO] = []
@@ -140,6 +143,7 @@ class Template:
     def close(self) -> None:
         """End the template and wait for that. Workers that are left are not its children any more."""
         self._control.close()
+        os.close(self.output_lock)
         # One that was stopped by a signal would not see the end. It has nothing to lose.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
@@ -213,7 +217,10 @@ def _run_template(control: socket.socket, run_worker: Callable[[list[int]], None
 
 
 def _open_standard_descriptors() -> list[io.FileIO]:
-    """Open /dev/null where a standard descriptor is closed: workers replace them, whatever they are by then."""
+    """Open /dev/null where a standard descriptor is closed: plug-ins write there, and workers replace standard error.
+
+    Another file would be hit.
+    """
     files = []
     for descriptor in range(_STANDARD_ERROR + 1):
         try:

@@ -46,7 +46,6 @@ BEAT_SECONDS: Final = 1.0
 DUMP_SIGNAL: Final = signal.SIGUSR2
 #: For the supervisor to read the last messages.
 _LAST_SECONDS: Final = 5.0
-_STANDARD_OUTPUT: Final = 1
 _STANDARD_ERROR: Final = 2
 _log = logging.getLogger("gateway")
 
@@ -61,16 +60,16 @@ class Start:
 
 
 def run_worker(descriptors: list[int], *, table: LoadTable, style: LineStyle) -> None:
-    """Be a worker until it is stopped. `descriptors`: channel, listening socket, log, standard error."""
-    channel, listener, *pipes = descriptors
+    """Be a worker until it is stopped. `descriptors`: channel, listening socket, lock of the log, standard error."""
+    channel, listener, lock, pipe = descriptors
     name_process("gateway-worker")
-    outputs = _Outputs(pipes)
+    errors = _StandardError(pipe)
     enable_stack_dumps(DUMP_SIGNAL)
-    writer = start_logging(style)
+    writer = start_logging(style, lock)
     writer.addFilter(_add_process)
 
     async def serve() -> None:
-        worker = Worker(socket.socket(fileno=listener), table, style, writer, on_orphaned=outputs.restore)
+        worker = Worker(socket.socket(fileno=listener), table, style, writer, on_orphaned=errors.restore)
         await worker.serve(socket.socket(fileno=channel))
 
     try:
@@ -79,21 +78,20 @@ def run_worker(descriptors: list[int], *, table: LoadTable, style: LineStyle) ->
         writer.stop()
 
 
-class _Outputs:
-    """Standard output and error: those of the supervisor, replaced by pipes to it."""
+class _StandardError:
+    """Standard error: that of the supervisor, replaced by a pipe to it."""
 
-    def __init__(self, pipes: list[int]) -> None:
-        self._before = [os.dup(_STANDARD_OUTPUT), os.dup(_STANDARD_ERROR)]
-        self._replace(pipes)
+    def __init__(self, pipe: int) -> None:
+        self._before = os.dup(_STANDARD_ERROR)
+        self._replace(pipe)
 
     def restore(self) -> None:
-        """Write to those of the supervisor: the pipes have no reader any more."""
+        """Write to that of the supervisor: the pipe has no reader any more."""
         self._replace(self._before)
 
-    def _replace(self, descriptors: list[int]) -> None:
-        for descriptor, target in zip(descriptors, (_STANDARD_OUTPUT, _STANDARD_ERROR), strict=True):
-            os.dup2(descriptor, target)
-            os.close(descriptor)
+    def _replace(self, descriptor: int) -> None:
+        os.dup2(descriptor, _STANDARD_ERROR)
+        os.close(descriptor)
 
 
 def _add_process(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What workers write: log lines and standard error."""
+"""What workers write to standard error."""
 
 from __future__ import annotations
 
@@ -9,29 +9,8 @@ import os
 import pytest
 
 from gateway.workers import output
-from gateway.workers.output import LastWords, LineFeed, Pipe
+from gateway.workers.output import LastWords, Pipe
 from tests.peers import wait_until
-
-
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_lines_are_passed_on_whole(size: int) -> None:
-    added: list[str] = []
-    feed = LineFeed(added.append)
-    data = "one\nzwö\n\nthree\nhalf".encode()
-    for start in range(0, len(data), size):
-        feed.feed(data[start : start + size])
-    # What a killed worker has written of its last line is no line.
-    assert "\n".join(added).split("\n") == ["one", "zwö", "", "three"]
-
-
-def test_line_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "_MAX_LINE_BYTES", 10)
-    added: list[str] = []
-    feed = LineFeed(added.append)
-    for _ in range(4):
-        feed.feed(b"12345")
-    feed.feed(b"\xff\n")
-    assert added == ["123451234512345", "12345\\xff"]
 
 
 @pytest.mark.expected_log("gateway", "worker 1 wrote to standard error", reason="it is the test's subject")

@@ -27,7 +27,7 @@ async def test_place_that_raises_is_reported_at_once(
 
     monkeypatch.setattr(WorkerProcess, "start", start)
     template = cast(Template, SimpleNamespace(table=LoadTable(), ended=asyncio.Event()))
-    pool = WorkerPool(cast(Any, None), template, lambda _: None)
+    pool = WorkerPool(cast(Any, None), template)
     try:
         with pytest.raises(StartError, match=r"bug in 'worker place 0'.*a bug"):
             await pool.start(socket.socket(), 1)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.peers import OK, RawUpstream, Wire, forward_config, responding, split_response, wait_until
 from tests.test_systemd import Manager
-from tests.workers.processes import run_processes
+from tests.workers.processes import is_running, run_processes
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 #: Each request logs a line that is longer than what one write to a pipe keeps together (PIPE_BUF).
@@ -154,6 +154,37 @@ async def test_log_that_is_not_read_stops_no_worker_and_no_supervisor(tmp_path: 
             assert (await gateway.ops("/readyz"))[0] == 200
             gateway.resume_log()
             assert len(await gateway.wait_exchanges(200)) == 200
+
+
+async def test_log_that_is_not_read_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """All processes wait for one that writes."""
+    prelude = "import gateway.observe.log as log; log._LAST_SECONDS = 0.1"
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_processes(tmp_path, forward_config(upstream.url), prelude=prelude) as gateway:
+            await gateway.wait_started()
+            gateway.pause_log()
+            # The pipe takes 64 KiB.
+            for _ in range(10):
+                await asyncio.gather(*(gateway.request(GET) for _ in range(20)))
+            gateway.process.send_signal(signal.SIGTERM)
+            await wait_until(lambda: not is_running(gateway.supervisor))
+            gateway.resume_log()
+            assert await gateway.wait_exit() == 0
+
+
+async def test_worker_that_is_killed_while_the_log_is_not_read_leaves_whole_lines(tmp_path: Path) -> None:
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_processes(tmp_path, forward_config(upstream.url)) as gateway:
+            await gateway.wait_started()
+            gateway.pause_log()
+            # The pipe takes 64 KiB.
+            for _ in range(10):
+                await asyncio.gather(*(gateway.request(GET) for _ in range(20)))
+            for worker in gateway.workers:
+                os.kill(worker, signal.SIGKILL)
+            gateway.resume_log()
+            # Each line is parsed as JSON when it is read.
+            await gateway.wait_log("serves", 2)
 
 
 async def test_what_a_worker_writes_to_standard_error_is_logged(tmp_path: Path) -> None:
