@@ -193,14 +193,11 @@ class ExchangeHandler:
     ) -> None:
         """Find the route, unless its candidates are known, and have its action run the exchange. Raises Fault."""
         if candidates is None:
-            target = exchange.check_head()
-            if target.path == "*":
-                # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
-                await exchange.reply(204, (), b"")
-                return
-            candidates = runtime.table.find(
-                host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
-            )
+            candidates = exchange.find_routes(runtime.table)
+        if not candidates:
+            # OPTIONS *: asks about the gateway itself (RFC 9110 section 9.3.7).
+            await exchange.reply(204, (), b"")
+            return
         matched = candidates[0]
         if matched.route.match.form_fields:
             matched = await match_form_route(exchange, candidates)

@@ -27,7 +27,8 @@ from gateway.downstream.response import ClientResponse, abort
 from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
 from gateway.http.client import Client
 from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
-from gateway.http.request_head import Target, check_head
+from gateway.http.request_head import Target
+from gateway.http.routing import RouteMatch, RouteTable
 from gateway.http.whole_request import WholeRequest
 from gateway.observe.stats import Leg, RouteStats
 from gateway.observe.waits import Waits
@@ -61,7 +62,7 @@ class Exchange:
     #: Set by the action: the upstream's name, and the endpoint the request was sent to last.
     upstream = ""
     endpoint = ""
-    #: Set by `check_head`.
+    #: Set by `find_routes`.
     target: Target
     #: Whether the gateway is draining: the response closes the connection.
     is_draining = False
@@ -123,10 +124,10 @@ class Exchange:
         self.route, self.stats = route, stats
         self.waits.route = stats
 
-    def check_head(self) -> Target:
-        """Check the request head and return its target. Raises Fault if it is malformed."""
-        self.target = check_head(self.version, self.method, self.raw_target, self.headers)
-        return self.target
+    def find_routes(self, table: RouteTable) -> Sequence[RouteMatch]:
+        """Check the request head and return the routes that match; none for the target `*`. Raises Fault."""
+        self.target, candidates = table.look_up(self.version, self.method, self.raw_target, self.headers)
+        return candidates
 
     def check_expectation(self) -> None:
         """Record 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 section 10.1.1)."""

@@ -89,8 +89,8 @@ class ExpressLane:
         exchange, candidates, begun = self._host.make_exchange(connection, request, EMPTY_PAYLOAD), None, None
         bug: Exception | None = None
         try:
-            candidates = _find(exchange, runtime)
-            if candidates is not None:
+            candidates = exchange.find_routes(runtime.table)
+            if candidates:
                 begun = _begin(exchange, runtime, candidates[0])
         except Fault:
             # The normal path refuses it.
@@ -149,16 +149,6 @@ class ExpressLane:
         if self.under_way:
             seconds = _SLOW_SECONDS if len(batch) < _BATCH else 0
             self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep)
-
-
-def _find(exchange: Exchange, runtime: Runtime) -> Sequence[RouteMatch] | None:
-    """Check the head and return the routes that match; None for a request without one. Raises Fault."""
-    target = exchange.check_head()
-    if target.path == "*":
-        return None
-    return runtime.table.find(
-        host=target.host, path=target.path, method=exchange.method, header=exchange.headers.joined
-    )
 
 
 def _begin(exchange: Exchange, runtime: Runtime, matched: RouteMatch) -> Begun | None:

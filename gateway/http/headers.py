@@ -105,9 +105,11 @@ class ReceivedHeaders:
     Iterating yields (name, value) as received.
     """
 
-    __slots__ = ("names", "pairs", "values")
+    __slots__ = ("_size_bytes", "names", "pairs", "values")
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, headers: Headers, size_bytes: int | None = None) -> None:
+        """`size_bytes` is their size on the wire, line breaks included, where that is known."""
+        self._size_bytes = size_bytes
         #: As received.
         self.pairs = headers
         values: dict[bytes, list[bytes]] = {}
@@ -129,6 +131,8 @@ class ReceivedHeaders:
     @property
     def size_bytes(self) -> int:
         """Their size on the wire, line breaks included."""
+        if self._size_bytes is not None:
+            return self._size_bytes
         return sum(map(len, itertools.chain.from_iterable(self.pairs))) + 4 * len(self.pairs)
 
     def __iter__(self) -> Iterator[Header]:

@@ -32,11 +32,11 @@ class Target(NamedTuple):
     host: str
 
 
-def check_head(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
-    """Return the target of a valid request head. Raises Fault for an invalid one.
+def check_message(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> None:
+    """Refuse a head whatever its target means. Raises Fault.
 
-    aiohttp's parser refuses heads with a wrong syntax; this function refuses those that it accepts although
-    RFC 9112 sections 2.3, 3.2 and 6.1 do not.
+    aiohttp's parser refuses heads with a wrong syntax; this function and `check_target` refuse those that it accepts
+    although RFC 9112 sections 2.3, 3.2 and 6.1 do not.
     """
     if version not in ((1, 0), (1, 1)):
         # aiohttp treats request lines with HTTP/2.0 and HTTP/0.9 like HTTP/1.1.
@@ -56,7 +56,6 @@ def check_head(version: tuple[int, int], method: str, target: str, headers: Rece
         )
     if codings := headers.all(b"transfer-encoding"):
         _check_codings(version, codings, headers)
-    return _check_target(version, method, target, headers)
 
 
 _ALLOWED_METHODS: Final = ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
@@ -77,7 +76,8 @@ def _check_codings(version: tuple[int, int], codings: Sequence[bytes], headers: 
         raise Fault(FaultKind.BAD_FRAMING, "Transfer-Encoding is not exactly `chunked`: send chunked, once.")
 
 
-def _check_target(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
+def check_target(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
+    """Return the target of a request, with the host that it is for. Raises Fault for an invalid one."""
     hosts = headers.all(b"host")
     if len(hosts) > 1 or (not hosts and version >= (1, 1)):
         raise Fault(FaultKind.BAD_HOST, f"The request has {len(hosts)} Host headers: send exactly one.")

@@ -17,7 +17,9 @@ from typing import Final, NamedTuple
 
 from gateway.config import Route
 from gateway.errors import Fault, FaultKind
+from gateway.http.headers import ReceivedHeaders
 from gateway.http.paths import climbs, has_readings, readings
+from gateway.http.request_head import Target, check_message, check_target
 
 _UNRESERVED: Final = re.compile(r"%(4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|3[0-9]|2[DdEe]|5[Ff]|7[Ee])")
 
@@ -32,6 +34,17 @@ class RouteMatch(NamedTuple):
     path: str
 
 
+class Found(NamedTuple):
+    """What is known of a request by its method, target and host alone."""
+
+    target: Target
+    #: The routes that match, in order of precedence, see `RouteTable.find`.
+    candidates: Sequence[RouteMatch]
+
+
+#: Requests that a table remembers, and how long their target and host may be together.
+_MAX_REMEMBERED: Final = 1024
+_MAX_REMEMBERED_BYTES: Final = 512
 #: Routes, and methods of those that have all but the method.
 _Matched = tuple[list[RouteMatch], set[str]]
 
@@ -42,6 +55,33 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
         self._index = _Index([_make_row(route) for route in self.routes])
+        #: By method, target as sent and Host, those that were asked for before: few, and mostly the same.
+        self._known: dict[tuple[str, str, bytes], Found] = {}
+        self._depends_on_headers = any(route.match.headers for route in self.routes)
+
+    def look_up(self, version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Found:
+        """Check a request head, and find its routes; none for the target `*`.
+
+        Of a request that is known by now, only the head as a whole is checked. Raises Fault as `check_message`,
+        `check_target` and `find`.
+        """
+        check_message(version, method, target, headers)
+        hosts = headers.all(b"host")
+        key = (method, target, hosts[0] if len(hosts) == 1 else b"")
+        found = self._known.get(key)
+        if found is None:
+            checked = check_target(version, method, target, headers)
+            candidates: Sequence[RouteMatch] = ()
+            if checked.path != "*":
+                candidates = self.find(host=checked.host, path=checked.path, method=method, header=headers.joined)
+            found = Found(checked, candidates)
+            is_short = len(hosts) == 1 and len(target) + len(hosts[0]) <= _MAX_REMEMBERED_BYTES
+            if is_short and not self._depends_on_headers:
+                if len(self._known) >= _MAX_REMEMBERED:
+                    # A client that invents paths costs all of them a look-up.
+                    self._known.clear()
+                self._known[key] = found
+        return found
 
     def find(self, *, host: str, path: str, method: str, header: Callable[[bytes], bytes | None]) -> list[RouteMatch]:
         """Return the matching routes. `host` has no port, `path` is as sent, `header` returns a header's value.

@@ -61,7 +61,7 @@ def read_whole_request(data: bytes) -> WholeRequest | None:
         return None
     method, path, lines = found.groups()
     pairs = _HEADER.findall(lines)
-    headers = ReceivedHeaders(pairs)
+    headers = ReceivedHeaders(pairs, len(lines))
     values = headers.values
     if len(values) != len(pairs) or len(pairs) > _MAX_HEADERS or not _JUDGED_BY_PARSER.isdisjoint(values):
         return None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.aiohttp_seam import peek_buffered
 from gateway.downstream.connection import MAX_HEADERS, MAX_LINE_BYTES
 from gateway.errors import Fault
-from gateway.http.request_head import check_head
+from gateway.http.request_head import check_target
 from gateway.http.whole_request import read_whole_request
 from tests.fuzz.explore import explore
 from tests.fuzz.test_request_heads import requests
@@ -151,4 +151,4 @@ def test_head_that_is_read_whole_is_checked_like_any_other() -> None:
     request = read_whole_request(b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n")
     assert request is not None
     with pytest.raises(Fault, match="not host"):
-        check_head(request.version, request.method, request.path, request.headers)
+        check_target(request.version, request.method, request.path, request.headers)

@@ -18,7 +18,7 @@ from gateway.http.headers import (
     response_headers,
     trace_context,
 )
-from gateway.http.request_head import check_head
+from gateway.http.request_head import Target, check_message, check_target
 
 
 def test_proxies_are_trusted_by_network() -> None:
@@ -40,6 +40,11 @@ def test_peer_address_is_without_zone_and_ipv4_as_such() -> None:
 def test_connection_header_cannot_remove_the_framing() -> None:
     fields = [(b"Connection", b"content-length, x-a"), (b"Content-Length", b"3"), (b"X-A", b"1"), (b"TE", b"x")]
     assert end_to_end(ReceivedHeaders(fields)) == [(b"Content-Length", b"3")]
+
+
+def check_head(version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Target:
+    check_message(version, method, target, headers)
+    return check_target(version, method, target, headers)
 
 
 @pytest.mark.parametrize(

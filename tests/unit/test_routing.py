@@ -259,3 +259,39 @@ def test_few_of_many_routes_are_looked_at(key: str, monkeypatch: pytest.MonkeyPa
     assert find(routes, "/p/123", host="h123.example") == "r123"
     assert find(routes, "/p/none", host="h.example") == "r500"
     assert count <= 4
+
+
+def look_up(routes: RouteTable, method: str, target: str, *headers: tuple[bytes, bytes]) -> str:
+    return routes.look_up((1, 1), method, target, ReceivedHeaders(headers)).candidates[0].route.name
+
+
+def test_request_is_found_alike_each_time() -> None:
+    routes = table(
+        {"path": "/a", "methods": ["GET"]}, {"path": "/a", "methods": ["POST"]}, {"host": "b", "prefix": "/"}
+    )
+    for _ in range(2):
+        assert look_up(routes, "GET", "/a", (b"Host", b"h")) == "r0"
+        assert look_up(routes, "POST", "/a?b", (b"host", b"h")) == "r1"
+        assert look_up(routes, "GET", "/a", (b"Host", b"B:80")) == "r2"
+        with pytest.raises(Fault, match="No route"):
+            look_up(routes, "GET", "/b", (b"Host", b"h"))
+        with pytest.raises(Fault, match="both Transfer-Encoding"):
+            look_up(routes, "GET", "/a", (b"Host", b"h"), (b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"1"))
+        assert routes.look_up((1, 1), "OPTIONS", "*", ReceivedHeaders([(b"Host", b"h")])).candidates == ()
+
+
+def test_request_is_found_by_its_headers_where_a_route_has_some() -> None:
+    routes = table({"path": "/a", "headers": {"X-Model": "big"}}, {"path": "/a"})
+    for _ in range(2):
+        assert look_up(routes, "GET", "/a", (b"Host", b"h"), (b"X-Model", b"big")) == "r0"
+        assert look_up(routes, "GET", "/a", (b"Host", b"h")) == "r1"
+
+
+def test_few_and_short_requests_are_remembered() -> None:
+    routes = table({"prefix": "/"})
+    for number in range(1100):
+        assert look_up(routes, "GET", f"/{number}", (b"Host", b"h")) == "r0"
+    assert len(routes._known) <= 1024
+    routes = table({"prefix": "/"})
+    assert look_up(routes, "GET", "/" + "a" * 600, (b"Host", b"h")) == "r0"
+    assert not routes._known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.http.headers import ReceivedHeaders
 from gateway.http.whole_request import read_whole_request
 
 HOST = b"Host: gw"
@@ -21,6 +22,7 @@ def test_request_is_read_as_it_was_sent() -> None:
     assert list(request.headers) == [(b"host", b"gw:80"), (b"X-A", b"b"), (b"Content-Length", b"4")]
     assert request.headers.first(b"x-a") == b"b"
     assert request.body == b"\r\n\r\n"
+    assert request.headers.size_bytes == ReceivedHeaders(request.headers.pairs).size_bytes
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"])
