@@ -66,7 +66,7 @@ class WholeForward:
             if found is None:
                 return None
             parts = found
-        elif self._config.multipart != "opaque":
+        elif self._config.multipart != "opaque" and b"content-length" in exchange.headers.values:
             refuse_empty_form(exchange)
         # Before anything is taken, which a bug in it would leave behind.
         head = make_request_head(exchange, matched.path, host=self._config.host, framing=self._upstream.framing)
@@ -78,8 +78,7 @@ class WholeForward:
             return None
         state, connection = kept
         exchange.upstream = self._upstream.name
-        exchange.record_endpoint(state.endpoint)
-        exchange.record_connected()
+        exchange.record_sent(state.endpoint)
         started = None
         try:
             started = self._upstream.start(state, connection, head, body)

@@ -28,7 +28,7 @@ from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, probl
 from gateway.http.client import Client
 from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
 from gateway.http.request_head import Target
-from gateway.http.routing import RouteMatch, RouteTable
+from gateway.http.routing import Found, RouteMatch, RouteTable
 from gateway.http.whole_request import WholeRequest
 from gateway.observe.stats import Leg, RouteStats
 from gateway.observe.waits import Waits
@@ -126,8 +126,15 @@ class Exchange:
 
     def find_routes(self, table: RouteTable) -> Sequence[RouteMatch]:
         """Check the request head and return the routes that match; none for the target `*`. Raises Fault."""
-        self.target, candidates = table.look_up(self.version, self.method, self.raw_target, self.headers)
-        return candidates
+        message = self._message
+        found: Found | None = None
+        if isinstance(message, WholeRequest):
+            # It has one Host and a short head, of which nothing is refused: only the target is to be looked up.
+            found = table.known.get((message.method, message.path, message.headers.values[b"host"][0]))
+        if found is None:
+            found = table.look_up(self.version, self.method, self.raw_target, self.headers)
+        self.target = found.target
+        return found.candidates
 
     def check_expectation(self) -> None:
         """Record 100-continue. Raises Fault EXPECTATION_FAILED for any other expectation (RFC 9110 section 10.1.1)."""
@@ -227,6 +234,11 @@ class Exchange:
         """Record the endpoint that the request is sent to: its connection is waited for."""
         self.endpoint = str(endpoint)
         self.waits.wait_on(Leg.CONNECT)
+
+    def record_sent(self, endpoint: Endpoint) -> None:
+        """Record that the request was sent to an endpoint whose connection was there: its response is waited for."""
+        self.endpoint = str(endpoint)
+        self.waits.wait_on(Leg.UPSTREAM_RESPONSE)
 
     def record_connected(self) -> None:
         """Record that an endpoint is connected: the client may send its body, and the response is waited for."""

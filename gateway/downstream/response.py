@@ -39,24 +39,19 @@ _EMPTY_STATUSES: Final = frozenset({_NO_CONTENT, 304})
 class ClientResponse:
     """One response to the client. `length` is that of the body in bytes, None if it is not known."""
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_has_body",
-        "_headers",
-        "_held_head",
-        "_is_close_delimited",
-        "_is_cut",
-        "_is_done",
-        "_is_last",
-        "_is_ready",
-        "_length",
-        "_phrase",
-        "_small_body",
-        "_transport",
-        "keep_alive",
-        "status",
-    )
+    # Of most responses these stay as they are, so they are not set for each.
+    #: Whether the connection is kept after it.
+    keep_alive = False
+    _is_cut = False
+    _is_done = False
+    _is_close_delimited = False
+    _has_body = True
+    _connection: ServerConnection | None = None
+    _transport: asyncio.Transport | None = None
+    #: Encodes the chunks of a body whose length is not known.
+    _chunked: StreamWriter | None = None
+    _small_body = b""
+    _held_head = b""
 
     def __init__(
         self,
@@ -76,18 +71,6 @@ class ClientResponse:
         self._is_ready = is_ready
         #: Whether the connection closes after it.
         self._is_last = is_last
-        #: Whether the connection is kept after it.
-        self.keep_alive = False
-        self._is_cut = False
-        self._is_done = False
-        self._is_close_delimited = False
-        self._has_body = True
-        self._connection: ServerConnection | None = None
-        self._transport: asyncio.Transport | None = None
-        #: Encodes the chunks of a body whose length is not known.
-        self._chunked: StreamWriter | None = None
-        self._small_body = b""
-        self._held_head = b""
 
     @classmethod
     def small(cls, status: int, headers: Headers, body: bytes, *, is_last: bool) -> ClientResponse:

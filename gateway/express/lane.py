@@ -155,7 +155,7 @@ def _begin(exchange: Exchange, runtime: Runtime, matched: RouteMatch) -> Begun |
     """Have the action of the route send the request; None, with nothing changed, where it does not. Raises Fault."""
     name = matched.route.name
     action = runtime.express.get(name)
-    if action is None or exchange.headers.first(b"expect") is not None:
+    if action is None:
         return None
     exchange.enter_route(matched.route, runtime.stats[name])
     started = action.start(exchange, matched)

@@ -200,7 +200,7 @@ def end_to_end(headers: ReceivedHeaders) -> list[Header]:
 def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
     """Return the further names that Connection lists. The framing headers are kept: the body depends on them."""
     options = headers.all(b"connection")
-    if not options or (len(options) == 1 and options[0] in _KEEP_ALIVE):
+    if len(options) == 1 and options[0] in _KEEP_ALIVE:
         return _NO_NAMES
     names = frozenset(option.strip().lower() for value in options for option in value.split(b","))
     return names - _FRAMING - _HOP_BY_HOP
@@ -216,7 +216,7 @@ def request_headers(headers: ReceivedHeaders, client: Client, authority: bytes, 
     if client.is_trusted:
         origin = Origin.TRACING_PROXY if trace.is_continued else Origin.PROXY
     sent = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.dropped_from > origin]
-    if nominated := _nominated(headers):
+    if b"connection" in headers.values and (nominated := _nominated(headers)):
         sent = [header for header in sent if not _is_named(header[0].lower(), nominated)]
     sent += client.forwarding_headers(headers, authority)
     sent += ((b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent), _VIA_HEADER)
@@ -229,17 +229,18 @@ def _is_named(key: bytes, dropped: Collection[bytes]) -> bool:
 
 def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
     """Return an upstream's headers as sent to the client, without Content-Length: the sender of the body adds it."""
-    nominated = _nominated(headers)
+    values = headers.values
+    nominated = _nominated(headers) if b"connection" in values else _NO_NAMES
     kept = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.is_sent_downstream]
     if nominated:
         kept = [header for header in kept if header[0].lower() not in nominated]
-    if headers.first(b"date") is None or b"date" in nominated:
+    if b"date" not in values or b"date" in nominated:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
         kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
     kept.append(_VIA_HEADER)
-    if headers.first(b"x-request-id") is None or b"x-request-id" in nominated:
+    if b"x-request-id" not in values or b"x-request-id" in nominated:
         kept.append((b"X-Request-Id", trace.request_id))
     return kept
 

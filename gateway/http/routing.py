@@ -56,7 +56,7 @@ class RouteTable:
         self.routes: Sequence[Route] = [route for _, route in sorted(enumerate(routes), key=_rank)]
         self._index = _Index([_make_row(route) for route in self.routes])
         #: By method, target as sent and Host, those that were asked for before: few, and mostly the same.
-        self._known: dict[tuple[str, str, bytes], Found] = {}
+        self.known: dict[tuple[str, str, bytes], Found] = {}
         self._depends_on_headers = any(route.match.headers for route in self.routes)
 
     def look_up(self, version: tuple[int, int], method: str, target: str, headers: ReceivedHeaders) -> Found:
@@ -68,7 +68,7 @@ class RouteTable:
         check_message(version, method, target, headers)
         hosts = headers.all(b"host")
         key = (method, target, hosts[0] if len(hosts) == 1 else b"")
-        found = self._known.get(key)
+        found = self.known.get(key)
         if found is None:
             checked = check_target(version, method, target, headers)
             candidates: Sequence[RouteMatch] = ()
@@ -77,10 +77,10 @@ class RouteTable:
             found = Found(checked, candidates)
             is_short = len(hosts) == 1 and len(target) + len(hosts[0]) <= _MAX_REMEMBERED_BYTES
             if is_short and not self._depends_on_headers:
-                if len(self._known) >= _MAX_REMEMBERED:
+                if len(self.known) >= _MAX_REMEMBERED:
                     # A client that invents paths costs all of them a look-up.
-                    self._known.clear()
-                self._known[key] = found
+                    self.known.clear()
+                self.known[key] = found
         return found
 
     def find(self, *, host: str, path: str, method: str, header: Callable[[bytes], bytes | None]) -> list[RouteMatch]:

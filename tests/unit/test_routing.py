@@ -291,7 +291,7 @@ def test_few_and_short_requests_are_remembered() -> None:
     routes = table({"prefix": "/"})
     for number in range(1100):
         assert look_up(routes, "GET", f"/{number}", (b"Host", b"h")) == "r0"
-    assert len(routes._known) <= 1024
+    assert len(routes.known) <= 1024
     routes = table({"prefix": "/"})
     assert look_up(routes, "GET", "/" + "a" * 600, (b"Host", b"h")) == "r0"
-    assert not routes._known
+    assert not routes.known
