@@ -10,7 +10,7 @@ from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
 from gateway.filters import BodyLimit, DigestFactory, FileHead, FilterFactory, FormObserver, join_headers
 from gateway.http.routing import RouteMatch
-from gateway.multipart import boundary_of, parse_disposition
+from gateway.multipart import form_boundary_of, parse_disposition
 
 
 def check_upload(exchange: Exchange, route: Route) -> BodyLimit:
@@ -27,10 +27,10 @@ def check_upload(exchange: Exchange, route: Route) -> BodyLimit:
 
 def form_boundary(exchange: Exchange) -> bytes | None:
     """Return the boundary of a multipart/form-data body, None for any other. Raises Fault BAD_MULTIPART."""
-    content_type = (exchange.headers.first(b"content-type") or b"").decode("latin-1")
-    if exchange.body is None or content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+    content_type = exchange.headers.first(b"content-type")
+    if exchange.body is None or content_type is None:
         return None
-    return boundary_of(content_type)
+    return form_boundary_of(content_type)
 
 
 def refuse_empty_form(exchange: Exchange) -> None:

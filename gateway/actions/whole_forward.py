@@ -21,7 +21,7 @@ import contextlib
 from gateway.actions.policies import ResponsePolicies
 from gateway.actions.relay import relay
 from gateway.actions.request_head import make_request_head
-from gateway.actions.upload import check_upload, form_boundary, refuse_empty_form
+from gateway.actions.upload import form_boundary, refuse_empty_form
 from gateway.config import Route
 from gateway.config.model import Forward
 from gateway.downstream import Exchange
@@ -161,7 +161,8 @@ class WholeForward:
         self._upstream.capacity.give_back()
 
     def _read_parts(self, exchange: Exchange, body: bytes) -> list[QuickPart] | None:
-        """Check the body; return the parts of a form, None if its reader has to read it. Raises Fault."""
-        check_upload(exchange, self._route)
+        """Return the parts of a form, None if its reader has to read it, or if the body is too long. Raises Fault."""
+        if len(body) > self._route.limits.max_body:
+            return None
         boundary = form_boundary(exchange) if self._config.multipart != "opaque" else None
         return [] if boundary is None else read_quickly(body, boundary, self._route.limits)

@@ -263,8 +263,8 @@ class Exchange:
         self.stats.count_part(kind, size, outcome)
         self.part_count += 1
         if len(self.parts) < _MAX_PARTS_LOGGED:
-            named = {"part": number, "kind": str(kind), "size": size, "outcome": outcome.value}
-            self.parts = [*self.parts, {**(facts or {}), **named}]
+            named = {"part": number, "kind": kind, "size": size, "outcome": outcome}
+            self.parts = [*self.parts, {**facts, **named} if facts else named]
 
     def begin_response(
         self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False

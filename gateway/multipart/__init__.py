@@ -8,7 +8,7 @@ writes re-encoded forms.
 """
 
 from gateway.multipart.content import FormContent
-from gateway.multipart.disposition import Disposition, boundary_of, parse_disposition
+from gateway.multipart.disposition import Disposition, boundary_of, form_boundary_of, parse_disposition
 from gateway.multipart.inspect import EndedPart, PartInspector
 from gateway.multipart.quick import QuickPart, read_quickly
 from gateway.multipart.reader import FormParts, Part, PartKind, PartReader
@@ -29,6 +29,7 @@ __all__ = [
     "QuickPart",
     "boundary_of",
     "check_strict",
+    "form_boundary_of",
     "parse_disposition",
     "quote_name",
     "read_quickly",

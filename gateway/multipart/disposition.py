@@ -17,6 +17,9 @@ _ESCAPE: Final = re.compile(r'\\(["\\])')
 # RFC 2046 section 5.1.1: bchars, at most 70, not ending in a space.
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
+#: As most clients write it; `boundary_of` finds the same.
+_PLAIN_FORM: Final = re.compile(rb"multipart/form-data; ?boundary=([0-9A-Za-z'+_.-]{1,70})")
+
 
 @dataclass(frozen=True, slots=True)
 class Disposition:
@@ -26,6 +29,16 @@ class Disposition:
     filename: str | None
     #: Whether the file name was sent as `filename*`, which RFC 7578 section 4.2 forbids in forms.
     is_extended: bool = False
+
+
+def form_boundary_of(content_type: bytes) -> bytes | None:
+    """Return the boundary of multipart/form-data, None for another type. Raises Fault BAD_MULTIPART."""
+    if (plain := _PLAIN_FORM.fullmatch(content_type)) is not None:
+        return plain[1]
+    text = content_type.decode("latin-1")
+    if text.partition(";")[0].strip().lower() != "multipart/form-data":
+        return None
+    return boundary_of(text)
 
 
 def boundary_of(content_type: str) -> bytes:

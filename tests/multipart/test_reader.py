@@ -13,7 +13,16 @@ from multidict import CIMultiDict
 
 from gateway.config import Limits
 from gateway.errors import Fault
-from gateway.multipart import EndedPart, FormContent, FormParts, Part, PartInspector, boundary_of, parse_disposition
+from gateway.multipart import (
+    EndedPart,
+    FormContent,
+    FormParts,
+    Part,
+    PartInspector,
+    boundary_of,
+    form_boundary_of,
+    parse_disposition,
+)
 from gateway.multipart.content import TURN_TOKENS
 from tests.peers import form
 
@@ -276,6 +285,25 @@ def test_chunk_that_exceeds_a_limit_raises_and_the_one_before_does_not() -> None
 )
 def test_boundary_is_found(value: str, boundary: bytes) -> None:
     assert boundary_of(value) == boundary
+    assert form_boundary_of(value.encode()) == boundary
+
+
+@pytest.mark.parametrize("value", [b"", b"text/plain", b"multipart/mixed; boundary=abc", b"multipart/form-dat"])
+def test_other_types_have_no_boundary_of_a_form(value: bytes) -> None:
+    assert form_boundary_of(value) is None
+
+
+@pytest.mark.parametrize("prefix", [b"multipart/form-data; boundary=", b"multipart/form-data;boundary="])
+def test_plain_boundary_is_that_of_the_parser(prefix: bytes) -> None:
+    for byte in range(256):
+        value = prefix + b"a%cb" % byte
+        try:
+            expected = boundary_of(value.decode("latin-1"))
+        except Fault:
+            with pytest.raises(Fault):
+                form_boundary_of(value)
+        else:
+            assert form_boundary_of(value) == expected
 
 
 @pytest.mark.parametrize(
