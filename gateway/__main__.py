@@ -4,7 +4,6 @@
 Ctrl-C and a closed pipe (`gateway routes | head -1`) end the process without a traceback.
 """
 
-import os
 import signal
 import sys
 
@@ -20,8 +19,6 @@ def main() -> int:
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # To find plug-ins of its own, pydantic would read the metadata of every installed package.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     memory.collect_rarely()
     from gateway import cli  # noqa: PLC0415 (see above)
 

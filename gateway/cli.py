@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, signals: Signals | None = None)
             case "top":
                 return _top(options.ops, is_once=options.once or options.json, is_json=options.json)
             case _:
-                from gateway.config import json_schema  # noqa: PLC0415 (see above)
+                from gateway.config.schema import json_schema  # noqa: PLC0415 (see above)
 
                 print(json.dumps(json_schema(), indent=2))  # noqa: T201 (a command's output)
     except ConfigError as error:

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import socket
 import sys
 from typing import Any, Final
@@ -28,7 +29,7 @@ from gateway.multipart import FormContent, FormParts, PartKind, boundary_of
 
 _BLOCK: Final = bytes(range(256)) * 1024
 #: No limits: the gateway enforces them.
-_LIMITS: Final = Limits.model_validate({"max_body": "unlimited", "max_part": "unlimited", "max_parts": 10_000})
+_LIMITS: Final = Limits(max_body=math.inf, max_part=math.inf, max_parts=10_000)
 
 
 async def _describe(request: web.Request) -> web.StreamResponse:

@@ -51,7 +51,7 @@ async def message(running: asyncio.subprocess.Process) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--demo"]])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("library", ["_asyncio", "_pydantic_core", "_http_parser"])
+@pytest.mark.parametrize("library", ["_asyncio", "_yaml", "_http_parser"])
 async def test_signal_during_the_start_ends_it_without_a_trace(
     tmp_path: Path, library: str, number: signal.Signals, arguments: list[str]
 ) -> None:

@@ -1,9 +1,10 @@
 """Read a YAML file into a frozen, checked `Config`, and report every problem at once.
 
 Pure except for reading the config file and checking that the files it names exist. `document` parses YAML and keeps
-line numbers; `values` and `section` parse sizes, times, addresses and names; `model`, `upstream`, `limits` and
-`filters` declare the keys and their defaults; `check` checks keys against each other; `load` runs all of these in
-order. `contradictions` finds timeouts of a valid config that have no effect.
+line numbers; `section` and `kinds` read mappings with declared keys; `values` and `section` have the types of sizes,
+times, addresses and names; `model`, `upstream`, `limits` and `filters` declare the keys and their defaults; `check`
+checks keys against each other; `load` runs all of these in order. `contradictions` finds timeouts of a valid config
+that have no effect.
 """
 
 from gateway.config.check import Problem
@@ -20,7 +21,6 @@ from gateway.config.model import (
     Naming,
     Route,
 )
-from gateway.config.schema import json_schema
 from gateway.config.upstream import FramingMode, Policy, Upstream
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "Route",
     "RouteTimeouts",
     "Upstream",
-    "json_schema",
     "load_config",
     "parse_config",
 ]

@@ -12,8 +12,8 @@ from gateway.config.values import Address, parse_address, parse_endpoint
 
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_LISTEN: Final = Config.model_fields["listen"].default
-_OPS_LISTEN: Final = Ops.model_fields["listen"].default
+_LISTEN: Final = Config.keys["listen"].default
+_OPS_LISTEN: Final = Ops.keys["listen"].default
 #: The system chooses the port, and another one for each socket.
 _ANY_PORT: Final = 0
 

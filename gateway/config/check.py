@@ -13,10 +13,9 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from gateway.config.addresses import check_addresses
 from gateway.config.document import KeyPath
+from gateway.config.kinds import Finding
 from gateway.config.model import ACTIONS, Match
 from gateway.config.url import parse_url
 
@@ -35,8 +34,6 @@ class Problem:
         where = f"{self.file}:{self.line}" if self.line else self.file
         return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
 
-
-Finding = tuple[KeyPath, str]
 
 _PATHS = ("path", "prefix", "regex")
 #: Upstreams that a message names.
@@ -190,9 +187,8 @@ def _check_reach(routes: list[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
     """Yield the routes that can never match, because an earlier route takes every such request."""
     earlier: dict[Hashable, _SameRequests] = {}
     for index, route in routes:
-        try:
-            match = Match.model_validate(_mapping(route.get("match")))
-        except ValidationError:
+        match = Match.read(_mapping(route.get("match")), (), [])
+        if match is None:
             continue
         same = earlier.setdefault(_condition(match), _SameRequests())
         first = same.find(match.methods)

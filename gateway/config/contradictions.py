@@ -39,7 +39,7 @@ _ENDLESS = (
 
 def _check_route(route: Route, key: str) -> Iterator[tuple[str, str]]:
     timeouts = route.timeouts
-    written = timeouts.model_fields_set
+    written = timeouts.written
     if math.isinf(timeouts.idle) and math.isinf(timeouts.total):
         yield f"{key}.idle", _ENDLESS
     yield from _check_idle(timeouts, f"{key}.idle", timeouts.total, route.name)
@@ -58,7 +58,7 @@ def _check_route(route: Route, key: str) -> Iterator[tuple[str, str]]:
 def _check_idle(
     timeouts: RouteTimeouts | UpstreamTimeouts, key: str, total_seconds: float, route: str
 ) -> Iterator[tuple[str, str]]:
-    if "idle" in timeouts.model_fields_set and total_seconds <= timeouts.idle < math.inf:
+    if "idle" in timeouts.written and total_seconds <= timeouts.idle < math.inf:
         yield (
             key,
             f"{timeouts.idle:g} s never pass: routes.{route}.timeouts.total ends every transfer after "

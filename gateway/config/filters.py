@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-
-from gateway.config.section import Section
+from gateway.config.document import KeyPath
+from gateway.config.kinds import Check, Findings
+from gateway.config.section import Section, config_key
 from gateway.config.values import Rate, Seconds, Size, parse_address
 
 Coding = Literal["gzip", "deflate"]
@@ -34,7 +34,7 @@ def _parse_clamd(value: str) -> str:
 class Digest(Section):
     """Hash every file, and verify the Content-Digest or Repr-Digest that its sender gave (RFC 9530)."""
 
-    algorithm: Literal["sha256", "sha512", "sha1", "md5", "crc32c", "blake2b", "blake3"] = Field(
+    algorithm: Literal["sha256", "sha512", "sha1", "md5", "crc32c", "blake2b", "blake3"] = config_key(
         "sha256",
         description="Algorithm of the digest, which is reported in the log, in the response documents of split and "
         "store, and in the header `X-Upload-Digest` of forwarded responses. Files are stored with this digest in "
@@ -46,16 +46,17 @@ class Digest(Section):
 class Sniff(Section):
     """Allow only files whose first bytes are of an allowed type; name and Content-Type are ignored."""
 
-    allow: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="Allowed media types, with `*` for any characters, for example image/*, application/pdf."
+    allow: tuple[str, ...] = config_key(
+        min_length=1,
+        description="Allowed media types, with `*` for any characters, for example image/*, application/pdf.",
     )
 
 
 class Throttle(Section):
     """Limit the rate of uploads."""
 
-    rate: Annotated[Rate, AfterValidator(_parse_positive)] = Field(description="Limit in bytes per second.")
-    per: ThrottleScope = Field(
+    rate: Annotated[Rate, Check(_parse_positive)] = config_key(description="Limit in bytes per second.")
+    per: ThrottleScope = config_key(
         "route", description="Scope of the limit: all uploads of the route together, or those of each client address."
     )
 
@@ -63,14 +64,14 @@ class Throttle(Section):
 class Compress(Section):
     """Compress files while they are streamed."""
 
-    coding: Coding = Field("gzip", description="Format: gzip (RFC 1952), or deflate, which is zlib (RFC 1950).")
-    level: int = Field(6, ge=1, le=9, description="Compression level, from 1 (fastest) to 9 (smallest).")
+    coding: Coding = config_key("gzip", description="Format: gzip (RFC 1952), or deflate, which is zlib (RFC 1950).")
+    level: int = config_key(6, ge=1, le=9, description="Compression level, from 1 (fastest) to 9 (smallest).")
 
 
 class Decompress(Section):
     """Decompress files while they are streamed; gzip and zlib are distinguished by their first bytes."""
 
-    max_bytes: Size = Field(
+    max_bytes: Size = config_key(
         10 * 2.0**30, description="Bytes of one file after decompression; protects against decompression bombs."
     )
 
@@ -78,12 +79,14 @@ class Decompress(Section):
 class Scan(Section):
     """Send files to ClamAV's daemon while they are streamed, and cut an infected file before its last chunk."""
 
-    clamd: Annotated[str, AfterValidator(_parse_clamd)] = Field(
+    clamd: Annotated[str, Check(_parse_clamd)] = config_key(
         description="Address of clamd: unix:/run/clamav/clamd.ctl, or host:port. clamd's StreamMaxLength (25 MB by "
         "default) limits the size of a file: raise it to the largest you accept."
     )
-    timeout: Seconds = Field(60.0, description="Limit for clamd to accept a chunk, and to respond at the file's end.")
-    on_error: ScanErrorPolicy = Field(
+    timeout: Seconds = config_key(
+        60.0, description="Limit for clamd to accept a chunk, and to respond at the file's end."
+    )
+    on_error: ScanErrorPolicy = config_key(
         "refuse", description="If clamd fails: refuse the file (503), or pass the file without a scan."
     )
 
@@ -91,37 +94,33 @@ class Scan(Section):
 class FilterChoice(Section):
     """One filter: a name with options, or only a name. A name that is not built in is that of a plug-in."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    is_open: ClassVar[bool] = True
 
-    digest: Digest | None = Field(None, description="Hash files and verify the digests that senders give.")
-    sniff: Sniff | None = Field(None, description="Allow files by their magic bytes; needs the extra `sniff`.")
-    throttle: Throttle | None = Field(None, description="Limit the rate of uploads.")
-    scan: Scan | None = Field(None, description="Scan files for malware with ClamAV.")
-    compress: Compress | None = Field(None, description="Compress files; forms are re-encoded.")
-    decompress: Decompress | None = Field(None, description="Decompress files; forms are re-encoded.")
+    digest: Digest | None = config_key(None, description="Hash files and verify the digests that senders give.")
+    sniff: Sniff | None = config_key(None, description="Allow files by their magic bytes; needs the extra `sniff`.")
+    throttle: Throttle | None = config_key(None, description="Limit the rate of uploads.")
+    scan: Scan | None = config_key(None, description="Scan files for malware with ClamAV.")
+    compress: Compress | None = config_key(None, description="Compress files; forms are re-encoded.")
+    decompress: Decompress | None = config_key(None, description="Decompress files; forms are re-encoded.")
 
-    @model_validator(mode="before")
     @classmethod
-    def _expand_name(cls, value: Any) -> Any:
-        """Turn a name without options into a name with empty options."""
+    def read(cls, value: Any, path: KeyPath, findings: Findings) -> Self | None:
+        """Return the choice; a name without options is one with empty options."""
         if isinstance(value, str):
-            return {value: {}}
-        if isinstance(value, dict):
-            return {name: {} if options is None else options for name, options in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _check_single(self) -> FilterChoice:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("a filter is one name with its options: write a new `- item` for each filter")
-        return self
+            value = {value: {}}
+        elif isinstance(value, dict):
+            value = {name: {} if options is None else options for name, options in value.items()}
+        choice = super().read(value, path, findings)
+        if choice is not None and len(choice.written) != 1:
+            findings.append((path, "a filter is one name with its options: write a new `- item` for each filter"))
+        return choice
 
     @property
     def name(self) -> str:
         """The name of the filter."""
-        return next(iter(self.model_fields_set))
+        return next(iter(self.written))
 
     @property
     def options(self) -> Any:
         """The options: a section, or the unchecked YAML value for a plug-in."""
-        return getattr(self, self.name)
+        return vars(self)[self.name]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, get_origin
-
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from typing import Any, Final
 
 from gateway.config.check import Problem, cross_check
 from gateway.config.document import Document, KeyPath, read_document
+from gateway.config.kinds import Finding, Findings
 from gateway.config.model import Config
 from gateway.config.variables import shorten
 
@@ -55,10 +53,9 @@ def parse_config(text: str, file: str = "config", environment: Mapping[str, str]
     config: Config | None = None
     if document.tree is not None:
         if isinstance(document.tree, dict):
-            try:
-                config = Config.model_validate(document.tree)
-            except ValidationError as exc:
-                problems += _locate(_translate(exc), document, file)
+            findings: Findings = []
+            config = Config.read(document.tree, (), findings)
+            problems += _locate(findings, document, file)
             problems += _locate(cross_check(document.tree), document, file)
         else:
             problems.append(
@@ -78,7 +75,7 @@ def parse_config(text: str, file: str = "config", environment: Mapping[str, str]
     return config
 
 
-def _locate(findings: Iterator[tuple[KeyPath, str]], document: Document, file: str) -> list[Problem]:
+def _locate(findings: Iterable[Finding], document: Document, file: str) -> list[Problem]:
     return [_problem(path, _line(path, document), message, document, file) for path, message in findings]
 
 
@@ -115,72 +112,3 @@ def _child(tree: Any, step: str | int) -> Any:
         return tree[step]
     except (KeyError, IndexError, TypeError):
         return None
-
-
-#: Messages by pydantic's error type: what is wrong and how to mend it.
-_MESSAGES: Final = {
-    "missing": "the key is missing: add it",
-    "int_type": "{shown} is not a whole number: write one like 64",
-    "int_parsing": "{shown} is not a whole number: write one like 64",
-    "string_type": "{shown} is not a string: put it in quotes",
-    "dict_type": "{shown} is not a mapping: indent its keys below it",
-    "model_type": "{shown} is not a mapping: indent its keys below it",
-    "tuple_type": "{shown} is not a list: write [a, b] or one `- item` per line",
-    "greater_than": "{input:g} is too small: give more than {gt:g}",
-    "too_short": "the list is empty: give at least one item",
-    "literal_error": "{shown} is not a valid value: write {expected}",
-    "greater_than_equal": "{shown} is too small: write {ge} or more",
-}
-
-
-def _translate(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
-    for detail in error.errors():
-        path = tuple(step for step in detail["loc"] if step != "[key]")
-        if detail["type"] == "extra_forbidden":
-            yield path, _unknown_key(path)
-        else:
-            yield path, _message(detail)
-
-
-def _message(detail: ErrorDetails) -> str:
-    if detail["type"] == "value_error":
-        return detail["msg"].removeprefix("Value error, ")
-    message = _MESSAGES.get(detail["type"])
-    if message is None:
-        return f"{detail['msg']} (got {_show(detail['input'])})"
-    return message.format(input=detail["input"], shown=_show(detail["input"]), **detail.get("ctx", {}))
-
-
-def _show(value: object) -> str:
-    """Return a value for a message; collections are only named."""
-    match value:
-        case dict():
-            return "a mapping"
-        case list():
-            return "a list"
-        case _:
-            return repr(value)
-
-
-def _unknown_key(path: KeyPath) -> str:
-    """Return a message with the keys allowed here: most unknown keys are typing mistakes."""
-    model: Any = Config
-    steps = iter(path[:-1])
-    for step in steps:
-        if isinstance(step, int) or step not in model.model_fields:
-            continue
-        annotation = model.model_fields[step].annotation
-        model = _inner_model(annotation)
-        if get_origin(annotation) is dict:
-            # A name of the user's comes next, which may be that of a key.
-            next(steps)
-    known = ", ".join(sorted(model.model_fields))
-    return f"unknown key: use one of {known}"
-
-
-def _inner_model(annotation: Any) -> Any:
-    """Return the section in a type. Unknown keys are only reported within one, so every step on the way has one."""
-    queue = [annotation]
-    while not hasattr(candidate := queue.pop(), "model_fields"):
-        queue.extend(getattr(candidate, "__args__", ()))
-    return candidate

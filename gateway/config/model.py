@@ -6,15 +6,24 @@ The descriptions are the reference text: the tables of docs/configuration.md are
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Final, Literal
-
-from pydantic import Field, PrivateAttr, SecretStr
+from typing import Final, Literal
 
 from gateway.config.filters import FilterChoice
 from gateway.config.limits import Limits, RouteTimeouts
-from gateway.config.section import HeaderName, Host, Method, Name, NetworkText, Regex, S3Url, Section, UrlPath
+from gateway.config.section import (
+    HeaderName,
+    Host,
+    Method,
+    Name,
+    NetworkText,
+    Regex,
+    S3Url,
+    Section,
+    UrlPath,
+    config_key,
+)
 from gateway.config.upstream import Upstream, UpstreamTimeouts
-from gateway.config.values import Address, Delay, ListenAddress, Seconds, Size, Switch, WorkerCount
+from gateway.config.values import Address, Delay, ListenAddress, Seconds, SecretText, Size, Switch, WorkerCount
 from gateway.config.variables import Variables
 
 HostMode = Literal["preserve", "upstream"]
@@ -29,23 +38,23 @@ _MIB = float(2**20)
 class Ops(Section):
     """The operations port, for metrics and health checks; they are never served on the traffic port."""
 
-    listen: ListenAddress = Field(
+    listen: ListenAddress = config_key(
         Address("127.0.0.1", 9090),
         description="Address of metrics, health, /drain, the live page and its API. Keep it off public networks: "
         "health and metrics have no access control, and without `token` the others have none either.",
     )
-    token: SecretStr | None = Field(
+    token: SecretText | None = config_key(
         None,
         description="Bearer token that the API and /drain require (`Authorization: Bearer TOKEN`); health, metrics and "
         "the files of the live page, in which there is no data, never do. Default: none is required.",
     )
-    allow_hosts: tuple[Host, ...] = Field(
+    allow_hosts: tuple[Host, ...] = config_key(
         (),
         description="Host names, besides IP addresses and `localhost`, that a request may have in its Host header; "
         "others are 403, except on health and metrics, so that a web page cannot reach the port through a DNS name of "
         "its own (DNS rebinding).",
     )
-    drain: Switch = Field(
+    drain: Switch = config_key(
         False,
         description="Whether GET /drain starts a drain: readiness off, accept for `drain_delay`, then wait up to "
         "`drain_timeout` for exchanges; the response comes when that is done. For `preStop` hooks; off by default, "
@@ -56,7 +65,7 @@ class Ops(Section):
 class Log(Section):
     """The log on standard output."""
 
-    format: Literal["auto", "text", "json"] = Field(
+    format: Literal["auto", "text", "json"] = config_key(
         "auto",
         description="What a line looks like. `json`: one object per line, for programs. `text`: for people. `auto`: "
         "text with colors on a terminal (none if `NO_COLOR` is set), JSON otherwise. Change it with a restart.",
@@ -66,32 +75,34 @@ class Log(Section):
 class Tls(Section):
     """TLS for clients on the traffic port: TLS 1.2 or 1.3, HTTP/1.1."""
 
-    certificate: str = Field(
+    certificate: str = config_key(
         description="PEM file with the server certificate, followed by its intermediate certificates."
     )
-    key: str = Field(description="PEM file with the private key of the certificate, without a passphrase.")
+    key: str = config_key(description="PEM file with the private key of the certificate, without a passphrase.")
 
 
 class Match(Section):
     """Conditions of a route: a request must meet all that are given."""
 
-    host: Host | None = Field(
+    host: Host | None = config_key(
         None, description="Host name without port; `*.example` matches any subdomain. Default: any host."
     )
-    path: UrlPath | None = Field(None, description="The whole path, exactly.")
-    prefix: UrlPath | None = Field(
+    path: UrlPath | None = config_key(None, description="The whole path, exactly.")
+    prefix: UrlPath | None = config_key(
         None, description="A path prefix of whole segments: /a matches /a and /a/b, but not /ab."
     )
-    regex: Regex | None = Field(None, description="A regular expression (Python's) that must match the whole path.")
-    methods: tuple[Method, ...] | None = Field(
+    regex: Regex | None = config_key(
+        None, description="A regular expression (Python's) that must match the whole path."
+    )
+    methods: tuple[Method, ...] | None = config_key(
         None,
         description="HTTP methods. Default: any for forward; POST and PUT for split and store; GET and HEAD for files "
         "and fetch.",
     )
-    headers: dict[str, str] = Field(
+    headers: dict[str, str] = config_key(
         {}, description="Headers that the request must have, with exactly these values, as NAME: VALUE."
     )
-    form_fields: dict[str, str] = Field(
+    form_fields: dict[str, str] = config_key(
         {},
         description="Form fields that a form must have before its first file, as NAME: PATTERN, with `*` for any "
         "characters. A form that matches no such route goes to the route with the same other conditions and no "
@@ -102,15 +113,15 @@ class Match(Section):
 class FormFields(Section):
     """Which form fields are sent upstream with a file, under which names, and where in the request."""
 
-    keep: tuple[str, ...] | None = Field(
+    keep: tuple[str, ...] | None = config_key(
         None, description="Names of the form fields sent upstream; all others are removed. Default: all."
     )
-    drop: tuple[str, ...] = Field((), description="Names of form fields that are removed.")
-    rename: dict[str, str] = Field({}, description="New names of form fields, as OLD: NEW.")
-    add: dict[str, str] = Field(
+    drop: tuple[str, ...] = config_key((), description="Names of form fields that are removed.")
+    rename: dict[str, str] = config_key({}, description="New names of form fields, as OLD: NEW.")
+    add: dict[str, str] = config_key(
         {}, description="Form fields added to every request, as NAME: VALUE; they replace the client's of that name."
     )
-    send: Literal["form", "query", "headers", "none"] | None = Field(
+    send: Literal["form", "query", "headers", "none"] | None = config_key(
         None,
         description="Where the form fields are put: parts of the form, the query, headers `X-Form-NAME`, or nowhere. "
         "Default: form for `body: multipart`, query for `body: raw`.",
@@ -120,18 +131,18 @@ class FormFields(Section):
 class Mirror(Section):
     """Send a copy of some requests to a second upstream or a directory. The primary exchange never waits for it."""
 
-    upstream: str | None = Field(
+    upstream: str | None = config_key(
         None, description="Name of the upstream that receives the copies; its responses are discarded."
     )
-    directory: str | None = Field(
+    directory: str | None = config_key(
         None,
         description="Directory in which each mirrored body is written to a file, completely or not at all; in place of "
         "`upstream`.",
     )
-    percent: float = Field(
+    percent: float = config_key(
         100.0, ge=0, le=100, description="Percentage of the requests that are mirrored, chosen at random."
     )
-    buffer: Size = Field(
+    buffer: Size = config_key(
         4 * _MIB,
         description="Bytes held per request while the mirror is slower than the primary; a mirror that needs more is "
         "cut.",
@@ -141,38 +152,38 @@ class Mirror(Section):
 class Forward(Section):
     """Stream the request to an upstream and its response back."""
 
-    upstream: str = Field(description="Name of the upstream.")
-    rewrite: UrlPath | None = Field(
+    upstream: str = config_key(description="Name of the upstream.")
+    rewrite: UrlPath | None = config_key(
         None,
         description="Path sent upstream: it replaces `match.path` or `match.prefix`; with `match.regex` it is a "
         "template with groups (\\1). Default: the path as received.",
     )
-    multipart: Literal["inspect", "opaque", "strict"] = Field(
+    multipart: Literal["inspect", "opaque", "strict"] = config_key(
         "inspect",
         description="How multipart/form-data is treated. `inspect`: parse it, enforce the limits, send it byte for "
         "byte. `opaque`: send it without parsing. `strict`: also refuse what parsers interpret in different ways, and "
         "send a new canonical form with its own boundary.",
     )
-    body: Literal["as_is", "raw", "multipart"] = Field(
+    body: Literal["as_is", "raw", "multipart"] = config_key(
         "as_is",
         description="Shape of the body sent upstream. `as_is`: as received. `raw`: the bytes of the form's one file. "
         "`multipart`: a raw body becomes the file of a form.",
     )
-    file_field: str = Field(
+    file_field: str = config_key(
         "file", description="With `body: multipart`, the name of the form field that contains a raw body."
     )
-    filename_header: HeaderName | None = Field(
+    filename_header: HeaderName | None = config_key(
         "X-File-Name",
         description="With `body: raw`, the header with the file's name, in percent-encoded UTF-8; null sends none.",
     )
-    form_fields: FormFields = Field(
+    form_fields: FormFields = config_key(
         FormFields(),
         description="Which form fields are sent upstream; with `body: raw` only those before the file can be sent.",
     )
-    mirror: Mirror | None = Field(
+    mirror: Mirror | None = config_key(
         None, description="Send a copy of some requests to a second upstream or a directory. Default: no mirror."
     )
-    host: HostMode = Field(
+    host: HostMode = config_key(
         "preserve", description="Host header sent upstream: the client's with its port, or the endpoint's."
     )
 
@@ -180,34 +191,34 @@ class Forward(Section):
 class Split(Section):
     """Send every file of a form in its own upstream request, and respond with one document of all responses."""
 
-    upstream: str = Field(description="Name of the upstream; the files are distributed over its endpoints.")
-    rewrite: UrlPath | None = Field(
+    upstream: str = config_key(description="Name of the upstream; the files are distributed over its endpoints.")
+    rewrite: UrlPath | None = config_key(
         None, description="Path sent upstream, as in forward; `{filename}` in it is the file's name, percent-encoded."
     )
-    body: FileBody = Field(
+    body: FileBody = config_key(
         "multipart",
         description="Body of each upstream request: a form with the one file, or the file's bytes with its "
         "Content-Type.",
     )
-    filename_header: HeaderName | None = Field(
+    filename_header: HeaderName | None = config_key(
         "X-File-Name",
         description="With `body: raw`, the header with the file's name, in percent-encoded UTF-8; null sends none.",
     )
-    form_fields: FormFields = Field(
+    form_fields: FormFields = config_key(
         FormFields(), description="Which of the form fields before a file are sent upstream with it."
     )
-    host: HostMode = Field(
+    host: HostMode = config_key(
         "preserve", description="Host header sent upstream: the client's with its port, or the endpoint's."
     )
-    max_parallel: int = Field(
+    max_parallel: int = config_key(
         4,
         ge=1,
         description="Upstream requests of one form at the same time; the next file is not read before one ends.",
     )
-    on_error: Literal["continue", "stop"] = Field(
+    on_error: Literal["continue", "stop"] = config_key(
         "continue", description="After the request of a file failed: send the next file, or send no more."
     )
-    max_response_bytes: Size = Field(
+    max_response_bytes: Size = config_key(
         _MIB,
         description="Bytes of all upstream responses to one form together. They are held in memory until the last "
         "response, since any failure changes the status from 200 to 207.",
@@ -217,32 +228,32 @@ class Split(Section):
 class Store(Section):
     """Stream every file of an upload to a directory or a bucket, completely or not at all."""
 
-    directory: str | None = Field(
+    directory: str | None = config_key(
         None,
         description="Directory for the files; a relative path starts at the working directory. Unfinished files are in "
         "hidden `.HEX.part` directories inside it; the next start removes those of a gateway that was killed.",
     )
-    url: S3Url | None = Field(
+    url: S3Url | None = config_key(
         None,
         description="Bucket and prefix for the files, s3://bucket/prefix, in place of `directory`; needs the extra "
         "`s3`. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...).",
     )
-    endpoint: str | None = Field(
+    endpoint: str | None = config_key(
         None, description="URL of an object store other than AWS, http(s)://host:port. Default: AWS."
     )
-    region: str | None = Field(None, description="Region of the bucket. Default: from the environment.")
-    name: Naming = Field(
+    region: str | None = config_key(None, description="Region of the bucket. Default: from the environment.")
+    name: Naming = config_key(
         "original",
         description="Name of a stored file: the client's file name with unsafe characters replaced, or a random UUID "
         "with its extension.",
     )
-    if_exists: IfExists = Field(
+    if_exists: IfExists = config_key(
         "rename",
         description="If a file with this name exists: store under a numbered name (name-1), respond 409, or replace it "
         "atomically. With `replace`, two files of one name in one form are refused (409), and so is a name that a "
         "directory has.",
     )
-    sync_timeout: Seconds = Field(
+    sync_timeout: Seconds = config_key(
         300.0,
         description="Limit for writing a whole file out to the disk at its end, and for giving the files of an upload "
         "their names; every other call to the disk has `timeouts.idle`. Longer, since a slow disk may need minutes for "
@@ -253,34 +264,36 @@ class Store(Section):
 class Files(Section):
     """Stream files of a directory or a bucket to the client, ranges and conditional requests included."""
 
-    directory: str | None = Field(
+    directory: str | None = config_key(
         None,
         description="Directory that is served. Files whose path contains a name with a leading dot, and symlinks that "
         "lead out of the directory, are not served.",
     )
-    url: S3Url | None = Field(
+    url: S3Url | None = config_key(
         None,
         description="Bucket and prefix that are served, s3://bucket/prefix, in place of `directory`; needs the extra "
         "`s3`.",
     )
-    endpoint: str | None = Field(
+    endpoint: str | None = config_key(
         None, description="URL of an object store other than AWS, http(s)://host:port. Default: AWS."
     )
-    region: str | None = Field(None, description="Region of the bucket. Default: from the environment.")
+    region: str | None = config_key(None, description="Region of the bucket. Default: from the environment.")
 
 
 class Fetch(Section):
     """Stream an allowed URL to the client: /fetch/https://models.example/a.bin."""
 
-    allow: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="URL prefixes (scheme, host, port, path) that are allowed; the targets of redirects must match too."
+    allow: tuple[str, ...] = config_key(
+        min_length=1,
+        description="URL prefixes (scheme, host, port, path) that are allowed; the targets of redirects must match "
+        "too.",
     )
-    private_networks: Literal["deny", "allow"] = Field(
+    private_networks: Literal["deny", "allow"] = config_key(
         "deny",
         description="Whether connections to addresses that are not public are allowed. Each address of a name is "
         "checked, again when the connection is opened, so that a DNS name cannot bypass it.",
     )
-    timeouts: UpstreamTimeouts = Field(
+    timeouts: UpstreamTimeouts = config_key(
         UpstreamTimeouts(), description="Time limits for each step of a request to the URL."
     )
 
@@ -288,22 +301,24 @@ class Fetch(Section):
 class Route(Section):
     """A route: its conditions, exactly one action, and the limits for its requests."""
 
-    name: Name = Field(description="Label `route` in metrics and logs; unique.")
-    match: Match = Field(description="Conditions a request must meet.")
-    forward: Forward | None = Field(
+    name: Name = config_key(description="Label `route` in metrics and logs; unique.")
+    match: Match = config_key(description="Conditions a request must meet.")
+    forward: Forward | None = config_key(
         None, description="Action: stream the request to an upstream and its response back."
     )
-    split: Split | None = Field(
+    split: Split | None = config_key(
         None, description="Action: send every file of a form to an upstream in its own request."
     )
-    store: Store | None = Field(None, description="Action: store every file of an upload in a directory or a bucket.")
-    files: Files | None = Field(None, description="Action: serve files of a directory or a bucket.")
-    fetch: Fetch | None = Field(None, description="Action: download from a URL that the client names.")
-    filters: tuple[FilterChoice, ...] = Field(
+    store: Store | None = config_key(
+        None, description="Action: store every file of an upload in a directory or a bucket."
+    )
+    files: Files | None = config_key(None, description="Action: serve files of a directory or a bucket.")
+    fetch: Fetch | None = config_key(None, description="Action: download from a URL that the client names.")
+    filters: tuple[FilterChoice, ...] = config_key(
         (), description="Filters for the files of uploads, in the order in which they run; see docs/filters.md."
     )
-    limits: Limits = Field(Limits(), description="Limits on the size of a request.")
-    timeouts: RouteTimeouts = Field(RouteTimeouts(), description="Time limits for a client.")
+    limits: Limits = config_key(Limits(), description="Limits on the size of a request.")
+    timeouts: RouteTimeouts = config_key(RouteTimeouts(), description="Time limits for a client.")
 
     @property
     def action(self) -> Forward | Split | Store | Files | Fetch:
@@ -339,54 +354,55 @@ ACTIONS: Final = ("forward", "split", "store", "files", "fetch")
 class Config(Section):
     """The keys at the top level of the file."""
 
-    listen: ListenAddress = Field(
+    listen: ListenAddress = config_key(
         Address("127.0.0.1", 8080), description="Address of the traffic port; `:8080` listens on all addresses."
     )
-    workers: WorkerCount = Field(
+    workers: WorkerCount = config_key(
         1,
         description="Processes that share the traffic port, each with an event loop of its own: one keeps one core "
         "busy. `auto`: one for each core this container may use. Limits and metrics are those of all workers. Changing "
         "it from or to 1 needs a restart. Default: 1, a single process, which takes the least memory.",
     )
-    tls: Tls | None = Field(None, description="TLS on the traffic port. Default: plain HTTP.")
-    log: Log = Field(Log(), description="The log on standard output.")
-    ops: Ops = Field(Ops(), description="The operations port.")
-    trusted_proxies: tuple[NetworkText, ...] = Field(
+    tls: Tls | None = config_key(None, description="TLS on the traffic port. Default: plain HTTP.")
+    log: Log = config_key(Log(), description="The log on standard output.")
+    ops: Ops = config_key(Ops(), description="The operations port.")
+    trusted_proxies: tuple[NetworkText, ...] = config_key(
         (),
         description="Networks of proxies whose X-Forwarded-*, Forwarded, X-Request-Id and traceparent headers are "
         "kept; those of other clients are replaced.",
     )
-    max_connections: int = Field(
+    max_connections: int = config_key(
         10_000,
         ge=1,
         description="Connections of clients at the same time; further ones wait until one closes, and idle kept ones "
         "are closed for them. Protects the memory: an idle one holds about 10 KiB, or 280 KiB over TLS. Half of the "
         "descriptors (`ulimit -n`) is a limit too.",
     )
-    drain_timeout: Seconds = Field(
+    drain_timeout: Seconds = config_key(
         30.0,
         description="Limit for exchanges in flight to finish after SIGTERM and `drain_delay`; after it they are cut. "
         "Both together must be below the pod's termination grace period.",
     )
-    drain_delay: Delay = Field(
+    drain_delay: Delay = config_key(
         0.0,
         description="Time for which connections are still accepted after SIGTERM, while /readyz is 503: what balances "
         "load over several gateways needs a while to notice. Default: none, for a gateway that stands alone.",
     )
-    lanes: Lanes = Field(
+    lanes: Lanes = config_key(
         "auto",
         description="How bytes are moved. `auto`: the fastest lane both connections allow (direct or splice; express "
         "for small exchanges; copy otherwise). `copy`: always through aiohttp's transports and parsers, in a task.",
     )
-    upstreams: dict[Name, Upstream] = Field({}, description="Upstream services by name.")
-    routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(
-        description="Routes. Their order decides between routes of equal precedence."
+    upstreams: dict[Name, Upstream] = config_key({}, description="Upstream services by name.")
+    routes: tuple[Route, ...] = config_key(
+        min_length=1, description="Routes. Their order decides between routes of equal precedence."
     )
-    _variables: Variables = PrivateAttr(default_factory=Variables)
+    #: Of the class: none are used.
+    _variables = Variables()
 
     def record_variables(self, variables: Variables) -> None:
         """Remember the environment variables whose values are in the config."""
-        self._variables = variables
+        vars(self)["_variables"] = variables
 
     def hide(self, text: str) -> str:
         """Return a text about the config, with `${NAME}` in place of the values of environment variables."""

@@ -1,24 +1,176 @@
-"""The base class of config sections, and the types of names, paths, hosts and networks in them."""
+"""Sections of the config: mappings with the keys that their class declares. And the types of names, paths and hosts.
+
+    class Limits(Section):
+        max_parts: int = config_key(64, ge=1, description="Parts of a multipart body.")
+
+The annotation of a key decides how its value is read, see `kinds`; its description is the reference text.
+"""
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, ClassVar, Final, Self, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from gateway.config.document import KeyPath
+from gateway.config.kinds import Check, Definitions, Findings, Kind, Parser, kind_of, quote
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: IPv4 addresses as a socket bound to `[::]` sees them.
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+_REQUIRED: Final = object()
 
 
-class Section(BaseModel):
+class Key:
+    """A key of a section."""
+
+    #: How its values are read.
+    kind: Kind
+
+    def __init__(self, default: Any, description: str, bounds: dict[str, float], min_length: int) -> None:
+        self.default = default
+        self.description = description
+        self._bounds = bounds
+        self._min_length = min_length
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a section without it is refused."""
+        return self.default is _REQUIRED
+
+    def read(self, value: Any, path: KeyPath, findings: Findings) -> Any:
+        """Return the value of the key, see `Kind.read`."""
+        count = len(findings)
+        read = self.kind.read(value, path, findings)
+        if len(findings) == count and (problem := self._find_problem(value, read)):
+            findings.append((path, problem))
+        return read
+
+    def schema(self, name: str, definitions: Definitions) -> dict[str, Any]:
+        """Return the JSON Schema of the key's value."""
+        schema = {"title": name.replace("_", " ").title(), **self.kind.schema(definitions)}
+        schema |= {_BOUNDS[bound]: limit for bound, limit in self._bounds.items()}
+        if self._min_length:
+            schema["minItems"] = self._min_length
+        if not self.is_required:
+            schema["default"] = self.kind.show(self.default)
+        return schema | {"description": self.description}
+
+    def _find_problem(self, given: Any, value: Any) -> str | None:
+        """Return why a value that could be read is not allowed. Written so that it is also found for NaN."""
+        bounds = self._bounds
+        if self._min_length and len(value) < self._min_length:
+            return "the list is empty: give at least one item"
+        if "le" in bounds and not value <= bounds["le"]:
+            return f"Input should be less than or equal to {bounds['le']} (got {quote(given)})"
+        if "ge" in bounds and not value >= bounds["ge"]:
+            return f"{quote(given)} is too small: write {bounds['ge']} or more"
+        if "gt" in bounds and not value > bounds["gt"]:
+            return f"{value:g} is too small: give more than {bounds['gt']:g}"
+        return None
+
+
+#: What they are called in JSON Schema.
+_BOUNDS: Final = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum"}
+
+
+def config_key(default: Any = _REQUIRED, *, description: str, min_length: int = 0, **bounds: float) -> Any:
+    """Declare a key of a section; without a default it is required. `bounds` of a number are ge, le and gt."""
+    return Key(default, description, bounds, min_length)
+
+
+class Section:  # noqa: PLW1641 (mappings in it have no hash)
     """A mapping of the config: immutable; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    keys: ClassVar[dict[str, Key]] = {}
+    #: Whether a mapping may have keys that the section does not declare; their values are not checked.
+    is_open: ClassVar[bool] = False
+    #: The keys that were given.
+    written: frozenset[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.keys = {name: each for name, each in vars(cls).items() if isinstance(each, Key)}
+        types = get_type_hints(cls, include_extras=True)
+        for name, each in cls.keys.items():
+            # Not an attribute of the class, which a section without the key would have.
+            delattr(cls, name)
+            each.kind = kind_of(types[name])
+
+    def __init__(self, /, **values: Any) -> None:
+        """Make a section of values as `read` returns them; they are not checked."""
+        keys = type(self).keys
+        if not self.is_open and (unknown := values.keys() - keys):
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
+        if missing := [name for name, each in keys.items() if each.is_required and name not in values]:
+            raise TypeError(f"{type(self).__name__} needs {', '.join(missing)}")
+        state = vars(self)
+        for name, each in keys.items():
+            state[name] = values.get(name, each.default)
+        state.update(values)
+        state["written"] = frozenset(values)
+
+    @classmethod
+    def read(cls, value: Any, path: KeyPath, findings: Findings) -> Self | None:
+        """Return the section that a mapping of the YAML tree describes; None with what is wrong in the findings."""
+        if not isinstance(value, dict):
+            findings.append((path, f"{quote(value)} is not a mapping: indent its keys below it"))
+            return None
+        count = len(findings)
+        values = {}
+        for name, given in value.items():
+            declared = cls.keys.get(name)
+            if declared is not None:
+                values[name] = declared.read(given, (*path, name), findings)
+            elif cls.is_open:
+                values[name] = given
+            else:
+                findings.append(((*path, name), f"unknown key: use one of {', '.join(sorted(cls.keys))}"))
+        for name, declared in cls.keys.items():
+            if declared.is_required and name not in value:
+                findings.append(((*path, name), "the key is missing: add it"))
+        return cls(**values) if len(findings) == count else None
+
+    def show(self) -> dict[str, Any]:
+        """Return the section for a JSON document, without keys that are null."""
+        shown = {}
+        for name in dict.fromkeys((*self.keys, *self.written)):
+            value = vars(self)[name]
+            if value is not None:
+                shown[name] = self.keys[name].kind.show(value) if name in self.keys else value
+        return shown
+
+    @classmethod
+    def schema(cls, definitions: Definitions) -> dict[str, Any]:
+        """Return the JSON Schema of the section: a reference to its definition."""
+        if cls.__name__ not in definitions:
+            definitions[cls.__name__] = {}
+            definitions[cls.__name__] |= cls.define(definitions)
+        return {"$ref": f"#/$defs/{cls.__name__}"}
+
+    @classmethod
+    def define(cls, definitions: Definitions) -> dict[str, Any]:
+        """Return the definition of the section in a JSON Schema."""
+        return {
+            "type": "object",
+            "title": cls.__name__,
+            "description": inspect.cleandoc(cls.__doc__ or ""),
+            "properties": {name: each.schema(name, definitions) for name, each in cls.keys.items()},
+            "required": [name for name, each in cls.keys.items() if each.is_required],
+            "additionalProperties": cls.is_open,
+        }
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether it has the same values, written or by default."""
+        if type(self) is not type(other):
+            return NotImplemented
+        names = {*self.keys, *self.written}
+        return names == {*self.keys, *other.written} and all(vars(self)[each] == vars(other)[each] for each in names)
 
 
 def _parse_path(value: str) -> str:
@@ -28,8 +180,6 @@ def _parse_path(value: str) -> str:
 
 
 def _parse_regex(value: object) -> re.Pattern[str]:
-    if isinstance(value, re.Pattern):
-        return value
     try:
         return re.compile(str(value))
     except re.error as exc:
@@ -49,8 +199,6 @@ def _parse_host(value: str) -> str:
 
 
 def _parse_network(value: object) -> Network:
-    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return value
     try:
         network = ipaddress.ip_network(str(value))
         if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
@@ -79,18 +227,14 @@ def _parse_s3_url(value: str) -> str:
     return value
 
 
-S3Url = Annotated[str, AfterValidator(_parse_s3_url)]
-HeaderName = Annotated[str, AfterValidator(_parse_header_name)]
-UrlPath = Annotated[str, AfterValidator(_parse_path)]
-Name = Annotated[str, AfterValidator(_parse_name)]
-NetworkText = Annotated[
-    Network, BeforeValidator(_parse_network), PlainSerializer(str), WithJsonSchema({"type": "string"})
-]
+S3Url = Annotated[str, Check(_parse_s3_url)]
+HeaderName = Annotated[str, Check(_parse_header_name)]
+UrlPath = Annotated[str, Check(_parse_path)]
+Name = Annotated[str, Check(_parse_name)]
+NetworkText = Annotated[Network, Parser(_parse_network, {"type": "string"}, show=str)]
 Regex = Annotated[
     re.Pattern[str],
-    BeforeValidator(_parse_regex),
-    PlainSerializer(lambda regex: regex.pattern),
-    WithJsonSchema({"type": "string", "format": "regex"}),
+    Parser(_parse_regex, {"type": "string", "format": "regex"}, show=lambda regex: regex.pattern),
 ]
-Method = Annotated[str, AfterValidator(_parse_method)]
-Host = Annotated[str, AfterValidator(_parse_host)]
+Method = Annotated[str, Check(_parse_method)]
+Host = Annotated[str, Check(_parse_host)]

@@ -9,10 +9,11 @@ import contextlib
 import functools
 import math
 import re
-from typing import Annotated, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from gateway.config.kinds import Parser, quote
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?")
 _TIME: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
@@ -43,7 +44,7 @@ def parse_size(value: object) -> float:
         return math.inf
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return float(value)
-    if isinstance(value, float) and value >= 0:  # infinity, from a default; never from YAML
+    if isinstance(value, float) and value >= 0:
         return value
     if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
         return float(int(float(found[1]) * _UNIT_BYTES[found[2] or "B"]))
@@ -159,8 +160,6 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 def parse_endpoint(value: object) -> Endpoint:
     """Parse http(s)://host[:port]. Raises ValueError, also for a URL with a path: `rewrite` sets the path."""
-    if isinstance(value, Endpoint):
-        return value
     if isinstance(value, str):
         try:
             url = urlsplit(value)
@@ -190,10 +189,6 @@ def _quoted(value: object) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _size_or_word(value: float) -> float | str:
-    return "unlimited" if math.isinf(value) else value
-
-
 def parse_worker_count(value: object) -> int:
     """Return a number of workers; `auto` is `AUTO_WORKERS`. Raises ValueError with the accepted forms."""
     if value == "auto":
@@ -203,63 +198,91 @@ def parse_worker_count(value: object) -> int:
     raise ValueError(f"{_quoted(value)} is not a number of workers: write 1 to {_MAX_WORKERS}, or auto")
 
 
-def _text_schema(description: str, *examples: str | int) -> WithJsonSchema:
-    return WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": list(examples)}
-    )
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A text that is shown in no document, log or traceback."""
+
+    _text: str
+
+    def reveal(self) -> str:
+        """Return the text."""
+        return self._text
+
+    def __repr__(self) -> str:
+        """Return nothing of it."""
+        return f"Secret({_HIDDEN!r})"
+
+
+_HIDDEN: Final = "*" * 10
+
+
+def _parse_secret(value: object) -> Secret:
+    if not isinstance(value, str):
+        raise ValueError(f"{quote(value)} is not a string: put it in quotes")
+    return Secret(value)
+
+
+def _text_schema(description: str, *examples: str | int) -> dict[str, Any]:
+    return {"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": list(examples)}
 
 
 Size = Annotated[
     float,
-    BeforeValidator(parse_size),
-    PlainSerializer(_size_or_word),
-    _text_schema("A size: bytes, or with a unit, or unlimited.", "512KiB", "10GiB", "unlimited", 1048576),
+    Parser(
+        parse_size,
+        _text_schema("A size: bytes, or with a unit, or unlimited.", "512KiB", "10GiB", "unlimited", 1048576),
+        show=lambda value: "unlimited" if math.isinf(value) else value,
+    ),
 ]
 Seconds = Annotated[
     float,
-    BeforeValidator(parse_seconds),
-    PlainSerializer(lambda value: "off" if math.isinf(value) else value),
-    _text_schema("A time: seconds, or with a unit, or off.", "250ms", "30s", "5m", "off"),
+    Parser(
+        parse_seconds,
+        _text_schema("A time: seconds, or with a unit, or off.", "250ms", "30s", "5m", "off"),
+        show=lambda value: "off" if math.isinf(value) else value,
+    ),
 ]
 Delay = Annotated[
-    float,
-    BeforeValidator(parse_delay),
-    _text_schema("A time that may be 0: seconds, or with a unit.", "0s", "250ms", "5s"),
+    float, Parser(parse_delay, _text_schema("A time that may be 0: seconds, or with a unit.", "0s", "250ms", "5s"))
 ]
 Switch = Annotated[
     bool,
-    BeforeValidator(parse_switch),
-    PlainSerializer(lambda value: "on" if value else "off"),
-    WithJsonSchema({"enum": ["on", "off", True, False], "description": "on or off"}),
+    Parser(
+        parse_switch,
+        {"enum": ["on", "off", True, False], "description": "on or off"},
+        show=lambda value: "on" if value else "off",
+    ),
 ]
 WorkerCount = Annotated[
     int,
-    BeforeValidator(parse_worker_count),
-    PlainSerializer(lambda value: "auto" if value == AUTO_WORKERS else value),
-    WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_WORKERS}, {"enum": ["auto"]}], "examples": [2]}
+    Parser(
+        parse_worker_count,
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_WORKERS}, {"enum": ["auto"]}], "examples": [2]},
+        show=lambda value: "auto" if value == AUTO_WORKERS else value,
     ),
 ]
-Rate = Annotated[
-    float,
-    BeforeValidator(parse_rate),
-    _text_schema("A rate: a size per second, or off.", "1KiB/s", "off"),
-]
+Rate = Annotated[float, Parser(parse_rate, _text_schema("A rate: a size per second, or off.", "1KiB/s", "off"))]
 Percent = Annotated[
     float,
-    BeforeValidator(parse_percent),
-    PlainSerializer(lambda value: f"{value * _PERCENT:g}%"),
-    _text_schema("A percentage.", "20%", 20),
+    Parser(parse_percent, _text_schema("A percentage.", "20%", 20), show=lambda value: f"{value * _PERCENT:g}%"),
+]
+SecretText = Annotated[
+    Secret,
+    Parser(_parse_secret, {"type": "string", "format": "password", "writeOnly": True}, show=lambda value: _HIDDEN),
 ]
 ListenAddress = Annotated[
     Address,
-    BeforeValidator(parse_address),
-    PlainSerializer(str),
-    WithJsonSchema({"type": "string", "description": "host:port", "examples": ["127.0.0.1:8080"]}),
+    Parser(
+        parse_address,
+        {"type": "string", "description": "host:port", "examples": ["127.0.0.1:8080"]},
+        show=str,
+    ),
 ]
 EndpointUrl = Annotated[
     Endpoint,
-    BeforeValidator(parse_endpoint),
-    PlainSerializer(str),
-    WithJsonSchema({"type": "string", "description": "http(s)://host:port", "examples": ["http://127.0.0.1:5000"]}),
+    Parser(
+        parse_endpoint,
+        {"type": "string", "description": "http(s)://host:port", "examples": ["http://127.0.0.1:5000"]},
+        show=str,
+    ),
 ]

@@ -63,7 +63,7 @@ def _make_builtin(options: Any, context: FilterContext) -> FilterFactory | None:
 def _make_plugin(name: str, options: Any, where: str, context: FilterContext) -> FilterFactory:
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     if name not in found:
-        known = ", ".join(sorted({*FilterChoice.model_fields, *found}))
+        known = ", ".join(sorted({*FilterChoice.keys, *found}))
         raise FilterProblem(f"{where}: no filter {name!r}: use one of {known}, or install its package")
     make: MakeFactory = found[name].load()
     if not isinstance(options, Mapping):

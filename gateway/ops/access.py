@@ -78,7 +78,7 @@ def _is_from_other_site(host: str, headers: Mapping[str, str]) -> bool:
 
 
 def _has_token(authorization: str, settings: Ops) -> bool:
-    token = settings.token.get_secret_value() if settings.token is not None else ""
+    token = settings.token.reveal() if settings.token is not None else ""
     if not token:
         return True
     scheme, _, given = authorization.partition(" ")

@@ -101,7 +101,7 @@ class Snapshots:
     def config(self) -> bytes:
         """Return the config in force, without secrets. Takes milliseconds for many routes; for a thread."""
         in_force = self._view.config()
-        document = in_force.config.model_dump(mode="json", exclude_none=True)
+        document = in_force.config.show()
         loaded = show_moment(in_force.loaded_at)
         hidden = hide_secrets(document, in_force.config)
         return _encode({"generation": in_force.generation, "loaded": loaded, "config": hidden})

@@ -254,17 +254,17 @@ def test_well_formed_body_is_read(name: str, chunking: Callable[[bytes], list[by
     ],
 )
 def test_limits_are_enforced(limits: dict[str, int], body: bytes, code: str) -> None:
-    parsed = Limits.model_validate(limits)
+    parsed = Limits(**limits)
     assert inspect([body], parsed) == code
     assert inspect(one_by_one(body), parsed) == code
 
 
 def test_part_of_exactly_the_limit_is_accepted() -> None:
-    assert inspect([GOOD], Limits.model_validate({"max_part": 4})) == [("f", "a.txt", 4)]
+    assert inspect([GOOD], Limits(max_part=4)) == [("f", "a.txt", 4)]
 
 
 def test_chunk_that_exceeds_a_limit_raises_and_the_one_before_does_not() -> None:
-    inspector = PartInspector(BOUNDARY, Limits.model_validate({"max_part": 10}), "r", lambda part: None)
+    inspector = PartInspector(BOUNDARY, Limits(max_part=10), "r", lambda part: None)
     start = GOOD[: GOOD.rindex(b"data")]
     inspector.feed_data(start + b"12345")
     with pytest.raises(Fault):
@@ -363,7 +363,7 @@ MANY_PARTS = form(*(('name="a"', b"") for _ in range(1000)))
 
 
 async def test_turns_are_asked_for_within_a_chunk_of_many_parts() -> None:
-    limits = Limits.model_validate({"max_parts": 1000})
+    limits = Limits(max_parts=1000)
     source = Chunks([MANY_PARTS])
     content = FormContent(BOUNDARY, limits, "r", source)
     count = 0
@@ -376,9 +376,7 @@ async def test_turns_are_asked_for_within_a_chunk_of_many_parts() -> None:
 
 def test_inspector_stops_within_a_chunk_of_many_parts() -> None:
     seen: list[int] = []
-    inspector = PartInspector(
-        BOUNDARY, Limits.model_validate({"max_parts": 1000}), "r", lambda part: seen.append(part.number)
-    )
+    inspector = PartInspector(BOUNDARY, Limits(max_parts=1000), "r", lambda part: seen.append(part.number))
     steps, chunk, before = 0, MANY_PARTS, 0
     while inspector.feed_data(chunk):
         steps, chunk = steps + 1, b""

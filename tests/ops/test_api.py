@@ -174,7 +174,7 @@ async def test_config_is_shown_with_its_generation_and_without_secrets(monkeypat
             forward: {upstream: up, form_fields: {add: {api_key: secret-too, mode: fast}}}
     """
     config = parse_config(text)
-    shown = json.dumps(hide_secrets(config.model_dump(mode="json", exclude_none=True), config))
+    shown = json.dumps(hide_secrets(config.show(), config))
     for secret in ("geheim", "hunter-2000", "literal-secret", "secret-too"):
         assert secret not in shown
     assert "${KEY_OF_THE_MODEL}" in shown

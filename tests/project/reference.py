@@ -7,12 +7,10 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from pydantic import BeforeValidator
-from pydantic.fields import FieldInfo
+from typing import Any, get_type_hints
 
 from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Scan, Sniff, Throttle
+from gateway.config.kinds import Parser
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.model import (
     Config,
@@ -28,7 +26,7 @@ from gateway.config.model import (
     Store,
     Tls,
 )
-from gateway.config.section import Section
+from gateway.config.section import Key, Section
 from gateway.config.upstream import Ejection, Health, Retries, Upstream, UpstreamTimeouts
 from gateway.config.values import parse_delay, parse_percent, parse_rate, parse_seconds, parse_size
 from gateway.errors import FaultKind
@@ -78,21 +76,21 @@ def _config_lines() -> Iterator[str]:
         yield f"{inspect.cleandoc(section.__doc__ or '')}\n"
         yield "| key | default | meaning |"
         yield "|---|---|---|"
-        for name, field in section.model_fields.items():
-            yield f"| `{name}` | {_default(field)} | {_meaning(field)} |"
+        types = get_type_hints(section)
+        for name, key in section.keys.items():
+            yield f"| `{name}` | {_default(key)} | {_meaning(key, types[name])} |"
         yield ""
 
 
-def _meaning(field: FieldInfo) -> str:
-    text = field.description or ""
-    choices = re.findall(r"'([a-z_]+)'", str(field.annotation)) if "Literal" in str(field.annotation) else []
-    return text + (f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else "")
+def _meaning(key: Key, annotation: Any) -> str:
+    choices = re.findall(r"'([a-z_]+)'", str(annotation)) if "Literal" in str(annotation) else []
+    return key.description + (f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else "")
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(key: Key) -> str:
+    if key.is_required:
         return "required"
-    value: Any = field.default
+    value: Any = key.default
     if isinstance(value, Section) or value in ((), {}):
         return "-"
     if isinstance(value, bool):
@@ -100,13 +98,13 @@ def _default(field: FieldInfo) -> str:
     if value is None:
         return "none"
     if isinstance(value, float):
-        return f"`{_number(field, value)}`"
+        return f"`{_number(key, value)}`"
     return f"`{value}`"
 
 
-def _number(field: FieldInfo, value: float) -> str:
+def _number(key: Key, value: float) -> str:
     """Write a number in the form of the config: the parser of its type decides the unit, a number without has none."""
-    parser = next((each.func for each in field.metadata if isinstance(each, BeforeValidator)), None)
+    parser = key.kind.parse if isinstance(key.kind, Parser) else None
     if parser in (parse_seconds, parse_delay):
         return "off" if value == float("inf") else f"{value:g}s"
     if parser is parse_size:

@@ -87,8 +87,7 @@ def states(count: int, *, ejected: int = 0, down: int = 0) -> list[EndpointState
 def test_last_healthy_endpoint_and_more_than_the_share_are_not_ejected(
     endpoints: list[EndpointState], max_percent: float, may: bool
 ) -> None:
-    # As the parser of the config gives it.
-    config = Ejection.model_construct(failures=5, duration=30.0, max_percent=max_percent)
+    config = Ejection(failures=5, duration=30.0, max_percent=max_percent)
     assert may_eject(endpoints[0], endpoints, config) is may
 
 
