@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from importlib import resources
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -18,7 +18,7 @@ from gateway.ops.view import OpsView
 
 _INTERVAL_SECONDS: Final = 1.0
 #: Read when the module is loaded: nothing is read from a disk while the loop runs.
-_OPENAPI: Final = (resources.files(__package__) / "openapi.json").read_bytes()
+_OPENAPI: Final = Path(__file__).with_name("openapi.json").read_bytes()
 _log = logging.getLogger("gateway.ops")
 
 

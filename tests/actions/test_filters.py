@@ -573,7 +573,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return make
 
     monkeypatch.setattr(
-        "gateway.filters.registry.entry_points",
+        "importlib.metadata.entry_points",
         lambda group: [PluginEntryPoint("failing"), PluginEntryPoint("uppercase")],
     )
     return created

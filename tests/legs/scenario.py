@@ -34,7 +34,7 @@ async def run_case(
     if case.is_raw:
         patch.setattr("gateway.transfer.lanes.MIN_RAW_BYTES", 1)
     scenario = _Scenario(case, certificate)
-    patch.setattr("gateway.filters.registry.entry_points", lambda group: [_PluginEntry("held", scenario)])
+    patch.setattr("importlib.metadata.entry_points", lambda group: [_PluginEntry("held", scenario)])
     async with contextlib.AsyncExitStack() as stack:
         await scenario.run(stack, directory, bucket)
 

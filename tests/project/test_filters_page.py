@@ -29,7 +29,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def load(self) -> Any:
             return names["make"]
 
-    monkeypatch.setattr("gateway.filters.registry.entry_points", lambda group: [FileResult()])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [FileResult()])
     return names
 
 
