@@ -5,8 +5,8 @@ where something has to be waited for after all: from there on it is the same as 
 
     call                    valid                     effect
     start(exchange)         once                      the request was sent, a slot is taken; or None, nothing changed
-    receive(started)        after start               the response, if its head is here; it is passed on next
-    pass_on(exchange, ..)   after receive             the response was written; returns whether it was sent, too
+    receive(started)        after start               a response that was parsed, if it is whole; it is passed on next
+    pass_on(exchange, ..)   after start               a whole response was written; returns whether it was sent, too
     end(exchange)           after pass_on             both transfers are complete
     resume(exchange, ..)    after start, no receive   in place of the last three
     send_rest(exchange)     after pass_on             in place of `end`
@@ -17,6 +17,7 @@ where something has to be waited for after all: from there on it is the same as 
 from __future__ import annotations
 
 import contextlib
+from typing import Final
 
 from gateway.actions.policies import ResponsePolicies
 from gateway.actions.relay import relay
@@ -28,9 +29,21 @@ from gateway.downstream import Exchange
 from gateway.errors import Outcome
 from gateway.http.headers import response_headers
 from gateway.http.routing import RouteMatch
+from gateway.http.whole_response import WholeResponse
 from gateway.multipart import QuickPart, read_quickly
 from gateway.transfer import LaneName, Lanes, TransferPolicy
-from gateway.upstream import Started, UpstreamPool, UpstreamResponse
+from gateway.upstream import Started, UpstreamPool
+
+
+class _NothingMore:
+    """The source of a body that was passed on whole."""
+
+    async def read(self) -> bytes:
+        """Return b"": the end."""
+        return b""
+
+
+_NOTHING_MORE: Final = _NothingMore()
 
 
 class WholeForward:
@@ -96,21 +109,22 @@ class WholeForward:
             raise
         return started
 
-    def receive(self, started: Started) -> UpstreamResponse | None:
-        """Take the response; None if its head has to be judged by `resume`."""
+    def receive(self, started: Started) -> WholeResponse | None:
+        """Take a response that was parsed and is whole; None if its head has to be judged by `resume`."""
         return self._upstream.receive(started)
 
-    def pass_on(self, exchange: Exchange, response: UpstreamResponse) -> bool:
-        """Write a response that is here whole; return whether the kernel has taken all of it."""
-        body = response.take_whole()
+    def pass_on(self, exchange: Exchange, started: Started, response: WholeResponse) -> bool:
+        """Write a response; return whether the kernel has taken all of it."""
+        status, body, upstream = response.status, response.body, self._upstream
+        upstream.count_response(started, status)
         policies = self._response_policies
         policy = policies.endless if response.body_length is None else policies.sized
         headers = response_headers(response.headers, exchange.trace)
-        is_sent = exchange.send_whole(response.status, response.reason, headers, body, response.length)
+        is_sent = exchange.send_whole(status, response.reason, headers, body, response.length)
         # A connection that has failed holds nothing, and has not sent it either.
         is_sent = is_sent and not exchange.is_client_gone
-        exchange.begin_download(policy, response, response.body_length).pass_whole(len(body), LaneName.EXPRESS)
-        response.release()
+        exchange.begin_download(policy, _NOTHING_MORE, response.body_length).pass_whole(len(body), LaneName.EXPRESS)
+        upstream.release(started, status)
         return is_sent
 
     def end(self, exchange: Exchange) -> None:

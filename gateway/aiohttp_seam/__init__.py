@@ -58,10 +58,9 @@ our own (the parser, the pool and MultipartReader are what aiohttp is used for).
 from gateway.aiohttp_seam.certificates import load_certificates
 from gateway.aiohttp_seam.client import (
     ClientConnection,
-    KeptConnections,
     detach_parser,
 )
-from gateway.aiohttp_seam.connector import LiveConnector, PoolRequest
+from gateway.aiohttp_seam.connector import KeptConnections, LiveConnector, PoolRequest
 from gateway.aiohttp_seam.messages import Message, Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names

@@ -4,8 +4,6 @@
   Delete when aiohttp does so. It is fed message by message, see `gateway.aiohttp_seam.feed`.
 - `ClientConnection` refuses response heads that the parser accepts in its lenient mode. Delete when that can be set.
 - `ClientConnection` can be listened to, where no task waits for its response.
-- `KeptConnections` does not return one that the upstream has closed, and takes and keeps one without a coroutine and an
-  object for each time. Delete when aiohttp's pool does both.
 - `detach_parser` ends a response whose body was read below its transport.
 """
 
@@ -15,10 +13,7 @@ import asyncio
 import os
 import select
 import ssl
-import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -37,6 +32,7 @@ from gateway.http.response_head import (
     explain_bad_head,
     is_interim,
 )
+from gateway.http.whole_response import WholeResponse, read_whole_response
 
 _READ_BYTES: Final = 2**18
 _RESPONSE_PARAMS: Final[dict[str, Any]] = {
@@ -48,6 +44,29 @@ _RESPONSE_PARAMS: Final[dict[str, Any]] = {
 }
 #: Go accepted five at first. An upstream may report progress with 102 for hours, and the gateway drops them.
 MAX_INTERIM_RESPONSES: Final = 256
+
+
+class Keeper(Protocol):
+    """Keeps the connections to one endpoint."""
+
+    def add(self, connection: ClientConnection, /) -> None:
+        """Keep a connection for another request."""
+        ...
+
+
+class Listener(Protocol):
+    """Awaits a response without a task."""
+
+    def take_whole(self, response: WholeResponse, /) -> bool:
+        """Take a response that came whole, the first to a request of `send_whole`.
+
+        Return False, with nothing changed, to have it parsed like any other.
+        """
+        ...
+
+    def look(self) -> None:
+        """Look at what there is: something was received and parsed, or the connection failed or was lost."""
+        ...
 
 
 class ClientConnection(ResponseHandler):
@@ -66,13 +85,15 @@ class ClientConnection(ResponseHandler):
         #: Whether it was kept from a request before the one it was taken for, and since when.
         self.is_kept = False
         self.kept_since = 0.0
-        #: The connections that it is kept with, and all that are open; set by `join`.
-        self._kept: KeptConnections | None = None
+        #: What keeps it, and the connections that are open; set by `join`.
+        self._keeper: Keeper | None = None
         self._open = set[ClientConnection]()
         #: Whether anything was received since it was kept last.
         self._is_touched = False
-        #: Called after something was received, and after the connection failed or was lost; None while a task reads.
-        self.listener: Callable[[], None] | None = None
+        #: None while a task reads.
+        self.listener: Listener | None = None
+        #: Whether nothing was received since `send_whole`: `expect_response` was put off until something is.
+        self._awaits_whole = False
         self._poll: select.poll | None = None
         #: A reset that was met below the transport, where sending consumed the socket's error.
         self._reset: ConnectionResetError | None = None
@@ -103,22 +124,22 @@ class ClientConnection(ResponseHandler):
         """Take `received_head`, as `read` does."""
         self._buffer.popleft()
 
-    def join(self, kept: KeptConnections, open_connections: set[ClientConnection]) -> None:
-        """Be kept among these, and be one of those that are open until it is dropped or lost."""
-        self._kept, self._open = kept, open_connections
+    def join(self, keeper: Keeper, open_connections: set[ClientConnection]) -> None:
+        """Be kept there, and be one of those that are open until it is dropped or lost."""
+        self._keeper, self._open = keeper, open_connections
         open_connections.add(self)
 
     def release(self) -> None:
         """Keep it for another request; close it if it cannot be used again."""
         if self._is_touched:
-            if self.should_close or self._feed.is_within_head or self._feed.has_unparsed:
+            if self.should_close or self._feed.is_within_head or self._feed.has_unparsed or self._reading_paused:
                 self.drop()
                 return
             self._is_touched = False
-        if self.transport is None or self._kept is None:
+        if self.transport is None or self._keeper is None:
             self.drop()
         else:
-            self._kept.add(self)
+            self._keeper.add(self)
 
     def drop(self) -> None:
         """Close it."""
@@ -160,8 +181,24 @@ class ClientConnection(ResponseHandler):
         self._interim_count = 0
         self._feed.start_message()
 
+    def send_whole(self, request: bytes) -> None:
+        """Send a whole request, other than HEAD, on a kept connection that is untouched; expect its response.
+
+        The response is offered to the `listener`, if there is one by then, before anything is parsed.
+        """
+        self._awaits_whole, self._head = True, b""
+        if self.transport is not None:
+            self.transport.write(request)
+
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
+        if self._awaits_whole:
+            self._awaits_whole = False
+            if self.listener is not None and (response := read_whole_response(data)) is not None:
+                self._head = None
+                if self.listener.take_whole(response):
+                    return
+            self.expect_response(may_have_body=True)
         if not data:
             if self._is_starting:
                 # A new parser holds nothing that it could continue with.
@@ -170,8 +207,7 @@ class ClientConnection(ResponseHandler):
                 self.parse(b"")
         self._is_touched = True
         self._feed.receive(data)
-        if self.listener is not None:
-            self.listener()
+        self._notify()
 
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""
@@ -284,7 +320,7 @@ class ClientConnection(ResponseHandler):
 
     def _notify(self) -> None:
         if self.listener is not None:
-            self.listener()
+            self.listener.look()
 
     def _read_remaining(self) -> None:
         transport = self.transport
@@ -299,63 +335,6 @@ class ClientConnection(ResponseHandler):
         except OSError:
             # Nothing more to read: the reset itself, or an empty socket.
             return
-
-
-class KeptConnections:
-    """The connections to one endpoint that are open and have no request. The one kept longest is used first."""
-
-    __slots__ = ("_connections", "_seconds", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        """`seconds` is how long one is kept."""
-        self._seconds = seconds
-        #: The one that is kept longest is the first.
-        self._connections: deque[ClientConnection] = deque()
-        #: Closes those that were kept so long. It runs on while there are any.
-        self._timer: asyncio.TimerHandle | None = None
-
-    def take(self) -> ClientConnection | None:
-        """Return one that is still open, and untouched; None, without waiting, if there is none."""
-        connections = self._connections
-        if not connections:
-            return None
-        oldest = time.monotonic() - self._seconds
-        while connections:
-            connection = connections.popleft()
-            if connection.kept_since >= oldest and connection.is_untouched():
-                connection.is_kept = True
-                return connection
-            # Kept too long, or closed by the upstream, or it sent bytes without a request.
-            connection.drop()
-        return None
-
-    def add(self, connection: ClientConnection) -> None:
-        """Keep a connection: `ClientConnection.release` calls this."""
-        connection.kept_since = time.monotonic()
-        self._connections.append(connection)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._drop_old)
-
-    def drop_all(self) -> None:
-        """Close all of them."""
-        while self._connections:
-            self._connections.popleft().drop()
-
-    def forget_all(self) -> None:
-        """Keep none of them any more: they are closed elsewhere."""
-        self._connections.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _drop_old(self) -> None:
-        self._timer = None
-        now, connections = time.monotonic(), self._connections
-        while connections and connections[0].kept_since <= now - self._seconds:
-            connections.popleft().drop()
-        if connections:
-            seconds = connections[0].kept_since + self._seconds - now
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._drop_old)
 
 
 def _is_closed_by_peer(transport: asyncio.BaseTransport | None) -> bool:

@@ -1,5 +1,7 @@
-"""aiohttp's connector, for opening connections to upstreams; `KeptConnections` keeps them. Verified against 3.14.5.
+"""Opens connections to upstreams with aiohttp's connector, and keeps them. Verified against aiohttp 3.14.5.
 
+- `KeptConnections` does not return one that the upstream has closed, and takes and keeps one without a coroutine and an
+  object for each time. Delete when aiohttp's pool does both.
 - `LiveConnector` measures the time of new connections. Delete when a trace costs nothing for those that are kept.
 - `PoolRequest` is what it needs to know of an endpoint. Delete when `_create_connection` takes a ConnectionKey.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,11 +19,68 @@ import aiohttp
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from yarl import URL
 
-from gateway.aiohttp_seam.client import ClientConnection, KeptConnections
+from gateway.aiohttp_seam.client import ClientConnection
 from gateway.aiohttp_seam.feed import Turns
 
 #: What aiohttp limits in parts; the whole of it is limited here.
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None)
+
+
+class KeptConnections:
+    """The connections to one endpoint that are open and have no request. The one kept longest is used first."""
+
+    __slots__ = ("_connections", "_seconds", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds` is how long one is kept."""
+        self._seconds = seconds
+        #: The one that is kept longest is the first.
+        self._connections: deque[ClientConnection] = deque()
+        #: Closes those that were kept so long. It runs on while there are any.
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self) -> ClientConnection | None:
+        """Return one that is still open, and untouched; None, without waiting, if there is none."""
+        connections = self._connections
+        if not connections:
+            return None
+        oldest = time.monotonic() - self._seconds
+        while connections:
+            connection = connections.popleft()
+            if connection.kept_since >= oldest and connection.is_untouched():
+                connection.is_kept = True
+                return connection
+            # Kept too long, or closed by the upstream, or it sent bytes without a request.
+            connection.drop()
+        return None
+
+    def add(self, connection: ClientConnection) -> None:
+        """Keep a connection: `ClientConnection.release` calls this."""
+        connection.kept_since = time.monotonic()
+        self._connections.append(connection)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._drop_old)
+
+    def drop_all(self) -> None:
+        """Close all of them."""
+        while self._connections:
+            self._connections.popleft().drop()
+
+    def forget_all(self) -> None:
+        """Keep none of them any more: they are closed elsewhere."""
+        self._connections.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _drop_old(self) -> None:
+        self._timer = None
+        now, connections = time.monotonic(), self._connections
+        while connections and connections[0].kept_since <= now - self._seconds:
+            connections.popleft().drop()
+        if connections:
+            seconds = connections[0].kept_since + self._seconds - now
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._drop_old)
 
 
 class PoolRequest(ClientRequest):

@@ -26,8 +26,9 @@ from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream import Exchange
 from gateway.http.response_head import is_interim
 from gateway.http.whole_request import WholeRequest
+from gateway.http.whole_response import WholeResponse
 from gateway.runtime import Runtime
-from gateway.upstream import Started, UpstreamResponse
+from gateway.upstream import Started
 
 #: A response is awaited up to this size.
 MAX_RESPONSE_BYTES: Final = 64 * 1024
@@ -84,11 +85,11 @@ class ExpressExchange:
         "_connection",
         "_is_handed_over",
         "_is_left",
+        "_is_passed_on",
         "_lane",
-        "_protocol",
         "_request",
-        "_response",
         "_started",
+        "_upstream",
         "exchange",
         "must_cancel",
         "runtime",
@@ -103,17 +104,16 @@ class ExpressExchange:
         self._lane = lane
         self._connection, self._request = received
         self._action, self._started = begun
-        #: The response, once it was taken.
-        self._response: UpstreamResponse | None = None
+        #: Whether the response was taken.
+        self._is_passed_on = False
         self._bug: Exception | None = None
         self._is_handed_over = False
         self._is_left = False
         self._connection.on_lost = self._lose_client
-        protocol = self._started.request.connection
-        if protocol is None:
+        if self._started.connection is None:
             raise ValueError("the request was not sent")
-        self._protocol = protocol
-        self._protocol.listener = self._look
+        self._upstream = self._started.connection
+        self._upstream.listener = self
 
     def cancel(self) -> None:
         """Have its task cancelled: it gets one. What `asyncio.Task.cancel` does for an exchange that has one."""
@@ -138,7 +138,7 @@ class ExpressExchange:
             if self._bug is not None:
                 self._action.abandon(self.exchange, self._started, self._bug)
                 raise self._bug
-            if self._response is None:
+            if not self._is_passed_on:
                 await self._action.resume(self.exchange, self._started)
             else:
                 await self._action.send_rest(self.exchange)
@@ -152,18 +152,31 @@ class ExpressExchange:
             self._action.give_back()
             self.exchange.stats.in_flight -= 1
 
-    def _look(self) -> None:
-        """Look at what came from the upstream."""
+    def take_whole(self, response: WholeResponse) -> bool:
+        """Pass on a response that came whole; return False, with nothing changed, if that cannot be done."""
+        if len(response.body) > MAX_RESPONSE_BYTES or self.exchange.is_client_gone:
+            return False
         try:
-            received = self._protocol.received_head
-            if self._protocol.exception() is not None:
+            self._pass_on(response)
+        except Exception as exc:
+            self._fail(exc)
+        return True
+
+    def look(self) -> None:
+        """Look at what came from the upstream and was parsed."""
+        try:
+            received = self._upstream.received_head
+            if self._upstream.exception() is not None:
                 self.hand_over(HandOver.FAILED)
             elif received is not None:
                 self._judge(*received)
         except Exception as exc:
-            # Of this exchange only, not of the upstream's connection: asyncio would close it, and no more.
-            self._bug = exc
-            self.hand_over(HandOver.BUG)
+            self._fail(exc)
+
+    def _fail(self, bug: Exception) -> None:
+        """Have the normal path end it with a bug: raised here, it would close the upstream's connection."""
+        self._bug = bug
+        self.hand_over(HandOver.BUG)
 
     def _judge(self, message: RawResponseMessage, content: StreamReader) -> None:
         """Take a response that is here whole, wait for the rest of a small one, leave any other to the normal path."""
@@ -174,21 +187,21 @@ class ExpressExchange:
         elif content.is_eof() and content.total_bytes <= MAX_RESPONSE_BYTES:
             # A client that is gone is reported next.
             if not self.exchange.is_client_gone:
-                self._pass_on()
+                response = self._action.receive(self._started)
+                if response is None:
+                    # Its framing is refused.
+                    self.hand_over(HandOver.FAILED)
+                else:
+                    self._pass_on(response)
         elif message.chunked or int(message.headers.get("Content-Length") or sys.maxsize) > MAX_RESPONSE_BYTES:
             self.hand_over(HandOver.LONG)
 
-    def _pass_on(self) -> None:
-        """Send the response to the client, which has all of it then, or the rest of it waits in the transport."""
-        exchange, response = self.exchange, self._action.receive(self._started)
-        if response is None:
-            # Its framing is refused.
-            self.hand_over(HandOver.FAILED)
-            return
-        self._response = response
-        self._protocol.listener = None
-        is_sent = self._action.pass_on(exchange, response)
-        if not is_sent:
+    def _pass_on(self, response: WholeResponse) -> None:
+        """Send a response to the client, which has all of it then, or the rest of it waits in the transport."""
+        self._is_passed_on = True
+        self._upstream.listener = None
+        exchange = self.exchange
+        if not self._action.pass_on(exchange, self._started, response):
             self.hand_over(HandOver.UNSENT)
         elif exchange.response is None or not exchange.response.keep_alive:
             self.hand_over(HandOver.LAST)
@@ -211,5 +224,6 @@ class ExpressExchange:
     def _stop_listening(self, reason: HandOver) -> None:
         if not self._is_handed_over:
             self._is_handed_over = True
-            self._protocol.listener = None
+            if not self._is_passed_on:
+                self._upstream.listener = None
             self._lane.leave(self, reason)

@@ -28,10 +28,18 @@ class EndpointState:
     is_up: bool = True
     #: By the failures of its requests.
     is_ejected: bool = False
+    #: Failed requests in a row.
+    failures: int = 0
     #: The number of the choice that took it last, over all endpoints of the upstream: as the first endpoint of a
     #: request, and as a further one.
     first_turn: int = 0
     further_turn: int = 0
+    #: The value of a Host header for it.
+    authority: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Encode what every request has."""
+        self.authority = self.endpoint.authority.encode()
 
     @property
     def is_healthy(self) -> bool:

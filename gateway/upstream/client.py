@@ -18,7 +18,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from gateway.aiohttp_seam import ClientConnection, LiveConnector, PoolRequest
+from gateway.aiohttp_seam import ClientConnection, KeptConnections, LiveConnector, PoolRequest
 from gateway.config.upstream import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
@@ -124,25 +124,12 @@ class UpstreamClient:
         """Close every kept connection."""
         await self._connector.close()
 
-    def take_kept(self, endpoint: Endpoint) -> ClientConnection | None:
-        """Return a kept connection to an endpoint, untouched since its last response; None if there is none."""
-        return (self._pool_requests.get(endpoint) or self._pool_request(endpoint)).kept.take()
-
-    def start(
-        self, endpoint: Endpoint, head: RequestHead, body: bytes, connection: ClientConnection
-    ) -> UpstreamRequest:
-        """Send a whole request on a connection of `take_kept`.
-
-        What comes back is found with `ClientConnection.listener` and `received_head`. Then either `receive` takes the
-        response, or `send` goes on with the request as if it had sent it.
-        """
-        request = UpstreamRequest(head, endpoint, None)
-        connection.expect_response(may_have_body=head.method != "HEAD")
-        request.start_whole(connection, body)
-        return request
+    def kept(self, endpoint: Endpoint) -> KeptConnections:
+        """Return the kept connections to an endpoint."""
+        return self._pool_request(endpoint).kept
 
     def receive(self, request: UpstreamRequest, method: str) -> UpstreamResponse | None:
-        """Take the response to a request that `start` has sent; None, with nothing taken, if `send` has to judge it.
+        """Take the response that was parsed for a request that was sent; None, with nothing taken, if `send` has to.
 
         That is so before its head is here, for an interim one, and for a head whose framing is refused.
         """
@@ -158,7 +145,6 @@ class UpstreamClient:
         except Fault:
             return None
         connection.take_head()
-        self._observe_response(request)
         return response
 
     async def send(
@@ -174,8 +160,8 @@ class UpstreamClient:
 
         If a kept connection ends without a byte of a response, a repeatable request is sent once more on a new one: the
         upstream has most likely closed it while the request was on its way (RFC 9112 section 9.3.1). Raises Fault.
-        Cancelling closes the connection, so that the upstream sees no complete request. `started` is a request that
-        `start` has sent: its response is awaited.
+        Cancelling closes the connection, so that the upstream sees no complete request. `started` is a request that was
+        sent: its response is awaited.
         """
         try:
             return await self._send(endpoint, head, body, on_connected, started=started)

@@ -37,11 +37,9 @@ _MAX_FACTOR: Final = 10
 
 
 @dataclass(slots=True)
-class FailureRecord:
-    """The failures of one endpoint."""
+class EjectionRecord:
+    """The ejections of one endpoint."""
 
-    #: Failed requests in a row.
-    failures: int = 0
     #: By how many times `duration` the last ejection was long, and when it ended.
     _factor: int = 0
     _ended: float = 0.0
@@ -57,7 +55,7 @@ class FailureRecord:
 
     def end(self, now: float) -> None:
         """Record that the ejection has ended."""
-        self.failures, self._ended = 0, now
+        self._ended = now
 
 
 def may_eject(state: EndpointState, states: Collection[EndpointState], config: Ejection) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 from gateway.aiohttp_seam import ClientConnection
 from gateway.config import Upstream
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
+from gateway.http.whole_response import WholeResponse
 from gateway.observe.stats import CANCELLED_CODE
 from gateway.transfer import Timers
 from gateway.upstream.balancing import Balancer, EndpointState
@@ -24,13 +26,29 @@ from gateway.upstream.response import UpstreamResponse
 from gateway.upstream.state import UpstreamState
 
 
-class Started(NamedTuple):
-    """A request that was sent whole on a kept connection, and whose response was not received yet."""
+class Started:
+    """A request that was sent whole on a kept connection."""
 
-    #: The endpoint it was sent to.
-    state: EndpointState
-    head: RequestHead
-    request: UpstreamRequest
+    __slots__ = ("_body", "_request", "connection", "head", "sent_at", "state")
+
+    def __init__(self, state: EndpointState, connection: ClientConnection, head: RequestHead, body: bytes) -> None:
+        #: The endpoint it was sent to.
+        self.state = state
+        #: None once it was given back.
+        self.connection: ClientConnection | None = connection
+        self.head = head
+        self._body = body
+        self._request: UpstreamRequest | None = None
+        #: On the monotonic clock.
+        self.sent_at = time.monotonic()
+
+    def request(self) -> UpstreamRequest:
+        """Return it as a request of the normal path."""
+        if self._request is None:
+            self._request = UpstreamRequest(self.head, self.state.endpoint, None)
+            if self.connection is not None:
+                self._request.go_on(self.connection, self._body, self.sent_at)
+        return self._request
 
 
 class UpstreamPool:
@@ -55,6 +73,7 @@ class UpstreamPool:
         self._resolver = resolver
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
+        self._kept = {state: self._client.kept(state.endpoint) for state in self._states}
 
     def activate(self) -> None:
         """Apply the limits and endpoints of the config; exchanges that began with another keep their slots."""
@@ -72,34 +91,51 @@ class UpstreamPool:
     def take_kept(self) -> tuple[EndpointState, ClientConnection] | None:
         """Choose an endpoint, and take a kept connection to it; None, with nothing changed, if it has none."""
         state = self._balancer.choose()
-        connection = self._client.take_kept(state.endpoint)
+        connection = self._kept[state].take()
         if connection is None:
             self._balancer.take_back()
             return None
         return state, connection
 
     def start(self, state: EndpointState, connection: ClientConnection, head: RequestHead, body: bytes) -> Started:
-        """Send a whole request on the connection that `take_kept` returned.
+        """Send a whole request, not HEAD, on the connection that `take_kept` returned.
 
-        `send` may go on with it at any time, until `receive` has returned its response: to wait for it with its
-        deadline, for interim responses, and for all that goes wrong.
+        What comes back is given to the `listener` of the connection: a response that came whole, or a call to look.
+        Then `receive` takes a response that was parsed. `count_response` and `release` follow. Until then `send` may go
+        on with the request: to wait with its deadline, for interim responses, and for all that goes wrong.
         """
-        self._state.budget.deposit()
-        started = Started(state, head, self._client.start(state.endpoint, head, body, connection))
+        self._state.budget.request_count += 1
+        connection.send_whole(head.encode(state.authority) + body)
         state.stats.in_flight += 1
-        return started
+        return Started(state, connection, head, body)
 
-    def receive(self, started: Started) -> UpstreamResponse | None:
-        """Take the response to a request that was started; None if its head is not here, or `send` has to judge it."""
-        response = self._client.receive(started.request, started.head.method)
-        if response is not None:
-            self._count_response(started.state, response)
-        return response
+    def receive(self, started: Started) -> WholeResponse | None:
+        """Take a response that was parsed, and whose body is here whole; None if `send` has to judge it."""
+        response = self._client.receive(started.request(), started.head.method)
+        return None if response is None else response.to_whole()
+
+    def count_response(self, started: Started, status: int) -> None:
+        """Count the response to a request that was started."""
+        self._stats.response_seconds.observe(time.monotonic() - started.sent_at)
+        started.state.stats.requests[status] += 1
+
+    def release(self, started: Started, status: int) -> None:
+        """Give the connection back after a response that was received whole, and count the exchange off."""
+        connection, started.connection = started.connection, None
+        if connection is not None:
+            connection.release()
+            state = started.state
+            state.stats.in_flight -= 1
+            if status in FAILURE_STATUSES:
+                self._state.record_failure(state, f"status {status}")
+            elif state.failures:
+                self._state.record_success(state)
 
     def abandon(self, started: Started, exc: BaseException) -> None:
-        """Close a request that was started and whose response was not received."""
-        if started.request.connection is not None:
-            started.request.close(is_whole=False)
+        """Close a request that was started, unless its connection was given back."""
+        if started.connection is not None:
+            started.request().close(is_whole=False)
+            started.connection = None
             self._count_failure(started.state, exc)
 
     async def send(
@@ -120,14 +156,14 @@ class UpstreamPool:
         `on_endpoint` is called with every endpoint that is tried, `on_connected` once one is connected. Raises Fault.
         """
         if started is None:
-            self._state.budget.deposit()
+            self._state.budget.request_count += 1
         tried: list[EndpointState] = []
         attempts_left = self._config.retries.attempts
         while True:
             try:
                 if started is not None:
                     state = started.state
-                    return await self._send(state, head, body, on_connected, started.request)
+                    return await self._send(state, head, body, on_connected, started.request())
                 state = self._balancer.choose(tried)
                 if on_endpoint is not None:
                     on_endpoint(state.endpoint)

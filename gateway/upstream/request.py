@@ -9,7 +9,7 @@ sees the response:
     call                by                  valid       effect
     start(connection)   UpstreamClient.send once        takes the connection, sends the head, starts the body's task
     start(connection)   UpstreamClient.send stranded    goes on with another one; nothing was sent on the first
-    start_whole(..)     UpstreamClient      once, in place of start: sends head and body at once; `send` may go on then
+    go_on(..)           UpstreamPool        once, in place of start: it was sent whole on a connection
     body.send_to(sink)  the body's task     once        the body is sent; its failure breaks the connection off
     fault               both                any time    what broke the body: to be asked before the upstream is blamed
     close(is_whole)     both                once        gives the connection back if both bodies ended whole, or aborts
@@ -113,7 +113,7 @@ class UpstreamRequest:
         body: OutgoingBody | None,
         on_connected: Callable[[], None] | None = None,
     ) -> None:
-        self._head = head.encode(endpoint)
+        self._head = head.encode(endpoint.authority.encode())
         self._is_idempotent = head.is_idempotent
         # Dropped once started, like `on_connected`: they belong to an exchange, which holds the response to this.
         self._body = body
@@ -166,17 +166,14 @@ class UpstreamRequest:
         self._task.add_done_callback(self._check_task)
         loop.call_soon(self._sink.send_head)
 
-    def start_whole(self, connection: ClientConnection, body: bytes) -> None:
-        """Send head and body in one write on a kept connection that is untouched."""
-        self.connection, self._transport = connection, connection.transport
+    def go_on(self, connection: ClientConnection, body: bytes, sent_at: float) -> None:
+        """Go on with a request that was sent whole on a connection, at this monotonic time."""
+        self.connection, self._transport, self.sent_at = connection, connection.transport, sent_at
         if body:
             self._has_body = True
             if self._is_idempotent:
                 self._held = HeldBody()
                 self._held.add(body)
-        if self._transport is not None:
-            self._transport.write(self._head + body)
-        self._mark_sent()
 
     @property
     def is_stranded(self) -> bool:

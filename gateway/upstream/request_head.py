@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gateway.config.values import Endpoint
 from gateway.http.framing import Framing
 from gateway.http.headers import Header, encode_head
 
@@ -25,10 +24,9 @@ class RequestHead(NamedTuple):
     #: None without a body.
     framing: Framing | None
 
-    def encode(self, endpoint: Endpoint) -> bytes:
-        """Return the head in wire form for one endpoint."""
-        host = self.host if self.host is not None else endpoint.authority.encode()
-        line = f"{self.method} {self.target} HTTP/1.1\r\nHost: ".encode("latin-1") + host
+    def encode(self, authority: bytes) -> bytes:
+        """Return the head in wire form, for an endpoint with this authority."""
+        line = f"{self.method} {self.target} HTTP/1.1\r\nHost: ".encode("latin-1") + (self.host or authority)
         return encode_head(line, self.headers, self.framing.line if self.framing is not None else b"")
 
     @property

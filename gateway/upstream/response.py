@@ -16,11 +16,11 @@ from gateway.aiohttp_seam import (
     PausableStream,
     detach_parser,
     has_buffered,
-    is_reading_paused,
     peek_buffered,
 )
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
+from gateway.http.whole_response import WholeResponse
 from gateway.transfer import SizedRawBody, open_raw_socket
 from gateway.upstream.request import UpstreamRequest
 
@@ -100,8 +100,7 @@ class UpstreamResponse:
 
     def release(self) -> None:
         """Give the connection back: all of `close` for a request that was sent whole."""
-        # A connection whose reading is paused, since the body was not read, would never be resumed.
-        self._request.close(is_whole=self._content.is_eof() and not is_reading_paused(self._connection))
+        self._request.close(is_whole=self._content.is_eof())
         if self.on_closed is not None:
             self.on_closed(self)
             self.on_closed = None
@@ -113,9 +112,16 @@ class UpstreamResponse:
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
             raise self._lost() from exc
 
-    def take_whole(self) -> bytes:
-        """Return the body, which was received whole and not read."""
-        return peek_buffered(self._content)
+    def to_whole(self) -> WholeResponse:
+        """Return it with its body, which was received whole and not read. In place of closing it."""
+        return WholeResponse(
+            self.status,
+            self.reason,
+            self.headers,
+            peek_buffered(self._content),
+            length=self.length,
+            body_length=self.body_length,
+        )
 
     def take_small(self) -> bytes | None:
         """Return the body if it was received whole and is small; None otherwise. To be called before any read."""

@@ -31,9 +31,12 @@ class RetryBudget:
         self._clock = clock
         self._tokens = _TOKENS_PER_SECOND
         self._refilled = clock()
+        #: Requests whose share was not added yet: one more with every request.
+        self.request_count = 0
 
     def configure(self, share: float, worker_count: int = 1) -> None:
         """Set the share of a token that one request adds, and among how many workers the budget is divided."""
+        self._deposit()
         self._share = share
         if worker_count != self._worker_count:
             # One at least: the first request that fails is sent again.
@@ -42,14 +45,11 @@ class RetryBudget:
             self._tokens_per_second = _TOKENS_PER_SECOND / worker_count
             self._max_tokens = max(1.0, _MAX_TOKENS / worker_count)
 
-    def deposit(self) -> None:
-        """Add the share of one request."""
-        self._tokens = min(self._tokens + self._share, self._max_tokens)
-
     def withdraw(self) -> bool:
         """Take a token for a retry; return whether there was one."""
         if not self._share:
             return False
+        self._deposit()
         now = self._clock()
         self._tokens = min(self._tokens + (now - self._refilled) * self._tokens_per_second, self._max_tokens)
         self._refilled = now
@@ -57,3 +57,8 @@ class RetryBudget:
             return False
         self._tokens -= 1
         return True
+
+    def _deposit(self) -> None:
+        """Add the shares of the requests: as nothing was taken since, all at once."""
+        self._tokens = min(self._tokens + self.request_count * self._share, self._max_tokens)
+        self.request_count = 0

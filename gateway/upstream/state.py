@@ -21,7 +21,7 @@ from gateway.observe.stats import UpstreamStats
 from gateway.sharing import EndpointHealth, Failed, SharedLimits, Succeeded
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.capacity import Capacity, CapacityLimiter
-from gateway.upstream.ejection import FailureRecord, may_eject
+from gateway.upstream.ejection import EjectionRecord, may_eject
 from gateway.upstream.leased import LeasedLimiter
 from gateway.upstream.retries import RetryBudget
 
@@ -40,7 +40,7 @@ class UpstreamState:
         self._limits = limits
         self._ejection: Ejection | None = None
         self._endpoints: dict[Endpoint, EndpointState] = {}
-        self._failures: dict[Endpoint, FailureRecord] = {}
+        self._ejections: dict[Endpoint, EjectionRecord] = {}
         #: What ends the ejection of each endpoint that is ejected.
         self._readmissions: dict[Endpoint, asyncio.TimerHandle] = {}
 
@@ -63,7 +63,7 @@ class UpstreamState:
         )
         self.budget.configure(config.retries.budget, 1 if self._limits is None else self._limits.worker_count)
         self._endpoints = {state.endpoint: state for state in states}
-        self._failures = {endpoint: self._failures.get(endpoint) or FailureRecord() for endpoint in self._endpoints}
+        self._ejections = {endpoint: self._ejections.get(endpoint) or EjectionRecord() for endpoint in self._endpoints}
         for endpoint in self._readmissions.keys() - self._endpoints.keys():
             self._readmissions.pop(endpoint).cancel()
         self._ejection = config.ejection
@@ -87,7 +87,7 @@ class UpstreamState:
     def health(self) -> dict[str, EndpointHealth]:
         """Return what the workers need to know of each endpoint."""
         return {
-            str(endpoint): EndpointHealth(state.is_up, state.is_ejected, bool(self._failures[endpoint].failures))
+            str(endpoint): EndpointHealth(state.is_up, state.is_ejected, bool(state.failures))
             for endpoint, state in self._endpoints.items()
         }
 
@@ -109,36 +109,33 @@ class UpstreamState:
 
     def record_success(self, state: EndpointState) -> None:
         """Record a request that did not fail."""
-        if self._ejection is None or not self._is_in_use(state):
+        if not state.failures or self._ejection is None or not self._is_in_use(state):
             return
-        record = self._failures[state.endpoint]
-        if record.failures:
-            record.failures = 0
-            if self._limits is not None:
-                self._limits.post(Succeeded(self.stats.upstream, str(state.endpoint)))
-            self.on_health()
+        state.failures = 0
+        if self._limits is not None:
+            self._limits.post(Succeeded(self.stats.upstream, str(state.endpoint)))
+        self.on_health()
 
     def record_failure(self, state: EndpointState, reason: str) -> None:
         """Record a request that failed on an endpoint, and eject it if that was one too many."""
         config = self._ejection
         if config is None or not self._is_in_use(state):
             return
-        record = self._failures[state.endpoint]
-        record.failures += 1
+        state.failures += 1
         if self._limits is not None:
             self._limits.post(Failed(self.stats.upstream, str(state.endpoint), reason))
             return
-        if record.failures == 1:
+        if state.failures == 1:
             self.on_health()
-        if record.failures < config.failures or not may_eject(state, self._endpoints.values(), config):
+        if state.failures < config.failures or not may_eject(state, self._endpoints.values(), config):
             return
         loop = asyncio.get_running_loop()
-        seconds = record.start(config.duration, loop.time())
+        seconds = self._ejections[state.endpoint].start(config.duration, loop.time())
         state.is_ejected = True
         self._readmissions[state.endpoint] = loop.call_later(seconds, self._readmit, state, f"after {seconds:g} s")
         state.stats.ejections += 1
         state.stats.ejected_until = _now() + seconds
-        why = f"{record.failures} requests in a row failed, the last with {reason}"
+        why = f"{state.failures} requests in a row failed, the last with {reason}"
         self._report(logging.WARNING, state, "endpoint_ejected", f"is ejected for {seconds:g} s", why)
 
     def _apply_health(self, health: dict[str, EndpointHealth]) -> None:
@@ -148,7 +145,7 @@ class UpstreamState:
             if decided is not None:
                 state.is_up, state.is_ejected = decided.is_up, decided.is_ejected
                 state.stats.is_up = state.is_healthy
-                self._failures[endpoint].failures = int(decided.has_failed)
+                state.failures = int(decided.has_failed)
 
     def _is_in_use(self, state: EndpointState) -> bool:
         """Whether the config in force has the endpoint, and this is its state."""
@@ -156,7 +153,8 @@ class UpstreamState:
 
     def _readmit(self, state: EndpointState, reason: str) -> None:
         self._readmissions.pop(state.endpoint).cancel()
-        self._failures[state.endpoint].end(asyncio.get_running_loop().time())
+        self._ejections[state.endpoint].end(asyncio.get_running_loop().time())
+        state.failures = 0
         state.is_ejected = False
         state.stats.ejected_until = 0.0
         self._report(logging.INFO, state, "endpoint_readmitted", "is readmitted", reason)

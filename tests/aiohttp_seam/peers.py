@@ -19,6 +19,7 @@ from yarl import URL
 from gateway.aiohttp_seam import ClientConnection, LiveConnector, PoolRequest, ServerConnection
 from gateway.aiohttp_seam.feed import Turns
 from gateway.downstream.leaving import LeaveWatch
+from gateway.http.whole_response import WholeResponse
 from gateway.transfer import Turns as LoopTurns
 
 PATIENCE_SECONDS = 20.0
@@ -46,6 +47,25 @@ async def settle() -> None:
     """Let the loop look for input: loopback delivers at once, so what could be received then was."""
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+class Listening:
+    """A listener of an upstream connection, which takes whole responses or does not."""
+
+    def __init__(self, *, takes_whole: bool = True) -> None:
+        self._takes_whole = takes_whole
+        #: The response that came whole.
+        self.whole: WholeResponse | None = None
+        self.has_come = asyncio.Event()
+
+    def take_whole(self, response: WholeResponse, /) -> bool:
+        if self._takes_whole:
+            self.whole = response
+            self.has_come.set()
+        return self._takes_whole
+
+    def look(self) -> None:
+        self.has_come.set()
 
 
 class OneByOne:

@@ -15,7 +15,16 @@ from gateway.aiohttp_seam import ClientConnection, KeptConnections, PausableStre
 from gateway.aiohttp_seam.client import MAX_INTERIM_RESPONSES
 from gateway.errors import Fault
 from gateway.http.chunked import STEP_WORK
-from tests.aiohttp_seam.peers import KEPT_SECONDS, PATIENCE_SECONDS, OneByOne, Upstream, listen, reset, settle
+from tests.aiohttp_seam.peers import (
+    KEPT_SECONDS,
+    PATIENCE_SECONDS,
+    Listening,
+    OneByOne,
+    Upstream,
+    listen,
+    reset,
+    settle,
+)
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -174,8 +183,8 @@ async def test_connection_with_a_part_of_another_response_is_not_used_again() ->
 async def test_listener_is_called_whatever_comes(news: str) -> None:
     async with listen() as upstream:
         protocol = await upstream.connect()
-        has_come = asyncio.Event()
-        protocol.listener = has_come.set
+        listening = Listening()
+        protocol.listener = listening
         with contextlib.closing(upstream.accept()) as peer:
             if news == "close":
                 peer.close()
@@ -183,10 +192,10 @@ async def test_listener_is_called_whatever_comes(news: str) -> None:
                 reset(peer)
             elif news == "exception":
                 protocol.set_exception(aiohttp.SocketTimeoutError("too late"))
-                assert not has_come.is_set(), "within a call of what may be listened to"
+                assert not listening.has_come.is_set(), "within a call of what may be listened to"
             else:
                 peer.sendall(OK if news == "response" else b"x" * 100)
-            await asyncio.wait_for(has_come.wait(), PATIENCE_SECONDS)
+            await asyncio.wait_for(listening.has_come.wait(), PATIENCE_SECONDS)
             if news == "response":
                 assert protocol.received_head is not None
                 message, body = protocol.received_head
@@ -195,6 +204,57 @@ async def test_listener_is_called_whatever_comes(news: str) -> None:
                 assert not protocol._buffer
             else:
                 assert protocol.exception() is not None
+            protocol.drop()
+
+
+@pytest.mark.parametrize("takes_whole", [True, False], ids=["taken", "parsed"])
+async def test_response_that_came_whole_is_offered_before_it_is_parsed(takes_whole: bool) -> None:
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        with contextlib.closing(protocol.peer) as peer:  # type: ignore[attr-defined]  # kept with it
+            for _ in range(3):
+                assert upstream.address.kept.take() is protocol
+                listening = Listening(takes_whole=takes_whole)
+                protocol.send_whole(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                protocol.listener = listening
+                assert peer.recv(100).startswith(b"GET")
+                assert not protocol.has_received
+                peer.sendall(OK)
+                await asyncio.wait_for(listening.has_come.wait(), PATIENCE_SECONDS)
+                assert protocol.has_received
+                if takes_whole:
+                    assert listening.whole is not None
+                    assert (listening.whole.status, listening.whole.body) == (200, b"ok")
+                else:
+                    message, body = await protocol.read()
+                    assert (message.code, await body.readany()) == (200, b"ok")
+                protocol.listener = None
+                protocol.release()
+
+
+@pytest.mark.parametrize("ending", ["close", "reset", "nothing"])
+async def test_response_to_a_whole_request_is_awaited_by_a_task_where_nobody_listens_any_more(ending: str) -> None:
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        with contextlib.closing(protocol.peer) as peer:  # type: ignore[attr-defined]  # kept with it
+            assert upstream.address.kept.take() is protocol
+            protocol.send_whole(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            protocol.listener = Listening()
+            protocol.listener = None
+            if ending == "nothing":
+                peer.sendall(OK)
+                message, body = await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+                assert (message.code, await body.readany()) == (200, b"ok")
+                protocol.release()
+                return
+            if ending == "close":
+                assert peer.recv(100)
+                peer.close()
+            else:
+                reset(peer)
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await asyncio.wait_for(protocol.read(), PATIENCE_SECONDS)
+            assert not protocol.has_received
             protocol.drop()
 
 

@@ -453,8 +453,8 @@ def _fail(*_: object) -> None:
     ("where", "request_bytes", "most_sent"),
     [
         ("gateway.upstream.pool.UpstreamPool.start", GET, 0),
-        ("gateway.upstream.request.UpstreamRequest._mark_sent", GET, 1),
-        ("gateway.upstream.request.UpstreamRequest._mark_sent", POST, 1),
+        ("gateway.upstream.pool.Started", GET, 1),
+        ("gateway.upstream.pool.Started", POST, 1),
         ("gateway.downstream.exchange.Exchange.begin_upload", POST, 1),
         ("gateway.downstream.exchange.Exchange.record_part", FORM % (len(FORM_BODY), FORM_BODY), 1),
     ],

@@ -15,7 +15,7 @@ from gateway.config.upstream import Ejection
 from gateway.config.values import Endpoint
 from gateway.observe.log import JsonFormatter
 from gateway.upstream.balancing import EndpointState
-from gateway.upstream.ejection import FailureRecord, may_eject
+from gateway.upstream.ejection import EjectionRecord, may_eject
 from tests.ops.test_ops import fetch
 from tests.peers import (
     OK,
@@ -92,7 +92,7 @@ def test_last_healthy_endpoint_and_more_than_the_share_are_not_ejected(
 
 
 def test_ejections_grow_while_they_follow_each_other() -> None:
-    record, now = FailureRecord(), 1000.0
+    record, now = EjectionRecord(), 1000.0
     seconds = []
     for pause in (0, 10, 29, 31, 95, *[0] * 12):
         now += pause

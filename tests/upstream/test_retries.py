@@ -80,13 +80,13 @@ def test_budget_adds_a_share_for_each_request_and_some_in_any_case() -> None:
     budget.configure(0.2)
     assert [budget.withdraw() for _ in range(11)] == [True] * 10 + [False]
     for _ in range(16):
-        budget.deposit()
+        budget.request_count += 1
     assert [budget.withdraw() for _ in range(4)] == [True] * 3 + [False]
     now += 0.5
     assert [budget.withdraw() for _ in range(6)] == [True] * 5 + [False]
     now += 1000
     for _ in range(1000):
-        budget.deposit()
+        budget.request_count += 1
     assert [budget.withdraw() for _ in range(101)] == [True] * 100 + [False]
 
 

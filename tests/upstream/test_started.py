@@ -15,10 +15,12 @@ from gateway.config.upstream import UpstreamTimeouts
 from gateway.config.values import Endpoint
 from gateway.errors import Fault, FaultKind
 from gateway.http.framing import Framing
+from gateway.http.whole_response import WholeResponse
 from gateway.observe.stats import EndpointStats, UpstreamStats
 from gateway.threads import Threads
 from gateway.transfer import Timers
 from gateway.upstream import RequestHead, Resolver, Started, UpstreamPool, UpstreamState
+from tests.aiohttp_seam.peers import Listening
 from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, read_request
 
 GET = RequestHead("GET", "/", None, [], None)
@@ -87,42 +89,39 @@ async def connected(upstream: Scripted, timeouts: UpstreamTimeouts | None = None
     state.close()
 
 
-def protocol_of(started: Started) -> ClientConnection:
-    protocol = started.request.connection
-    assert protocol is not None
-    return protocol
+def connection_of(started: Started) -> ClientConnection:
+    assert started.connection is not None
+    return started.connection
 
 
-def has_news(started: Started) -> bool:
-    """Return whether a head was received, or the connection failed."""
-    return protocol_of(started).received_head is not None or protocol_of(started).exception() is not None
-
-
-async def changed(started: Started) -> None:
-    """Wait until the connection of a request has reported what is waited for."""
-    protocol = protocol_of(started)
-    event = asyncio.Event()
-    protocol.listener = event.set
+async def changed(started: Started, *, takes_whole: bool = False) -> WholeResponse | None:
+    """Wait until a head was received and parsed, or the connection failed; return a response that came whole."""
+    connection = connection_of(started)
+    listening = Listening(takes_whole=takes_whole)
+    connection.listener = listening
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        while not has_news(started):
-            event.clear()
-            await event.wait()
-    protocol.listener = None
+        while not (listening.whole or connection.received_head or connection.exception()):
+            listening.has_come.clear()
+            await listening.has_come.wait()
+    connection.listener = None
+    return listening.whole
 
 
+@pytest.mark.parametrize("takes_whole", [True, False], ids=["whole", "parsed"])
 @pytest.mark.parametrize(("head", "body"), [(GET, b""), (POST, b"body")])
-async def test_response_is_taken_without_a_task_and_the_connection_is_kept(head: RequestHead, body: bytes) -> None:
+async def test_response_is_taken_without_a_task_and_the_connection_is_kept(
+    head: RequestHead, body: bytes, takes_whole: bool
+) -> None:
     async with Scripted(OK, OK) as upstream, connected(upstream) as client:
         for _ in range(2):
             started = client.start(head, body)
             assert client.endpoint.in_flight == 1
             assert client.pool.receive(started) is None
-            await changed(started)
-            response = client.pool.receive(started)
+            response = await changed(started, takes_whole=takes_whole) or client.pool.receive(started)
             assert response is not None
-            assert response.status == 200
-            assert await response.read() == b"ok"
-            response.release()
+            assert (response.status, response.body) == (200, b"ok")
+            client.pool.count_response(started, response.status)
+            client.pool.release(started, response.status)
             assert client.endpoint.in_flight == 0
         assert [received for _, received in upstream.requests] == [body] * 2
         assert len(upstream.wires) == 1
@@ -182,8 +181,7 @@ async def test_post_whose_connection_ended_is_never_sent_again() -> None:
 async def test_response_timeout_of_a_started_request_runs_since_it_was_sent() -> None:
     async with Scripted(Wire.read_to_end) as upstream, connected(upstream, UpstreamTimeouts(response=60)) as client:
         started = client.start(POST, b"body")
-        assert started.request.sent_at is not None
-        started.request.sent_at -= 60
+        started.sent_at -= 60
         with pytest.raises(Fault) as caught:
             await client.pool.send(POST, None, started=started)
         assert caught.value.kind is FaultKind.RESPONSE_TIMEOUT
