@@ -250,8 +250,7 @@ def _write(fields: _Fields, record: Record) -> None:
         start = end + 1
     for (counts, _), labels in zip(fields.labelled, record.labels, strict=True):
         end = start + len(labels)
-        # Not the method of Counter, which would count the pairs.
-        dict.update(counts, zip(labels, numbers[start:end], strict=True))
+        counts.update(zip(labels, numbers[start:end], strict=True))
         start = end
 
 

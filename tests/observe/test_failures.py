@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ def upstream_of(gateway: RunningGateway) -> UpstreamStats:
 
 def requests_of(gateway: RunningGateway, url: str) -> dict[int | str, int]:
     """Return the requests to an endpoint by code, without those that are 0."""
-    return +upstream_of(gateway).endpoints[url].requests
+    return +Counter(upstream_of(gateway).endpoints[url].requests)
 
 
 def faults_of(gateway: RunningGateway) -> dict[str, int]:
-    return +gateway.stats.routes["r"].faults
+    return +Counter(gateway.stats.routes["r"].faults)
 
 
 def failures_of(gateway: RunningGateway) -> dict[Blame, int]:
-    return +gateway.stats.routes["r"].failures
+    return +Counter(gateway.stats.routes["r"].failures)
 
 
 async def test_request_is_counted_by_the_status_of_its_endpoint() -> None:

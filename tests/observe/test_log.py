@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 
@@ -60,12 +62,30 @@ def test_lines_are_written_in_order_and_the_rest_at_the_end(pipe: Pipe) -> None:
     assert not pipe.writer.dropped_lines
 
 
+def test_no_line_of_any_thread_is_lost_while_lines_are_written(pipe: Pipe) -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "record", (), None)
+    threads = [threading.Thread(target=lambda: [pipe.writer.handle(record) for _ in range(200)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(2000):
+        pipe.writer.add_line(str(number))
+    reader = threading.Thread(target=lambda: lines.extend(pipe.read_lines(2800)))
+    lines: list[str] = []
+    reader.start()
+    for thread in [*threads, reader]:
+        thread.join(TIMEOUT_SECONDS)
+    pipe.writer.stop()
+    assert [line for line in lines if line.isdigit()] == [str(number) for number in range(2000)]
+    assert sum('"record"' in line for line in lines) == 800
+    assert (pipe.writer.held_bytes, pipe.writer.dropped_lines) == (0, 0)
+
+
 def test_blocked_output_holds_8_mib_of_lines_and_the_gap_is_reported(pipe: Pipe) -> None:
     """100,000 lines of any length were held: 120 MiB, and more with long ones."""
     line = "x" * 10_000
     for _ in range(2000):
         pipe.writer.add_line(line)
-    assert pipe.writer._held_bytes <= 8 * 2**20
+    assert pipe.writer.held_bytes <= 8 * 2**20
     dropped = pipe.writer.dropped_lines
     assert dropped > 2000 - 9 * 2**20 // len(line)
     seen = pipe.read_lines(1)
