@@ -53,6 +53,13 @@ def test_garbage_is_collected_rarely_during_imports_and_as_usual_after_the_start
     assert (is_rare, last) == ("True", first)
 
 
+@pytest.mark.parametrize("module", ["pydantic", "importlib.metadata", "importlib.resources", "zipfile", "certifi"])
+def test_modules_that_take_memory_and_are_not_needed_to_serve_are_not_imported(module: str) -> None:
+    script = f"import gateway.run, sys; print({module!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 class Node:
     """Refers to itself."""
 
