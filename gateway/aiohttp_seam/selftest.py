@@ -361,5 +361,5 @@ async def _request_under_way(
 ) -> AsyncIterator[tuple[Received, ServerConnection, socket.socket]]:
     """Send a request to a server on loopback, and yield it when its handler runs."""
     async with serving_one() as (handled, connection, peer):
-        peer.sendall(b"POST /a%2Fb? HTTP/1.1\r\nX-Y: \xff\r\nHost: a\r\n" + rest_of_head)
+        peer.sendall(b"POST /a%2Fb? HTTP/1.1\r\nX-Y:\xff\r\nHost: a\r\n" + rest_of_head)
         yield await handled, connection, peer

@@ -28,7 +28,7 @@ from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
 from gateway.http.client import peer_address
 from gateway.http.request_head import MAX_HEAD_BYTES
-from gateway.http.whole_request import read_whole_request
+from gateway.http.whole_request import WholeRequest, read_whole_request
 
 #: Bounds of what is read and dropped after the last response: nginx's lingering_timeout, and what a LAN sends in it.
 DISCARD_SECONDS: Final = 5.0
@@ -38,6 +38,9 @@ DISCARD_BYTES: Final = 512 * 2**20
 DISCARD_STEP_BYTES: Final = 32 * 1024
 
 
+#: A body that does not come with its head is awaited for so long, and up to this size, before its request is handled.
+_HOLD_SECONDS: Final = 0.05
+_MAX_HELD_BYTES: Final = 32 * 1024
 #: Requests of a connection that are parsed ahead of the one that is handled; each holds up to 64 KiB of a body.
 _MAX_PIPELINED: Final = 4
 
@@ -87,6 +90,9 @@ class ServerConnection(MessageLoop):
         "_discardable_bytes",
         "_discarding",
         "_feed",
+        "_held",
+        "_held_since",
+        "_hold_timer",
         "_is_cut",
         "_last_message",
         "_receive_bytes",
@@ -116,6 +122,10 @@ class ServerConnection(MessageLoop):
         #: Whether the connection ended with an error: bytes that were written may not have arrived.
         self.was_broken = False
         self._feed = MessageFeed(self, self, turns, is_lenient=False)
+        #: The beginning of a request whose body is awaited, and since when.
+        self._held = b""
+        self._held_since = 0.0
+        self._hold_timer: asyncio.TimerHandle | None = None
         #: The last head parsed, and its body.
         self._last_message: object = None
         #: Set while input is dropped; its result is set when more came than may.
@@ -156,6 +166,8 @@ class ServerConnection(MessageLoop):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Record how the connection ended: asyncio closes without an error only after every byte written was sent."""
         self.watch.stop(self._descriptor, self._leave)
+        if self._hold_timer is not None:
+            self._end_hold()
         self.was_broken = exc is not None or self._is_cut
         super().connection_lost(exc)
         self._feed.close()
@@ -168,15 +180,58 @@ class ServerConnection(MessageLoop):
             if self._discardable_bytes < 0 and not self._discarding.done():
                 self._discarding.set_result(None)
             return
+        if self._held:
+            data = self._take_held() + data
         waiter = self._waiter
         if waiter is not None and self._feed.is_idle and not (waiter.done() or self._close or self._force_close):
             request = read_whole_request(data)
-            if request is not None:
+            if isinstance(request, WholeRequest):
+                if self._hold_timer is not None:
+                    request.began_at = self._end_hold()
                 self.receive_whole(request, waiter)
                 return
+            if request is not None and request <= _MAX_HELD_BYTES:
+                self._hold(data, waiter)
+                return
+        if self._hold_timer is not None:
+            self._end_hold()
         if not data and self._feed.decoder is None:
             self.parse(b"")
         self._feed.receive(data)
+
+    def eof_received(self) -> None:
+        """Have a request handled whose rest will not come. Then the transport closes."""
+        self._release()
+
+    def _hold(self, data: bytes, waiter: asyncio.Future[None]) -> None:
+        """Await the rest of a short body, before the task is woken for its request.
+
+        Most clients in Python send head and body one after the other.
+        """
+        self._held = data
+        # Meanwhile the connection is not idle.
+        self._waiter, self._idle_waiter = None, waiter
+        if self._hold_timer is None:
+            self._held_since = self._loop.time()
+            self._hold_timer = self._loop.call_later(_HOLD_SECONDS, self._release)
+
+    def _take_held(self) -> bytes:
+        held, self._held = self._held, b""
+        self._waiter, self._idle_waiter = self._idle_waiter, None
+        return held
+
+    def _end_hold(self) -> float:
+        """Stop the timer; return since when something was held."""
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        return self._held_since
+
+    def _release(self) -> None:
+        """Parse what is held: its handler awaits the rest."""
+        self._end_hold()
+        if self._held:
+            self._feed.receive(self._take_held())
 
     def parse(self, data: bytes) -> BodyHead | None:
         """Feed aiohttp's parser; return the body that follows if `data` ended a head that has one."""

@@ -95,6 +95,8 @@ class Exchange:
         """`content` is the stream of the body, empty where the message has it."""
         #: What it waits for, and its seconds by leg.
         self.waits = Waits(stats)
+        if isinstance(message, WholeRequest) and message.began_at is not None:
+            self.waits.begin_at(message.began_at)
         self.started = self.waits.waiting_since
         self._connection = connection
         self._message = message

@@ -7,7 +7,7 @@ parser reads in the same way: tests/fuzz holds that.
 
     never read here                                             since
     ----------------------------------------------------------  -------------------------------------------------
-    a part of a request, or more than one                       it is not whole, or the next one is yet to be found
+    a part of a head, or more than one request                  it is not whole, or the next one is yet to be found
     Transfer-Encoding, Upgrade, Expect, a repeated name         the parser judges it, or the exchange waits
     Connection with anything but keep-alive                     it names further headers, or ends the connection
     HTTP/1.0, CONNECT, TRACE, targets that are no path          few send them
@@ -38,7 +38,7 @@ _KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
 class WholeRequest:
     """A request with its whole body. It has what is used of the head that aiohttp's parser makes, too."""
 
-    __slots__ = ("body", "headers", "method", "path")
+    __slots__ = ("began_at", "body", "headers", "method", "path")
 
     #: As the parser has them.
     version: tuple[int, int] = (1, 1)
@@ -52,10 +52,15 @@ class WholeRequest:
         self.path = path
         self.headers = headers
         self.body = body
+        #: When its head was received, on the monotonic clock; None if its body came with it.
+        self.began_at: float | None = None
 
 
-def read_whole_request(data: bytes) -> WholeRequest | None:
-    """Return the request that `data` is, None if it is anything but exactly one of the plainest form."""
+def read_whole_request(data: bytes) -> WholeRequest | int | None:
+    """Return the request that `data` is, None if it is anything but exactly one of the plainest form.
+
+    Where only the rest of its body is missing, return how many bytes that are.
+    """
     found = _HEAD.match(data, 0, _MAX_HEAD_BYTES)
     if found is None:
         return None
@@ -68,10 +73,12 @@ def read_whole_request(data: bytes) -> WholeRequest | None:
     if b"host" not in values or (b"connection" in values and values[b"connection"][0] not in _KEEP_ALIVE):
         return None
     body = data[found.end() :]
+    length = 0
     if b"content-length" in values:
         declared = values[b"content-length"][0]
-        if _LENGTH.fullmatch(declared) is None or int(declared) != len(body):
+        if _LENGTH.fullmatch(declared) is None:
             return None
-    elif body:
-        return None
-    return WholeRequest(method.decode(), path.decode(), headers, body)
+        length = int(declared)
+    if length > len(body):
+        return length - len(body)
+    return WholeRequest(method.decode(), path.decode(), headers, body) if length == len(body) else None

@@ -58,6 +58,10 @@ class Waits:
         #: What charges its own seconds now, in the order in which they began.
         self._others: list[Waiting] = []
 
+    def begin_at(self, since: float) -> None:
+        """Count from an earlier time on. Before anything was charged."""
+        self._own_since = self._charged_until = since
+
     @property
     def waiting_on(self) -> Leg:
         """The leg waited on; that of the youngest wait where there are several."""

@@ -77,6 +77,11 @@ class Scene:
         async with asyncio.timeout(10):
             await self.arrived.wait()
 
+    async def held(self, count: int) -> None:
+        """Wait until the gateway holds so many bytes or more of a request whose body is awaited."""
+        connections = self.gateway.gateway._traffic.connections
+        await wait_until(lambda: any(len(getattr(each, "_held", b"")) >= count for each in connections))
+
     async def handed_over(self, reason: HandOver) -> None:
         """Wait until the lane has handed an exchange over."""
         await wait_until(lambda: self.lane.handed_over[reason])
@@ -111,10 +116,11 @@ async def read_ok(client: Wire) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def run_scene(*, slow_seconds: float = 30.0, **route: Any) -> AsyncIterator[Scene]:
+async def run_scene(*, slow_seconds: float = 30.0, hold_seconds: float = 30.0, **route: Any) -> AsyncIterator[Scene]:
     """Run a gateway whose connections are warm; `route` as for `forward_config`.
 
     After `slow_seconds` an exchange is handed over: by default later than a loaded machine holds one up.
+    `hold_seconds` is how long the body of a request is awaited.
     """
     next_one: list[Serve] = []
     scene: Scene
@@ -130,6 +136,7 @@ async def run_scene(*, slow_seconds: float = 30.0, **route: Any) -> AsyncIterato
     async with contextlib.AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr("gateway.express.lane._SLOW_SECONDS", slow_seconds)
+        patch.setattr("gateway.aiohttp_seam.server._HOLD_SECONDS", hold_seconds)
         upstream = await stack.enter_async_context(RawUpstream(script))
         async with run_gateway(forward_config(upstream.url, **route)) as gateway:
             client = await gateway.connect()

@@ -541,3 +541,66 @@ async def test_connection_is_kept_while_exchanges_take_the_lane(monkeypatch: pyt
             await scene.warm()
         # Idle now: it is closed.
         assert await scene.client.read_to_end() == b""
+
+
+async def test_body_that_follows_its_head_is_awaited_on_the_lane() -> None:
+    """Clients in Python send both one after the other: their requests took the normal path."""
+    head, body = POST[:-4], POST[-4:]
+    async with run_scene() as scene:
+        for pieces in ([head, body], [head, body[:1], body[1:]], [head + body[:2], body[2:]]):
+            for piece in pieces[:-1]:
+                await scene.client.send(piece)
+                await scene.held(len(piece))
+            await asyncio.sleep(0.01)
+            assert scene.gateway.gateway.exchange_count == 0
+            await scene.send(pieces[-1], serve_ok)
+            await read_ok(scene.client)
+            line = await scene.last_line()
+            assert (line["upload_lane"], line["upload_bytes"]) == ("express", 4)
+            # The exchange began with its head.
+            assert line["wait_seconds"]["downstream_read"] >= 0.01
+            assert_adds_up(line)
+        await scene.goes_on()
+
+
+async def test_body_that_does_not_follow_its_head_is_awaited_by_the_normal_path() -> None:
+    async with run_scene(hold_seconds=SLOW_SECONDS) as scene:
+        await scene.client.send(POST[:-1])
+        await wait_until(lambda: scene.gateway.gateway.exchange_count == 1)
+        await scene.send(POST[-1:], serve_ok)
+        await read_ok(scene.client)
+        assert (await scene.last_line())["upload_lane"] == "copy"
+        await scene.goes_on()
+
+
+@pytest.mark.parametrize("with_reset", [False, True])
+async def test_client_that_leaves_before_its_body_followed(with_reset: bool) -> None:
+    async with run_scene() as scene:
+        await scene.client.send(POST[:-1])
+        await scene.held(len(POST) - 1)
+        if with_reset:
+            scene.client.writer.transport.abort()
+        await scene.reconnect()
+        await scene.goes_on()
+        assert len(scene.requests) == len([line for line in scene.gateway.log if line["outcome"] == "complete"])
+
+
+async def test_requests_that_come_with_the_rest_of_a_body_are_responded_to() -> None:
+    async with run_scene() as scene:
+        await scene.client.send(POST[:-1])
+        await scene.held(len(POST) - 1)
+        await scene.client.send(POST[-1:] + GET)
+        for _ in range(2):
+            await read_ok(scene.client)
+        assert [body for _, body in scene.requests[1:]] == [b"body", b""]
+        await scene.goes_on()
+
+
+async def test_drain_waits_for_a_body_that_is_awaited() -> None:
+    async with run_scene() as scene:
+        await scene.client.send(POST[:-1])
+        await scene.held(len(POST) - 1)
+        drained = scene.gateway.gateway.drain()
+        await scene.client.send(POST[-1:])
+        assert b"\r\nConnection: close\r\n" in await read_ok(scene.client)
+        await drained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.http.headers import ReceivedHeaders
-from gateway.http.whole_request import read_whole_request
+from gateway.http.whole_request import WholeRequest, read_whole_request
 
 HOST = b"Host: gw"
 
@@ -17,7 +17,7 @@ def head(*lines: bytes, first: bytes = b"GET / HTTP/1.1") -> bytes:
 def test_request_is_read_as_it_was_sent() -> None:
     data = head(b"host: gw:80", b"X-A:  b".replace(b"  ", b" "), b"Content-Length: 4", first=b"PUT /a%20b?c=d HTTP/1.1")
     request = read_whole_request(data + b"\r\n\r\n")
-    assert request is not None
+    assert isinstance(request, WholeRequest)
     assert (request.method, request.path, request.version) == ("PUT", "/a%20b?c=d", (1, 1))
     assert list(request.headers) == [(b"host", b"gw:80"), (b"X-A", b"b"), (b"Content-Length", b"4")]
     assert request.headers.first(b"x-a") == b"b"
@@ -29,7 +29,7 @@ def test_request_is_read_as_it_was_sent() -> None:
 @pytest.mark.parametrize("more", [[], [b"Connection: keep-alive"], [b"Connection: Keep-Alive"], [b"Content-Length: 0"]])
 def test_request_without_a_body_is_read(method: bytes, more: list[bytes]) -> None:
     request = read_whole_request(head(HOST, *more, first=method + b" / HTTP/1.1"))
-    assert request is not None
+    assert isinstance(request, WholeRequest)
     assert request.body == b""
 
 
@@ -42,7 +42,6 @@ def test_request_without_a_body_is_read(method: bytes, more: list[bytes]) -> Non
         head(HOST) + b"x",
         head(HOST) + head(HOST),
         head(HOST).replace(b"\r\n", b"\n"),
-        head(HOST, b"Content-Length: 3") + b"ab",
         head(HOST, b"Content-Length: 3") + b"abcd",
         head(HOST, b"Content-Length: +0"),
         head(HOST, b"Content-Length: 0, 0"),
@@ -81,3 +80,10 @@ def test_request_without_a_body_is_read(method: bytes, more: list[bytes]) -> Non
 )
 def test_anything_else_is_left_to_the_parser(data: bytes) -> None:
     assert read_whole_request(data) is None
+
+
+def test_rest_of_a_body_is_counted() -> None:
+    data = head(HOST, b"Content-Length: 3", first=b"POST / HTTP/1.1")
+    assert [read_whole_request(data + rest) for rest in (b"", b"a", b"ab")] == [3, 2, 1]
+    assert isinstance(read_whole_request(data + b"abc"), WholeRequest)
+    assert read_whole_request(head(HOST, b"Content-Length: 3", b"Expect: 100-continue")) is None
