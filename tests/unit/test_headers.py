@@ -218,3 +218,10 @@ def test_host_is_found_alike_each_time(host: bytes) -> None:
     for _ in range(2):
         target = check_head((1, 1), "GET", "/", ReceivedHeaders([(b"Host", host)]))
         assert target.host == host.partition(b":")[0].decode().lower()
+
+
+@pytest.mark.parametrize("option", [b"keep-alive", b"Keep-Alive", b"KEEP-ALIVE"])
+def test_connection_that_names_no_header_removes_only_itself(option: bytes) -> None:
+    received = ReceivedHeaders([(b"Connection", option), (b"Date", b"today"), (b"X-Request-Id", b"a"), (b"X-A", b"b")])
+    trace = trace_context(received, is_trusted=False)
+    assert [name for name, _ in response_headers(received, trace)] == [b"Date", b"X-Request-Id", b"X-A", b"Via"]
