@@ -25,17 +25,21 @@ _FLUSH_BYTES: Final = 8 * 1024 * 1024
 #: As much as asyncio reads from a socket at once: large enough for few steps, small enough for the cache.
 _CHUNK_BYTES: Final = 256 * 1024
 #: A sendfile call takes as many bytes as it moves in about this time of the processor: the other connections wait for
-#: it. Passed time would count other processes, too. The first call, and the largest: larger ones save nothing more.
+#: it. Passed time would count other processes, too. No more than a socket holds (tcp_wmem): larger calls fill it, and
+#: then wait for its client, which costs more than the calls they save.
 _SEND_SECONDS: Final = 0.0025
-_FIRST_SEND_BYTES: Final = 4 * 1024 * 1024
-_MAX_SEND_BYTES: Final = 16 * 1024 * 1024
+_MAX_SEND_BYTES: Final = 4 * 1024 * 1024
 #: What the kernel reads meanwhile when a thread reads from the disk.
 _FOLLOWING_BYTES: Final = 4 * 1024 * 1024
 #: Fewer bytes than this in memory are not worth a sendfile call: the rest needs a thread anyway.
 _MIN_SEND_BYTES: Final = 128 * 1024
-#: How long the answer holds that bytes are in memory: within it the kernel drops none that were just looked at, short
-#: of a shortage in which everything waits. Asking again for each call would cost a third more.
-_FRESH_SECONDS: Final = 0.05
+#: Bytes looked up in memory at once: the first time, and at most (0.2 ms).
+_FIRST_LOOK_BYTES: Final = 4 * 1024 * 1024
+_MAX_LOOK_BYTES: Final = 16 * 1024 * 1024
+#: How long the answer holds that bytes are in memory, twice this for the last ones of it: within it the kernel drops
+#: none that were just looked at, short of a shortage in which everything waits. Asking again for each call would cost
+#: a third more.
+_FRESH_SECONDS: Final = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +175,13 @@ class FileReader:
         #: The bytes up to here were in memory when they were looked at.
         self._cached_end = 0
         self._cached_at = 0.0
-        self._look_bytes = self._max_send_bytes = _FIRST_SEND_BYTES
+        #: Whether the bytes after these are not known to be cold.
+        self._may_look_on = False
+        self._look_bytes = _FIRST_LOOK_BYTES // 2
+        self._max_send_bytes = _MAX_SEND_BYTES
         self._sent_bytes = 0
+        #: Whether the socket took less than there was to send: it is full.
+        self.has_filled_socket = False
 
     @property
     def sendfile_source(self) -> Self | None:
@@ -199,9 +208,9 @@ class FileReader:
     async def send_to(self, descriptor: int) -> int:
         """Send what a non-blocking socket takes; return the byte count, 0 if the socket is full.
 
-        Bytes that are in memory are sent by sendfile, only those that were found there less than _FRESH_SECONDS ago.
-        All others are read by a thread, because the disk may block. Raises Fault where the file became shorter, OSError
-        where the socket is broken.
+        Bytes that are in memory are sent by sendfile, only those that were found there shortly before. All others are
+        read by a thread, because the disk may block. Raises Fault where the file became shorter, OSError where the
+        socket is broken.
         """
         if not self._unsent:
             cached = self._count_cached()
@@ -211,8 +220,9 @@ class FileReader:
         try:
             sent = os.write(descriptor, self._unsent)
         except BlockingIOError:
-            return 0
+            sent = 0
         self._unsent = self._unsent[sent:]
+        self.has_filled_socket = bool(self._unsent)
         return sent
 
     async def close(self) -> None:
@@ -229,6 +239,7 @@ class FileReader:
         try:
             sent = os.sendfile(descriptor, self._descriptor, self._at, size)
         except BlockingIOError:
+            self.has_filled_socket = True
             return 0
         if not sent:
             raise _became_shorter()
@@ -237,25 +248,32 @@ class FileReader:
             self._max_send_bytes = max(self._max_send_bytes // 2, _MIN_SEND_BYTES)
         elif sent == self._max_send_bytes and seconds < _SEND_SECONDS / 2:
             self._max_send_bytes = min(self._max_send_bytes * 2, _MAX_SEND_BYTES)
+        self.has_filled_socket = sent < size
         self._sent_bytes = sent
         self._at += sent
         return sent
 
     def _count_cached(self) -> int:
         """Return how many of the next bytes are in memory, 0 if so few that a thread may as well read them."""
-        now = self._clock()
-        if self._at < self._cached_end and now - self._cached_at < _FRESH_SECONDS:
-            return min(self._cached_end - self._at, self._max_send_bytes)
-        if self._at < self._cached_end:
+        now, known = self._clock(), self._cached_end - self._at
+        if known <= 0:
+            self._look(self._at, min(2 * self._look_bytes, _MAX_LOOK_BYTES), now)
+        elif now - self._cached_at >= _FRESH_SECONDS:
             # The client is slow: it takes about as much as the last time, and looking at more would be in vain.
-            self._look_bytes = max(2 * self._sent_bytes, _MIN_SEND_BYTES)
-        else:
-            self._look_bytes *= 2
-        self._look_bytes = min(self._look_bytes, self._max_send_bytes)
-        size = min(self._look_bytes, self._end - self._at)
-        cached = self._page_cache.count_cached(self._at, size)
-        self._cached_end, self._cached_at = self._at + cached, now
-        return cached if cached == size or cached >= _MIN_SEND_BYTES else 0
+            self._look(self._at, min(max(2 * self._sent_bytes, _MIN_SEND_BYTES), _MAX_LOOK_BYTES), now)
+        elif self._may_look_on and known < max(min(2 * self._sent_bytes, self._max_send_bytes), _MIN_SEND_BYTES):
+            # A call for what is left of the last look would be a small one.
+            self._look(self._cached_end, min(2 * self._look_bytes, _MAX_LOOK_BYTES), now)
+        known = min(self._cached_end - self._at, self._max_send_bytes)
+        return known if known >= _MIN_SEND_BYTES or self._cached_end == self._end else 0
+
+    def _look(self, at: int, size: int, now: float) -> None:
+        """Look at the bytes from `at`: in memory are those before it, and those that are found."""
+        size = min(size, self._end - at)
+        cached = self._page_cache.count_cached(at, size)
+        self._look_bytes = size
+        self._cached_end, self._cached_at = at + cached, now
+        self._may_look_on = cached == size and self._cached_end < self._end
 
     async def _read_cold(self) -> bytes:
         """Return the next chunk from the disk, and have the kernel read what follows meanwhile."""

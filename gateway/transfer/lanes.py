@@ -96,6 +96,11 @@ class Sink(Protocol):
 class SendfileSource(Protocol):
     """A file that the kernel can send to a socket."""
 
+    @property
+    def has_filled_socket(self) -> bool:
+        """Whether the last call took less than there was to send: the socket is full."""
+        ...
+
     async def send_to(self, descriptor: int) -> int:
         """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
         ...
@@ -189,9 +194,9 @@ class SendfileLane:
         except OSError as exc:
             raise exhaustion_fault(exc) or self._sink.translate_error(exc) from exc
 
-    async def write(self, size: int) -> None:
-        """Wait for the socket if it was full."""
-        if not size:
+    async def write(self, _size: int) -> None:
+        """Wait for the socket if it is full: to try once more is in vain, even where its peer reads all the time."""
+        if self._file.has_filled_socket:
             await self._socket.wait_writable()
 
 

@@ -88,7 +88,7 @@ def cases(size: int) -> list[Case]:
 
 
 #: What `--quick` runs: one case of each way a body can take.
-QUICK = ("raw upload", "multipart upload", "multipart, 8 at once", "chunked multipart", "download")
+QUICK = ("raw upload", "multipart upload", "multipart, 8 at once", "chunked multipart", "download", "files")
 QUICK_PEERS = ("gateway", "before", "nginx")
 _QUICK_RUNS = 5
 
