@@ -72,7 +72,7 @@ from gateway.aiohttp_seam.server import (
     OnLeave,
     ServerConnection,
 )
-from gateway.aiohttp_seam.streams import has_buffered, peek_buffered
+from gateway.aiohttp_seam.streams import has_buffered, peek_buffered, take_buffered
 from gateway.aiohttp_seam.transports import (
     connect_accepted,
     drain_write_buffer,
@@ -108,4 +108,5 @@ __all__ = [
     "peek_buffered",
     "set_receive_size",
     "socket_of",
+    "take_buffered",
 ]

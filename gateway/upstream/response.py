@@ -17,6 +17,7 @@ from gateway.aiohttp_seam import (
     detach_parser,
     has_buffered,
     peek_buffered,
+    take_buffered,
 )
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import ReceivedHeaders
@@ -106,22 +107,21 @@ class UpstreamResponse:
             self.on_closed = None
 
     async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises Fault, that of the request's body first."""
+        """Return the next chunk, b"" at the end. Raises Fault, that of the request's body first.
+
+        What came before the connection was lost is returned first.
+        """
         try:
             return await self._content.readany()
         except (aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+            if received := take_buffered(self._content):
+                return received
             raise self._lost() from exc
 
     def to_whole(self) -> WholeResponse:
         """Return it with its body, which was received whole and not read. In place of closing it."""
-        return WholeResponse(
-            self.status,
-            self.reason,
-            self.headers,
-            peek_buffered(self._content),
-            length=self.length,
-            body_length=self.body_length,
-        )
+        body = peek_buffered(self._content)
+        return WholeResponse(self.status, self.reason, self.headers, body, self.length, self.body_length)
 
     def take_small(self) -> bytes | None:
         """Return the body if it was received whole and is small; None otherwise. To be called before any read."""

@@ -241,6 +241,8 @@ async def test_small_body_in_several_segments_is_awaited() -> None:
 
 @REQUESTS
 async def test_response_that_breaks_off_never_looks_complete(request_bytes: bytes) -> None:
+    """The part that had come before was dropped on the express lane, and sent on the normal path."""
+
     async def break_off(wire: Wire) -> None:
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
         await wire.close()
@@ -248,7 +250,8 @@ async def test_response_that_breaks_off_never_looks_complete(request_bytes: byte
     async with run_scene() as scene:
         await scene.send(request_bytes, break_off)
         received = await scene.client.read_to_end()
-        assert b" 502 " in received or not received.partition(b"\r\n\r\n")[2][3:]
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert received.endswith(b"\r\n\r\nabc")
         line = await scene.last_line()
         assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
 
