@@ -11,7 +11,7 @@ where something has to be waited for after all: from there on it is the same as 
     resume(exchange, ..)    after start, no receive   in place of the last three
     send_rest(exchange)     after pass_on             in place of `end`
     abandon(exchange, ..)   after start               in place of all: after a bug
-    give_back()             once, after start         the slot is free
+    capacity.give_back()    once, after start         the slot is free
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class WholeForward:
         self._route = route
         self._config = config
         self._upstream = upstream
+        #: Its slots.
+        self.capacity = upstream.capacity
         self._lanes = lanes
         self._upload_policy = upload_policy
         self._response_policies = response_policies
@@ -83,11 +85,11 @@ class WholeForward:
             refuse_empty_form(exchange)
         # Before anything is taken, which a bug in it would leave behind.
         head = make_request_head(exchange, matched.path, host=self._config.host, framing=self._upstream.framing)
-        if not self._upstream.capacity.try_take():
+        if not self.capacity.try_take():
             return None
         kept = self._upstream.take_kept()
         if kept is None:
-            self.give_back()
+            self.capacity.give_back()
             return None
         state, connection = kept
         exchange.upstream = self._upstream.name
@@ -105,7 +107,7 @@ class WholeForward:
             if started is not None:
                 self.abandon(exchange, started, bug)
             connection.drop()
-            self.give_back()
+            self.capacity.give_back()
             raise
         return started
 
@@ -121,8 +123,6 @@ class WholeForward:
         policy = policies.endless if response.body_length is None else policies.sized
         headers = response_headers(response.headers, exchange.trace)
         is_sent = exchange.send_whole(status, response.reason, headers, body, response.length)
-        # A connection that has failed holds nothing, and has not sent it either.
-        is_sent = is_sent and not exchange.is_client_gone
         exchange.begin_download(policy, _NOTHING_MORE, response.body_length).pass_whole(len(body), LaneName.EXPRESS)
         upstream.release(started, status)
         return is_sent
@@ -169,10 +169,6 @@ class WholeForward:
         for transfer in (exchange.upload, exchange.download):
             if transfer is not None:
                 transfer.end(Outcome.BUG)
-
-    def give_back(self) -> None:
-        """Give the slot back."""
-        self._upstream.capacity.give_back()
 
     def _read_parts(self, exchange: Exchange, body: bytes) -> list[QuickPart] | None:
         """Return the parts of a form, None if its reader has to read it, or if the body is too long. Raises Fault."""

@@ -119,7 +119,8 @@ class ClientResponse:
         elif self._length is None and not self._is_close_delimited:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         transport.write(head + body)
-        return not transport.get_write_buffer_size()
+        # A connection that has failed holds nothing, and has not sent it either.
+        return not (transport.get_write_buffer_size() or transport.is_closing())
 
     def _encode_head(self, message: Message) -> bytes:
         """Return the head in wire form. Decides how the body ends (RFC 9112 section 6.3) and says so."""

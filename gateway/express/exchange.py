@@ -149,7 +149,7 @@ class ExpressExchange:
         """Give the slot back, and count the exchange off. Calls after the first change nothing."""
         if not self._is_left:
             self._is_left = True
-            self._action.give_back()
+            self._action.capacity.give_back()
             self.exchange.stats.in_flight -= 1
 
     def take_whole(self, response: WholeResponse) -> bool:

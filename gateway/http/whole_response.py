@@ -18,7 +18,7 @@ parser reads in the same way: tests/upstream/test_whole_response.py holds that.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.http.headers import ReceivedHeaders
 
@@ -38,46 +38,67 @@ _KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
 _BODILESS: Final = frozenset({204, 304})
 
 
-class WholeResponse:
+#: By head as received, those that were read before: at high rates the heads of a service are the same within a second.
+_HEADS: Final[dict[bytes, _Head]] = {}
+_MAX_HEADS: Final = 64
+_MAX_REMEMBERED_BYTES: Final = 512
+
+
+class WholeResponse(NamedTuple):
     """A response with its whole body."""
 
-    __slots__ = ("body", "body_length", "headers", "length", "reason", "status")
+    status: int
+    reason: bytes
+    headers: ReceivedHeaders
+    body: bytes
+    #: Content-Length as declared, also where there is no body (304); None without one.
+    length: int | None
+    #: Bytes of the body as the head says; None where it does not.
+    body_length: int | None
 
-    def __init__(
-        self,
-        status: int,
-        reason: bytes,
-        headers: ReceivedHeaders,
-        body: bytes,
-        *,
-        length: int | None,
-        body_length: int | None,
-    ) -> None:
-        self.status = status
-        self.reason = reason
-        self.headers = headers
-        self.body = body
-        #: Content-Length as declared, also where there is no body (304); None without one.
-        self.length = length
-        #: Bytes of the body as the head says; None where it does not.
-        self.body_length = body_length
+
+class _Head(NamedTuple):
+    """A head of the plainest form."""
+
+    status: int
+    reason: bytes
+    headers: ReceivedHeaders
+    length: int
 
 
 def read_whole_response(data: bytes) -> WholeResponse | None:
     """Return the response to a request other than HEAD, None if `data` is anything but one of the plainest form."""
-    found = _HEAD.match(data, 0, _MAX_HEAD_BYTES)
+    end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
+    raw = data[:end]
+    head = _HEADS.get(raw) or _read_head(raw)
+    if head is None:
+        return None
+    status, reason, headers, length = head
+    if len(data) - end != length:
+        return None
+    return WholeResponse(status, reason, headers, data[end:], length, length)
+
+
+def _read_head(raw: bytes) -> _Head | None:
+    """Return the head that these bytes are, and remember it; None if it is not of the plainest form."""
+    found = _HEAD.fullmatch(raw)
     if found is None:
         return None
     code, reason, lines = found.groups()
     pairs = _HEADER.findall(lines)
-    headers = ReceivedHeaders(pairs)
-    values, end, status = headers.values, found.end(), int(code)
+    headers, status = ReceivedHeaders(pairs), int(code)
+    values = headers.values
     lengths = values.get(b"content-length", ())
-    if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None or int(lengths[0]) != len(data) - end:
+    if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
         return None
     if status in _BODILESS or len(pairs) > _MAX_HEADERS or not _JUDGED_BY_PARSER.isdisjoint(values):
         return None
     if b"connection" in values and (len(values[b"connection"]) > 1 or values[b"connection"][0] not in _KEEP_ALIVE):
         return None
-    body = data[end:]
-    return WholeResponse(status, reason, headers, body, length=len(body), body_length=len(body))
+    head = _Head(status, reason, headers, int(lengths[0]))
+    # A cookie is set once.
+    if len(raw) <= _MAX_REMEMBERED_BYTES and b"set-cookie" not in values:
+        if len(_HEADS) >= _MAX_HEADS:
+            _HEADS.clear()
+        _HEADS[raw] = head
+    return head

@@ -73,6 +73,8 @@ class UpstreamPool:
         self._resolver = resolver
         self._states = state.endpoints(config.endpoints)
         self._balancer = Balancer(config.policy, self._states)
+        #: Where there is nothing to choose.
+        self._only = self._states[0] if len(self._states) == 1 else None
         self._kept = {state: self._client.kept(state.endpoint) for state in self._states}
 
     def activate(self) -> None:
@@ -90,7 +92,7 @@ class UpstreamPool:
 
     def take_kept(self) -> tuple[EndpointState, ClientConnection] | None:
         """Choose an endpoint, and take a kept connection to it; None, with nothing changed, if it has none."""
-        state = self._balancer.choose()
+        state = self._only or self._balancer.choose()
         connection = self._kept[state].take()
         if connection is None:
             self._balancer.take_back()

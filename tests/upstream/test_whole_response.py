@@ -12,6 +12,7 @@ import pytest
 from gateway.aiohttp_seam import ClientConnection, KeptConnections
 from gateway.config.values import Endpoint
 from gateway.errors import Fault
+from gateway.http import whole_response
 from gateway.http.response_head import check_response_framing, is_interim
 from gateway.http.whole_response import WholeResponse, read_whole_response
 from gateway.upstream import RequestHead
@@ -170,6 +171,28 @@ async def test_plain_response_is_read(name: str) -> None:
 @pytest.mark.parametrize("name", LEFT_TO_THE_PARSER)
 def test_anything_else_is_left_to_the_parser(name: str) -> None:
     assert read_whole_response(LEFT_TO_THE_PARSER[name]) is None
+
+
+def test_head_that_was_read_before_is_read_for_another_body() -> None:
+    whole_response._HEADS.clear()
+    first, second = read_whole_response(OK), read_whole_response(OK[:-2] + b"ko")
+    assert first is not None
+    assert second is not None
+    assert (first.body, second.body) == (b"ok", b"ko")
+    assert first.headers is second.headers
+    assert read_whole_response(OK + b"x") is None
+    assert read_whole_response(OK[:-1]) is None
+
+
+def test_few_heads_are_remembered_and_none_that_is_long_or_sets_a_cookie() -> None:
+    heads = whole_response._HEADS
+    heads.clear()
+    assert read_whole_response(PLAIN["repeated"]) is not None
+    assert read_whole_response(OK.replace(b"Content", b"X-A: " + b"b" * 500 + b"\r\nContent")) is not None
+    assert not heads
+    for number in range(1000):
+        assert read_whole_response(OK.replace(b"Content", b"X-A: %d\r\nContent" % number)) is not None
+        assert 1 <= len(heads) <= 64
 
 
 def mutated(seed: int, count: int) -> Iterator[bytes]:
