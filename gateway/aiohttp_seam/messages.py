@@ -18,6 +18,7 @@ nothing of it:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -127,8 +128,8 @@ class MessageLoop(RequestHandler):
             self._resume_reading_if_drained()
 
     def _end_message(self) -> None:
-        """Wait for the next message only so long."""
-        close_time = self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        """Wait for the next message only so long, by the clock of asyncio's loops."""
+        close_time = self._next_keepalive_close_time = time.monotonic() + self._keepalive_timeout
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
 

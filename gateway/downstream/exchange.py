@@ -286,7 +286,9 @@ class Exchange:
 
         `length` is that of the head: None if it is not known. The client must be connected.
         """
-        self.response = ClientResponse(status, reason, headers, length=length, is_last=self._must_close)
+        # The request was received whole.
+        is_last = self.is_draining and self._must_close
+        self.response = ClientResponse(status, reason, headers, length=length, is_last=is_last)
         is_sent = self.response.send_whole(self._connection, self._message, body)
         self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
         return is_sent

@@ -107,7 +107,8 @@ class ClientResponse:
     def send_whole(self, connection: ServerConnection, message: Message, body: bytes) -> bool:
         """Write the head and the whole body in one step. Return whether the kernel has taken all of it.
 
-        `body` is not sent where the response has none (HEAD, 204). The connection must not be lost.
+        It has not where the connection failed, which then holds nothing either. `body` is not sent where the response
+        has none (HEAD, 204). The connection must not be lost.
         """
         transport = connection.transport
         if transport is None:
@@ -119,7 +120,6 @@ class ClientResponse:
         elif self._length is None and not self._is_close_delimited:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         transport.write(head + body)
-        # A connection that has failed holds nothing, and has not sent it either.
         return not (transport.get_write_buffer_size() or transport.is_closing())
 
     def _encode_head(self, message: Message) -> bytes:
