@@ -9,7 +9,7 @@ parser reads in the same way: tests/fuzz holds that.
     ----------------------------------------------------------  -------------------------------------------------
     a part of a head, or more than one request                  it is not whole, or the next one is yet to be found
     Transfer-Encoding, Upgrade, Expect, a repeated name         the parser judges it, or the exchange waits
-    Connection with anything but keep-alive                     it names further headers, or ends the connection
+    Connection with anything but keep-alive, Proxy-Connection   it names further headers, or ends the connection
     HTTP/1.0, CONNECT, TRACE, targets that are no path          few send them
     spaces around names and values, LF without CR, empty values they are read in more than one way
 """
@@ -31,7 +31,10 @@ _HEAD: Final = re.compile(
 )
 _HEADER: Final = re.compile(rb"([^:]++): ([^\r]++)\r\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,9}")
-_JUDGED_BY_PARSER: Final = frozenset({b"transfer-encoding", b"upgrade", b"expect"})
+#: llhttp reads Proxy-Connection as Connection, and aiohttp refuses the last.
+_JUDGED_BY_PARSER: Final = frozenset(
+    {b"transfer-encoding", b"upgrade", b"expect", b"proxy-connection", b"sec-websocket-key1"}
+)
 _KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
 
 

@@ -32,8 +32,8 @@ _HEAD: Final = re.compile(
 )
 _HEADER: Final = re.compile(rb"([^:]++): ([^\r]++)\r\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,9}")
-#: llhttp reads Proxy-Connection as Connection.
-_JUDGED_BY_PARSER: Final = frozenset({b"transfer-encoding", b"upgrade", b"proxy-connection"})
+#: llhttp reads Proxy-Connection as Connection, and aiohttp refuses the last.
+_JUDGED_BY_PARSER: Final = frozenset({b"transfer-encoding", b"upgrade", b"proxy-connection", b"sec-websocket-key1"})
 _KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
 _BODILESS: Final = frozenset({204, 304})
 

@@ -23,12 +23,15 @@ from tests.fuzz.test_request_heads import requests
 
 pytestmark = pytest.mark.slow
 
-_NAMES = [b"Accept", b"content-type", b"X-A", b"x_b", b"Cookie", b"Connection", b"Content-Length", b"Content-Encoding"]
+#: What llhttp and aiohttp know by name.
+_KNOWN = [b"Proxy-Connection", b"Upgrade", b"Transfer-Encoding", b"Content-Encoding", b"Sec-WebSocket-Key1"]
+_NAMES = [b"Accept", b"content-type", b"X-A", b"x_b", b"Cookie", b"Connection", b"Content-Length", *_KNOWN]
 _VALUES = [
     b"a",
     b"a b",
     b"\xe4",
     b"keep-alive",
+    b"close",
     b"Keep-Alive",
     b"0",
     b"00",

@@ -50,6 +50,7 @@ def test_request_without_a_body_is_read(method: bytes, more: list[bytes]) -> Non
         head(HOST, b"Upgrade: h2c"),
         head(HOST, b"Expect: 100-continue"),
         head(HOST, b"Connection: close"),
+        head(HOST, b"Proxy-Connection: close"),
         head(HOST, b"Connection: keep-alive, X-A"),
         head(HOST, b"Connection: keep-alive", b"connection: close"),
         head(HOST, HOST),

@@ -49,6 +49,7 @@ LEFT_TO_THE_PARSER = {
     "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
     "nominated": b"HTTP/1.1 200 OK\r\nConnection: keep-alive, x-a\r\nContent-Length: 2\r\n\r\nok",
     "proxy": b"HTTP/1.1 200 OK\r\nProxy-Connection: close\r\nContent-Length: 2\r\n\r\nok",
+    "old websocket": b"HTTP/1.1 200 OK\r\nSec-WebSocket-Key1: a\r\nContent-Length: 2\r\n\r\nok",
     "upgrade": b"HTTP/1.1 200 OK\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok",
     "HTTP/1.0": OK.replace(b"1.1", b"1.0"),
     "LF": OK.replace(b"\r\n", b"\n"),
