@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -251,23 +251,31 @@ def at_once(count: int, ask: Ask, port: int) -> None:
 
 def ask_small(port: int, request: bytes, count: int, clients: int) -> list[float]:
     """Send small requests on kept connections; return the seconds each took, sorted."""
-
-    def one(_: int) -> list[float]:
-        taken = []
-        with socket.create_connection(("127.0.0.1", port)) as sock:
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", port)
+        socks = [stack.enter_context(socket.create_connection(address)) for _ in range(clients)]
+        for sock in socks:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for _ in range(count // clients):
-                began = time.perf_counter()
-                sock.sendall(request)
-                head, rest = read_head(sock)
-                missing = length_of(head) - len(rest)
-                if b"transfer-encoding: chunked" in head:
-                    while not rest.endswith(b"0\r\n\r\n"):
-                        rest += sock.recv(65536)
-                elif missing > 0:
-                    drop(sock, missing)
-                taken.append(time.perf_counter() - began)
+        return ask_on(socks, request, count)
+
+
+def ask_on(socks: Sequence[socket.socket], request: bytes, count: int) -> list[float]:
+    """Send small requests on these connections; return the seconds each took, sorted."""
+
+    def one(sock: socket.socket) -> list[float]:
+        taken = []
+        for _ in range(count // len(socks)):
+            began = time.perf_counter()
+            sock.sendall(request)
+            head, rest = read_head(sock)
+            missing = length_of(head) - len(rest)
+            if b"transfer-encoding: chunked" in head:
+                while not rest.endswith(b"0\r\n\r\n"):
+                    rest += sock.recv(65536)
+            elif missing > 0:
+                drop(sock, missing)
+            taken.append(time.perf_counter() - began)
         return taken
 
-    with ThreadPoolExecutor(clients) as pool:
-        return sorted(seconds for taken in pool.map(one, range(clients)) for seconds in taken)
+    with ThreadPoolExecutor(len(socks)) as pool:
+        return sorted(seconds for taken in pool.map(one, socks) for seconds in taken)

@@ -87,8 +87,8 @@ def exit_on_sigterm() -> None:
 
 
 @contextlib.contextmanager
-def cores_apart(peer: Peer) -> Iterator[None]:
-    """Keep a proxy to one core and this process, with its clients and upstreams, to another, if there are two.
+def cores_apart(*peers: Peer) -> Iterator[None]:
+    """Keep proxies to one core and this process, with its clients and upstreams, to another, if there are two.
 
     On shared cores the cost of a wake-up falls on either process by chance, and a thread that computes beside the
     loop is interrupted for the others.
@@ -96,12 +96,12 @@ def cores_apart(peer: Peer) -> Iterator[None]:
     cores = os.sched_getaffinity(0)
     if len(cores) > 1:
         ours, theirs, *_ = ({core} for core in sorted(cores))
-        keep_to(theirs, peer.pids())
+        keep_to(theirs, [pid for peer in peers for pid in peer.pids()])
         keep_to(ours, [os.getpid()])
     try:
         yield
     finally:
-        keep_to(cores, [os.getpid(), *peer.pids()])
+        keep_to(cores, [os.getpid(), *(pid for peer in peers for pid in peer.pids())])
 
 
 @contextlib.contextmanager

@@ -40,10 +40,10 @@ def test_quick_benchmark_compares_with_nginx_and_with_another_tree(monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_benchmark_of_workers_compares_each_case_with_one_process() -> None:
+def test_benchmark_of_workers_compares_each_case_with_one_process_and_with_two_gateways() -> None:
     chosen = workers.cases(size=1_000_000, requests=128)
     lines = workers.table(chosen, workers.run(chosen, rounds=1)).splitlines()[2:]
-    assert [line.split("|")[2].strip() for line in lines] == ["1", "2"] * len(chosen)
+    assert [line.split("|")[2].strip() for line in lines] == ["1", "2", "1 + 1"] * len(chosen)
 
 
 @pytest.mark.slow
