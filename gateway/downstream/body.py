@@ -37,7 +37,7 @@ class WholeBody:
     def __init__(self, data: bytes) -> None:
         self._data = data
         #: Read before and given back, then the body.
-        self._unread = deque((data,))
+        self._unread = [data]
 
     def peek(self) -> bytes:
         """Return the body, which was not read; it stays unread."""
@@ -45,11 +45,11 @@ class WholeBody:
 
     def unread(self, chunks: Iterable[bytes]) -> None:
         """Give back what was read, to be read again first."""
-        self._unread.extendleft(reversed(list(chunks)))
+        self._unread[:0] = chunks
 
     async def read(self) -> bytes:
         """Return the next chunk, b"" at the end."""
-        return self._unread.popleft() if self._unread else b""
+        return self._unread.pop(0) if self._unread else b""
 
     def pause(self) -> bool:
         """Return False: there is nothing to be read below the transport."""

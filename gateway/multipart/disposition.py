@@ -35,6 +35,8 @@ def form_boundary_of(content_type: bytes) -> bytes | None:
     """Return the boundary of multipart/form-data, None for another type. Raises Fault BAD_MULTIPART."""
     if (plain := _PLAIN_FORM.fullmatch(content_type)) is not None:
         return plain[1]
+    if b"/form-data" not in content_type.lower():
+        return None
     text = content_type.decode("latin-1")
     if text.partition(";")[0].strip().lower() != "multipart/form-data":
         return None
