@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.errors import Fault, FaultKind
+from gateway.http.foreseen import MIN_FORESEEN_BYTES, ForeseenChunks
 
 #: Work per call: decoding a chunk by itself counts as `_CHUNK_COST`, one in a run that is decoded in C as 1.
 STEP_WORK: Final = 4096
@@ -95,6 +96,11 @@ class ChunkedDecoder:
         self.has_more = False
         #: Bytes of data returned so far.
         self.decoded_bytes = 0
+        #: The last line, with the line break before it, of a chunk that is long enough to be foreseen; its size, and
+        #: whether the line before was the same.
+        self._line = b""
+        self._line_size = 0
+        self._is_repeated = False
 
     @property
     def rest(self) -> bytes:
@@ -119,6 +125,29 @@ class ChunkedDecoder:
         if self._position == len(self._text):
             self._text, self._position = b"", 0
         return data
+
+    def foresee(self, most: int) -> ForeseenChunks | None:
+        """Return room for the next chunks, with at most that much data, if the last two were of one size.
+
+        Valid unless `has_more`. What is received into it is to be passed to `take`.
+        """
+        if not self._is_repeated or self._remaining >= most:
+            return None
+        begun = self.rest
+        # After the data of a chunk there is never more than the beginning of a line.
+        if not self._line.startswith(begun):
+            return None
+        return ForeseenChunks(self._line, self._line_size, most, remaining=self._remaining, begun=len(begun))
+
+    def take(self, foreseen: ForeseenChunks, count: int) -> bytes:
+        """Return the data of `count` bytes that were received into what `foresee` returned, see `decode`."""
+        taken = foreseen.take(count)
+        self._text, self._position, self._remaining = b"", 0, taken.remaining
+        self.decoded_bytes += len(taken.data)
+        if not taken.rest:
+            return taken.data
+        more = self.decode(taken.rest)
+        return taken.data + more if more else taken.data
 
     def _decode_step(self) -> bytes:
         """Decode a step's work of what was received, or everything."""
@@ -157,6 +186,11 @@ class ChunkedDecoder:
                 position = run.end()
                 continue
             last_size = size
+            if size >= MIN_FORESEEN_BYTES:
+                self._is_repeated = found[0] == self._line
+                self._line, self._line_size = found[0], size
+            else:
+                self._is_repeated = False
             self._in_trailers = not size
             position = min(start + size, end)
             pieces.append(text[start:position] if size < _VIEWED_BYTES else view[start:position])

@@ -83,19 +83,33 @@ class ChunkedRawBody:
         """Return the data of what was received, b"" at the end. Raises Fault, also BAD_FRAMING."""
         decoder = self._decoder
         while not decoder.is_ended:
-            received = b"" if decoder.has_more else await self._receive()
-            if data := decoder.decode(received):
+            if decoder.has_more:
+                data = decoder.decode(b"")
+            else:
+                try:
+                    data = await self._receive()
+                except OSError as exc:
+                    raise exhaustion_fault(exc) or self._lost() from exc
+            if data:
                 return data
         return b""
 
     async def _receive(self) -> bytes:
-        try:
-            received = await self.socket.receive(self.chunk_bytes)
-        except OSError as exc:
-            raise exhaustion_fault(exc) or self._lost() from exc
+        """Receive once, and return the data of it."""
+        decoder = self._decoder
+        while (foreseen := decoder.foresee(self.chunk_bytes)) is not None:
+            count = self.socket.try_receive_into(foreseen.buffers)
+            if count is not None:
+                if not count:
+                    raise self._lost()
+                return decoder.take(foreseen, count)
+            # No memory is held for a peer that is slow.
+            foreseen = None
+            await self.socket.wait_readable()
+        received = await self.socket.receive(self.chunk_bytes)
         if not received:
             raise self._lost()
-        return received
+        return decoder.decode(received)
 
     def skip(self, size: int) -> None:
         """Count nothing: the decoder counts what it decodes, wherever that was read."""

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from gateway.aiohttp_seam import is_plain_tcp
@@ -71,6 +71,16 @@ class RawSocket:
                 return self._sock.recv(size)
             except BlockingIOError:
                 await self.wait_readable()
+
+    def try_receive_into(self, buffers: Sequence[bytearray | memoryview]) -> int | None:
+        """Receive into buffers; return the byte count, 0 after the peer's end, None if there is nothing now.
+
+        Raises OSError.
+        """
+        try:
+            return self._sock.recvmsg_into(buffers)[0]
+        except BlockingIOError:
+            return None
 
     async def send(self, chunk: bytes) -> bool:
         """Send a whole chunk; return, once the kernel has it, whether it took it at once. Raises OSError."""

@@ -47,7 +47,7 @@ async def send_slowly(wire: Wire, body: bytes) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("kind", ["raw", "form", "chunked form"])
+@pytest.mark.parametrize("kind", ["raw", "form", "chunked form", "form in equal chunks"])
 async def test_upload_arrives_identical_and_its_lane_is_logged(kind: str, every_lane: str) -> None:
     seen: list[bytes] = []
 
@@ -59,9 +59,11 @@ async def test_upload_arrives_identical_and_its_lane_is_logged(kind: str, every_
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         request = post(body, content_type="text/plain" if kind == "raw" else "")
-        if kind == "chunked form":
+        if "chunk" in kind:
             head = request.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
             cuts = [0, 1, 50, 200_000, 200_003, 1_500_000, len(body)]
+            if kind == "form in equal chunks":
+                cuts = [*range(0, len(body), 40_000), len(body)]
             request = head + chunked(*(body[a:b] for a, b in itertools.pairwise(cuts)))
         # A chunked body is read below the parser only if the head arrived in one piece.
         head, blank_line, rest = request.partition(b"\r\n\r\n")
@@ -146,8 +148,28 @@ async def test_copy_lane_is_used_if_configured() -> None:
             assert (await gateway.wait_log_line())["download_lane"] == "copy"
 
 
+async def test_client_that_leaves_within_chunks_of_one_size_cuts_the_upload(every_lane: str) -> None:
+    received = b""
+
+    async def script(wire: Wire) -> None:
+        nonlocal received
+        received = await wire.read_to_end()
+
+    async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await wait_until(lambda: len(upstream.wires[-1:]) == 1)
+        await send_slowly(client, chunked(*[BODY[:40_000]] * 50)[:-5])
+        await client.close()
+        assert (await gateway.wait_log_line())["upload"] == "client_left"
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("pieces", [(BODY,), (BODY[:40_000],) * 75])
 @pytest.mark.parametrize("count", [1, 2])
-async def test_chunked_uploads_follow_each_other_on_a_connection(count: int, every_lane: str) -> None:
+async def test_chunked_uploads_follow_each_other_on_a_connection(
+    count: int, pieces: tuple[bytes, ...], every_lane: str
+) -> None:
     """The decoder continues where the transport stopped, and the transport where the decoder ended."""
     seen: list[bytes] = []
 
@@ -160,14 +182,14 @@ async def test_chunked_uploads_follow_each_other_on_a_connection(count: int, eve
         client = await gateway.connect()
         for _ in range(count - 1):
             await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n")
-            await send_slowly(client, chunked(BODY))
+            await send_slowly(client, chunked(*pieces))
             await client.read_until(b"ok")
         await client.send(b"POST / HTTP/1.1\r\nHost: gw\r\nTransfer-Encoding: chunked\r\n\r\n")
         await wait_until(lambda: len(upstream.wires[-1:]) == 1)
-        await send_slowly(client, chunked(BODY))
+        await send_slowly(client, chunked(*pieces))
         await client.read_until(b"ok")
         await client.close()
-        assert seen == [BODY] * count
+        assert seen == [b"".join(pieces)] * count
         assert (await gateway.wait_log_line())["upload_lane"] == ("direct" if every_lane == "auto" else "copy")
 
 

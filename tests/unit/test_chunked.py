@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import Fault, FaultKind
 from gateway.http.chunked import STEP_WORK, ChunkedDecoder
+from gateway.http.foreseen import MIN_FORESEEN_BYTES
 from tests.peers import chunked
 
 EXTENDED = b'5;a=b\r\nhello\r\n3;x;y="\\";"\r\n\r\n0\r\n00A\r\n0123456789\r\n0;last\r\nX-Sum: 1\r\nEmpty:\r\n\r\n'
@@ -32,6 +34,89 @@ def decode_all(decoder: ChunkedDecoder, received: bytes) -> bytes:
     while decoder.has_more:
         data += decoder.decode(b"")
     return data
+
+
+def receive(decoder: ChunkedDecoder, wire: bytes, cuts: Iterable[int], most: int) -> tuple[bytes, int]:
+    """Receive the pieces between cuts as a socket is read; return the data, and how many came as foreseen."""
+    data, at, count = b"", 0, 0
+    for cut in [*cuts, len(wire)]:
+        end = min(at + cut, len(wire))
+        while at < end and not decoder.is_ended:
+            foreseen = decoder.foresee(most)
+            if foreseen is None:
+                taken = min(end - at, most)
+                data += decode_all(decoder, wire[at : at + taken])
+                at += taken
+                continue
+            count += 1
+            received = 0
+            for buffer in foreseen.buffers:
+                piece = wire[at : min(at + len(buffer), end)]
+                buffer[: len(piece)] = piece
+                at, received = at + len(piece), received + len(piece)
+            data += decoder.take(foreseen, received)
+            while decoder.has_more:
+                data += decoder.decode(b"")
+    assert decoder.decoded_bytes == len(data)
+    return data, count
+
+
+SIZES = st.sampled_from([MIN_FORESEEN_BYTES, MIN_FORESEEN_BYTES + 1, 3 * MIN_FORESEEN_BYTES, 5])
+CUTS = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 200_000)), max_size=20)
+
+
+@settings(deadline=None)
+@given(
+    runs=st.lists(st.tuples(SIZES, st.integers(1, 6)), min_size=1, max_size=5),
+    cuts=CUTS,
+    rest=st.binary(max_size=20),
+    most=st.sampled_from([2**16, 2**17, 2**18]),
+    extension=st.sampled_from([b"", b";a=b"]),
+)
+def test_chunks_received_where_they_were_foreseen_give_the_same_data(
+    runs: list[tuple[int, int]], cuts: list[int], rest: bytes, most: int, extension: bytes
+) -> None:
+    generator = random.Random(1)
+    pieces = [generator.randbytes(size) for size, count in runs for _ in range(count)]
+    body = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces) + b"0\r\n\r\n"
+    decoder = ChunkedDecoder()
+    assert receive(decoder, body + rest, cuts, most)[0] == b"".join(pieces)
+    assert decoder.is_ended
+    assert rest.startswith(decoder.rest)
+
+
+@settings(deadline=None)
+@given(at=st.integers(0, 30), cuts=CUTS, changed=st.sampled_from(b"\r\n0;4fg \x00"), which=st.integers(2, 5))
+def test_line_that_was_foreseen_and_comes_changed_is_decoded_like_any_other(
+    at: int, cuts: list[int], changed: int, which: int
+) -> None:
+    piece = b"x" * MIN_FORESEEN_BYTES
+    wire = bytearray(chunked(*[piece] * 6))
+    wire[which * (len(piece) + 8) - 2 + at % 8] = changed
+    outcomes: list[tuple[bytes, bool] | FaultKind] = []
+    for may_foresee in (False, True):
+        decoder = ChunkedDecoder()
+        try:
+            data = receive(decoder, bytes(wire), cuts, 2**17)[0] if may_foresee else decode_all(decoder, bytes(wire))
+            outcomes.append((data, decoder.is_ended))
+        except Fault as fault:
+            outcomes.append(fault.kind)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_chunks_are_foreseen_after_two_of_one_size_until_another_comes() -> None:
+    decoder = ChunkedDecoder()
+    piece = b"x" * MIN_FORESEEN_BYTES
+    chunk = chunked(piece)[:-5]
+    decoder.decode(chunk)
+    assert decoder.foresee(2**20) is None
+    decoder.decode(chunk)
+    assert decoder.foresee(2**20) is not None
+    decoder.decode(b"5\r\nhello\r\n")
+    assert decoder.foresee(2**20) is None
+    data, count = receive(ChunkedDecoder(), chunked(*[piece] * 600), [], 2**17)
+    assert data == piece * 600
+    assert count == 75
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000])
