@@ -25,8 +25,7 @@ from gateway.errors import Blame, Fault, FaultKind
 from gateway.express import Declined, ExpressExchange, ExpressLane, HandOver
 from gateway.http.client import Client
 from gateway.http.routing import RouteMatch
-from gateway.observe.stats import Stats, method_label
-from gateway.observe.waits import LiveWaits
+from gateway.observe.stats import Stats
 from gateway.runtime import Runtime
 from gateway.transfer import Timers
 
@@ -51,14 +50,12 @@ class ExchangeHandler:
     def __init__(
         self,
         stats: Stats,
-        live_waits: LiveWaits,
         timers: Timers,
         record: RecordLine,
         *,
         describe: Describe,
         scheme: bytes,
     ) -> None:
-        self._live_waits = live_waits
         self._no_route = stats.routes[Stats.NO_ROUTE]
         self._timers = timers
         self._record_line = record
@@ -67,7 +64,7 @@ class ExchangeHandler:
         #: The exchanges in flight, by what cancels them: their tasks, and those of the express lane.
         self._exchanges: dict[Cancellable, Exchange] = {}
         self.express = ExpressLane(self)
-        self.live = LiveTransfers(self._exchanges, live_waits)
+        self.live = LiveTransfers(self._exchanges)
         self.failures = RecentFailures()
         self.is_draining = False
 
@@ -157,7 +154,6 @@ class ExchangeHandler:
     def begin(self, express: ExpressExchange) -> None:
         """Have an exchange of the express lane among those in flight."""
         self._exchanges[express] = express.exchange
-        self._live_waits.add(express.exchange.waits)
         express.runtime.exchanges.__enter__()
 
     def end(self, express: ExpressExchange) -> None:
@@ -167,7 +163,6 @@ class ExchangeHandler:
         self._record(express.exchange)
 
     async def _run_exchange(self, exchange: Exchange, act: Awaitable[None]) -> None:
-        self._live_waits.add(exchange.waits)
         try:
             try:
                 await act
@@ -210,19 +205,12 @@ class ExchangeHandler:
             stats.in_flight -= 1
 
     def _record(self, exchange: Exchange) -> None:
-        stats, waits = exchange.stats, exchange.waits
-        now = waits.clock()
-        seconds = now - exchange.started
-        waits.charge(now)
-        self._live_waits.remove(waits)
-        self._record_line(self._describe(exchange, seconds))
-        status = exchange.status
-        stats.requests[method_label(exchange.method), status] += 1
+        stats, status = exchange.stats, exchange.status
+        seconds = exchange.waits.finish() - exchange.started
+        self._record_line(self._describe(exchange, status, seconds))
+        stats.count_exchange(exchange.method, status, seconds, exchange.first_byte_seconds)
         if exchange.fault is not None or exchange.has_failed_file or status >= _FIRST_FAILURE:
             self.failures.add(exchange, seconds, _count_failure(exchange))
-        stats.durations.observe(seconds)
-        if exchange.first_byte_seconds is not None:
-            stats.first_bytes.observe(exchange.first_byte_seconds)
 
     def cancel(self, transfer_id: str, operator: str) -> bool:
         """Cancel an exchange for an operator at an address; return whether there is one under way with this id."""

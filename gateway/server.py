@@ -33,7 +33,6 @@ from gateway.garbage import collect_when_calm
 from gateway.handler import ExchangeHandler
 from gateway.listener import open_listener
 from gateway.observe.stats import Stats
-from gateway.observe.waits import LiveWaits
 from gateway.ops import serve_ops
 from gateway.process_view import ProcessView
 from gateway.runtime import Prepared, Resources, Runtime, prepare
@@ -92,12 +91,9 @@ class Gateway:
         self._notifier = notifier or Notifier("", None)
         self._config = config
         self.stats = Stats(((route.name, route.upstream) for route in config.routes), config.upstreams)
-        self.live_waits = LiveWaits()
         self._timers = Timers()
         scheme = b"https" if config.tls is not None else b"http"
-        self._handler = ExchangeHandler(
-            self.stats, self.live_waits, self._timers, record, describe=describe, scheme=scheme
-        )
+        self._handler = ExchangeHandler(self.stats, self._timers, record, describe=describe, scheme=scheme)
         self._reloading = asyncio.Lock()
         #: A config file on a disk that does not answer keeps no process.
         self._reload_thread = Threads("reload", 1)
@@ -201,7 +197,7 @@ class Gateway:
 
     def refresh_stats(self) -> None:
         """Bring the numbers up to date that are not counted as it happens: before they are read by a scrape."""
-        self.live_waits.charge()
+        self._handler.live.charge_waits()
         active, open_count = self._handler.exchange_count, self._traffic.open_connections
         # An exchange may outlive its connection for a moment.
         self.stats.connections.update(active=active, idle=max(0, open_count - active))

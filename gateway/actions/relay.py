@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.actions.policies import ResponsePolicies
-from gateway.downstream import Exchange
+from gateway.downstream import ClientResponse, Exchange
 from gateway.errors import Outcome
 from gateway.http.headers import Header, response_headers
-from gateway.transfer import Lanes, Transfer
+from gateway.transfer import LaneName, Lanes, Transfer, WholeTransfer
 from gateway.upstream import UpstreamResponse
 
 
@@ -18,7 +18,7 @@ async def relay(
     policies: ResponsePolicies,
     lanes: Lanes,
     *,
-    upload: Transfer | None = None,
+    upload: Transfer | WholeTransfer | None = None,
     headers: Sequence[Header] = (),
 ) -> None:
     """Send an upstream's response to the client, with further `headers`.
@@ -28,19 +28,27 @@ async def relay(
     """
     policy = policies.endless if response.body_length is None else policies.sized
     headers = [*response_headers(response.headers, exchange.trace), *headers]
-    with exchange.begin_download(policy, response, response.body_length) as download:
-        small = response.take_small() if upload is None or (upload.is_whole and upload.fault is None) else None
-        if small is None or exchange.is_client_gone:
+    small = response.take_small() if upload is None or (upload.is_whole and upload.fault is None) else None
+    if small is None or exchange.is_client_gone:
+        with exchange.begin_download(policy, response, response.body_length) as download:
             await _pump(exchange, response, headers, download=download, upload=upload, lanes=lanes)
-        else:
-            is_sent = exchange.send_whole(response.status, response.reason, headers, small, response.length)
+    elif exchange.send_whole(response.status, response.reason, headers, small, response.length):
+        exchange.download = WholeTransfer(policy, exchange.waits, len(small), LaneName.COPY)
+        exchange.download.end(Outcome.COMPLETE)
+    else:
+        with exchange.begin_download(policy, response, response.body_length) as download:
             download.count_whole(len(small))
-            if not is_sent and exchange.response is not None:
-                with download.watched(exchange.response.acknowledged):
-                    download.meter.wait_on(policy.write_leg)
-                    await exchange.response.end()
+            if exchange.response is not None:
+                await wait_sent(download, exchange.response)
     if upload is not None and not upload.is_whole:
         upload.end(Outcome.EARLY_RESPONSE)
+
+
+async def wait_sent(download: Transfer, sink: ClientResponse) -> None:
+    """Wait until the client has taken a response that was written whole. Raises Fault, also for one that stalls."""
+    with download.watched(sink.acknowledged):
+        download.meter.wait_on(download.policy.write_leg)
+        await sink.end()
 
 
 async def _pump(
@@ -49,7 +57,7 @@ async def _pump(
     headers: Sequence[Header],
     *,
     download: Transfer,
-    upload: Transfer | None,
+    upload: Transfer | WholeTransfer | None,
     lanes: Lanes,
 ) -> None:
     """Send a response whose body is not here, or not small."""

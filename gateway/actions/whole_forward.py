@@ -20,7 +20,7 @@ import contextlib
 from typing import Final
 
 from gateway.actions.policies import ResponsePolicies
-from gateway.actions.relay import relay
+from gateway.actions.relay import relay, wait_sent
 from gateway.actions.request_head import make_request_head
 from gateway.actions.upload import form_boundary, refuse_empty_form
 from gateway.config import Route
@@ -31,7 +31,7 @@ from gateway.http.headers import response_headers
 from gateway.http.routing import RouteMatch
 from gateway.http.whole_response import WholeResponse
 from gateway.multipart import QuickPart, read_quickly
-from gateway.transfer import LaneName, Lanes, TransferPolicy
+from gateway.transfer import LaneName, Lanes, Transfer, TransferPolicy, WholeTransfer
 from gateway.upstream import Started, UpstreamPool
 
 
@@ -100,8 +100,7 @@ class WholeForward:
             for part in parts:
                 exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
             if exchange.body is not None:
-                upload = exchange.begin_upload(self._upload_policy, ())
-                upload.pass_whole(len(body), LaneName.EXPRESS)
+                exchange.upload = WholeTransfer(self._upload_policy, exchange.waits, len(body), LaneName.EXPRESS)
         except Exception as bug:
             # Nothing else has the connection and the slot yet.
             if started is not None:
@@ -123,7 +122,12 @@ class WholeForward:
         policy = policies.endless if response.body_length is None else policies.sized
         headers = response_headers(response.headers, exchange.trace)
         is_sent = exchange.send_whole(status, response.reason, headers, body, response.length)
-        exchange.begin_download(policy, _NOTHING_MORE, response.body_length).pass_whole(len(body), LaneName.EXPRESS)
+        if is_sent:
+            exchange.download = WholeTransfer(policy, exchange.waits, len(body), LaneName.EXPRESS)
+        else:
+            download = exchange.begin_download(policy, _NOTHING_MORE, response.body_length)
+            download.start(LaneName.EXPRESS)
+            download.count_whole(len(body))
         upstream.release(started, status)
         return is_sent
 
@@ -158,10 +162,12 @@ class WholeForward:
             for transfer in (exchange.upload, download):
                 if transfer is not None:
                     stack.push(transfer)
-            if download is not None and sink is not None:
-                with download.watched(sink.acknowledged):
-                    download.meter.wait_on(download.policy.write_leg)
-                    await sink.end()
+            if sink is None:
+                return
+            if isinstance(download, Transfer):
+                await wait_sent(download, sink)
+            else:
+                await sink.end()
 
     def abandon(self, exchange: Exchange, started: Started, bug: Exception) -> None:
         """Close the request after a bug."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp.streams import StreamReader
 
@@ -32,7 +32,7 @@ from gateway.http.routing import Found, RouteMatch, RouteTable
 from gateway.http.whole_request import WholeRequest
 from gateway.observe.stats import Leg, RouteStats
 from gateway.observe.waits import Waits
-from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy
+from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, TransferPolicy, WholeTransfer
 
 #: A line of the access log describes at most this many parts.
 _MAX_PARTS_LOGGED: Final = 64
@@ -53,6 +53,17 @@ _CLOSING: Final = frozenset(
 )
 
 
+class Part(NamedTuple):
+    """A part of a form that has ended."""
+
+    number: int
+    kind: str
+    size: int
+    outcome: Outcome
+    #: What filters found out.
+    facts: Mapping[str, Any] | None
+
+
 class Exchange:
     """One request with its response."""
 
@@ -69,14 +80,14 @@ class Exchange:
     #: Whether an operator cancelled it; its task was cancelled, too.
     is_operator_cancelled = False
     response: ClientResponse | None = None
-    upload: Transfer | None = None
-    download: Transfer | None = None
+    upload: Transfer | WholeTransfer | None = None
+    download: Transfer | WholeTransfer | None = None
     fault: Fault | None = None
     #: Of the worst of the files that were sent by themselves.
     _files_outcome, _files_blame = Outcome.COMPLETE, Blame.NONE
     has_failed_file = False
     #: What the access log says about the parts of a form, the first of them.
-    parts: Sequence[dict[str, Any]] = ()
+    parts: Sequence[Part] = ()
     #: The parts of a form that have ended, all of them.
     part_count = 0
     first_byte_seconds: float | None = None
@@ -94,10 +105,8 @@ class Exchange:
     ) -> None:
         """`content` is the stream of the body, empty where the message has it."""
         #: What it waits for, and its seconds by leg.
-        self.waits = Waits(stats)
-        if isinstance(message, WholeRequest) and message.began_at is not None:
-            self.waits.begin_at(message.began_at)
-        self.started = self.waits.waiting_since
+        waits = self.waits = Waits(stats, since=message.began_at if isinstance(message, WholeRequest) else None)
+        self.started = waits.own_since
         self._connection = connection
         self._message = message
         self._timers = timers
@@ -215,7 +224,7 @@ class Exchange:
         """Return the transfer of the request body. There must be one."""
         if self.body is None:
             raise ValueError("a request without a body has nothing to upload")
-        self.upload = Transfer(
+        self.upload = upload = Transfer(
             policy,
             self.body,
             self.waits,
@@ -225,12 +234,12 @@ class Exchange:
             filters=filters,
             async_filters=async_filters,
         )
-        return self.upload
+        return upload
 
     def begin_download(self, policy: TransferPolicy, source: Source, length: int | None) -> Transfer:
         """Return the transfer of the response body."""
-        self.download = Transfer(policy, source, self.waits, self._timers, owner=self, length=length)
-        return self.download
+        self.download = download = Transfer(policy, source, self.waits, self._timers, owner=self, length=length)
+        return download
 
     def record_endpoint(self, endpoint: Endpoint) -> None:
         """Record the endpoint that the request is sent to: its connection is waited for."""
@@ -265,8 +274,7 @@ class Exchange:
         self.stats.count_part(kind, size, outcome)
         self.part_count += 1
         if len(self.parts) < _MAX_PARTS_LOGGED:
-            named = {"part": number, "kind": kind, "size": size, "outcome": outcome}
-            self.parts = [*self.parts, {**facts, **named} if facts else named]
+            self.parts = [*self.parts, Part(number, kind, size, outcome, facts)]
 
     def begin_response(
         self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False
@@ -289,9 +297,9 @@ class Exchange:
         # The request was received whole.
         is_last = self.is_draining and self._must_close
         self.response = ClientResponse(status, reason, headers, length=length, is_last=is_last)
-        is_sent = self.response.send_whole(self._connection, self._message, body)
+        # Before it is written: writing it is what the transfer takes.
         self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
-        return is_sent
+        return self.response.send_whole(self._connection, self._message, body)
 
     async def reply(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         """Send a whole response. Raises Fault CLIENT_LEFT."""

@@ -18,8 +18,8 @@ from gateway.downstream.exchange import Exchange
 from gateway.errors import Blame
 from gateway.observe.live import FAILURES_KEPT, FailureRow, Slices, TransferRow, newest_first, show_moment
 from gateway.observe.stats import Direction
-from gateway.observe.waits import Clock, LiveWaits
-from gateway.transfer import Transfer
+from gateway.observe.waits import Clock
+from gateway.transfer import Transfer, WholeTransfer
 
 #: Rates are over this many seconds.
 _RATE_SECONDS: Final = 2.0
@@ -46,32 +46,37 @@ class _Seen:
         if direction is not self.direction or not self.points:
             self.direction = direction
             self.points.clear()
-            self.points.append((transfer.meter.started if transfer is not None else now, 0))
-        self.points.append((now, transfer.meter.moved_bytes if transfer is not None else 0))
+            self.points.append((transfer.started if transfer is not None else now, 0))
+        self.points.append((now, transfer.moved_bytes if transfer is not None else 0))
         while len(self.points) > 1 and self.points[1][0] <= now - _RATE_SECONDS:
             self.points.popleft()
 
-    def rate(self, now: float, transfer: Transfer) -> float:
+    def rate(self, now: float, transfer: Transfer | WholeTransfer) -> float:
         """Return bytes per second, as far back as the first point."""
         since, moved_before = self.points[0]
-        return max(0.0, (transfer.meter.moved_bytes - moved_before) / (now - since)) if now > since else 0.0
+        return max(0.0, (transfer.moved_bytes - moved_before) / (now - since)) if now > since else 0.0
 
 
 class LiveTransfers:
-    """The exchanges of one process that are under way. `exchanges` are those in flight, by their tasks."""
+    """The exchanges of one process that are under way. `exchanges` are those in flight, by what cancels them."""
 
     def __init__(
         self,
         exchanges: Mapping[Any, Exchange],
-        live_waits: LiveWaits,
         clock: Clock = time.monotonic,
     ) -> None:
         self._exchanges = exchanges
-        self._live_waits = live_waits
         self._clock = clock
         self._worker = os.getpid()
         self._seen: dict[Exchange, _Seen] = {}
         self._last_number = 0
+
+    def charge_waits(self) -> None:
+        """Charge what every exchange has waited so far: before each scrape."""
+        now = self._clock()
+        for exchange in self._exchanges.values():
+            if _is_under_way(exchange):
+                exchange.waits.charge(now)
 
     async def watch(self) -> None:
         """Look at every exchange once a second, for their rates, until cancelled."""
@@ -83,11 +88,11 @@ class LiveTransfers:
         """Record how far every exchange is, in slices."""
         slices = Slices()
         for exchange in list(self._exchanges.values()):
-            if self._is_under_way(exchange):
+            if _is_under_way(exchange):
                 self._see(exchange).add_point(self._clock(), exchange)
             if slices.is_over:
                 await slices.begin()
-        self._seen = {exchange: seen for exchange, seen in self._seen.items() if self._is_under_way(exchange)}
+        self._seen = {exchange: seen for exchange, seen in self._seen.items() if _is_under_way(exchange)}
 
     async def rows(self) -> list[TransferRow]:
         """Return a row for every exchange, made in slices."""
@@ -95,7 +100,7 @@ class LiveTransfers:
         rows = []
         for exchange in list(self._exchanges.values()):
             # It may have ended in the slices before.
-            if self._is_under_way(exchange):
+            if _is_under_way(exchange):
                 rows.append(self._row(exchange))
             if slices.is_over:
                 await slices.begin()
@@ -106,17 +111,13 @@ class LiveTransfers:
         for task, exchange in self._exchanges.items():
             seen = self._seen.get(exchange)
             if seen is not None and self._id(seen) == transfer_id:
-                if not self._is_under_way(exchange):
+                if not _is_under_way(exchange):
                     return None
                 if not exchange.is_operator_cancelled:
                     exchange.is_operator_cancelled = True
                     task.cancel()
                 return exchange
         return None
-
-    def _is_under_way(self, exchange: Exchange) -> bool:
-        """Whether it has not ended; the rest of a request body may still be discarded after that."""
-        return exchange.waits in self._live_waits
 
     def _id(self, seen: _Seen) -> str:
         return f"{self._worker}-{seen.number}"
@@ -137,8 +138,8 @@ class LiveTransfers:
             seen.add_point(now, exchange)
         moved, average, rate = 0, 0.0, 0.0
         if transfer is not None:
-            moved = transfer.meter.moved_bytes
-            average = moved / max(now - transfer.meter.started, 1e-9)
+            moved = transfer.moved_bytes
+            average = moved / max(now - transfer.started, 1e-9)
             rate = seen.rate(now, transfer)
         length = exchange.length if direction is Direction.UPLOAD else transfer.length if transfer is not None else None
         remaining = length - moved if length is not None else None
@@ -166,7 +167,7 @@ class LiveTransfers:
             "waiting_on": waits.waiting_on.value,
             "waiting_seconds": round(max(0.0, now - waits.waiting_since), 3),
             "wait_seconds": _leg_seconds(exchange),
-            "lane": transfer.meter.lane if transfer is not None else None,
+            "lane": transfer.lane if transfer is not None else None,
             "parts": exchange.part_count,
         }
 
@@ -191,7 +192,12 @@ class RecentFailures:
         return newest_first(row for rows in self._rows.values() for row in rows)
 
 
-def _current(exchange: Exchange) -> tuple[Direction, Transfer | None]:
+def _is_under_way(exchange: Exchange) -> bool:
+    """Return whether it has not ended; the rest of a request body may still be discarded after that."""
+    return not exchange.waits.is_over
+
+
+def _current(exchange: Exchange) -> tuple[Direction, Transfer | WholeTransfer | None]:
     """Return the direction that an exchange is in, and its transfer in that direction."""
     if exchange.response is None:
         return Direction.UPLOAD, exchange.upload
@@ -223,8 +229,8 @@ def _failure_row(exchange: Exchange, seconds: float, blame: Blame, worker: int) 
         "code": fault.kind.code if fault is not None else None,
         "reason": reason[:_MAX_REASON_CHARACTERS],
         "seconds": round(seconds, 3),
-        "upload_bytes": upload.meter.moved_bytes if upload is not None else 0,
-        "download_bytes": download.meter.moved_bytes if download is not None else 0,
+        "upload_bytes": upload.moved_bytes if upload is not None else 0,
+        "download_bytes": download.moved_bytes if download is not None else 0,
         "slowest_leg": slowest.value,
         "slowest_leg_seconds": round(legs[slowest], 3),
     }

@@ -29,15 +29,16 @@ _FIRST_CLIENT_ERROR: Final = 400
 _FIRST_REDIRECT: Final = 300
 
 
-def show_exchange(exchange: Exchange, seconds: float, *, has_color: bool = False) -> str:
-    """Return the line of an exchange that took `seconds`. What a client sent is escaped: no control character."""
+def show_exchange(exchange: Exchange, status: int, seconds: float, *, has_color: bool = False) -> str:
+    """Return the line of an exchange that ended with this status and took `seconds`.
+
+    What a client sent is escaped: no control character.
+    """
     clock = time.strftime("%H:%M:%S")
-    status = str(exchange.status)
-    if has_color:
-        status = paint(status, _color(exchange))
+    shown_status = paint(str(status), _color(exchange.blame, status)) if has_color else status
     items = [f"{seconds:.2f} s", *_sizes(exchange, seconds), *_slowest(exchange, seconds)]
     target = _escape(exchange.raw_target, _MAX_TARGET_CHARACTERS)
-    line = f"{clock} {status} {_escape(exchange.method, 20)} {target} {', '.join(items)}"
+    line = f"{clock} {shown_status} {_escape(exchange.method, 20)} {target} {', '.join(items)}"
     fault = exchange.fault
     if fault is None:
         return line if exchange.blame is Blame.NONE else f"{line}, {exchange.blame} {exchange.outcome}"
@@ -54,7 +55,7 @@ def choose_describe(style: LineStyle) -> Describe:
 def _sizes(exchange: Exchange, seconds: float) -> list[str]:
     items = []
     for name, transfer in (("up", exchange.upload), ("down", exchange.download)):
-        size = transfer.meter.moved_bytes if transfer is not None else 0
+        size = transfer.moved_bytes if transfer is not None else 0
         if size:
             items.append(f"{name} {show_bytes(size)} at {show_bytes(size / max(seconds, 1e-6))}/s")
     return items
@@ -65,12 +66,12 @@ def _slowest(exchange: Exchange, seconds: float) -> list[str]:
     return [f"mostly {leg} {spent:.1f} s"] if spent >= max(_SLOW_SECONDS, _SLOW_SHARE * seconds) else []
 
 
-def _color(exchange: Exchange) -> Color:
-    if exchange.blame in (Blame.GATEWAY, Blame.UPSTREAM) or exchange.status >= _FIRST_SERVER_ERROR:
+def _color(blame: Blame, status: int) -> Color:
+    if blame in (Blame.GATEWAY, Blame.UPSTREAM) or status >= _FIRST_SERVER_ERROR:
         return Color.RED
-    if exchange.blame is not Blame.NONE or exchange.status >= _FIRST_CLIENT_ERROR:
+    if blame is not Blame.NONE or status >= _FIRST_CLIENT_ERROR:
         return Color.YELLOW
-    return Color.CYAN if exchange.status >= _FIRST_REDIRECT else Color.GREEN
+    return Color.CYAN if status >= _FIRST_REDIRECT else Color.GREEN
 
 
 def _escape(text: str, max_characters: int) -> str:

@@ -248,8 +248,13 @@ def _gap_record(missing: int) -> logging.LogRecord:
 
 def show_time(seconds: float) -> str:
     """Return a Unix time in the form of RFC 3339, in UTC, with milliseconds."""
-    whole = int(seconds)
-    return f"{_show_second(whole)}.{int((seconds - whole) * 1000):03}+00:00"
+    return _show_millisecond(int(seconds * 1000))
+
+
+@functools.lru_cache(maxsize=1)
+def _show_millisecond(milliseconds: int) -> str:
+    second, rest = divmod(milliseconds, 1000)
+    return f"{_show_second(second)}.{rest:03}+00:00"
 
 
 @functools.lru_cache(maxsize=1)

@@ -168,6 +168,18 @@ class RouteStats:
     mirror_bytes: Counts[str] = field(default_factory=Counts)
     part_outcomes: Counts[Outcome] = field(default_factory=_outcome_counter)
 
+    def count_exchange(self, method: str, status: int, seconds: float, first_byte_seconds: float | None) -> None:
+        """Count an exchange at its end. Unknown methods share the label `other`: clients cannot create labels."""
+        self.requests[method if method in _METHODS else "other", status] += 1
+        # `Histogram.observe` without the call: of every exchange.
+        durations = self.durations
+        durations.counts[bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        durations.total += seconds
+        if first_byte_seconds is not None:
+            first_bytes = self.first_bytes
+            first_bytes.counts[bisect_left(SECONDS_BOUNDS, first_byte_seconds)] += 1
+            first_bytes.total += first_byte_seconds
+
     def add_mirror(self) -> None:
         """Create the series of a mirror; those that exist are kept."""
         for outcome in Outcome:
@@ -307,8 +319,3 @@ def _do_nothing() -> None:
 CANCELLED_CODE: Final = "cancelled"
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-def method_label(method: str) -> str:
-    """Return the label of a method; all unknown methods share `other`, so that clients cannot create new labels."""
-    return method if method in _METHODS else "other"

@@ -9,7 +9,8 @@ charged: then the legs add up to more than the wall time.
     wait_on(leg)          the exchange             the seconds until now are charged; `leg` is waited on now
     begin(other, now)     a meter, a file          `other` charges its own seconds, the exchange none
     end(other, now)       a meter, a file          the last of them: the exchange goes on with the leg it had
-    charge(now)           a scrape, the log line   what passed so far is charged, the waits go on
+    charge(now)           a scrape, the live view  what passed so far is charged, the waits go on
+    finish()              the exchange, once       the seconds until now are charged, the last
 
 Only the event loop's thread calls. A scrape charges before it is rendered, so every number in it only rises; computing
 "charged so far plus under way" while rendering would count a wait twice or not at all if it ended meanwhile, and adding
@@ -19,14 +20,13 @@ fractions in another order could make a counter fall by a rounding error, which 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from gateway.observe.stats import Leg, RouteStats
 
 #: Returns seconds; only differences mean something.
 Clock = Callable[[], float]
-_NO_SECONDS: Final = dict.fromkeys(Leg, 0.0)
 
 
 class Waiting(Protocol):
@@ -44,23 +44,23 @@ class Waiting(Protocol):
 class Waits:
     """The waits of one exchange, and its seconds by leg."""
 
-    __slots__ = ("_charged_until", "_others", "_own_leg", "_own_since", "clock", "leg_seconds", "route")
+    __slots__ = ("_charged_until", "_others", "_own_leg", "clock", "is_over", "leg_seconds", "own_since", "route")
 
-    def __init__(self, route: RouteStats, clock: Clock = time.monotonic) -> None:
+    def __init__(self, route: RouteStats, clock: Clock = time.monotonic, since: float | None = None) -> None:
+        """Count from now on, or from an earlier time on."""
         self.clock = clock
         #: Where seconds are charged: the route's statistics, once it is chosen.
         self.route = route
-        #: Seconds charged to each leg so far.
-        self.leg_seconds = _NO_SECONDS.copy()
+        #: Seconds charged so far to each leg that was waited on.
+        self.leg_seconds: dict[Leg, float] = {}
         #: Its head was just read.
         self._own_leg = Leg.DOWNSTREAM_READ
-        self._own_since = self._charged_until = clock()
+        #: When the exchange began to wait on its own leg.
+        self.own_since = self._charged_until = clock() if since is None else since
         #: What charges its own seconds now, in the order in which they began.
-        self._others: list[Waiting] = []
-
-    def begin_at(self, since: float) -> None:
-        """Count from an earlier time on. Before anything was charged."""
-        self._own_since = self._charged_until = since
+        self._others: Sequence[Waiting] = ()
+        #: Whether the exchange has ended.
+        self.is_over = False
 
     @property
     def waiting_on(self) -> Leg:
@@ -70,36 +70,31 @@ class Waits:
     @property
     def waiting_since(self) -> float:
         """When that wait began."""
-        return self._others[-1].waiting_since if self._others else self._own_since
+        return self._others[-1].waiting_since if self._others else self.own_since
 
     def wait_on(self, leg: Leg) -> float:
         """Wait on `leg` from now on; return the time. While others wait, it is only the leg for afterwards."""
         now = self.clock()
         if not self._others:
-            # `_charge_own` without the call: three times per small request.
-            before = self._own_leg
-            seconds = now - self._charged_until
-            self.leg_seconds[before] += seconds
+            # `_charge_own` without the call: several times per small request.
+            seconds, before, spent = now - self._charged_until, self._own_leg, self.leg_seconds
+            spent[before] = spent.get(before, 0.0) + seconds
             self.route.waits[before] += seconds
-            self._charged_until = self._own_since = now
+            self._charged_until = self.own_since = now
         self._own_leg = leg
         return now
 
     def begin(self, other: Waiting, now: float) -> None:
         """Let `other` charge its own seconds."""
         if not self._others:
-            # As in `wait_on`: once per transfer.
-            seconds = now - self._charged_until
-            self._charged_until = now
-            self.leg_seconds[self._own_leg] += seconds
-            self.route.waits[self._own_leg] += seconds
-        self._others.append(other)
+            self._charge_own(now)
+        self._others = [*self._others, other]
 
     def end(self, other: Waiting, now: float) -> None:
         """Go on without `other`, which has charged its seconds."""
-        self._others.remove(other)
+        self._others = [each for each in self._others if each is not other]
         if not self._others:
-            self._own_since = self._charged_until = now
+            self.own_since = self._charged_until = now
 
     def charge(self, now: float) -> None:
         """Charge the seconds until now; every wait goes on."""
@@ -108,41 +103,24 @@ class Waits:
         for other in self._others:
             other.charge(now)
 
+    def finish(self) -> float:
+        """Charge the seconds until now, the last; return the time."""
+        now = self.wait_on(self._own_leg)
+        for other in self._others:
+            other.charge(now)
+        self.is_over = True
+        return now
+
+    def add(self, leg: Leg, seconds: float) -> None:
+        """Charge seconds to a leg: of the exchange, and of its route."""
+        spent = self.leg_seconds
+        spent[leg] = spent.get(leg, 0.0) + seconds
+        self.route.waits[leg] += seconds
+
     def _charge_own(self, now: float) -> None:
         seconds = now - self._charged_until
         self._charged_until = now
-        self.leg_seconds[self._own_leg] += seconds
-        self.route.waits[self._own_leg] += seconds
-
-
-class LiveWaits:
-    """The waits of all exchanges under way."""
-
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._waits: set[Waits] = set()
-
-    def __contains__(self, waits: Waits) -> bool:
-        """Return whether an exchange is under way."""
-        return waits in self._waits
-
-    def __iter__(self) -> Iterator[Waits]:
-        """Iterate over the exchanges under way."""
-        return iter(self._waits)
-
-    def add(self, waits: Waits) -> None:
-        """Add an exchange that begins."""
-        self._waits.add(waits)
-
-    def remove(self, waits: Waits) -> None:
-        """Remove an exchange that has ended."""
-        self._waits.discard(waits)
-
-    def charge(self) -> None:
-        """Charge what every exchange under way has waited so far: before each scrape."""
-        now = self._clock()
-        for waits in self._waits:
-            waits.charge(now)
+        self.add(self._own_leg, seconds)
 
 
 class Wait:
@@ -177,5 +155,4 @@ class Wait:
         """Charge the seconds until now; the wait goes on."""
         seconds = now - self._charged_until
         self._charged_until = now
-        self._waits.leg_seconds[self.waiting_on] += seconds
-        self._waits.route.waits[self.waiting_on] += seconds
+        self._waits.add(self.waiting_on, seconds)

@@ -1,7 +1,7 @@
 """Bodies in flight: one `Transfer` per body and direction, and the lanes that move its bytes.
 
 `pump` is the loop, `lanes` where it reads and writes, `meter` counts and charges, `stall` finds what is
-too slow, `turns` shares the event loop between them.
+too slow, `turns` shares the event loop between them. A small body that is passed on in one step is a `WholeTransfer`.
 """
 
 from gateway.transfer.exhaustion import descriptor_fault, exhaustion_fault
@@ -14,6 +14,7 @@ from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
 from gateway.transfer.raw_socket import RawSocket, open_raw_socket
 from gateway.transfer.timers import TimerQueue, Timers
 from gateway.transfer.turns import Turns
+from gateway.transfer.whole import WholeTransfer
 
 __all__ = [
     "AsyncFilter",
@@ -33,6 +34,7 @@ __all__ = [
     "Transfer",
     "TransferPolicy",
     "Turns",
+    "WholeTransfer",
     "acknowledged_bytes",
     "descriptor_fault",
     "exhaustion_fault",

@@ -67,7 +67,7 @@ class Meter:
     @property
     def filter_seconds(self) -> float:
         """Seconds charged to filters so far."""
-        return self.leg_seconds[Leg.FILTER]
+        return self.leg_seconds.get(Leg.FILTER, 0.0)
 
     def start(self) -> None:
         """Count the transfer as in flight."""
@@ -87,9 +87,9 @@ class Meter:
     def wait_on(self, leg: Leg) -> None:
         """Charge the seconds since the last call to the leg waited on, and wait on `leg` from now on."""
         now = self.clock()
-        seconds = now - self._charged_until
-        previous = self.waiting_on
-        self.leg_seconds[previous] += seconds
+        # `Waits.add` without the call: twice per chunk.
+        seconds, previous, spent = now - self._charged_until, self.waiting_on, self.leg_seconds
+        spent[previous] = spent.get(previous, 0.0) + seconds
         self._route_seconds[previous] += seconds
         self.waiting_since = self._charged_until = now
         self.waiting_on = leg
@@ -98,14 +98,13 @@ class Meter:
 
     def seconds_on(self, leg: Leg, now: float) -> float:
         """Return the seconds that a leg was waited on until now, a wait under way included."""
-        return self.leg_seconds[leg] + (now - self._charged_until if self.waiting_on is leg else 0.0)
+        return self.leg_seconds.get(leg, 0.0) + (now - self._charged_until if self.waiting_on is leg else 0.0)
 
     def charge(self, now: float) -> None:
         """Charge the seconds until now to the leg waited on; the wait goes on."""
         seconds = now - self._charged_until
         self._charged_until = now
-        self.leg_seconds[self.waiting_on] += seconds
-        self._route_seconds[self.waiting_on] += seconds
+        self._waits.add(self.waiting_on, seconds)
 
     @contextmanager
     def filtering(self) -> Iterator[None]:

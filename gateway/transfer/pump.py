@@ -199,13 +199,6 @@ class Transfer:
         """Watch for stalls while the block runs; `acknowledged` is the progress of the peer that is written to."""
         return Watched(self, acknowledged)
 
-    def pass_whole(self, size: int, lane: str) -> None:
-        """Start, and count the whole body: it was passed on in one step. `end` or leaving a block is to follow."""
-        meter = self.meter
-        meter.start()
-        meter.lane = lane
-        self.count_whole(size)
-
     def count_whole(self, size: int) -> None:
         """Count the whole body, which was passed on in one step."""
         if size:
@@ -230,6 +223,21 @@ class Transfer:
     def outcome(self) -> Outcome | None:
         """How it ended, None while it is under way."""
         return self.meter.outcome
+
+    @property
+    def started(self) -> float:
+        """When it began, on the clock of its exchange."""
+        return self.meter.started
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes passed on so far."""
+        return self.meter.moved_bytes
+
+    @property
+    def lane(self) -> str:
+        """How most of the bytes are moved."""
+        return self.meter.lane
 
     @property
     def is_whole(self) -> bool:
@@ -257,8 +265,13 @@ class Transfer:
         """Whether a filter must see the bytes."""
         return bool(self._filters)
 
+    def start(self, lane: str = "copy") -> None:
+        """Count the transfer as in flight, and start its clock. `end`, or leaving it as a block, is to follow."""
+        self.meter.lane = lane
+        self.meter.start()
+
     def __enter__(self) -> Self:
-        """Count the transfer as in flight, and start its clock."""
+        """Start it."""
         self.meter.start()
         return self
 

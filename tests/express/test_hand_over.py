@@ -458,7 +458,7 @@ def _fail(*_: object) -> None:
         ("gateway.upstream.pool.UpstreamPool.start", GET, 0),
         ("gateway.upstream.pool.Started", GET, 1),
         ("gateway.upstream.pool.Started", POST, 1),
-        ("gateway.downstream.exchange.Exchange.begin_upload", POST, 1),
+        ("gateway.actions.whole_forward.WholeTransfer", POST, 1),
         ("gateway.downstream.exchange.Exchange.record_part", FORM % (len(FORM_BODY), FORM_BODY), 1),
     ],
 )

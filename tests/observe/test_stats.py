@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.observe.stats import Histogram, Stats, method_label
+from gateway.observe.stats import Histogram, RouteStats, Stats
 
 
 def test_histogram_counts_into_the_right_bucket() -> None:
@@ -14,6 +14,10 @@ def test_histogram_counts_into_the_right_bucket() -> None:
 
 
 def test_client_cannot_create_a_method_label() -> None:
-    assert method_label("GET") == "GET"
-    assert method_label("BREW") == "other"
+    stats = RouteStats("r")
+    stats.count_exchange("GET", 200, 0.1, 0.05)
+    stats.count_exchange("BREW", 418, 0.2, None)
+    stats.count_exchange("WHEN", 418, 0.2, None)
+    assert stats.requests == {("GET", 200): 1, ("other", 418): 2}
+    assert (sum(stats.durations.counts), sum(stats.first_bytes.counts)) == (3, 1)
     assert Stats.NO_ROUTE in Stats([], []).routes

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.observe.stats import Direction, Leg, RouteStats
-from gateway.observe.waits import LiveWaits, Wait, Waits
+from gateway.observe.waits import Wait, Waits
 from gateway.transfer import TransferPolicy
 from gateway.transfer.meter import Meter
 from tests.transfer.test_meter import FakeClock
@@ -32,10 +32,9 @@ def test_seconds_before_the_route_is_chosen_are_charged_to_it() -> None:
 
 def test_what_a_scrape_has_charged_before_the_route_is_chosen_stays_without_a_route() -> None:
     clock, no_route, route = FakeClock(), RouteStats(""), RouteStats("r")
-    waits, live = Waits(no_route, clock), LiveWaits(clock)
-    live.add(waits)
+    waits = Waits(no_route, clock)
     clock.now += 3
-    live.charge()
+    waits.charge(clock.now)
     waits.route = route
     clock.now += 1
     waits.wait_on(Leg.CONNECT)
@@ -44,16 +43,13 @@ def test_what_a_scrape_has_charged_before_the_route_is_chosen_stays_without_a_ro
 
 def test_scrapes_charge_a_wait_while_it_lasts_and_it_still_began_when_it_began() -> None:
     clock, route = FakeClock(), RouteStats("r")
-    waits, live = Waits(route, clock), LiveWaits(clock)
-    live.add(waits)
+    waits = Waits(route, clock)
     began = waits.wait_on(Leg.UPSTREAM_RESPONSE)
     for seconds in (1.0, 2.0, 3.0):
         clock.now += 1
-        live.charge()
+        waits.charge(clock.now)
         assert route.waits[Leg.UPSTREAM_RESPONSE] == seconds
     assert (waits.waiting_on, waits.waiting_since) == (Leg.UPSTREAM_RESPONSE, began)
-    live.remove(waits)
-    assert list(live) == []
 
 
 def test_response_that_overlaps_its_upload_is_charged_beside_it() -> None:
@@ -103,8 +99,7 @@ def test_files_of_a_split_wait_beside_each_other_and_beside_the_form() -> None:
 )
 def test_legs_add_up_and_no_scrape_shows_less_than_the_one_before(steps: list[tuple[str, float | Leg | None]]) -> None:
     clock, route = FakeClock(), RouteStats("r")
-    waits, live = Waits(route, clock), LiveWaits(clock)
-    live.add(waits)
+    waits = Waits(route, clock)
     upload, download, file = Meter(UPLOAD, waits), Meter(DOWNLOAD, waits), Wait(waits)
     running: dict[str, bool] = dict.fromkeys(("upload", "download", "file"), False)
     expected, shown = 0.0, dict(route.waits)
@@ -119,7 +114,7 @@ def test_legs_add_up_and_no_scrape_shows_less_than_the_one_before(steps: list[tu
             if running["upload"]:
                 upload.wait_on(Leg(str(value)))
         elif name == "scrape":
-            live.charge()
+            waits.charge(clock.now)
             assert all(route.waits[leg] >= shown[leg] for leg in Leg)
             shown = dict(route.waits)
         elif name == "file":
@@ -137,4 +132,4 @@ def test_legs_add_up_and_no_scrape_shows_less_than_the_one_before(steps: list[tu
             running[name] = not running[name]
     waits.charge(clock.now)
     assert abs(sum(waits.leg_seconds.values()) - expected) < 1e-6
-    assert route.waits == waits.leg_seconds
+    assert {leg: seconds for leg, seconds in route.waits.items() if seconds} == charged(waits)

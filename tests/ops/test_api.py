@@ -93,7 +93,7 @@ async def test_rate_is_that_of_the_last_seconds_and_eta_follows_from_it() -> Non
             exchange = next(iter(live._seen))
             seen = live._seen[exchange]
             assert exchange.upload is not None
-            now = exchange.upload.meter.started
+            now = exchange.upload.started
             seen.points.clear()
             for seconds in (0, 1, 2):
                 seen.add_point(now + seconds, exchange)

@@ -1,0 +1,59 @@
+"""A body that is passed on in one step is counted as a transfer of one chunk is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.errors import Outcome
+from gateway.observe.stats import Direction, Histogram, Leg, RouteStats, TransferStats
+from gateway.observe.waits import Waits
+from gateway.transfer import TransferPolicy, WholeTransfer
+from gateway.transfer.meter import Meter
+from tests.transfer.test_meter import FakeClock
+
+POLICY = TransferPolicy(Direction.DOWNLOAD, Leg.UPSTREAM_READ, Leg.DOWNSTREAM_WRITE, upstream="up")
+
+
+def numbers(stats: TransferStats) -> dict[str, Any]:
+    """Return everything that is counted of a direction."""
+    values = {name: getattr(stats, name) for name in TransferStats.__slots__}
+    return {
+        name: (value.counts, value.total) if isinstance(value, Histogram) else value for name, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 1000, 65_536])
+@pytest.mark.parametrize("seconds", [0.0, 0.25, 8.0])
+def test_whole_body_is_counted_as_one_chunk(size: int, seconds: float) -> None:
+    clock, whole, chunk = FakeClock(), RouteStats("r"), RouteStats("r")
+    waits = Waits(whole, clock)
+    meter = Meter(POLICY, Waits(chunk, clock))
+    clock.now += 1
+    waits.wait_on(Leg.DOWNSTREAM_WRITE)
+    transfer = WholeTransfer(POLICY, waits, size, "express")
+    meter.lane = "express"
+    meter.start()
+    meter.resume()
+    if size:
+        meter.count(size)
+    assert numbers(whole.transfers[Direction.DOWNLOAD]) == numbers(chunk.transfers[Direction.DOWNLOAD])
+    clock.now += seconds
+    transfer.end(Outcome.COMPLETE)
+    transfer.end(Outcome.BUG)
+    meter.end(Outcome.COMPLETE)
+    assert numbers(whole.transfers[Direction.DOWNLOAD]) == numbers(chunk.transfers[Direction.DOWNLOAD])
+    assert (transfer.outcome, transfer.moved_bytes, transfer.started) == (Outcome.COMPLETE, size, 101.0)
+
+
+def test_whole_body_is_complete_though_its_exchange_fails() -> None:
+    route = RouteStats("r")
+
+    def fail() -> None:
+        with WholeTransfer(POLICY, Waits(route), 10, "express"):
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        fail()
+    assert route.transfers[Direction.DOWNLOAD].outcomes[Outcome.COMPLETE] == 1
