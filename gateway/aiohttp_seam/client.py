@@ -32,7 +32,7 @@ from gateway.http.response_head import (
     explain_bad_head,
     is_interim,
 )
-from gateway.http.whole_response import WholeResponse, read_whole_response
+from gateway.http.whole_response import WholeResponse, is_begun, read_whole_response
 
 _READ_BYTES: Final = 2**18
 _RESPONSE_PARAMS: Final[dict[str, Any]] = {
@@ -58,7 +58,7 @@ class Listener(Protocol):
     """Awaits a response without a task."""
 
     def take_whole(self, response: WholeResponse, /) -> bool:
-        """Take a response that came whole, the first to a request of `send_whole`.
+        """Take a response that came whole, and plain, the first to a request of `send_whole`.
 
         Return False, with nothing changed, to have it parsed like any other.
         """
@@ -92,7 +92,8 @@ class ClientConnection(ResponseHandler):
         self._is_touched = False
         #: None while a task reads.
         self.listener: Listener | None = None
-        #: Whether nothing was received since `send_whole`: `expect_response` was put off until something is.
+        #: Whether nothing, or a part of a plain response, was received since `send_whole`: it is in `_head`, and
+        #: `expect_response` is put off.
         self._awaits_whole = False
         self._poll: select.poll | None = None
         #: A reset that was met below the transport, where sending consumed the socket's error.
@@ -184,20 +185,38 @@ class ClientConnection(ResponseHandler):
     def send_whole(self, request: bytes) -> None:
         """Send a whole request, other than HEAD, on a kept connection that is untouched; expect its response.
 
-        The response is offered to the `listener`, if there is one by then, before anything is parsed.
+        A response that is plain and short is offered to the `listener` when it is whole, before anything is parsed.
         """
         self._awaits_whole, self._head = True, b""
         if self.transport is not None:
             self.transport.write(request)
 
+    def stop_listening(self) -> None:
+        """Leave what comes to a task, and what has come."""
+        self.listener = None
+        self._parse_begun()
+
+    def _parse_begun(self) -> None:
+        """Have the part of a response parsed that was kept until it is whole."""
+        if self._awaits_whole and self._head:
+            received, self._awaits_whole, self._is_touched = self._head, False, True
+            self.expect_response(may_have_body=True)
+            self._feed.receive(received)
+
     def data_received(self, data: bytes) -> None:
         """Parse what was received, in turns. aiohttp calls this with b"" where it continues after a pause."""
         if self._awaits_whole:
-            self._awaits_whole = False
-            if self.listener is not None and (response := read_whole_response(data)) is not None:
-                self._head = None
-                if self.listener.take_whole(response):
+            if self._head:
+                data = self._head + data
+            if self.listener is not None:
+                if (response := read_whole_response(data)) is not None:
+                    self._awaits_whole, self._head = False, None
+                    if self.listener.take_whole(response):
+                        return
+                elif is_begun(data):
+                    self._head = data
                     return
+            self._awaits_whole = False
             self.expect_response(may_have_body=True)
         if not data:
             if self._is_starting:
@@ -306,6 +325,7 @@ class ClientConnection(ResponseHandler):
         the socket, which asyncio closes only after this call. A body that only the close ends would look complete.
         """
         exc = exc or self._reset
+        self._parse_begun()
         self._feed.is_ending = True
         self._feed.continue_parsing()
         if exc is not None:

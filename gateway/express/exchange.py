@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
@@ -26,12 +26,9 @@ from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream import Exchange
 from gateway.http.response_head import is_interim
 from gateway.http.whole_request import WholeRequest
-from gateway.http.whole_response import WholeResponse
+from gateway.http.whole_response import MAX_WHOLE_BYTES, WholeResponse
 from gateway.runtime import Runtime
 from gateway.upstream import Started
-
-#: A response is awaited up to this size.
-MAX_RESPONSE_BYTES: Final = 64 * 1024
 
 
 class Lane(Protocol):
@@ -154,7 +151,7 @@ class ExpressExchange:
 
     def take_whole(self, response: WholeResponse) -> bool:
         """Pass on a response that came whole; return False, with nothing changed, if that cannot be done."""
-        if len(response.body) > MAX_RESPONSE_BYTES or self.exchange.is_client_gone:
+        if self.exchange.is_client_gone:
             return False
         try:
             self._pass_on(response)
@@ -184,7 +181,7 @@ class ExpressExchange:
             self.hand_over(HandOver.INTERIM)
         elif content.exception() is not None:
             self.hand_over(HandOver.FAILED)
-        elif content.is_eof() and content.total_bytes <= MAX_RESPONSE_BYTES:
+        elif content.is_eof() and content.total_bytes <= MAX_WHOLE_BYTES:
             # A client that is gone is reported next.
             if not self.exchange.is_client_gone:
                 response = self._action.receive(self._started)
@@ -193,7 +190,7 @@ class ExpressExchange:
                     self.hand_over(HandOver.FAILED)
                 else:
                     self._pass_on(response)
-        elif message.chunked or int(message.headers.get("Content-Length") or sys.maxsize) > MAX_RESPONSE_BYTES:
+        elif message.chunked or int(message.headers.get("Content-Length") or sys.maxsize) > MAX_WHOLE_BYTES:
             self.hand_over(HandOver.LONG)
 
     def _pass_on(self, response: WholeResponse) -> None:
@@ -225,5 +222,5 @@ class ExpressExchange:
         if not self._is_handed_over:
             self._is_handed_over = True
             if not self._is_passed_on:
-                self._upstream.listener = None
+                self._upstream.stop_listening()
             self._lane.leave(self, reason)

@@ -7,7 +7,7 @@ parser reads in the same way: tests/upstream/test_whole_response.py holds that.
 
     never read here                                             since
     ----------------------------------------------------------  -------------------------------------------------
-    a part of a response, or more than one                      it is not whole, or the next one is yet to be found
+    a part of a response, or more than one                      `is_begun`, or the next one is yet to be found
     anything without exactly one Content-Length                 chunks, or the close of the connection, end it
     1xx, 204, 304                                               they have no body, whatever their headers say
     Connection with anything but keep-alive, Upgrade            it names further headers, or ends the connection
@@ -22,6 +22,8 @@ from typing import Final, NamedTuple
 
 from gateway.http.headers import ReceivedHeaders
 
+#: A body up to this size is read, and awaited.
+MAX_WHOLE_BYTES: Final = 64 * 1024
 #: Below the parser's limits of one line and of the number of lines.
 _MAX_HEAD_BYTES: Final = 8000
 _MAX_HEADERS: Final = 64
@@ -74,9 +76,16 @@ def read_whole_response(data: bytes) -> WholeResponse | None:
     if head is None:
         return None
     status, reason, headers, length = head
-    if len(data) - end != length:
+    if len(data) - end != length or length > MAX_WHOLE_BYTES:
         return None
     return WholeResponse(status, reason, headers, data[end:], length, length)
+
+
+def is_begun(data: bytes) -> bool:
+    """Return whether `data` is a head of the plainest form with a part of its body, or nothing of it."""
+    end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
+    head = _HEADS.get(data[:end]) or _read_head(data[:end])
+    return head is not None and len(data) - end < head.length <= MAX_WHOLE_BYTES
 
 
 def _read_head(raw: bytes) -> _Head | None:

@@ -232,6 +232,53 @@ async def test_response_that_came_whole_is_offered_before_it_is_parsed(takes_who
                 protocol.release()
 
 
+PARTS = (OK[:-2], OK[-2:-1], OK[-1:])
+
+
+@pytest.mark.parametrize("news", ["whole", "more", "close", "reset", "nobody listens"])
+async def test_part_of_a_plain_response_is_kept_until_it_is_whole_or_has_to_be_parsed(news: str) -> None:
+    async with listen() as upstream:
+        protocol = await exchange(upstream)
+        with contextlib.closing(protocol.peer) as peer:  # type: ignore[attr-defined]  # kept with it
+            assert upstream.address.kept.take() is protocol
+            listening = Listening()
+            protocol.send_whole(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            protocol.listener = listening
+            assert peer.recv(100)
+            for part in PARTS[:2]:
+                peer.sendall(part)
+                await settle()
+                assert protocol.received_head is None
+                assert protocol.has_received
+            if news == "nobody listens":
+                protocol.stop_listening()
+                message, body = await protocol.read()
+                assert (message.code, await body.readany()) == (200, b"o")
+                peer.sendall(PARTS[2])
+                assert await body.read() == b"k"
+                protocol.release()
+                return
+            if news == "close":
+                peer.close()
+            elif news == "reset":
+                reset(peer)
+            else:
+                peer.sendall(PARTS[2] if news == "whole" else PARTS[2] + b"x")
+            await asyncio.wait_for(listening.has_come.wait(), PATIENCE_SECONDS)
+            if news == "whole":
+                assert listening.whole is not None
+                assert listening.whole.body == b"ok"
+                protocol.release()
+                assert upstream.address.kept.take() is protocol
+            else:
+                assert listening.whole is None
+                _, body = await protocol.read()
+                assert body.is_eof() == (news == "more")
+                assert (body.exception() is None) == (news == "more")
+                assert protocol.should_close
+            protocol.drop()
+
+
 @pytest.mark.parametrize("ending", ["close", "reset", "nothing"])
 async def test_response_to_a_whole_request_is_awaited_by_a_task_where_nobody_listens_any_more(ending: str) -> None:
     async with listen() as upstream:

@@ -121,6 +121,31 @@ async def test_slow_response_is_handed_over_and_arrives(request_bytes: bytes) ->
 
 
 @REQUESTS
+@pytest.mark.parametrize("begun", [b"", b"ab"], ids=["head", "part of the body"])
+async def test_response_that_has_begun_and_is_slow_is_handed_over_and_arrives(
+    request_bytes: bytes, begun: bytes
+) -> None:
+    released = asyncio.Event()
+
+    async def begin(wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n" + begun)
+        await released.wait()
+        await wire.send(b"abcd"[len(begun) :])
+
+    async with run_scene(slow_seconds=SLOW_SECONDS) as scene:
+        await scene.send(request_bytes, begin)
+        assert (await scene.client.read_head()).startswith(b"HTTP/1.1 200 OK\r\n")
+        await scene.handed_over(HandOver.SLOW)
+        released.set()
+        assert await scene.client.read_exactly(4) == b"abcd"
+        line = await scene.last_line()
+        assert (line["outcome"], line["download_bytes"]) == ("complete", 4)
+        assert_adds_up(line)
+        assert len(scene.requests) == 2
+        await scene.goes_on()
+
+
+@REQUESTS
 async def test_response_that_never_comes_is_a_response_timeout(request_bytes: bytes) -> None:
     async with run_scene(slow_seconds=SLOW_SECONDS, upstream_keys={"timeouts": {"response": "0.2s"}}) as scene:
         await scene.send(request_bytes, never)
@@ -229,9 +254,18 @@ async def test_response_that_is_not_small_and_whole_is_handed_over(response: lis
         await scene.goes_on()
 
 
-async def test_small_body_in_several_segments_is_awaited() -> None:
+@pytest.mark.parametrize(
+    "response",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 6\r\n\r\nab", b"cd", b"ef"],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n", b"abcdef"],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nab", b"cd", b"ef"],
+    ],
+    ids=["within the head", "after the head", "within the body"],
+)
+async def test_small_body_in_several_segments_is_awaited(response: list[bytes]) -> None:
     async with run_scene() as scene:
-        await scene.send(GET, pieces(b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 6\r\n\r\nab", b"cd", b"ef"))
+        await scene.send(GET, pieces(*response))
         await scene.client.read_head()
         assert await scene.client.read_exactly(6) == b"abcdef"
         line = await scene.last_line()

@@ -14,7 +14,7 @@ from gateway.config.values import Endpoint
 from gateway.errors import Fault
 from gateway.http import whole_response
 from gateway.http.response_head import check_response_framing, is_interim
-from gateway.http.whole_response import WholeResponse, read_whole_response
+from gateway.http.whole_response import MAX_WHOLE_BYTES, WholeResponse, is_begun, read_whole_response
 from gateway.upstream import RequestHead
 from gateway.upstream.request import UpstreamRequest
 from gateway.upstream.response import UpstreamResponse
@@ -183,6 +183,15 @@ def test_head_that_was_read_before_is_read_for_another_body() -> None:
     assert first.headers is second.headers
     assert read_whole_response(OK + b"x") is None
     assert read_whole_response(OK[:-1]) is None
+
+
+def test_head_with_a_part_of_its_body_has_begun() -> None:
+    assert [size for size in range(len(OK) + 2) if is_begun((OK + b"x")[:size])] == [len(OK) - 2, len(OK) - 1]
+    assert not is_begun(LEFT_TO_THE_PARSER["chunked"])
+    assert is_begun(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MAX_WHOLE_BYTES)
+    too_long = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_WHOLE_BYTES + 1)
+    assert not is_begun(too_long)
+    assert read_whole_response(too_long + b"x" * (MAX_WHOLE_BYTES + 1)) is None
 
 
 def test_few_heads_are_remembered_and_none_that_is_long_or_sets_a_cookie() -> None:
