@@ -17,13 +17,14 @@ Private names, by purpose:
   stop receiving, start again                 BaseProtocol._pause_transport_reading,              feed.py, server.py
                                               _resume_transport_reading, _reading_paused,
                                               _buffer_paused
-  heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size,      server.py
-                                              _msg_queue_resume_size
+  heads parsed, not yet handled               RequestHandler._messages, _max_msg_queue_size,      server.py,
+                                              _msg_queue_resume_size                              messages.py
   refuse a head before it is complete         RequestHandler._parser                              server.py
-  requests parsed so far                      RequestHandler._request_count                       server.py
+  requests received so far                    RequestHandler._request_count                       server.py,
+                                                                                                  messages.py
   a head that cannot be read                  web_protocol._ErrInfo                               messages.py
-  loop over the messages of a connection;     RequestHandler._waiter, _task_handler, _close,      messages.py
-  have it wait on                             _force_close, _loop
+  loop over the messages of a connection;     RequestHandler._waiter, _task_handler, _close,      messages.py,
+  have it wait on                             _force_close, _loop                                 server.py
   what waits for the end of a handler         RequestHandler._request_in_progress,                messages.py
                                               _handler_waiter
   what is called when a connection is lost    RequestHandler._current_request                     messages.py
