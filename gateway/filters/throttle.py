@@ -66,13 +66,18 @@ class Bucket:
             self._start_timer()
         try:
             await waiter
-        finally:
+        except asyncio.CancelledError:
             if waiter in self._waiting:
                 self._leave(waiter)
+            else:
+                # Granted just before.
+                self.give_back(size)
+            raise
 
     def give_back(self, size: int) -> None:
-        """Take back bytes that were granted and not used."""
+        """Take back bytes that were granted and not used: the first that waits is granted them."""
         self.empty_at -= size / self._rate
+        self._restart_timer()
 
     def _start_timer(self) -> None:
         """Wait until the first request is granted."""
@@ -93,7 +98,11 @@ class Bucket:
     def _leave(self, waiter: asyncio.Future[None]) -> None:
         is_first = waiter is next(iter(self._waiting))
         del self._waiting[waiter]
-        if is_first and self._timer is not None:
+        if is_first:
+            self._restart_timer()
+
+    def _restart_timer(self) -> None:
+        if self._timer is not None:
             self._timer.cancel()
             self._start_timer()
 
@@ -132,9 +141,13 @@ class LeasedRate:
         self._serve()
         try:
             await waiter
-        finally:
-            if self._waiting.pop(waiter, None) is not None:
-                self._serve()
+        except asyncio.CancelledError:
+            self._waiting.pop(waiter, None)
+            if not waiter.cancelled():
+                # Granted just before.
+                self._bytes += size
+            self._serve()
+            raise
 
     def _serve(self) -> None:
         """Grant what can be granted, and ask for more, or for no more."""

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.config import Config
 from gateway.errors import Fault
-from gateway.filters.throttle import LeasedRate, Rate
+from gateway.filters.throttle import Bucket, LeasedRate, Rate
 from gateway.upstream.balancing import EndpointState
 from gateway.workers.load import LoadRow, LoadTable
 from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, wait_until
@@ -405,6 +405,48 @@ async def test_bytes_of_a_client_that_left_while_it_waited_cost_others_nothing(l
         await settle()
         await asyncio.wait_for(rates[1].take(100), TIMEOUT_SECONDS)
         assert not gateway.limits._rates._tasks
+
+
+class StoppedClock:
+    """A time that does not pass: what buckets grant is exact."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return 1000.0
+
+
+@pytest.mark.parametrize("iterations", range(12))
+async def test_bytes_granted_to_a_client_that_has_just_left_are_granted_to_the_next(
+    link: LinkKind, iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grant and the withdrawal cross at every possible point."""
+    monkeypatch.setattr("gateway.filters.throttle.time", StoppedClock)
+    async with linked(link, 1) as (gateway, (one,)):
+        rate = LeasedRate("routes.r.filters[0].throttle ", 1000, one.limits)
+        # All that is granted at once.
+        waiting = asyncio.ensure_future(rate.take(250))
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await settle()
+        is_used = not waiting.cancelled()
+        (bucket,) = gateway.limits._rates._buckets.values() or [Bucket(1000)]
+        missing = (bucket.empty_at - Bucket(1000).grants_at(0, StoppedClock.monotonic())) * 1000
+        # The worker may have them, for its next client.
+        assert max(0.0, missing) == pytest.approx(250 if is_used else rate._bytes)
+
+
+async def test_bytes_given_back_are_granted_to_the_first_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were lost: what waited was granted at the time that was computed before."""
+    monkeypatch.setattr("gateway.filters.throttle.time", StoppedClock)
+    bucket = Bucket(1000)
+    await bucket.take(250)
+    granted_at = bucket.empty_at
+    waiting = asyncio.ensure_future(bucket.take(250))
+    await settle()
+    bucket.give_back(250)
+    await asyncio.wait_for(waiting, TIMEOUT_SECONDS)
+    assert bucket.empty_at == granted_at
 
 
 async def test_throttled_uploads_end_without_the_supervisor(link: LinkKind) -> None:
