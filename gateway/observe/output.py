@@ -10,8 +10,9 @@ A process may be killed while it writes:
                      a line that is longer than both the beginning may be left.
     to another file  the beginning of a line may be left.
 
-A byte in memory that all processes share says that a line may be left; the next process ends it before it writes its
-own. If nothing was left, that is an empty line.
+A byte in memory that all processes share says that a line may be left: it is set before each write of more than 4 KiB
+to a pipe, and of anything to another file. The next process ends the line before it writes its own. If nothing was
+left, that is an empty line.
 
 Rejected: a pipe from each worker to the supervisor, which writes everything: that cost 3 to 9 us of CPU per line. A
 lock on the file of standard output itself: other programs may have that locked. Writes of at most PIPE_BUF without a
@@ -88,7 +89,7 @@ class SharedOutput:
             return None
         room = self._room()
         size = data.rfind(_NEWLINE, 0, room) + 1
-        if not size or room is None:
+        if not size or room is None or size > select.PIPE_BUF:
             # For the case that this process is killed meanwhile.
             self._end[0] = _CUT
         written = None
@@ -106,5 +107,7 @@ class SharedOutput:
         if sys.platform != "linux" or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             return None
         held = int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
-        # A pipe holds pages. All are full but the first, of which a part was read, and the last.
-        return max(select.PIPE_BUF, fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ) - held - 2 * mmap.PAGESIZE)
+        # A pipe holds pages. What does not fit into the last one is put into a new one: two in a row hold at least a
+        # page together, but for the first, of which a part was read.
+        free = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ) - 2 * held - 2 * mmap.PAGESIZE
+        return max(select.PIPE_BUF, free)
