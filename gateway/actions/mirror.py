@@ -28,7 +28,6 @@ from gateway.upstream import RequestHead, UpstreamPool, UpstreamSink
 
 #: Limit for the sync of a body that is written to a directory, see `store.sync_timeout`.
 MIRROR_SYNC_SECONDS: Final = 300.0
-_PERCENT: Final = 100.0
 #: Smaller chunks in the queue are joined.
 _JOINED_BYTES: Final = 4096
 #: How often a write that waits is looked at.
@@ -45,7 +44,7 @@ class Mirror:
 
     def tee(self, exchange: Exchange, matched: RouteMatch) -> Tee | None:
         """Begin to mirror a request if it is chosen; return the filter that copies its body, None if it is not."""
-        if random.random() * _PERCENT >= self._config.percent:
+        if random.random() >= self._config.percent:
             return None
         tee = Tee(self._config.buffer, exchange.stats)
         if isinstance(self._target, UpstreamPool):

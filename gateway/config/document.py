@@ -7,6 +7,7 @@ int() raises, and merge keys and aliases nested in each other grow exponentially
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,10 @@ _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 #: Values that aliases may repeat, all together. Nested aliases multiply: ten levels of ten are 10,000,000,000 values.
 _MAX_REPEATED: Final = 200_000
+#: Neither a file's name nor a header can have them, and the latter cannot be written as UTF-8.
+_UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
+#: Of an integer: all of so many digits can be a float.
+_MAX_DIGITS: Final = 100
 _TOO_DEEP: Final = "values are nested too deeply: a config needs about ten levels"
 _STRING: Final = "tag:yaml.org,2002:str"
 _MERGE: Final = "tag:yaml.org,2002:merge"
@@ -87,7 +92,7 @@ def read_document(text: str, environment: Mapping[str, str] | None = None) -> Do
         document.problems.append(((), line, f"not YAML: {what}{hint}"))
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
-        document.problems.append(((), line, f"not YAML: the character U+{ord(text[exc.position]):04X} is not allowed"))
+        document.problems.append(((), line, f"not YAML: {_describe_character(text[exc.position])}"))
     except _UnusableError as exc:
         document.problems.append(((), exc.args[0], exc.args[1]))
     return document
@@ -159,6 +164,8 @@ class _TreeBuilder:
                 self._document.problems.append((path, line, "a key must be a string: write a name"))
             elif key_node.tag == _MERGE:
                 continue
+            elif found := _UNUSABLE.search(key):
+                self._document.problems.append((path, line, _describe_character(found[0])))
             elif key in first:
                 self._document.problems.append(
                     ((*path, key), line, f"duplicate key, first on line {first[key]}: remove one")
@@ -203,6 +210,9 @@ class _TreeBuilder:
             # "" with libyaml.
             plain = not node.style
             tag = self._resolver.resolve(yaml.ScalarNode, text, (plain, not plain))  # type: ignore[no-untyped-call]  # types-PyYAML leaves it out
+        if found := _UNUSABLE.search(text):
+            self._document.problems.append((path, line, _describe_character(found[0])))
+            return None
         make = _MAKERS.get(tag)
         if make is None:
             self._document.problems.append((path, line, f"the tag {tag!r} is not supported: remove it"))
@@ -210,7 +220,7 @@ class _TreeBuilder:
         try:
             return make(text)
         except (ValueError, KeyError):
-            # int() takes no more than 4300 digits; an explicit tag may be wrong.
+            # A number is too large, or an explicit tag is wrong.
             self._document.problems.append(
                 (path, line, f"not a value of the type {tag.rpartition(':')[2]}: {shorten(repr(text))}")
             )
@@ -228,6 +238,10 @@ class _TreeBuilder:
         return default or ""
 
 
+def _describe_character(character: str) -> str:
+    return f"the character U+{ord(character):04X} is not allowed: remove it"
+
+
 #: By key.
 _Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
 
@@ -236,12 +250,25 @@ def _is_name(key: yaml.Node) -> bool:
     return isinstance(key, yaml.ScalarNode) and key.tag != _MERGE
 
 
+def _make_integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError
+    return int(text)
+
+
+def _make_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
 _MAKERS: Final[Mapping[str, Callable[[str], Any]]] = {
     _STRING: str,
     # As a value it is no more than a string.
     _MERGE: str,
-    "tag:yaml.org,2002:int": int,
-    "tag:yaml.org,2002:float": float,
+    "tag:yaml.org,2002:int": _make_integer,
+    "tag:yaml.org,2002:float": _make_float,
     "tag:yaml.org,2002:bool": lambda text: {"true": True, "false": False}[text.lower()],
     "tag:yaml.org,2002:null": lambda text: None,
 }

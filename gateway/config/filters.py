@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from gateway.config.document import KeyPath
-from gateway.config.kinds import Check, Findings
+from gateway.config.kinds import Check, Definitions, Findings
 from gateway.config.section import Section, config_key
 from gateway.config.values import Rate, Seconds, Size, parse_address
 
@@ -91,10 +92,8 @@ class Scan(Section):
     )
 
 
-class FilterChoice(Section):
+class BuiltInFilters(Section):
     """One filter: a name with options, or only a name. A name that is not built in is that of a plug-in."""
-
-    is_open: ClassVar[bool] = True
 
     digest: Digest | None = config_key(None, description="Hash files and verify the digests that senders give.")
     sniff: Sniff | None = config_key(None, description="Allow files by their magic bytes; needs the extra `sniff`.")
@@ -103,24 +102,34 @@ class FilterChoice(Section):
     compress: Compress | None = config_key(None, description="Compress files; forms are re-encoded.")
     decompress: Decompress | None = config_key(None, description="Decompress files; forms are re-encoded.")
 
+
+@dataclass(frozen=True, slots=True)
+class FilterChoice:
+    """An entry of a route's `filters`."""
+
+    name: str
+    #: A section, or the unchecked YAML value for a plug-in.
+    options: Any
+
     @classmethod
-    def read(cls, value: Any, path: KeyPath, findings: Findings) -> Self | None:
-        """Return the choice; a name without options is one with empty options."""
-        if isinstance(value, str):
-            value = {value: {}}
-        elif isinstance(value, dict):
-            value = {name: {} if options is None else options for name, options in value.items()}
-        choice = super().read(value, path, findings)
-        if choice is not None and len(choice.written) != 1:
-            findings.append((path, "a filter is one name with its options: write a new `- item` for each filter"))
-        return choice
+    def read(cls, value: Any, path: KeyPath, findings: Findings) -> FilterChoice | None:
+        """Return the choice, see `Kind.read`; a name without options is one with empty options."""
+        named = {value: None} if isinstance(value, str) else value
+        if not isinstance(named, dict) or len(named) != 1:
+            message = "a filter is one name with its options: write a new `- item` for each filter"
+            findings.append((path, message))
+            return None
+        ((name, options),) = named.items()
+        options = {} if options is None else options
+        key = BuiltInFilters.keys.get(name)
+        return cls(name, options if key is None else key.read(options, (*path, name), findings))
 
-    @property
-    def name(self) -> str:
-        """The name of the filter."""
-        return next(iter(self.written))
+    def show(self) -> Any:
+        """Return the choice for a JSON document."""
+        return {self.name: self.options.show() if isinstance(self.options, Section) else self.options}
 
-    @property
-    def options(self) -> Any:
-        """The options: a section, or the unchecked YAML value for a plug-in."""
-        return vars(self)[self.name]
+    @classmethod
+    def schema(cls, definitions: Definitions) -> dict[str, Any]:
+        """Return the JSON Schema: a name, or a mapping with one name."""
+        entry = {"minProperties": 1, "maxProperties": 1, "additionalProperties": True}
+        return {"anyOf": [{"type": "string"}, BuiltInFilters.define(definitions) | entry]}

@@ -11,8 +11,10 @@ process of its own, which takes as long at each start and reload.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Protocol, Union, get_args, get_origin
 
@@ -25,10 +27,7 @@ Findings = list[Finding]
 #: The sections of a JSON Schema, by name.
 Definitions = dict[str, Any]
 
-#: As integers may be written in quotes, for example "${PARTS}".
-_WHOLE: Final = re.compile(r"\s*([+-]?[0-9]+(?:_[0-9]+)*)(?:\.0+)?\s*")
-#: int() raises for thousands.
-_MAX_DIGITS: Final = 100
+_WHOLE: Final = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
 
 
 class Kind(Protocol):
@@ -80,30 +79,39 @@ def kind_of(annotation: Any) -> Kind:
     arguments = get_args(annotation)
     kind: Kind
     match get_origin(annotation):
-        case None if annotation in _PLAIN:
-            kind = _PLAIN[annotation]()
         case None:
-            kind = annotation
+            kind = _PLAIN.get(annotation, annotation)
         case origin if origin is Annotated:
             steps = annotation.__metadata__
             kind = steps[0] if isinstance(steps[0], Parser) else kind_of(arguments[0])
             for step in steps:
                 kind = _Checked(kind, step.check) if isinstance(step, Check) else kind
         case origin if origin is Literal:
-            kind = _Choice(arguments)
+            kind = Parser(partial(_parse_word, arguments), {"type": "string", "enum": list(arguments)})
         case origin if origin in (Union, UnionType):
             (inner,) = (each for each in arguments if each is not NoneType)
             kind = _Optional(kind_of(inner))
         case origin if origin is tuple:
             kind = _List(kind_of(arguments[0]))
-        case _:
+        case origin if origin is dict:
             kind = _Mapping(*map(kind_of, arguments))
+        case _:
+            raise TypeError(f"no kind reads values of {annotation}")
     return kind
 
 
+def parse_text(value: object) -> str:
+    """Return a string. Raises ValueError for other values."""
+    if not isinstance(value, str):
+        raise ValueError(f"{quote(value)} is not a string: put it in quotes")
+    return value
+
+
 def quote(value: object) -> str:
-    """Return a value for a message; collections are only named."""
+    """Return a value for a message, as it is written in YAML; collections are only named."""
     match value:
+        case None | bool():
+            return json.dumps(value)
         case dict():
             return "a mapping"
         case list():
@@ -112,69 +120,34 @@ def quote(value: object) -> str:
             return repr(value)
 
 
+def _parse_whole(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    # In quotes, for example "${PARTS}".
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    raise ValueError(f"{quote(value)} is not a whole number: write one like 64")
+
+
+def _parse_word(words: tuple[str, ...], value: object) -> str:
+    if isinstance(value, str) and value in words:
+        return value
+    *others, last = map(repr, words)
+    raise ValueError(f"{quote(value)} is not a valid value: write {', '.join(others)} or {last}")
+
+
+_PLAIN: Final[dict[Any, Kind]] = {
+    str: Parser(parse_text, {"type": "string"}),
+    int: Parser(_parse_whole, {"type": "integer"}),
+}
+
+
 def _call(function: Callable[[Any], Any], value: Any, path: KeyPath, findings: Findings) -> Any:
     try:
         return function(value)
     except ValueError as exc:
         findings.append((path, str(exc)))
         return None
-
-
-class _Plain:
-    """A kind whose values are shown as they are."""
-
-    def show(self, value: Any) -> Any:
-        return value
-
-
-class _Text(_Plain):
-    def read(self, value: Any, path: KeyPath, findings: Findings) -> Any:
-        if not isinstance(value, str):
-            findings.append((path, f"{quote(value)} is not a string: put it in quotes"))
-        return value
-
-    def schema(self, _definitions: Definitions) -> dict[str, Any]:
-        return {"type": "string"}
-
-
-class _Whole(_Plain):
-    def read(self, value: Any, path: KeyPath, findings: Findings) -> Any:
-        if isinstance(value, int):
-            return int(value)
-        if isinstance(value, float):
-            if value.is_integer():
-                return int(value)
-            reason = "Input should be a valid integer, got a number with a fractional part"
-            findings.append((path, f"{reason} (got {value})"))
-            return None
-        found = _WHOLE.fullmatch(value) if isinstance(value, str) else None
-        if found and len(found[1]) <= _MAX_DIGITS:
-            return int(found[1])
-        findings.append((path, f"{quote(value)} is not a whole number: write one like 64"))
-        return None
-
-    def schema(self, _definitions: Definitions) -> dict[str, Any]:
-        return {"type": "integer"}
-
-
-class _Number(_Plain):
-    def read(self, value: Any, path: KeyPath, findings: Findings) -> Any:
-        reason = "Input should be a valid number"
-        if isinstance(value, int | float):
-            return float(value)
-        if isinstance(value, str):
-            try:
-                return float(value.encode("ascii"))
-            except ValueError:
-                reason += ", unable to parse string as a number"
-        findings.append((path, f"{reason} (got {quote(value)})"))
-        return None
-
-    def schema(self, _definitions: Definitions) -> dict[str, Any]:
-        return {"type": "number"}
-
-
-_PLAIN: Final[dict[Any, Callable[[], Kind]]] = {str: _Text, int: _Whole, float: _Number}
 
 
 class _Checked:
@@ -190,23 +163,6 @@ class _Checked:
         count = len(findings)
         read = self._inner.read(value, path, findings)
         return _call(self._check, read, path, findings) if len(findings) == count else None
-
-
-class _Choice(_Plain):
-    """One of several words."""
-
-    def __init__(self, words: tuple[str, ...]) -> None:
-        self._words = words
-
-    def read(self, value: Any, path: KeyPath, findings: Findings) -> Any:
-        if value not in self._words:
-            *others, last = map(repr, self._words)
-            known = f"{', '.join(others)} or {last}"
-            findings.append((path, f"{quote(value)} is not a valid value: write {known}"))
-        return value
-
-    def schema(self, _definitions: Definitions) -> dict[str, Any]:
-        return {"type": "string", "enum": list(self._words)}
 
 
 class _Optional:

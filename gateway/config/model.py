@@ -23,7 +23,7 @@ from gateway.config.section import (
     config_key,
 )
 from gateway.config.upstream import Upstream, UpstreamTimeouts
-from gateway.config.values import Address, Delay, ListenAddress, Seconds, SecretText, Size, Switch, WorkerCount
+from gateway.config.values import Address, Delay, ListenAddress, Percent, Seconds, SecretText, Size, Switch, WorkerCount
 from gateway.config.variables import Variables
 
 HostMode = Literal["preserve", "upstream"]
@@ -139,9 +139,7 @@ class Mirror(Section):
         description="Directory in which each mirrored body is written to a file, completely or not at all; in place of "
         "`upstream`.",
     )
-    percent: float = config_key(
-        100.0, ge=0, le=100, description="Percentage of the requests that are mirrored, chosen at random."
-    )
+    percent: Percent = config_key(1.0, description="Percentage of the requests that are mirrored, chosen at random.")
     buffer: Size = config_key(
         4 * _MIB,
         description="Bytes held per request while the mirror is slower than the primary; a mirror that needs more is "

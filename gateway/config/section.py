@@ -14,7 +14,7 @@ import re
 from typing import Annotated, Any, ClassVar, Final, Self, get_type_hints
 
 from gateway.config.document import KeyPath
-from gateway.config.kinds import Check, Definitions, Findings, Kind, Parser, kind_of, quote
+from gateway.config.kinds import Check, Definitions, Findings, Kind, Parser, kind_of, parse_text, quote
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -60,16 +60,16 @@ class Key:
         return schema | {"description": self.description}
 
     def _find_problem(self, given: Any, value: Any) -> str | None:
-        """Return why a value that could be read is not allowed. Written so that it is also found for NaN."""
+        """Return why a value that could be read is not allowed."""
         bounds = self._bounds
         if self._min_length and len(value) < self._min_length:
             return "the list is empty: give at least one item"
-        if "le" in bounds and not value <= bounds["le"]:
-            return f"Input should be less than or equal to {bounds['le']} (got {quote(given)})"
-        if "ge" in bounds and not value >= bounds["ge"]:
+        if "le" in bounds and value > bounds["le"]:
+            return f"{quote(given)} is too large: write {bounds['le']} or less"
+        if "ge" in bounds and value < bounds["ge"]:
             return f"{quote(given)} is too small: write {bounds['ge']} or more"
-        if "gt" in bounds and not value > bounds["gt"]:
-            return f"{value:g} is too small: give more than {bounds['gt']:g}"
+        if "gt" in bounds and value <= bounds["gt"]:
+            return f"{quote(given)} is too small: write more than {bounds['gt']}"
         return None
 
 
@@ -86,8 +86,6 @@ class Section:  # noqa: PLW1641 (mappings in it have no hash)
     """A mapping of the config: immutable; an unknown key is an error."""
 
     keys: ClassVar[dict[str, Key]] = {}
-    #: Whether a mapping may have keys that the section does not declare; their values are not checked.
-    is_open: ClassVar[bool] = False
     #: The keys that were given.
     written: frozenset[str]
 
@@ -102,14 +100,13 @@ class Section:  # noqa: PLW1641 (mappings in it have no hash)
     def __init__(self, /, **values: Any) -> None:
         """Make a section of values as `read` returns them; they are not checked."""
         keys = type(self).keys
-        if not self.is_open and (unknown := values.keys() - keys):
+        if unknown := values.keys() - keys:
             raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
         if missing := [name for name, each in keys.items() if each.is_required and name not in values]:
             raise TypeError(f"{type(self).__name__} needs {', '.join(missing)}")
         state = vars(self)
         for name, each in keys.items():
             state[name] = values.get(name, each.default)
-        state.update(values)
         state["written"] = frozenset(values)
 
     @classmethod
@@ -124,8 +121,6 @@ class Section:  # noqa: PLW1641 (mappings in it have no hash)
             declared = cls.keys.get(name)
             if declared is not None:
                 values[name] = declared.read(given, (*path, name), findings)
-            elif cls.is_open:
-                values[name] = given
             else:
                 findings.append(((*path, name), f"unknown key: use one of {', '.join(sorted(cls.keys))}"))
         for name, declared in cls.keys.items():
@@ -136,10 +131,10 @@ class Section:  # noqa: PLW1641 (mappings in it have no hash)
     def show(self) -> dict[str, Any]:
         """Return the section for a JSON document, without keys that are null."""
         shown = {}
-        for name in dict.fromkeys((*self.keys, *self.written)):
+        for name, each in self.keys.items():
             value = vars(self)[name]
             if value is not None:
-                shown[name] = self.keys[name].kind.show(value) if name in self.keys else value
+                shown[name] = each.kind.show(value)
         return shown
 
     @classmethod
@@ -159,7 +154,7 @@ class Section:  # noqa: PLW1641 (mappings in it have no hash)
             "description": inspect.cleandoc(cls.__doc__ or ""),
             "properties": {name: each.schema(name, definitions) for name, each in cls.keys.items()},
             "required": [name for name, each in cls.keys.items() if each.is_required],
-            "additionalProperties": cls.is_open,
+            "additionalProperties": False,
         }
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -169,8 +164,7 @@ class Section:  # noqa: PLW1641 (mappings in it have no hash)
         """Return whether it has the same values, written or by default."""
         if type(self) is not type(other):
             return NotImplemented
-        names = {*self.keys, *self.written}
-        return names == {*self.keys, *other.written} and all(vars(self)[each] == vars(other)[each] for each in names)
+        return all(vars(self)[name] == vars(other)[name] for name in self.keys)
 
 
 def _parse_path(value: str) -> str:
@@ -180,10 +174,13 @@ def _parse_path(value: str) -> str:
 
 
 def _parse_regex(value: object) -> re.Pattern[str]:
+    text = parse_text(value)
     try:
-        return re.compile(str(value))
-    except re.error as exc:
+        return re.compile(text)
+    except (re.error, OverflowError) as exc:
         raise ValueError(f"{value!r} is not a regular expression: {exc}") from exc
+    except RecursionError:
+        raise ValueError(f"{value!r} has too many groups within each other: write fewer") from None
 
 
 def _parse_method(value: str) -> str:
@@ -199,8 +196,9 @@ def _parse_host(value: str) -> str:
 
 
 def _parse_network(value: object) -> Network:
+    text = parse_text(value)
     try:
-        network = ipaddress.ip_network(str(value))
+        network = ipaddress.ip_network(text)
         if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
             # Peers are compared as IPv4, see `gateway.http.client.peer_address`.
             return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))

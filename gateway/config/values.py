@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from gateway.config.kinds import Parser, quote
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?")
-_TIME: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
+_NUMBER: Final = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"
+_SIZE: Final = re.compile(_NUMBER + r"\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?")
+_TIME: Final = re.compile(_NUMBER + r"\s*(ms|s|m|h)?")
 _UNIT_BYTES: Final = {
     "B": 1,
     "kB": 10**3,
@@ -34,7 +35,7 @@ AUTO_WORKERS: Final = 0
 _MAX_WORKERS: Final = 256
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PERCENT: Final = 100
-_PERCENTAGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
+_PERCENTAGE: Final = re.compile(_NUMBER + r"\s*%?")
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 
 
@@ -48,7 +49,7 @@ def parse_size(value: object) -> float:
         return value
     if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
         return float(int(float(found[1]) * _UNIT_BYTES[found[2] or "B"]))
-    raise ValueError(f"{_quoted(value)} is not a size: write bytes (1048576), a unit (512KiB, 10GiB, 1MB) or unlimited")
+    raise ValueError(f"{quote(value)} is not a size: write bytes (1048576), a unit (512KiB, 10GiB, 1MB) or unlimited")
 
 
 def parse_seconds(value: object) -> float:
@@ -61,7 +62,7 @@ def parse_seconds(value: object) -> float:
         seconds = float(found[1]) * _UNIT_SECONDS[found[2] or "s"]
         if seconds > 0:
             return seconds
-    raise ValueError(f"{_quoted(value)} is not a time: write seconds (30), a unit (250ms, 30s, 5m, 1h) or off")
+    raise ValueError(f"{quote(value)} is not a time: write seconds (30), a unit (250ms, 30s, 5m, 1h) or off")
 
 
 def parse_delay(value: object) -> float:
@@ -74,7 +75,7 @@ def parse_delay(value: object) -> float:
         seconds = parse_seconds(value)
         if math.isfinite(seconds):
             return seconds
-    raise ValueError(f"{_quoted(value)} is not a delay: write seconds (5), or a unit (250ms, 5s); 0s for none")
+    raise ValueError(f"{quote(value)} is not a delay: write seconds (5), or a unit (250ms, 5s); 0s for none")
 
 
 def parse_switch(value: object) -> bool:
@@ -83,7 +84,7 @@ def parse_switch(value: object) -> bool:
         return value == "on"
     if isinstance(value, bool):
         return value
-    raise ValueError(f"{_quoted(value)} is not a switch: write on or off")
+    raise ValueError(f"{quote(value)} is not a switch: write on or off")
 
 
 def parse_rate(value: object) -> float:
@@ -96,7 +97,7 @@ def parse_rate(value: object) -> float:
     except ValueError:
         rate = math.inf
     if math.isinf(rate):
-        raise ValueError(f"{_quoted(value)} is not a rate: write a size per second (1KiB/s, 5MB/s) or off")
+        raise ValueError(f"{quote(value)} is not a rate: write a size per second (1KiB/s, 5MB/s) or off")
     return rate
 
 
@@ -105,7 +106,7 @@ def parse_percent(value: object) -> float:
     found = _PERCENTAGE.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
     if found and float(found[1]) <= _PERCENT:
         return float(found[1]) / _PERCENT
-    raise ValueError(f"{_quoted(value)} is not a percentage: write a number from 0 to 100, for example 20%")
+    raise ValueError(f"{quote(value)} is not a percentage: write a number from 0 to 100, for example 20%")
 
 
 class Address(NamedTuple):
@@ -131,7 +132,7 @@ def parse_address(value: object) -> Address:
             colon = ""
         if colon and port.isascii() and port.isdigit() and int(port) <= 65535:  # noqa: PLR2004 (the highest port)
             return Address(host or "0.0.0.0", int(port))
-    raise ValueError(f"{_quoted(value)} is not an address: write host:port, for example 127.0.0.1:8080")
+    raise ValueError(f"{quote(value)} is not an address: write host:port, for example 127.0.0.1:8080")
 
 
 class Endpoint(NamedTuple):
@@ -166,12 +167,14 @@ def parse_endpoint(value: object) -> Endpoint:
             port = url.port
         except ValueError:
             url, port = urlsplit(""), None
-        if url.scheme in _PORTS and url.hostname and not (url.username or url.query or url.fragment):
+        if "@" in url.netloc:
+            raise ValueError("an endpoint has no user name and no password: remove them")
+        if url.scheme in _PORTS and url.hostname and port != 0 and not (url.query or url.fragment):
             if url.path not in ("", "/"):
-                raise ValueError(f"{_quoted(value)} has a path: remove it and set the path with the route's rewrite")
+                raise ValueError(f"{quote(value)} has a path: remove it and set the path with the route's rewrite")
             if ":" in url.hostname or _HOST.fullmatch(url.hostname):
                 return Endpoint(url.scheme, url.hostname, port or _PORTS[url.scheme])
-    raise ValueError(f"{_quoted(value)} is not an endpoint: write http://host:port or https://host:port")
+    raise ValueError(f"{quote(value)} is not an endpoint: write http://host:port or https://host:port")
 
 
 def show_size(size_bytes: float) -> str:
@@ -185,17 +188,13 @@ def show_size(size_bytes: float) -> str:
     return f"{int(size_bytes)} bytes"
 
 
-def _quoted(value: object) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
-
-
 def parse_worker_count(value: object) -> int:
     """Return a number of workers; `auto` is `AUTO_WORKERS`. Raises ValueError with the accepted forms."""
     if value == "auto":
         return AUTO_WORKERS
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_WORKERS:
         return value
-    raise ValueError(f"{_quoted(value)} is not a number of workers: write 1 to {_MAX_WORKERS}, or auto")
+    raise ValueError(f"{quote(value)} is not a number of workers: write 1 to {_MAX_WORKERS}, or auto")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -218,7 +217,7 @@ _HIDDEN: Final = "*" * 10
 
 def _parse_secret(value: object) -> Secret:
     if not isinstance(value, str):
-        raise ValueError(f"{quote(value)} is not a string: put it in quotes")
+        raise ValueError("the value is not a string: put it in quotes")
     return Secret(value)
 
 

@@ -46,8 +46,10 @@ def _forms(name: str, value: str) -> Iterator[tuple[str, str]]:
 
 
 def shorten(text: str) -> str:
-    """Return a text in one line, without its middle if it is long."""
-    line = " ".join(text.split()) if not text.isprintable() else text
+    """Return a text in one line that controls no terminal, without its middle if it is long."""
+    line = text
+    if not text.isprintable():
+        line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
     if len(line) <= 2 * _SHOWN_CHARACTERS:
         return line
     return f"{line[:_SHOWN_CHARACTERS]} ... {line[-_SHOWN_CHARACTERS:]}"

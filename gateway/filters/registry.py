@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.config import FilterChoice, Route
-from gateway.config.filters import Compress, Decompress, Digest, Scan, Sniff, Throttle
+from gateway.config.filters import BuiltInFilters, Compress, Decompress, Digest, Scan, Sniff, Throttle
 from gateway.filters.coding import CompressFactory, DecompressFactory
 from gateway.filters.digest import DigestFactory
 from gateway.filters.file import FilterContext, FilterFactory, MakeFactory
@@ -65,7 +65,7 @@ def _make_plugin(name: str, options: Any, where: str, context: FilterContext) ->
 
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     if name not in found:
-        known = ", ".join(sorted({*FilterChoice.keys, *found}))
+        known = ", ".join(sorted({*BuiltInFilters.keys, *found}))
         raise FilterProblem(f"{where}: no filter {name!r}: use one of {known}, or install its package")
     make: MakeFactory = found[name].load()
     if not isinstance(options, Mapping):

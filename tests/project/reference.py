@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gateway.config.filters import Compress, Decompress, Digest, FilterChoice, Scan, Sniff, Throttle
+from gateway.config.filters import BuiltInFilters, Compress, Decompress, Digest, Scan, Sniff, Throttle
 from gateway.config.kinds import Parser
 from gateway.config.limits import Limits, RouteTimeouts
 from gateway.config.model import (
@@ -18,6 +18,7 @@ from gateway.config.model import (
     Files,
     FormFields,
     Forward,
+    Log,
     Match,
     Mirror,
     Ops,
@@ -36,6 +37,7 @@ from gateway.observe.stats import Stats
 DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS: dict[str, type[Section]] = {
     "": Config,
+    "log": Log,
     "ops": Ops,
     "tls": Tls,
     "upstreams.NAME": Upstream,
@@ -53,7 +55,7 @@ SECTIONS: dict[str, type[Section]] = {
     "routes[].store": Store,
     "routes[].files": Files,
     "routes[].fetch": Fetch,
-    "routes[].filters[]": FilterChoice,
+    "routes[].filters[]": BuiltInFilters,
     "routes[].filters[].digest": Digest,
     "routes[].filters[].sniff": Sniff,
     "routes[].filters[].throttle": Throttle,

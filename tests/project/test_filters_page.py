@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import FilterChoice
+from gateway.config.filters import BuiltInFilters
 from gateway.filters.testing import run_all_chunkings
 from tests.peers import OK, RawUpstream, form, forward_config, post, problem_of, responding, run_gateway, split_response
 
@@ -65,5 +65,5 @@ async def test_testing_kit_finds_a_filter_that_depends_on_chunk_boundaries() -> 
 
 
 def test_every_filter_of_the_config_is_on_the_page() -> None:
-    for name in FilterChoice.keys:
+    for name in BuiltInFilters.keys:
         assert f"| `{name}` |" in PAGE.read_text()
