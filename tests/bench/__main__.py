@@ -1,6 +1,6 @@
 """Run the benchmark of bodies: every case on every peer, rounds interleaved; print medians and ratios, or write them.
 
-`--quick` runs five cases against nginx and the gateway of another commit, for the check before a commit; its table is
+`--quick` runs six cases against nginx and the gateway of another commit, for the check before a commit; its table is
 printed only. Small requests are measured by `small`.
 """
 
@@ -220,7 +220,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cases", default="", help="only cases whose name matches this expression")
     parser.add_argument("--peers", default="", help="only these, separated by commas")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
-    parser.add_argument("--quick", action="store_true", help="five cases, against nginx and the gateway of --before")
+    parser.add_argument("--quick", action="store_true", help="six cases, against nginx and the gateway of --before")
     parser.add_argument("--before", metavar="REV", default="HEAD~1", help="with --quick: a commit; default: HEAD~1")
     return parser.parse_args()
 
