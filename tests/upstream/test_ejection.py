@@ -158,7 +158,11 @@ async def send_a_part(wire: Wire) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (close, "upstream_closed"),
+        pytest.param(
+            close,
+            "upstream_closed",
+            marks=pytest.mark.new_connection(reason="the close of a kept connection says nothing of its endpoint"),
+        ),
         (cut, "response_incomplete"),
         (responding(b"junk\r\n\r\n"), "bad_response"),
         (send_nothing, "response_timeout"),
@@ -210,6 +214,7 @@ async def test_success_ends_the_row() -> None:
             assert ejections(gateway, one) == 0
 
 
+@pytest.mark.new_connection(reason="each request is waited for by its connection")
 async def test_clients_that_leave_do_not_count() -> None:
     async with RawUpstream(send_nothing) as one, RawUpstream(send_nothing) as two:
         async with run_gateway(config_of([one.url, two.url], ejection={"failures": 1})) as gateway:
