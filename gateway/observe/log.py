@@ -156,6 +156,8 @@ class LineWriter(logging.Handler):
         self._line_bytes = self._record_bytes = self._removed_bytes = 0
         #: Held while lines are removed.
         self._mutex = threading.Lock()
+        #: Lines that were taken, without those that were written.
+        self._rest = b""
         #: Lines that were never written.
         self.dropped_lines = 0
         self._reported_lines = 0
@@ -186,18 +188,25 @@ class LineWriter(logging.Handler):
             self._drop_oldest()
 
     def stop(self) -> None:
-        """Write the remaining lines; give up after 2 s if the stream is blocked, at once if writing fails."""
+        """Write the remaining lines; give up after 2 s if the stream is blocked, at once if writing fails.
+
+        The lines that are left are dropped, and counted. A second call does nothing.
+        """
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._thread.join(_LAST_SECONDS)
+        with self._mutex:
+            self.dropped_lines += len(self._remove(len(self._lines))) + self._rest.count(b"\n")
 
     def _write(self) -> None:
-        rest = b""
         is_last = False
         seconds = _INTERVAL_SECONDS
         while not is_last:
             is_last = self._stopping.wait(seconds)
             seconds = _INTERVAL_SECONDS
-            while rest := rest or self._take():
+            while rest := self._rest or self._take():
+                self._rest = rest
                 try:
                     written = self._stream.write(rest)
                 except OSError:
@@ -206,7 +215,7 @@ class LineWriter(logging.Handler):
                 if written is None:
                     # Full; a process that shares the stream made it non-blocking.
                     break
-                rest = rest[written:]
+                self._rest = rest[written:]
 
     def _take(self) -> bytes:
         """Return the next lines, b"" if there are none; after a gap a line that says so comes first."""

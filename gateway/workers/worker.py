@@ -188,6 +188,8 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Before the last counts, which have the lines that could not be written.
+        self._writer.stop()
         self._run_beat()
 
     async def _beat_regularly(self) -> None:

@@ -116,6 +116,24 @@ def test_process_that_is_killed_while_it_writes_leaves_whole_lines_in_a_pipe(sta
     assert {len(line) for line in lines} == {1001}
 
 
+def test_room_of_a_pipe_whose_pages_are_not_full_is_not_overestimated(start: Start, pipe: Pipe) -> None:
+    """The beginning of a line was left, and the next line followed on the same line."""
+    # Each page holds one line, once the first large write is read.
+    killed = start(pipe.writing, "a", 2100, 200)
+    for _ in range(50):
+        pipe.wait_until_full()
+        pipe.read_lines(1)
+    pipe.wait_until_full()
+    next_writer = start(pipe.writing, "b", 2100, 1)
+    killed.kill()
+    killed.wait()
+    lines = [pipe.stream.readline()]
+    while b"b0 " not in lines[-1]:
+        lines.append(pipe.stream.readline())
+    assert next_writer.wait(TIMEOUT_SECONDS) == 0
+    assert {len(line) for line in lines} == {2101}
+
+
 def test_process_that_is_killed_within_a_long_line_leaves_a_line_of_its_own(start: Start, pipe: Pipe) -> None:
     killed = start(pipe.writing, "a", 200_000, 1)
     pipe.wait_until_full()

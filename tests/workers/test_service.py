@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -185,6 +186,32 @@ async def test_worker_that_is_killed_while_the_log_is_not_read_leaves_whole_line
             gateway.resume_log()
             # Each line is parsed as JSON when it is read.
             await gateway.wait_log("serves", 2)
+
+
+async def test_lines_that_a_worker_cannot_write_before_its_end_are_counted(tmp_path: Path) -> None:
+    """No line, metric or message said that they were missing."""
+    prelude = LONG_LINES.replace("20_000", "3000") + "import gateway.observe.log as log; log._LAST_SECONDS = 0.1"
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_processes(tmp_path, forward_config(upstream.url), prelude=prelude) as gateway:
+            await gateway.wait_started()
+            gateway.pause_log()
+            # The pipe takes 64 KiB, the reader 512 KiB.
+            for _ in range(20):
+                await asyncio.gather(*(gateway.request(GET) for _ in range(20)))
+            retired = gateway.workers
+            for worker in retired:
+                os.kill(worker, signal.SIGTERM)
+            await wait_until(lambda: not any(map(is_running, retired)))
+            _, metrics = await gateway.ops("/metrics")
+            found = re.search(r"^gateway_log_lines_dropped_total (\d+)", metrics, re.MULTILINE)
+            assert found is not None
+            gateway.resume_log()
+            await gateway.wait_log("serves", 2)
+            assert await gateway.terminate() == 0
+            await gateway.wait_end_of_output()
+            written = [line for line in gateway.log if line["event"] == "exchange" or "long" in line["message"]]
+            # Each worker that was retired had two lines more, on its drain.
+            assert len(written) + int(found[1]) == 800 + 4
 
 
 async def test_what_a_worker_writes_to_standard_error_is_logged(tmp_path: Path) -> None:
