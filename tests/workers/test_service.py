@@ -188,6 +188,47 @@ async def test_worker_that_is_killed_while_the_log_is_not_read_leaves_whole_line
             await gateway.wait_log("serves", 2)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_every_exchange_has_one_whole_line_while_workers_are_replaced(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Also while the log is read in bursts, and the config is replaced."""
+    prelude = LONG_LINES.replace("20_000", "2100")
+    done: list[str] = []
+    async with RawUpstream(responding(OK)) as upstream:
+        config = {**forward_config(upstream.url), "workers": 4}
+        async with run_processes(tmp_path, config, prelude=prelude) as gateway:
+            await gateway.wait_started()
+
+            async def send(client: int) -> None:
+                for count in range(60):
+                    target = f"/{client}/{count}"
+                    with contextlib.suppress(ConnectionError):
+                        response = await gateway.request(GET.replace(b" / ", f" {target} ".encode()))
+                        done.extend([target] * response.startswith(b"HTTP/1.1 200"))
+
+            clients = asyncio.gather(*map(send, range(16)))
+            round_number = 0
+            while not clients.done():
+                await asyncio.sleep(0.1)
+                round_number += 1
+                (gateway.pause_log if round_number % 2 else gateway.resume_log)()
+                if round_number % 4 == 0 and gateway.workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(gateway.workers[0], number)
+                gateway.write_config(max_connections=1000 + round_number)
+                gateway.hang_up()
+            await clients
+            gateway.resume_log()
+            assert await gateway.terminate() == 0
+            await gateway.wait_end_of_output()
+            # Each line was parsed as JSON when it was read.
+            logged = [line["target"] for line in gateway.log if line["event"] == "exchange" and line["status"] == 200]
+            assert len(logged) == len(set(logged))
+            if number == signal.SIGTERM:
+                assert sorted(logged) == sorted(done)
+
+
 async def test_lines_that_a_worker_cannot_write_before_its_end_are_counted(tmp_path: Path) -> None:
     """No line, metric or message said that they were missing."""
     prelude = LONG_LINES.replace("20_000", "3000") + "import gateway.observe.log as log; log._LAST_SECONDS = 0.1"
