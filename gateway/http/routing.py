@@ -67,16 +67,16 @@ class RouteTable:
         """
         check_message(version, method, target, headers)
         hosts = headers.all(b"host")
-        key = (method, target, hosts[0] if len(hosts) == 1 else b"")
-        found = self.known.get(key)
+        # An empty Host is not the same as none or two, which are refused.
+        key = (method, target, hosts[0]) if len(hosts) == 1 else None
+        found = self.known.get(key) if key is not None else None
         if found is None:
             checked = check_target(version, method, target, headers)
             candidates: Sequence[RouteMatch] = ()
             if checked.path != "*":
                 candidates = self.find(host=checked.host, path=checked.path, method=method, header=headers.joined)
             found = Found(checked, candidates)
-            is_short = len(hosts) == 1 and len(target) + len(hosts[0]) <= _MAX_REMEMBERED_BYTES
-            if is_short and not self._depends_on_headers:
+            if key is not None and len(target) + len(key[2]) <= _MAX_REMEMBERED_BYTES and not self._depends_on_headers:
                 if len(self.known) >= _MAX_REMEMBERED:
                     # A client that invents paths costs all of them a look-up.
                     self.known.clear()

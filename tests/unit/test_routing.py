@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.config import ConfigError, parse_config
 from gateway.errors import Fault, FaultKind
 from gateway.http import routing
-from gateway.http.headers import ReceivedHeaders
+from gateway.http.headers import Header, ReceivedHeaders
 from gateway.http.routing import RouteTable, describe_match
 
 NO_HEADERS = ReceivedHeaders([]).joined
@@ -295,3 +295,11 @@ def test_few_and_short_requests_are_remembered() -> None:
     routes = table({"prefix": "/"})
     assert look_up(routes, "GET", "/" + "a" * 600, (b"Host", b"h")) == "r0"
     assert not routes.known
+
+
+@pytest.mark.parametrize("hosts", [[], [(b"Host", b"a"), (b"Host", b"b")]], ids=["none", "two"])
+def test_request_without_exactly_one_host_is_refused_after_one_with_an_empty_host(hosts: list[Header]) -> None:
+    routes = table({"prefix": "/"})
+    assert look_up(routes, "GET", "/", (b"Host", b"")) == "r0"
+    with pytest.raises(Fault, match=f"has {len(hosts)} Host headers"):
+        look_up(routes, "GET", "/", *hosts)
