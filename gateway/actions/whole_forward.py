@@ -87,27 +87,28 @@ class WholeForward:
         head = make_request_head(exchange, matched.path, host=self._config.host, framing=self._upstream.framing)
         if not self.capacity.try_take():
             return None
-        kept = self._upstream.take_kept()
-        if kept is None:
-            self.capacity.give_back()
-            return None
-        state, connection = kept
-        exchange.upstream = self._upstream.name
-        exchange.record_sent(state.endpoint)
-        started = None
+        kept = started = None
         try:
-            started = self._upstream.start(state, connection, head, body)
-            for part in parts:
-                exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
-            if exchange.body is not None:
-                exchange.upload = WholeTransfer(self._upload_policy, exchange.waits, len(body), LaneName.EXPRESS)
+            kept = self._upstream.take_kept()
+            if kept is not None:
+                state, connection = kept
+                exchange.upstream = self._upstream.name
+                exchange.record_sent(state.endpoint)
+                started = self._upstream.start(state, connection, head, body)
+                for part in parts:
+                    exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
+                if exchange.body is not None:
+                    exchange.upload = WholeTransfer(self._upload_policy, exchange.waits, len(body), LaneName.EXPRESS)
         except Exception as bug:
             # Nothing else has the connection and the slot yet.
             if started is not None:
                 self.abandon(exchange, started, bug)
-            connection.drop()
+            if kept is not None:
+                kept[1].drop()
             self.capacity.give_back()
             raise
+        if started is None:
+            self.capacity.give_back()
         return started
 
     def receive(self, started: Started) -> WholeResponse | None:

@@ -171,7 +171,12 @@ class ExpressExchange:
             self._fail(exc)
 
     def _fail(self, bug: Exception) -> None:
-        """Have the normal path end it with a bug: raised here, it would close the upstream's connection."""
+        """Have the normal path end it with a bug: raised here, it would close the upstream's connection.
+
+        Raises one that was met when it had ended, to be logged.
+        """
+        if self._is_handed_over:
+            raise bug
         self._bug = bug
         self.hand_over(HandOver.BUG)
 
@@ -207,11 +212,14 @@ class ExpressExchange:
 
     def _end(self) -> None:
         """End it: the response was sent."""
-        self._is_handed_over = True
         self._action.end(self.exchange)
         self.leave()
-        self._lane.end(self)
-        self._connection.end_taken()
+        self._is_handed_over = True
+        try:
+            self._lane.end(self)
+        finally:
+            # Also after a bug in the log: the client's connection would wait for ever.
+            self._connection.end_taken()
 
     def _lose_client(self) -> None:
         """Have the normal path end it: the client is gone, and so is the task of its connection."""

@@ -491,6 +491,8 @@ def _fail(*_: object) -> None:
 @pytest.mark.parametrize(
     ("where", "request_bytes", "most_sent"),
     [
+        ("gateway.upstream.pool.UpstreamPool.take_kept", GET, 0),
+        ("gateway.downstream.exchange.Exchange.record_sent", GET, 0),
         ("gateway.upstream.pool.UpstreamPool.start", GET, 0),
         ("gateway.upstream.pool.Started", GET, 1),
         ("gateway.upstream.pool.Started", POST, 1),
@@ -515,6 +517,31 @@ async def test_bug_while_a_request_is_sent_is_a_500_and_does_not_send_it_again(
         assert len(scene.requests) <= 1 + most_sent
         if b"Connection: close" in received:
             await scene.reconnect()
+        await scene.goes_on()
+
+
+@pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
+async def test_bug_while_an_exchange_ends_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's connection waited for ever, and the slot stayed taken, without a line in the log."""
+    async with run_scene() as scene:
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.actions.whole_forward.WholeForward.end", _fail)
+            await scene.send(GET, serve_ok)
+            await read_ok(scene.client)
+            line = await scene.last_line()
+        assert (line["status"], line["code"], line["blame"]) == (200, "bug", "gateway")
+        await scene.reconnect()
+        await scene.goes_on()
+
+
+@pytest.mark.expected_log("asyncio", "protocol.data_received", reason="the bug that is provoked")
+async def test_bug_in_the_log_holds_up_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_scene() as scene:
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.handler.ExchangeHandler._record", _fail)
+            await scene.send(GET, serve_ok)
+            await read_ok(scene.client)
+            await scene.settle()
         await scene.goes_on()
 
 
