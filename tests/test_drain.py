@@ -236,7 +236,7 @@ async def test_second_signal_cuts_what_is_in_flight() -> None:
         async with run_gateway(forward_config(upstream.url, top={"drain_timeout": "1h"})) as gateway:
             client = await gateway.connect()
             await client.send(HALF_POST)
-            await asyncio.wait_for(upstream.connected.wait(), TIMEOUT_SECONDS)
+            await wait_until(lambda: gateway.gateway.exchange_count)
             stopping = asyncio.create_task(gateway.gateway.stop())
             await wait_until(lambda: gateway.gateway._acceptor._sock.fileno() < 0)
             gateway.gateway.stop_now()

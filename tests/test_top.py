@@ -65,7 +65,7 @@ async def gateway_with_upload(**top: Any) -> AsyncIterator[tuple[RunningGateway,
         run_gateway(forward_config(upstream.url, top=top)) as gateway,
         slow_upload(gateway) as reader,
     ):
-        await wait_until(lambda: upstream.wires)
+        await wait_until(lambda: upstream.wires and gateway.gateway.exchange_count)
         yield gateway, reader
 
 

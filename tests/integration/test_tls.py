@@ -133,6 +133,7 @@ async def test_client_over_tls_that_disconnects_during_its_upload_cuts_the_upstr
         assert (await gateway.wait_log_line())["outcome"] == "client_left"
 
 
+@pytest.mark.new_connection(reason="no connection may be opened")
 async def test_request_without_tls_on_the_tls_port_gets_no_response(tmp_path: Path, certificate: Certificate) -> None:
     top = {"tls": {"certificate": str(certificate.path), "key": str(certificate.key)}}
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, top=top)) as gateway:

@@ -176,6 +176,7 @@ async def close_without_response(wire: Wire) -> None:
     await wire.close()
 
 
+@pytest.mark.new_connection(reason="a kept one that closes is replaced first")
 async def test_request_goes_to_another_endpoint_when_one_closes_without_a_response() -> None:
     async with RawUpstream(close_without_response) as bad, RawUpstream(responding(OK)) as good:
         async with run_gateway(forward_config([bad.url, good.url])) as gateway:
@@ -187,6 +188,7 @@ async def test_request_goes_to_another_endpoint_when_one_closes_without_a_respon
             assert line["endpoint"] == good.url
 
 
+@pytest.mark.new_connection(reason="a kept one that closes is replaced first")
 @pytest.mark.parametrize(
     ("request_bytes", "retries"),
     [(request_of("POST", b"small"), {}), (GET, {"attempts": 0}), (GET, {"budget": "0%"})],
@@ -202,6 +204,7 @@ async def test_request_stays_with_an_endpoint_that_closes_without_a_response(
             assert not good.wires
 
 
+@pytest.mark.new_connection(reason="a kept one that closes is replaced first")
 async def test_attempts_and_budget_limit_how_often_a_request_is_sent() -> None:
     async with (
         RawUpstream(close_without_response) as one,
