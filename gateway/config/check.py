@@ -173,7 +173,9 @@ def _check_allow(path: KeyPath, fetch: dict[str, Any]) -> Iterator[Finding]:
             is_valid = not parse_url(prefix).query
         except ValueError:
             is_valid = False
-        if not is_valid:
+        if not is_valid and "@" in prefix:
+            yield (*path, index), "a URL prefix has no user name and no password: remove them"
+        elif not is_valid:
             yield (*path, index), f"{prefix!r} is not a URL prefix: write https://host[:port]/path/"
 
 

@@ -209,6 +209,7 @@ WRONG = {
     "routes: [{name: a, match: {methods: ['G T']}, fetch: {allow: ['http://x/']}}]": "is not an HTTP method",
     "routes: [{name: a, match: {host: 'a:1'}, fetch: {allow: ['http://x/']}}]": "is not a host",
     "routes: [{name: a, match: {}, fetch: {allow: ['x']}}]": "fetch.allow[0]: 'x' is not a URL prefix",
+    "routes: [{name: a, match: {}, fetch: {allow: ['http://u:p@x/']}}]": "allow[0]: a URL prefix has no user name",
     "routes: [{name: a, match: {}, fetch: {allow: ['http://[x/']}}]": "is not a URL prefix",
     "routes: [{name: a, match: {}, fetch: {allow: [5]}}]": "5 is not a string",
     "routes: [{name: a, match: {}, files: {directory: /does/not/exist}}]": "is not a directory: create it",
