@@ -167,6 +167,11 @@ class ServerConnection(MessageLoop):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Record how the connection ended: asyncio closes without an error only after every byte written was sent."""
+        if self._held:
+            # A request whose rest will not come is handled first, as one is whose client leaves a moment later.
+            self._release()
+            self._loop.call_soon(self.connection_lost, exc)
+            return
         self.watch.stop(self._descriptor, self._leave)
         if self._hold_timer is not None:
             self._end_hold()

@@ -641,12 +641,15 @@ async def test_body_that_does_not_follow_its_head_is_awaited_by_the_normal_path(
 
 @pytest.mark.parametrize("with_reset", [False, True])
 async def test_client_that_leaves_before_its_body_followed(with_reset: bool) -> None:
+    """After a reset there was no line in the log."""
     async with run_scene() as scene:
         await scene.client.send(POST[:-1])
         await scene.held(len(POST) - 1)
         if with_reset:
-            scene.client.writer.transport.abort()
+            scene.client.reset()
         await scene.reconnect()
+        line = await scene.gateway.wait_log_line(2)
+        assert (line["method"], line["outcome"], line["blame"]) == ("POST", "client_left", "client")
         await scene.goes_on()
         assert len(scene.requests) == len([line for line in scene.gateway.log if line["outcome"] == "complete"])
 
