@@ -25,7 +25,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.aiohttp_seam.feed import BodyHead, MessageFeed, Turns
 from gateway.aiohttp_seam.messages import MessageLoop, Take
-from gateway.aiohttp_seam.transports import has_input, is_plain_tcp, set_receive_size
+from gateway.aiohttp_seam.transports import has_input, is_plain_tcp, set_receive_size, socket_of
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
 from gateway.http.client import peer_address
@@ -273,7 +273,7 @@ class ServerConnection(MessageLoop):
     def _leave(self, *, was_reset: bool) -> None:
         """Close the connection of a client that left while reading was paused, as reading its end would have."""
         transport = self.transport
-        if transport is None or transport.is_reading():
+        if transport is None or socket_of(transport) is None or transport.is_reading():
             return
         if was_reset or not is_plain_tcp(transport):
             # Over TLS, to close is to wait for what a paused transport does not read.

@@ -11,6 +11,7 @@ from gateway.aiohttp_seam import PausableStream
 from gateway.http.chunked import STEP_WORK
 from gateway.transfer import Turns as LoopTurns
 from tests.aiohttp_seam.peers import PATIENCE_SECONDS, OneByOne, reset, serve, settle
+from tests.certificates import Certificate
 from tests.peers import wait_until
 
 HEAD = b"POST /a%2Fb? HTTP/1.1\r\nHost: a\r\nX-y: \xff\r\nx-Y: 2\r\n"
@@ -151,6 +152,23 @@ async def test_reset_is_recorded_and_an_orderly_close_is_not() -> None:
                 serving.peer.close()
             await wait_until(lambda: serving.connection.transport is None)
             assert serving.connection.was_broken == is_reset
+
+
+async def test_client_may_leave_when_its_tls_transport_was_closed_twice(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raised AttributeError, and clients of other connections that had left were not noticed."""
+    async with (
+        await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=certificate.server_context()) as server,
+        serve() as serving,
+    ):
+        port = server.sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=certificate.client_context())
+        writer.transport.close()
+        writer.transport.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(serving.connection, "transport", writer.transport)
+            serving.connection._leave(was_reset=True)
 
 
 @pytest.mark.parametrize("pieces", [[b"\r", b"\n", b"\r", b"\n3\r\nok"], [b"\r\n", b"\r", b"\n3\r\nok"]])
