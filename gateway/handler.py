@@ -103,7 +103,7 @@ class ExchangeHandler:
         begun = connection.take_handed_over()
         if isinstance(begun, ExpressExchange):
             return await self.resume(begun)
-        if isinstance(begun, Declined) and begun.runtime is self.runtime:
+        if isinstance(begun, Declined) and (begun.runtime is self.runtime or begun.bug is not None):
             exchange, runtime, candidates, bug = begun
             exchange.is_draining = self.is_draining
         else:
