@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import json
 from typing import Any
@@ -673,3 +674,26 @@ async def test_drain_waits_for_a_body_that_is_awaited() -> None:
         await scene.client.send(POST[-1:])
         assert b"\r\nConnection: close\r\n" in await read_ok(scene.client)
         await drained
+
+
+@pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
+async def test_bug_while_a_request_is_sent_is_a_500_also_if_a_reload_comes_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with run_scene() as scene:
+        handler = scene.gateway.gateway._handler
+        before = handler.runtime
+
+        def fail(*_: object) -> None:
+            handler.runtime = copy.copy(before)
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.actions.whole_forward.WholeTransfer", fail)
+            await scene.client.send(POST)
+            received = await scene.client.read_head()
+            await scene.client.read_exactly(int(split_response(received)[1]["content-length"]))
+        handler.runtime = before
+        assert b" 500 " in received
+        assert len(scene.requests) <= 2
+        await scene.goes_on()
