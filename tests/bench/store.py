@@ -24,6 +24,8 @@ from tests.bench.peers import Peer, run_peer
 GB = 10**9
 _ROUNDS = 5
 _STEP_BYTES = 2**20
+#: No request goes upstream.
+_NO_UPSTREAM = 9
 _FLUSH_BYTES = 8 * 2**20
 _FADV = os.POSIX_FADV_DONTNEED
 Work = Callable[[], None]
@@ -39,7 +41,7 @@ def run(size: int, rounds: int, python: str, tree: Path = ROOT) -> Costs:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with run_peer(
-            "gateway", 0, directory, settings={"routes": _routes(directory)}, tree=tree, python=python
+            "gateway", _NO_UPSTREAM, directory, settings={"routes": _routes(directory)}, tree=tree, python=python
         ) as peer:
             rows: list[tuple[str, Peer | None, Work]] = [
                 (HASH, None, lambda: load.hash_alone(0, size)),
