@@ -104,6 +104,17 @@ def test_line_that_was_foreseen_and_comes_changed_is_decoded_like_any_other(
     assert outcomes[0] == outcomes[1]
 
 
+def test_no_chunk_is_foreseen_where_the_line_of_another_has_begun() -> None:
+    decoder, chunk = ChunkedDecoder(), b"8000\r\n%b\r\n" % bytes(2**15)
+    decoder.decode(chunk * 2 + b"8")
+    assert decoder.foresee(2**20) is not None
+    decoder = ChunkedDecoder()
+    decoder.decode(chunk * 2 + b"7")
+    assert decoder.foresee(2**20) is None
+    assert decoder.decode(b"\r\n1234567\r\n0\r\n\r\n") == b"1234567"
+    assert decoder.is_ended
+
+
 def test_chunks_are_foreseen_after_two_of_one_size_until_another_comes() -> None:
     decoder = ChunkedDecoder()
     piece = b"x" * MIN_FORESEEN_BYTES
