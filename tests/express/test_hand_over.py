@@ -384,7 +384,7 @@ async def _fill(scene: Scene, count: int, body: bytes) -> int:
     for number in range(count):
         scene.client.writer.write(GET)
         lines = len(scene.gateway.log)
-        await wait_until(lambda: len(scene.gateway.log) > lines or scene.lane.handed_over[HandOver.UNSENT])  # noqa: B023
+        await wait_until(lambda: len(scene.gateway.log) > lines or scene.lane.handed_over[HandOver.UNSENT])  # noqa: B023 (here only)
         if scene.lane.handed_over[HandOver.UNSENT]:
             return number + 1
     raise AssertionError("the kernel has taken everything")
