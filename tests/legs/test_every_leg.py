@@ -23,7 +23,12 @@ SOAK_CASES = list(make_cases(2, 400))
 
 
 def _cases(*, with_bucket: bool) -> list[Any]:
-    cases = [pytest.param(case, id=str(case)) for case in CASES if case.needs_bucket is with_bucket]
+    new = pytest.mark.new_connection(reason="the handshake of a kept one is over")
+    cases = [
+        pytest.param(case, id=str(case), marks=[new] if case.party is Party.CONNECT else [])
+        for case in CASES
+        if case.needs_bucket is with_bucket
+    ]
     soaked = [case for case in SOAK_CASES if case.needs_bucket is with_bucket]
     return cases + [pytest.param(case, id=f"soak-{case}", marks=pytest.mark.soak) for case in soaked]
 

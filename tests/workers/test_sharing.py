@@ -174,7 +174,7 @@ async def test_connections_that_close_and_open_stay_spread(tmp_path: Path) -> No
     """The count of a worker that has lost connections goes down."""
     choose = random.Random(1)
     async with RawUpstream(hold_upload) as upstream:
-        async with run_processes(tmp_path, forward_config(upstream.url)) as gateway:
+        async with run_processes(tmp_path, forward_config(upstream.url), prelude=PATIENT) as gateway:
             await gateway.wait_started()
             clients = await open_at_once(gateway, 20)
             for _ in range(10):
