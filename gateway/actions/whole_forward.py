@@ -100,7 +100,7 @@ class WholeForward:
                 if exchange.body is not None:
                     exchange.upload = WholeTransfer(self._upload_policy, exchange.waits, len(body), LaneName.EXPRESS)
         except Exception as bug:
-            # Nothing else has the connection and the slot yet.
+            # Whatever it is: nothing else has the connection and the slot yet, and it is raised again.
             if started is not None:
                 self.abandon(exchange, started, bug)
             if kept is not None:

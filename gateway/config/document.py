@@ -28,7 +28,7 @@ _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _MAX_REPEATED: Final = 200_000
 #: Neither a file's name nor a header can have them, and the latter cannot be written as UTF-8.
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
-#: Of an integer: all of so many digits can be a float.
+#: Digits of an integer that fits into a float.
 _MAX_DIGITS: Final = 100
 _TOO_DEEP: Final = "values are nested too deeply: a config needs about ten levels"
 _STRING: Final = "tag:yaml.org,2002:str"

@@ -156,6 +156,7 @@ class ExpressExchange:
         try:
             self._pass_on(response)
         except Exception as exc:
+            # Whatever it is, it is this exchange's: see `_fail`.
             self._fail(exc)
         return True
 
@@ -168,6 +169,7 @@ class ExpressExchange:
             elif received is not None:
                 self._judge(*received)
         except Exception as exc:
+            # Whatever it is, it is this exchange's: see `_fail`.
             self._fail(exc)
 
     def _fail(self, bug: Exception) -> None:

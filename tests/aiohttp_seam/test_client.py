@@ -235,7 +235,7 @@ async def test_response_that_came_whole_is_offered_before_it_is_parsed(takes_who
 PARTS = (OK[:-2], OK[-2:-1], OK[-1:])
 
 
-@pytest.mark.parametrize("news", ["whole", "more", "close", "reset", "nobody listens"])
+@pytest.mark.parametrize("news", ["whole", "more", "close", "reset", "no listener"])
 async def test_part_of_a_plain_response_is_kept_until_it_is_whole_or_has_to_be_parsed(news: str) -> None:
     async with listen() as upstream:
         protocol = await exchange(upstream)
@@ -250,7 +250,7 @@ async def test_part_of_a_plain_response_is_kept_until_it_is_whole_or_has_to_be_p
                 await settle()
                 assert protocol.received_head is None
                 assert protocol.has_received
-            if news == "nobody listens":
+            if news == "no listener":
                 protocol.stop_listening()
                 message, body = await protocol.read()
                 assert (message.code, await body.readany()) == (200, b"o")

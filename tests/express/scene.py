@@ -78,7 +78,7 @@ class Scene:
             await self.arrived.wait()
 
     async def held(self, count: int) -> None:
-        """Wait until the gateway holds so many bytes or more of a request whose body is awaited."""
+        """Wait until the gateway holds at least `count` bytes of a request whose body is awaited."""
         connections = self.gateway.gateway._traffic.connections
         await wait_until(lambda: any(len(getattr(each, "_held", b"")) >= count for each in connections))
 

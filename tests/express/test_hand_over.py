@@ -618,6 +618,7 @@ async def test_body_that_follows_its_head_is_awaited_on_the_lane() -> None:
             for piece in pieces[:-1]:
                 await scene.client.send(piece)
                 await scene.held(len(piece))
+            # The wait that is looked for in the log.
             await asyncio.sleep(0.01)
             assert scene.gateway.gateway.exchange_count == 0
             await scene.send(pieces[-1], serve_ok)
