@@ -22,6 +22,9 @@ from gateway.http.client import Client
 Header = tuple[bytes, bytes]
 Headers = Sequence[Header]
 
+#: Values of Connection that name no further header and do not end the connection.
+KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
+
 #: Hop-by-hop headers of RFC 9110 section 7.6.1, and Proxy-Connection, which old clients still send.
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -56,8 +59,6 @@ _NOT_UPSTREAM_UNTRACED: Final = _NOT_UPSTREAM | {b"tracestate"}
 _NOT_UPSTREAM_UNTRUSTED: Final = _NOT_UPSTREAM_UNTRACED | {b"x-real-ip", b"x-forwarded-prefix", b"x-forwarded-port"}
 _NOT_DOWNSTREAM: Final = _HOP_BY_HOP | {b"content-length"}
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
-#: Values of Connection that name no further header.
-_KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
 _VIA_HEADER: Final = (b"Via", f"1.1 {PSEUDONYM}".encode())
 #: By name as received, those that were received before: few, and mostly the same.
 _NAMES: Final[dict[bytes, _Name]] = {}
@@ -200,7 +201,7 @@ def end_to_end(headers: ReceivedHeaders) -> list[Header]:
 def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
     """Return the further names that Connection lists. The framing headers are kept: the body depends on them."""
     options = headers.all(b"connection")
-    if len(options) == 1 and options[0] in _KEEP_ALIVE:
+    if len(options) == 1 and options[0] in KEEP_ALIVE:
         return _NO_NAMES
     names = frozenset(option.strip().lower() for value in options for option in value.split(b","))
     return names - _FRAMING - _HOP_BY_HOP

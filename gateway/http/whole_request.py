@@ -19,23 +19,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from gateway.http.headers import ReceivedHeaders
+from gateway.http.headers import KEEP_ALIVE, ReceivedHeaders
+from gateway.http.plain_lines import HEADER, JUDGED_BY_PARSER, LENGTH, LINES, MAX_HEAD_BYTES, MAX_HEADERS
 
-#: Below the parser's limits of one line and of the number of lines.
-_MAX_HEAD_BYTES: Final = 8000
-_MAX_HEADERS: Final = 64
-# RFC 3986 section 3.3 and 3.4, RFC 9110 sections 5.1 and 5.5. Possessive: one pass.
+# RFC 3986 sections 3.3 and 3.4.
 _HEAD: Final = re.compile(
-    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1\r\n"
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++: (?![ \t\r])[\t\x20-\x7e\x80-\xff]++(?<![ \t])\r\n)++)\r\n"
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1\r\n" + LINES
 )
-_HEADER: Final = re.compile(rb"([^:]++): ([^\r]++)\r\n")
-_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
-#: llhttp reads Proxy-Connection as Connection, and aiohttp refuses the last.
-_JUDGED_BY_PARSER: Final = frozenset(
-    {b"transfer-encoding", b"upgrade", b"expect", b"proxy-connection", b"sec-websocket-key1"}
-)
-_KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
+_LEFT_TO_PARSER: Final = JUDGED_BY_PARSER | {b"expect"}
 
 
 class WholeRequest:
@@ -64,22 +55,22 @@ def read_whole_request(data: bytes) -> WholeRequest | int | None:
 
     Where only the rest of its body is missing, return how many bytes that are.
     """
-    found = _HEAD.match(data, 0, _MAX_HEAD_BYTES)
+    found = _HEAD.match(data, 0, MAX_HEAD_BYTES)
     if found is None:
         return None
     method, path, lines = found.groups()
-    pairs = _HEADER.findall(lines)
+    pairs = HEADER.findall(lines)
     headers = ReceivedHeaders(pairs, len(lines))
     values = headers.values
-    if len(values) != len(pairs) or len(pairs) > _MAX_HEADERS or not _JUDGED_BY_PARSER.isdisjoint(values):
+    if len(values) != len(pairs) or len(pairs) > MAX_HEADERS or not _LEFT_TO_PARSER.isdisjoint(values):
         return None
-    if b"host" not in values or (b"connection" in values and values[b"connection"][0] not in _KEEP_ALIVE):
+    if b"host" not in values or (b"connection" in values and values[b"connection"][0] not in KEEP_ALIVE):
         return None
     body = data[found.end() :]
     length = 0
     if b"content-length" in values:
         declared = values[b"content-length"][0]
-        if _LENGTH.fullmatch(declared) is None:
+        if LENGTH.fullmatch(declared) is None:
             return None
         length = int(declared)
     if length > len(body):

@@ -20,26 +20,14 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from gateway.http.headers import ReceivedHeaders
+from gateway.http.headers import KEEP_ALIVE, ReceivedHeaders
+from gateway.http.plain_lines import HEADER, JUDGED_BY_PARSER, LENGTH, LINES, MAX_HEAD_BYTES, MAX_HEADERS
 
 #: A body up to this size is read, and awaited.
 MAX_WHOLE_BYTES: Final = 64 * 1024
-#: Below the parser's limits of one line and of the number of lines.
-_MAX_HEAD_BYTES: Final = 8000
-_MAX_HEADERS: Final = 64
-# RFC 9112 section 4, RFC 9110 sections 5.1 and 5.5. Possessive: one pass.
-_HEAD: Final = re.compile(
-    rb"HTTP/1\.1 ([2-5][0-9][0-9]) (|[!-~](?:[ -~]*+(?<! ))?)\r\n"
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++: (?![ \t\r])[\t\x20-\x7e\x80-\xff]++(?<![ \t])\r\n)++)\r\n"
-)
-_HEADER: Final = re.compile(rb"([^:]++): ([^\r]++)\r\n")
-_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
-#: llhttp reads Proxy-Connection as Connection, and aiohttp refuses the last.
-_JUDGED_BY_PARSER: Final = frozenset({b"transfer-encoding", b"upgrade", b"proxy-connection", b"sec-websocket-key1"})
-_KEEP_ALIVE: Final = frozenset({b"keep-alive", b"Keep-Alive"})
+# RFC 9112 section 4.
+_HEAD: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9]) (|[!-~](?:[ -~]*+(?<! ))?)\r\n" + LINES)
 _BODILESS: Final = frozenset({204, 304})
-
-
 #: By head as received, those that were read before: at high rates the heads of a service are the same within a second.
 _HEADS: Final[dict[bytes, _Head]] = {}
 _MAX_HEADS: Final = 64
@@ -70,7 +58,7 @@ class _Head(NamedTuple):
 
 def read_whole_response(data: bytes) -> WholeResponse | None:
     """Return the response to a request other than HEAD, None if `data` is anything but one of the plainest form."""
-    end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
     raw = data[:end]
     head = _HEADS.get(raw) or _read_head(raw)
     if head is None:
@@ -83,7 +71,7 @@ def read_whole_response(data: bytes) -> WholeResponse | None:
 
 def is_begun(data: bytes) -> bool:
     """Return whether `data` is a head of the plainest form with a part of its body, or nothing of it."""
-    end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
     head = _HEADS.get(data[:end]) or _read_head(data[:end])
     return head is not None and len(data) - end < head.length <= MAX_WHOLE_BYTES
 
@@ -94,15 +82,15 @@ def _read_head(raw: bytes) -> _Head | None:
     if found is None:
         return None
     code, reason, lines = found.groups()
-    pairs = _HEADER.findall(lines)
+    pairs = HEADER.findall(lines)
     headers, status = ReceivedHeaders(pairs), int(code)
     values = headers.values
     lengths = values.get(b"content-length", ())
-    if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
+    if len(lengths) != 1 or LENGTH.fullmatch(lengths[0]) is None:
         return None
-    if status in _BODILESS or len(pairs) > _MAX_HEADERS or not _JUDGED_BY_PARSER.isdisjoint(values):
+    if status in _BODILESS or len(pairs) > MAX_HEADERS or not JUDGED_BY_PARSER.isdisjoint(values):
         return None
-    if b"connection" in values and (len(values[b"connection"]) > 1 or values[b"connection"][0] not in _KEEP_ALIVE):
+    if b"connection" in values and (len(values[b"connection"]) > 1 or values[b"connection"][0] not in KEEP_ALIVE):
         return None
     head = _Head(status, reason, headers, int(lengths[0]))
     # A cookie is set once.
