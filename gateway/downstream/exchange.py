@@ -23,8 +23,9 @@ from gateway.aiohttp_seam import DISCARD_BYTES, DISCARD_SECONDS, Message, Server
 from gateway.config import Route
 from gateway.config.values import Endpoint
 from gateway.downstream.body import ReceivedBody, RequestBody, WholeBody
+from gateway.downstream.refusal import make_refusal
 from gateway.downstream.response import ClientResponse, abort
-from gateway.errors import PROBLEM_TYPE, Blame, Fault, FaultKind, Outcome, problem_document, proxy_status
+from gateway.errors import Blame, Fault, FaultKind, Outcome
 from gateway.http.client import Client
 from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
 from gateway.http.request_head import Target
@@ -37,20 +38,6 @@ from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, Tran
 #: A line of the access log describes at most this many parts.
 _MAX_PARTS_LOGGED: Final = 64
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-#: After these faults it is not known where the next request begins.
-_CLOSING: Final = frozenset(
-    {
-        FaultKind.BAD_REQUEST,
-        FaultKind.BAD_FRAMING,
-        FaultKind.BAD_HOST,
-        FaultKind.BAD_TARGET,
-        FaultKind.HEAD_TOO_LARGE,
-        FaultKind.TARGET_TOO_LONG,
-        FaultKind.UNKNOWN_METHOD,
-        FaultKind.CANCELLED,
-        FaultKind.OPERATOR_CANCELLED,
-    }
-)
 
 
 class Part(NamedTuple):
@@ -316,26 +303,17 @@ class Exchange:
         elif fault.kind is FaultKind.CLIENT_LEFT or self.is_client_gone:
             self._drop_connection()
         else:
-            self.response = self.refusal(fault)
+            self.response = make_refusal(
+                fault,
+                self.trace,
+                route=self.route.name if self.route else None,
+                upstream=self.upstream or None,
+                must_close=self._must_close,
+            )
             try:
                 self._send_head(self.response)
             except Fault:
                 self._drop_connection()
-
-    def refusal(self, fault: Fault) -> ClientResponse:
-        """Return the response for a fault: problem+json, Proxy-Status, Retry-After."""
-        route = self.route.name if self.route else None
-        request_id = self.trace.request_id.decode("latin-1")
-        body = problem_document(fault, route=route, upstream=self.upstream or None, request_id=request_id)
-        headers = [
-            *default_headers(self.trace),
-            (b"Content-Type", PROBLEM_TYPE),
-            (b"Proxy-Status", proxy_status(fault)),
-        ]
-        if fault.retry_after_seconds is not None:
-            headers.append((b"Retry-After", b"%d" % fault.retry_after_seconds))
-        is_last = self._must_close or fault.kind in _CLOSING
-        return ClientResponse.small(fault.status, [*headers, *fault.headers], body, is_last=is_last)
 
     def cut(self) -> None:
         """Break off a response that has begun."""
