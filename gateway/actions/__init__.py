@@ -15,7 +15,7 @@ from gateway.actions.split import SplitAction
 from gateway.actions.store import StoreAction
 from gateway.actions.whole_forward import WholeForward
 from gateway.config import Route
-from gateway.config.model import Fetch, Files, Forward, Split
+from gateway.config.actions import Fetch, Files, Forward, Split
 from gateway.filters import FilterFactory
 from gateway.storage import DirectoryStorage, Disks, make_storage
 from gateway.transfer import Lanes, Timers

@@ -11,7 +11,7 @@ from gateway import PSEUDONYM, __version__
 from gateway.actions.policies import response_policies
 from gateway.actions.relay import relay
 from gateway.config import Route
-from gateway.config.model import Fetch
+from gateway.config.actions import Fetch
 from gateway.config.url import Url, parse_url, resolve_reference
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from gateway.actions.body_shape import file_pieces, shape_file
 from gateway.actions.request_head import make_request_head
 from gateway.config import FramingMode
-from gateway.config.model import Split
+from gateway.config.actions import Split
 from gateway.config.values import Endpoint, show_size
 from gateway.downstream import Exchange
 from gateway.errors import Blame, Fault, FaultKind, Outcome

@@ -18,7 +18,7 @@ from gateway.actions.upload import check_upload, form_boundary, form_digest, ref
 from gateway.actions.verbatim import VerbatimBody, inspect_body
 from gateway.actions.whole_forward import WholeForward
 from gateway.config import FormFields, Route
-from gateway.config.model import Forward
+from gateway.config.actions import Forward
 from gateway.downstream import Exchange, ReceivedBody
 from gateway.filters import FilterFactory, TransformFactory
 from gateway.http.routing import RouteMatch

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.actions.request_head import make_request_head
-from gateway.config.model import Mirror as MirrorConfig
+from gateway.config.actions import Mirror as MirrorConfig
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.http.routing import RouteMatch

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 from gateway.actions.body_shape import BodyShape, HeldFields, file_pieces, passed_name, shape_file
 from gateway.actions.upload import no_file_fault, raw_head, raw_name
 from gateway.config import FileBody, Route
-from gateway.config.model import Forward
+from gateway.config.actions import Forward
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FileHead, FilteredFile, FilterFactory, TransformFactory, head_of

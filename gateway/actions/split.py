@@ -19,7 +19,7 @@ from gateway.actions.policies import upload_policy, upstream_limits
 from gateway.actions.split_document import describe
 from gateway.actions.upload import check_upload, form_boundary, form_digest, no_file_fault, refuse_empty_form
 from gateway.config import Route
-from gateway.config.model import Split
+from gateway.config.actions import Split
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import FilterFactory, head_of

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from gateway.actions.policies import upload_policy
 from gateway.actions.upload import check_upload, form_boundary, form_digest, raw_head, raw_name, refuse_empty_form
 from gateway.config import Route
-from gateway.config.model import Store
+from gateway.config.actions import Store
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.filters import DigestFactory, FileHead, FilteredFile, FilterFactory, TransformFactory, head_of

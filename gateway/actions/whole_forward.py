@@ -24,7 +24,7 @@ from gateway.actions.relay import relay, wait_sent
 from gateway.actions.request_head import make_request_head
 from gateway.actions.upload import form_boundary, refuse_empty_form
 from gateway.config import Route
-from gateway.config.model import Forward
+from gateway.config.actions import Forward
 from gateway.downstream import Exchange
 from gateway.errors import Outcome
 from gateway.http.headers import response_headers

@@ -18,7 +18,7 @@ import math
 from pathlib import Path
 
 from gateway.config import Route
-from gateway.config.model import Files, Store
+from gateway.config.actions import Files, Store
 from gateway.storage.bucket import BucketStorage
 from gateway.storage.directory import DirectoryStorage
 from gateway.storage.interface import IncomingFile, Storage, StoredFile, StoredFileReader, Upload

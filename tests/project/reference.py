@@ -9,24 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from gateway.config.actions import Fetch, Files, FormFields, Forward, Mirror, Split, Store
 from gateway.config.filters import BuiltInFilters, Compress, Decompress, Digest, Scan, Sniff, Throttle
 from gateway.config.kinds import Parser
 from gateway.config.limits import Limits, RouteTimeouts
-from gateway.config.model import (
-    Config,
-    Fetch,
-    Files,
-    FormFields,
-    Forward,
-    Log,
-    Match,
-    Mirror,
-    Ops,
-    Route,
-    Split,
-    Store,
-    Tls,
-)
+from gateway.config.model import Config, Log, Match, Ops, Route, Tls
 from gateway.config.section import Key, Section
 from gateway.config.upstream import Ejection, Health, Retries, Upstream, UpstreamTimeouts
 from gateway.config.values import parse_delay, parse_percent, parse_rate, parse_seconds, parse_size
