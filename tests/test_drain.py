@@ -344,7 +344,7 @@ async def test_drain_with_a_token_needs_it() -> None:
         ({"Host": "localhost:9090"}, 200),
         ({"Host": "10.0.0.1"}, 200),
         ({"Host": "[::1]:9090"}, 200),
-        ({"Host": "10.0.0.1:9090", "Origin": "http://10.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Host": "10.0.0.1", "User-Agent": "kube-lifecycle/1.33", "Accept": "*/*"}, 200),
         ({"Host": "attacker.example:9090"}, 403),
         ({"Host": "10.0.0.1.attacker.example"}, 403),
         ({"Host": ""}, 403),
@@ -352,6 +352,12 @@ async def test_drain_with_a_token_needs_it() -> None:
         ({"Host": "localhost", "Origin": "null"}, 403),
         ({"Host": "localhost", "Sec-Fetch-Site": "cross-site"}, 403),
         ({"Host": "localhost", "Sec-Fetch-Site": "same-site"}, 403),
+        # An image that a page shows, or a link, in browsers and over connections with fewer and fewer headers.
+        ({"Host": "10.0.0.1", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
+        ({"Host": "10.0.0.1", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 403),
+        ({"Host": "10.0.0.1:9090", "Origin": "http://10.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}, 403),
+        ({"Host": "10.0.0.1", "Referer": "http://attacker.example/"}, 403),
+        ({"Host": "10.0.0.1", "Accept-Language": "en-US,en;q=0.9"}, 403),
     ],
 )
 async def test_web_page_cannot_drain(headers: dict[str, str], status: int) -> None:

@@ -42,8 +42,8 @@ class Ops(Section):
     drain: Switch = config_key(
         False,
         description="Whether GET /drain starts a drain: readiness off, accept for `drain_delay`, then wait up to "
-        "`drain_timeout` for exchanges; the response comes when that is done. For `preStop` hooks; off by default, "
-        "because only a restart ends a drain.",
+        "`drain_timeout` for exchanges; the response comes when that is done. For `preStop` hooks, so a request "
+        "with a header that only browsers send is 403; off by default, because only a restart ends a drain.",
     )
 
 

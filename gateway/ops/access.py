@@ -6,6 +6,9 @@ the live page, which asks for it:
 - Host must be an IP address, `localhost` or in `ops.allow_hosts`. A web page may point a DNS name of its own at this
   machine and then read the port as its own origin (DNS rebinding); the browser sends that name as Host.
 - What changes something is refused for requests that a browser made for a page of another origin (CSRF).
+- /drain changes something with GET, since preStop hooks of Kubernetes have no other method, and any page can make a
+  browser send a GET, for example as an image. Browsers send `Origin` and `Sec-Fetch-*` with few of those, and none of
+  the latter over plain HTTP to another machine. So /drain is refused for any request with a header of browsers.
 - With `ops.token`, a bearer token (RFC 6750).
 """
 
@@ -21,8 +24,9 @@ from gateway.config.model import Ops
 
 _OPEN: Final = frozenset({"/metrics", "/healthz", "/readyz"})
 _READING: Final = frozenset({"GET", "HEAD"})
-#: Changes something with GET: preStop hooks of Kubernetes know no other method.
-_CHANGING_PATHS: Final = frozenset({"/drain"})
+_DRAIN: Final = "/drain"
+#: A browser sends at least the last, whatever the page says; the kubelet, curl and wget send none of them.
+_BROWSER_HEADERS: Final = ("Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Accept-Language")
 #: Fetch Metadata: the user, or a page of the same origin.
 _OWN_SITES: Final = frozenset({"none", "same-origin"})
 
@@ -42,7 +46,9 @@ def find_refusal(method: str, path: str, headers: Mapping[str, str], settings: O
     host = headers.get("Host", "")
     if not _is_known_host(host, settings.allow_hosts):
         return Refusal(403, f"Host {host!r} is not known here: ask by IP address, or add the name to ops.allow_hosts\n")
-    if (method not in _READING or path in _CHANGING_PATHS) and _is_from_other_site(host, headers):
+    if path == _DRAIN and (given := [name for name in _BROWSER_HEADERS if name in headers]):
+        return Refusal(403, f"/drain is not for browsers: use a preStop hook or curl, without {', '.join(given)}\n")
+    if method not in _READING and _is_from_other_site(host, headers):
         return Refusal(403, "A page of another site may not ask for this\n")
     if not _is_file_of_page(path) and not _has_token(headers.get("Authorization", ""), settings):
         return Refusal(401, "This needs the token of ops.token: send Authorization: Bearer TOKEN\n")
