@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from gateway.aiohttp_seam import ServerConnection
 from gateway.downstream.acceptor import Acceptor
 from tests.bench.load import make_certificate
 from tests.ops.test_ops import fetch
@@ -242,6 +243,32 @@ async def test_second_signal_cuts_what_is_in_flight() -> None:
             gateway.gateway.stop_now()
             assert b'"code": "cancelled"' in await client.read_to_end()
             await asyncio.wait_for(stopping, TIMEOUT_SECONDS)
+            gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
+            await client.close()
+
+
+@pytest.mark.parametrize("sent", [b"", GET[:9], b"POST / HTTP/1.1\r\nHost: gw\r\nContent-Length: 10\r\n\r\n"])
+async def test_second_signal_closes_connections_whose_request_is_not_here_at_once(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They took the whole time that cut exchanges have to end, and what a client sent meanwhile was dropped."""
+    monkeypatch.setattr("gateway.server._SHUTDOWN_SECONDS", 3600.0)
+    # The last of them is a head whose short body is awaited.
+    monkeypatch.setattr("gateway.aiohttp_seam.server._HOLD_SECONDS", 3600.0)
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, top=DELAYED)) as gateway:
+            client = await kept(gateway)
+            await gateway.wait_log_line()
+            await client.send(sent)
+            (connection,) = gateway.gateway._traffic.connections
+            assert isinstance(connection, ServerConnection)
+            await wait_until(lambda: connection._held == sent or (connection.is_waiting and not connection.is_kept))
+            stopping = asyncio.create_task(gateway.gateway.stop())
+            await wait_until(lambda: gateway.gateway._handler.is_draining)
+            gateway.gateway.stop_now()
+            assert (await client.read_to_end(), client.was_reset) == (b"", False)
+            await asyncio.wait_for(stopping, TIMEOUT_SECONDS)
+            assert (len(upstream.wires), len(gateway.log)) == (1, 1)
             gateway.gateway.stop = contextlib.AsyncExitStack().aclose  # type: ignore[method-assign]  # already stopped
             await client.close()
 

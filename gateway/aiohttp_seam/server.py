@@ -222,6 +222,13 @@ class ServerConnection(MessageLoop):
             self._held_since = self._loop.time()
             self._hold_timer = self._loop.call_later(_HOLD_SECONDS, self._release)
 
+    def close(self) -> None:
+        """Have no further request handled, also none whose short body is awaited: the connection closes."""
+        self._end_hold()
+        if self._held:
+            self._take_held()
+        super().close()
+
     def _take_held(self) -> bytes:
         held, self._held = self._held, b""
         self._waiter, self._idle_waiter = self._idle_waiter, None

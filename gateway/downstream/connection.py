@@ -124,7 +124,8 @@ class TrafficServer(web.Server):
         return TrafficConnection(self, loop=loop, watch=self._watch)
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Close every connection."""
+        """Close every connection: those without a request at once, the others after it, or after `timeout` seconds."""
+        self.pre_shutdown()
         await super().shutdown(timeout)
         self._watch.close()
 
