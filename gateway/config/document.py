@@ -21,7 +21,8 @@ from gateway.config.variables import Variables, shorten
 
 KeyPath = tuple[str | int, ...]
 
-_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+#: A reference to an environment variable, anywhere in a scalar.
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 #: Values that aliases may repeat, all together. Nested aliases multiply: ten levels of ten are 10,000,000,000 values.
@@ -206,7 +207,7 @@ class _TreeBuilder:
         line = node.start_mark.line + 1
         text, tag = node.value, node.tag
         if "${" in text:
-            text = _VARIABLE.sub(lambda found: self._variable(found, line, path), text)
+            text = VARIABLE.sub(lambda found: self._variable(found, line, path), text)
             # "" with libyaml.
             plain = not node.style
             tag = self._resolver.resolve(yaml.ScalarNode, text, (plain, not plain))  # type: ignore[no-untyped-call]  # types-PyYAML leaves it out

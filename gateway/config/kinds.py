@@ -18,7 +18,7 @@ from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Protocol, Union, get_args, get_origin
 
-from gateway.config.document import KeyPath
+from gateway.config.document import VARIABLE, KeyPath
 
 #: A key, and what is wrong with its value and how to mend it.
 Finding = tuple[KeyPath, str]
@@ -87,7 +87,7 @@ def kind_of(annotation: Any) -> Kind:
             for step in steps:
                 kind = _Checked(kind, step.check) if isinstance(step, Check) else kind
         case origin if origin is Literal:
-            kind = Parser(partial(_parse_word, arguments), {"type": "string", "enum": list(arguments)})
+            kind = Parser(partial(_parse_word, arguments), or_variable({"type": "string", "enum": list(arguments)}))
         case origin if origin in (Union, UnionType):
             (inner,) = (each for each in arguments if each is not NoneType)
             kind = _Optional(kind_of(inner))
@@ -107,6 +107,21 @@ def parse_text(value: object) -> str:
     return value
 
 
+def parse_whole(value: object) -> int:
+    """Return a whole number. Raises ValueError for other values."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    # In quotes, for example "${PARTS}".
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    raise ValueError(f"{quote(value)} is not a whole number: write one like 64")
+
+
+def or_variable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of scalars that are not any string, with `${NAME}` allowed in their place."""
+    return {"anyOf": [schema, {"type": "string", "pattern": VARIABLE.pattern}]}
+
+
 def quote(value: object) -> str:
     """Return a value for a message, as it is written in YAML; collections are only named."""
     match value:
@@ -120,15 +135,6 @@ def quote(value: object) -> str:
             return repr(value)
 
 
-def _parse_whole(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    # In quotes, for example "${PARTS}".
-    if isinstance(value, str) and _WHOLE.fullmatch(value):
-        return int(value)
-    raise ValueError(f"{quote(value)} is not a whole number: write one like 64")
-
-
 def _parse_word(words: tuple[str, ...], value: object) -> str:
     if isinstance(value, str) and value in words:
         return value
@@ -138,7 +144,7 @@ def _parse_word(words: tuple[str, ...], value: object) -> str:
 
 _PLAIN: Final[dict[Any, Kind]] = {
     str: Parser(parse_text, {"type": "string"}),
-    int: Parser(_parse_whole, {"type": "integer"}),
+    int: Parser(parse_whole, or_variable({"type": "integer"})),
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from gateway.config.kinds import Parser, quote
+from gateway.config.kinds import Parser, or_variable, parse_whole, quote
 
 _NUMBER: Final = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"
 _SIZE: Final = re.compile(_NUMBER + r"\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?")
@@ -192,8 +192,10 @@ def parse_worker_count(value: object) -> int:
     """Return a number of workers; `auto` is `AUTO_WORKERS`. Raises ValueError with the accepted forms."""
     if value == "auto":
         return AUTO_WORKERS
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_WORKERS:
-        return value
+    with contextlib.suppress(ValueError):
+        count = parse_whole(value)
+        if 0 < count <= _MAX_WORKERS:
+            return count
     raise ValueError(f"{quote(value)} is not a number of workers: write 1 to {_MAX_WORKERS}, or auto")
 
 
@@ -248,7 +250,7 @@ Switch = Annotated[
     bool,
     Parser(
         parse_switch,
-        {"enum": ["on", "off", True, False], "description": "on or off"},
+        or_variable({"enum": ["on", "off", True, False], "description": "on or off"}),
         show=lambda value: "on" if value else "off",
     ),
 ]
@@ -256,7 +258,8 @@ WorkerCount = Annotated[
     int,
     Parser(
         parse_worker_count,
-        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_WORKERS}, {"enum": ["auto"]}], "examples": [2]},
+        or_variable({"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_WORKERS}, {"enum": ["auto"]}]})
+        | {"examples": [2]},
         show=lambda value: "auto" if value == AUTO_WORKERS else value,
     ),
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from gateway.config import Config, ConfigError, Limits, Route, load_config, parse_config
 from gateway.config.check import cross_check
@@ -524,6 +525,42 @@ def test_schema_refuses_mistakes_that_need_one_key(text: str) -> None:
     assert list(SCHEMA.iter_errors(read_document(text).tree))
     with pytest.raises(ConfigError):
         parse_config(text)
+
+
+WITH_VARIABLES = """
+workers: ${WORKERS:-1}
+max_connections: ${CONNECTIONS}0
+lanes: ${LANES:-copy}
+drain_delay: ${DELAY}
+ops: {drain: "${DRAIN:-on}", listen: "127.0.0.1:${PORT}"}
+upstreams: {asr: {endpoints: ["http://${HOST:-asr}:5000"], policy: "${POLICY}", retries: {attempts: "${ATTEMPTS}"}}}
+routes:
+  - {name: "${NAME}", match: {prefix: /}, forward: {upstream: asr}, filters: [compress: {level: "${LEVEL:-1}"}]}
+"""
+
+
+def test_schema_and_gateway_accept_variables_in_place_of_any_scalar() -> None:
+    # As an editor reads it, with the variables as they stand.
+    assert [error.message for error in SCHEMA.iter_errors(yaml.safe_load(WITH_VARIABLES))] == []
+    environment = {"CONNECTIONS": "10", "DELAY": "5", "PORT": "9", "POLICY": "random_two", "ATTEMPTS": "3", "NAME": "a"}
+    config = parse_config(WITH_VARIABLES, environment=environment)
+    assert (config.workers, config.max_connections, config.lanes, config.drain_delay) == (1, 100, "copy", 5.0)
+    assert (config.ops.drain, config.ops.listen.port) == (True, 9)
+    assert (config.upstreams["asr"].policy, config.upstreams["asr"].retries.attempts) == ("random_two", 3)
+    assert parse_config(GOOD + 'workers: "${WORKERS}"', environment={"WORKERS": "2"}).workers == 2
+
+
+def test_schema_of_every_scalar_accepts_a_variable() -> None:
+    document = json_schema()
+    sections = [document, *document["$defs"].values()]
+    schemas = [(each["title"], *key) for each in sections for key in each["properties"].items()]
+    rest = [
+        f"{title}.{name}"
+        for title, name, schema in schemas
+        if not any(word in json.dumps(schema) for word in ('"$ref"', '"array"', '"object"'))
+        and not jsonschema.Draft202012Validator(schema).is_valid("${NAME:-1}0")
+    ]
+    assert rest == []
 
 
 def test_effective_config_can_be_written_as_json() -> None:
