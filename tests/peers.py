@@ -304,6 +304,19 @@ def responding(response: bytes) -> Script:
     return script
 
 
+def responding_in_halves(first: bytes, release: asyncio.Event, second: bytes) -> Script:
+    """Return a script that responds to requests without a body; the second half of each body waits for `release`."""
+
+    async def script(wire: Wire) -> None:
+        while True:
+            await wire.read_head()
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(first + second), first))
+            await release.wait()
+            await wire.send(second)
+
+    return script
+
+
 async def read_request(wire: Wire) -> tuple[bytes, bytes]:
     """Read one whole request and return its head and its body (chunks joined)."""
     head = await wire.read_head()

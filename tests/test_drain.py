@@ -25,6 +25,7 @@ from tests.peers import (
     forward_config,
     read_request,
     responding,
+    responding_in_halves,
     run_gateway,
     split_response,
     wait_until,
@@ -196,14 +197,7 @@ async def test_requests_behind_the_one_in_flight_are_answered() -> None:
 
 async def test_connection_whose_response_had_begun_is_closed_after_it() -> None:
     release = asyncio.Event()
-
-    async def script(wire: Wire) -> None:
-        await wire.read_head()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
-        await release.wait()
-        await wire.send(b"lf")
-        await wire.read_to_end()
-
+    script = responding_in_halves(b"ha", release, b"lf")
     async with RawUpstream(script) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
         client = await gateway.connect()
         await client.send(GET)

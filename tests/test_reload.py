@@ -28,6 +28,7 @@ from tests.peers import (
     forward_config,
     read_request,
     responding,
+    responding_in_halves,
     run_gateway,
     split_response,
     wait_until,
@@ -47,14 +48,7 @@ def config_of(keys: dict[str, Any]) -> Config:
 
 async def test_exchange_in_flight_ends_with_the_config_it_started_with() -> None:
     release = asyncio.Event()
-
-    async def slow(wire: Wire) -> None:
-        await wire.read_head()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nold")
-        await release.wait()
-        await wire.send(b"way")
-        await wire.read_to_end()
-
+    slow = responding_in_halves(b"old", release, b"way")
     async with RawUpstream(slow) as old, RawUpstream(responding(OK)) as new:
         async with run_gateway(forward_config(old.url)) as gateway:
             client = await gateway.connect()
@@ -180,13 +174,7 @@ async def test_counters_continue_and_removed_endpoints_have_no_series() -> None:
 async def test_changed_upstream_keeps_its_slots() -> None:
     """Each changed key made a second set of slots: an upstream with `max_in_flight: 1` got two exchanges at once."""
     release = asyncio.Event()
-
-    async def slow(wire: Wire) -> None:
-        await wire.read_head()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-        await release.wait()
-        await wire.send(b"k")
-
+    slow = responding_in_halves(b"o", release, b"k")
     keys: dict[str, Any] = {"max_in_flight": 1}
     async with RawUpstream(slow) as upstream:
         async with run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
@@ -219,12 +207,7 @@ async def test_changed_upstream_keeps_its_slots() -> None:
 async def test_route_that_moved_to_another_upstream_counts_on() -> None:
     """Its counts began anew: exchanges in flight with the upstream before were not in flight any more."""
     release = asyncio.Event()
-
-    async def slow(wire: Wire) -> None:
-        await wire.read_head()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nold")
-        await release.wait()
-        await wire.send(b"way")
+    slow = responding_in_halves(b"old", release, b"way")
 
     def config(upstream: str) -> dict[str, Any]:
         upstreams = {name: {"endpoints": [url]} for name, url in (("a", old.url), ("b", new.url))}
@@ -255,12 +238,7 @@ async def test_route_that_moved_to_another_upstream_counts_on() -> None:
 async def test_series_of_removed_names_end_after_their_last_exchange() -> None:
     """320 renames left 27 MiB of metrics."""
     release = asyncio.Event()
-
-    async def slow(wire: Wire) -> None:
-        await wire.read_head()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nold")
-        await release.wait()
-        await wire.send(b"way")
+    slow = responding_in_halves(b"old", release, b"way")
 
     def renamed(number: int) -> dict[str, Any]:
         config = forward_config(upstream.url, name=f"r{number}", forward={"upstream": f"u{number}"})

@@ -14,6 +14,7 @@ from tests.peers import (
     forward_config,
     problem_of,
     responding,
+    responding_in_halves,
     run_gateway,
     split_response,
     wait_until,
@@ -24,15 +25,8 @@ GET = b"GET / HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
 
 async def test_slot_is_held_until_the_response_ends() -> None:
     release = asyncio.Event()
+    slow = responding_in_halves(b"wx", release, b"yz")
     keys = {"max_in_flight": 1, "max_queued": 1, "queue_timeout": "5s"}
-
-    async def slow(wire: Wire) -> None:
-        while True:
-            await wire.read_head()
-            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwx")
-            await release.wait()
-            await wire.send(b"yz")
-
     async with RawUpstream(slow) as upstream, run_gateway(forward_config(upstream.url, upstream_keys=keys)) as gateway:
         first = await gateway.connect()
         await first.send(GET)
