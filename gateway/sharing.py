@@ -239,7 +239,7 @@ class SharedLimits:
             receive(None)
 
     def unsubscribe(self, limit: str) -> None:
-        """End a subscription."""
+        """End what `subscribe` began."""
         self._receivers.pop(limit, None)
 
     def subscribe_health(self, upstream: str, receive: Callable[[dict[str, EndpointHealth]], None]) -> None:
@@ -249,7 +249,7 @@ class SharedLimits:
             receive(self._health[upstream])
 
     def unsubscribe_health(self, upstream: str) -> None:
-        """End a subscription."""
+        """End what `subscribe_health` began."""
         self._health_receivers.pop(upstream, None)
 
     def _receive_bytes(self, message: GrantBytes) -> None:
@@ -321,7 +321,7 @@ class Leases(Generic[W]):
         return number
 
     def withdraw(self, number: int) -> None:
-        """Wait no longer."""
+        """Ask no longer for a slot. Does nothing after it was granted or refused."""
         if self.waiting.pop(number, None) is not None:
             self._post(Withdraw(self._limit, number))
 

@@ -1,7 +1,8 @@
 """The service manager's protocol: sd_notify(3), its watchdog, and socket activation, sd_listen_fds(3).
 
 Both are a few environment variables and one datagram, so no library is used. Without systemd everything here does
-nothing. The variables are removed from the environment when they are read: child processes must not speak for this one.
+nothing. The variables are removed from the environment when they are read: child processes must not report for this
+one.
 """
 
 from __future__ import annotations

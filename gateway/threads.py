@@ -1,7 +1,7 @@
 """Threads for calls that block: file systems, name lookups, computations of filters.
 
 `concurrent.futures.ThreadPoolExecutor` was rejected: it joins its threads when the interpreter exits, so that one call
-on a file system that does not answer keeps the process for ever; its threads never end; and a call that was cancelled
+on a file system that does not answer keeps the process forever; its threads never end; and a call that was cancelled
 stays in the queue, with its arguments, until a thread is free.
 """
 

@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 from gateway.actions.body_shape import BodyShape, HeldFields, file_pieces, passed_name, shape_file
 from gateway.actions.upload import no_file_fault, raw_head, raw_name
-from gateway.config import FileBody, Route
+from gateway.config import FileBody
 from gateway.config.actions import Forward
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind, Outcome
@@ -121,6 +121,7 @@ class BodyFiles:
     ) -> None:
         self.exchange = exchange
         self.matched = matched
+        self.route = matched.route
         self.config = config
         self.factories = factories
         self.transfer = transfer
@@ -129,11 +130,6 @@ class BodyFiles:
         self.response_headers: list[Header] = []
         self._filtered: FilteredFile | None = None
         self._file: tuple[FileHead, Part | None] | None = None
-
-    @property
-    def route(self) -> Route:
-        """The route."""
-        return self.matched.route
 
     def read_form(self, boundary: bytes) -> tuple[FormContent, AsyncIterator[Part]]:
         """Return the client's form."""

@@ -143,7 +143,7 @@ class ClientConnection(ResponseHandler):
             self._keeper.add(self)
 
     def drop(self) -> None:
-        """Close it."""
+        """Close the connection; it is not kept."""
         self._open.discard(self)
         self.close()
 

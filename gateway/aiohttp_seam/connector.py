@@ -3,7 +3,8 @@
 - `KeptConnections` does not return one that the upstream has closed, and takes and keeps one without a coroutine and an
   object for each time. Delete when aiohttp's pool does both.
 - `LiveConnector` measures the time of new connections. Delete when a trace costs nothing for those that are kept.
-- `PoolRequest` is what it needs to know of an endpoint. Delete when `_create_connection` takes a ConnectionKey.
+- `PoolRequest` is what aiohttp's connector reads of a request: the endpoint. Delete when `_create_connection` takes a
+  ConnectionKey.
 """
 
 from __future__ import annotations

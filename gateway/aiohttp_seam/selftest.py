@@ -171,7 +171,7 @@ async def _check_receive_size() -> None:
     with tcp_pair() as (ours, peer):
         transport = connect_accepted(ours, peer.getsockname(), Recorder())
         with contextlib.closing(transport):
-            _require(transport.get_extra_info("peername") == peer.getsockname(), "a transport knows its peer's address")
+            _require(transport.get_extra_info("peername") == peer.getsockname(), "a transport has its peer's address")
             _require(is_plain_tcp(transport), "a loopback connection is plain TCP")
             set_receive_size(transport, 3)
             peer.sendall(b"abcdef")
@@ -289,7 +289,7 @@ async def _check_lost_connection() -> None:
             await request.content.readany()
         except OSError:
             return
-        raise _failure("not true: _current_request is told that its connection is lost")
+        raise _failure("not true: _current_request is cancelled when its connection is lost")
 
 
 async def _check_client() -> None:

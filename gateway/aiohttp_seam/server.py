@@ -6,7 +6,7 @@
   arrives. Delete that when aiohttp does so.
 - A close while the client still sends makes the kernel reset the connection, and the client may lose the last response.
   Here such input is read and dropped first (RFC 9112 section 9.6). Delete when aiohttp does so for more than bodies.
-- aiohttp leaves a read of the request body waiting for ever after a broken chunk, hands trailers to the next request,
+- aiohttp leaves a read of the request body waiting forever after a broken chunk, hands trailers to the next request,
   and cannot continue a chunked body whose rest was read below the transport. Here our decoder decodes chunked bodies.
 - A request that came whole and plain is not parsed by aiohttp (`gateway.http.whole_request`). Where only the rest of a
   short body is missing, it is awaited for a moment first: see `data_received`.

@@ -1,6 +1,6 @@
 """Timeouts that contradict each other: warnings, not problems. A key that was written has no effect because of another.
 
-Defaults are not reported: who sets `total: 30s` need not know that `idle` is 60 s.
+Defaults are not reported: `total: 30s` alone is no mistake, although `idle` is 60 s by default.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def find_contradictions(config: Config) -> Iterator[tuple[str, str]]:
 
 
 _ENDLESS = (
-    "it is off, so a peer that moves no byte keeps its connection and its slot for ever: min_rate is about trickling "
+    "it is off, so a peer that moves no byte keeps its connection and its slot forever: min_rate is about trickling "
     "only; set a time"
 )
 

@@ -135,7 +135,7 @@ class TrafficServer(web.Server):
         self.open_connections += 1
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Forget a connection and tell about it."""
+        """Forget a connection, and report that it was lost."""
         super().connection_lost(handler, exc)
         self.open_connections -= 1
         self.on_connection_lost()

@@ -220,7 +220,7 @@ class ExpressExchange:
         try:
             self._lane.end(self)
         finally:
-            # Also after a bug in the log: the client's connection would wait for ever.
+            # Also after a bug in the log: the client's connection would wait forever.
             self._connection.end_taken()
 
     def _lose_client(self) -> None:

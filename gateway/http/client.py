@@ -1,4 +1,4 @@
-"""A client as its requests are forwarded: its address, whether it is believed, and the headers that say so. Pure."""
+"""A client as its requests are forwarded: its address, whether it is trusted, and the headers about it. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Received(Protocol):
 
 
 class Client:
-    """The peer of a connection, the same for all of its requests. `trusted` are networks whose peers are believed."""
+    """The peer of a connection, the same for all of its requests. `trusted` are networks whose peers are trusted."""
 
     __slots__ = ("_authority", "_element", "_headers", "address", "is_trusted", "scheme", "trusted")
 
@@ -30,7 +30,7 @@ class Client:
         self.address = address
         self.scheme = scheme
         self.trusted = trusted
-        #: Whether its own forwarding and trace headers are believed.
+        #: Whether its own forwarding and trace headers are kept.
         self.is_trusted = is_trusted(address, trusted)
         #: The host that was asked for last, and what was made for it.
         self._authority: bytes | None = None

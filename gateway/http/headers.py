@@ -69,7 +69,7 @@ _TRACEPARENT: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{1
 
 
 class Origin(enum.IntEnum):
-    """Where a request comes from: what it says of itself is believed less and less."""
+    """Where a request comes from. The greater the number, the fewer of its headers are trusted."""
 
     #: A peer of `trusted_proxies` whose trace is continued.
     TRACING_PROXY = 0

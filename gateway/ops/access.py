@@ -88,6 +88,6 @@ def _has_token(authorization: str, settings: Ops) -> bool:
     if not token:
         return True
     scheme, _, given = authorization.partition(" ")
-    # Compared as a whole: the time must not tell how much of it is right.
+    # Compared as a whole: the time must not depend on how much of it is right.
     is_equal = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
     return scheme.lower() == "bearer" and is_equal

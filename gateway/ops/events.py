@@ -92,7 +92,7 @@ class EventStream:
                 await self._wake()
                 await asyncio.sleep(max(0.0, started + _INTERVAL_SECONDS - loop.time()))
         except Exception:
-            # Whatever the bug is: it must not leave readers that wait for ever.
+            # Whatever the bug is: it must not leave readers that wait forever.
             _log.exception("an event could not be made")
         finally:
             self._task = None

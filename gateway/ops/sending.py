@@ -1,7 +1,7 @@
 """Sends the responses of the ops port: in slices, and bounded in time and number.
 
 aiohttp hands a whole body to the transport, which keeps a copy of what the kernel does not take, for as long as the
-client likes: 200 clients that read nothing of 12 MB of metrics held 2.4 GB for ever. Here a client has a limited time
+client likes: 200 clients that read nothing of 12 MB of metrics held 2.4 GB forever. Here a client has a limited time
 for its response, and a body waits as one object, of which the transport has a slice.
 
 Over the number of responses under way, the oldest is cut if it takes longer than honest clients need, and the new

@@ -1,7 +1,7 @@
 """What the ops port shows and does, whether the gateway is one process or several.
 
-`OpsView` is the only thing the ops port knows of the gateway. `process_view.ProcessView` is that of a gateway that is
-one process; with several, the supervisor's speaks for all workers.
+`OpsView` is all that the ops port uses of the gateway. `process_view.ProcessView` is that of a gateway that is one
+process; with several, the supervisor has one for all workers.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class UpstreamState:
         return any(state.is_healthy for state in self._endpoints.values())
 
     def health(self) -> dict[str, EndpointHealth]:
-        """Return what the workers need to know of each endpoint."""
+        """Return the state of each endpoint, as workers need it."""
         return {
             str(endpoint): EndpointHealth(state.is_up, state.is_ejected, bool(state.failures))
             for endpoint, state in self._endpoints.items()

@@ -24,7 +24,7 @@ def warnings(route: str = "", upstream: str = "", action: str = "forward: {upstr
         ("grace: 30s, total: 30s", "routes.r.timeouts.grace", "raise routes.r.timeouts.total"),
         ("grace: off", "routes.r.timeouts.grace", "min_rate is never measured"),
         ("grace: 10s, min_rate: off", "routes.r.timeouts.grace", "since min_rate is off"),
-        ("idle: off", "routes.r.timeouts.idle", "keeps its connection and its slot for ever"),
+        ("idle: off", "routes.r.timeouts.idle", "keeps its connection and its slot forever"),
     ],
 )
 def test_timeout_of_a_route_without_effect_is_a_warning(route: str, key: str, message: str) -> None:
