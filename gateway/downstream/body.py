@@ -144,18 +144,18 @@ class RequestBody:
 
     def _receive_more_at_once(self) -> None:
         """Receive more per call from the first read on; before it, many connections must hold little each."""
-        self._is_asked_for = True
-        transport = self._protocol.transport
-        if transport is not None and is_plain_tcp(transport):
-            set_receive_size(transport, _STEP_BYTES)
+        self._receive_at_once(_STEP_BYTES)
         self._content.set_read_chunk_size(_STEP_BYTES // 2)
 
     def receive_less_at_once(self) -> None:
         """Receive little per call: for what is dropped, which takes no turns while it is received."""
+        self._receive_at_once(DISCARD_STEP_BYTES)
+
+    def _receive_at_once(self, size_bytes: int) -> None:
         self._is_asked_for = True
         transport = self._protocol.transport
         if transport is not None and is_plain_tcp(transport):
-            set_receive_size(transport, DISCARD_STEP_BYTES)
+            set_receive_size(transport, size_bytes)
 
     def pause(self) -> bool:
         """Stop receiving through the transport; return False if that cannot be done. Lifecycle: see PausableStream."""
