@@ -167,7 +167,7 @@ class Gateway:
             self._stack = stack.pop_all()
         self._begin_work()
         view.has_started = True
-        self._keep(self._report_status(), "service manager")
+        self._keep(self._notifier.run(self._status), "service manager")
         self._keep(self._handler.live.watch(), "live transfers")
         self._keep(collect_when_calm(lambda: self.connection_count), "garbage collection")
 
@@ -340,13 +340,6 @@ class Gateway:
                 disk_threads = self._resources.disks.of(directory, _SWEEP_SECONDS)
                 count = await disk_threads.run(functools.partial(sweep, Path(directory)))
                 _log.debug("unfinished uploads removed: %d", count)
-
-    async def _report_status(self) -> None:
-        """Report to the service manager, and feed its watchdog: while the event loop is stuck it gets nothing."""
-        self._notifier.report_ready(self._status())
-        while self._notifier.interval_seconds is not None:
-            await asyncio.sleep(self._notifier.interval_seconds)
-            self._notifier.keep_alive(self._status())
 
     def _status(self) -> str:
         in_flight = sum(route.in_flight for route in self.stats.routes.values())

@@ -7,11 +7,12 @@ one.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Final, Self
 
 #: The first descriptor that socket activation passes.
@@ -26,14 +27,14 @@ class Notifier:
     """Reports the state of this process to the service manager. Close it after use."""
 
     def __init__(self, address: str, watchdog_seconds: float | None) -> None:
-        #: How often `keep_alive` is to be called; None without a service manager.
-        self.interval_seconds: float | None = None
+        #: Between two reports; None without a service manager.
+        self._interval_seconds: float | None = None
         self._socket: socket.socket | None = None
         if address:
             # A leading @ stands for the zero byte of an abstract address.
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
-            self.interval_seconds = min(_STATUS_SECONDS, (watchdog_seconds or math.inf) / 2)
+            self._interval_seconds = min(_STATUS_SECONDS, (watchdog_seconds or math.inf) / 2)
             self._address = "\0" + address[1:] if address.startswith("@") else address
 
     @classmethod
@@ -57,9 +58,15 @@ class Notifier:
         """Report that the process drains and will end."""
         self._send("STOPPING=1", f"STATUS={status}")
 
-    def keep_alive(self, status: str) -> None:
-        """Feed the watchdog, and set the line that `systemctl status` shows."""
-        self._send("WATCHDOG=1", f"STATUS={status}")
+    async def run(self, status: Callable[[], str]) -> None:
+        """Report that start-up has ended. Then feed the watchdog, and set the line that `systemctl status` shows.
+
+        While the event loop is stuck, the watchdog gets nothing. Cancel it to stop.
+        """
+        self.report_ready(status())
+        while self._interval_seconds is not None:
+            await asyncio.sleep(self._interval_seconds)
+            self._send("WATCHDOG=1", f"STATUS={status()}")
 
     def close(self) -> None:
         """Close the socket."""

@@ -173,7 +173,7 @@ class LiveTransfers:
 
 
 class RecentFailures:
-    """The last exchanges that ended with somebody to blame."""
+    """The last exchanges that failed, by blame."""
 
     def __init__(self) -> None:
         self._worker = os.getpid()

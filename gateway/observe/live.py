@@ -60,7 +60,7 @@ class TransferRow(TypedDict):
 
 
 class FailureRow(TypedDict):
-    """One exchange that ended with somebody to blame."""
+    """One exchange that failed."""
 
     #: RFC 3339.
     time: str

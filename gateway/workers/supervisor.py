@@ -119,7 +119,7 @@ class Supervisor:
             await self.pool.start(listener, count_workers(config))
             self._stack = stack.pop_all()
         self.stats.record_config()
-        self._keep(self._report_status(), "service manager")
+        self._keep(self._notifier.run(self._status), "service manager")
 
     def _limit(self, stack: contextlib.AsyncExitStack) -> None:
         """Keep the limits that hold over all workers."""
@@ -189,13 +189,6 @@ class Supervisor:
         config = load()
         check_fixed(self.config, config)
         return config
-
-    async def _report_status(self) -> None:
-        """Report to the service manager, and feed its watchdog: while this loop is stuck it gets nothing."""
-        self._notifier.report_ready(self._status())
-        while self._notifier.interval_seconds is not None:
-            await asyncio.sleep(self._notifier.interval_seconds)
-            self._notifier.keep_alive(self._status())
 
     def _status(self) -> str:
         text = f"{len(self.pool.serving)} workers, {self.pool.transfer_count} transfers"
