@@ -145,31 +145,35 @@ class Gateway:
             if self._shared is None:
                 self.ops_address = await serve_ops(stack, view, self._listener(config.ops.listen, "ops.listen"))
             stack.push_async_callback(self._traffic.shutdown, _SHUTDOWN_SECONDS)
-            sock = self._listener(config.listen, "listen")
-            stack.callback(sock.close)
-            self._tls = self._runtime.tls
-            if self._tls is not None:
-                # Called for every handshake, with a name or without: the context in force takes over.
-                self._tls.sni_callback = lambda connection, _name, _context: self._choose_context(connection)
-            self._acceptor = Acceptor(
-                sock,
-                self._traffic,
-                context=self._tls,
-                first_kept=half_of_descriptors(),
-                open_connections=lambda: self._traffic.open_connections,
-                max_connections=lambda: self._runtime.config.max_connections,
-                make_room=self._traffic.make_room,
-                share=self._shared.share if self._shared is not None else None,
-            )
-            self._traffic.on_connection_lost = self._acceptor.connection_closed
-            stack.push_async_callback(self._acceptor.close)
-            self.address = Address(*sock.getsockname()[:2])
+            self._start_accepting(stack)
             self._stack = stack.pop_all()
         self._begin_work()
         view.has_started = True
         self._keep(self._notifier.run(self._status), "service manager")
         self._keep(self._handler.live.watch(), "live transfers")
         self._keep(collect_when_calm(lambda: self.connection_count), "garbage collection")
+
+    def _start_accepting(self, stack: contextlib.AsyncExitStack) -> None:
+        """Open the traffic port. Raises ListenError."""
+        sock = self._listener(self._config.listen, "listen")
+        stack.callback(sock.close)
+        self._tls = self._runtime.tls
+        if self._tls is not None:
+            # Called for every handshake, with a name or without: the context in force takes over.
+            self._tls.sni_callback = lambda connection, _name, _context: self._choose_context(connection)
+        self._acceptor = Acceptor(
+            sock,
+            self._traffic,
+            context=self._tls,
+            first_kept=half_of_descriptors(),
+            open_connections=lambda: self._traffic.open_connections,
+            max_connections=lambda: self._runtime.config.max_connections,
+            make_room=self._traffic.make_room,
+            share=self._shared.share if self._shared is not None else None,
+        )
+        self._traffic.on_connection_lost = self._acceptor.connection_closed
+        stack.push_async_callback(self._acceptor.close)
+        self.address = Address(*sock.getsockname()[:2])
 
     def drain(self, queue: Queue = Queue.ACCEPTED) -> asyncio.Task[None]:
         """Begin to drain, unless that was done before; return the task that does it.
