@@ -53,6 +53,18 @@ def quick(_scene: Scene) -> Script:
     return responding(OK)
 
 
+def late(made: Scene) -> Script:
+    """Return a script that holds each response back."""
+
+    async def run(wire: Wire) -> None:
+        while True:
+            await read_request(wire)
+            await made.hold(Leg.UPSTREAM_RESPONSE)
+            await wire.send(OK)
+
+    return run
+
+
 async def test_client_that_sends_slowly_is_charged() -> None:
     async with scene(quick) as (made, _):
         client = await made.gateway.connect()
@@ -101,20 +113,10 @@ async def test_client_that_reads_slowly_is_charged() -> None:
 @pytest.mark.parametrize("body", ["none", "raw", "form", "chunked", "reencoded", "mirrored"])
 async def test_slow_service_is_charged(body: str) -> None:
     """An inference of 40 s was charged to no leg."""
-
-    def script(made: Scene) -> Script:
-        async def run(wire: Wire) -> None:
-            while True:
-                await read_request(wire)
-                await made.hold(Leg.UPSTREAM_RESPONSE)
-                await wire.send(OK)
-
-        return run
-
     request, keys = _request(body)
     async with RawUpstream(responding(OK)) as mirror:
         made = Scene()
-        async with RawUpstream(script(made)) as upstream:
+        async with RawUpstream(late(made)) as upstream:
             config = forward_config(upstream.url, **keys)
             if body == "mirrored":
                 config["routes"][0]["forward"]["mirror"] = {"upstream": "m"}
@@ -254,17 +256,8 @@ async def test_filter_that_delays_is_charged() -> None:
 @pytest.mark.parametrize("body", ["multipart", "raw"])
 @pytest.mark.parametrize("count", [1, 3])
 async def test_slow_service_of_a_split_is_charged_for_each_file(body: str, count: int) -> None:
-    def script(made: Scene) -> Script:
-        async def run(wire: Wire) -> None:
-            while True:
-                await read_request(wire)
-                await made.hold(Leg.UPSTREAM_RESPONSE)
-                await wire.send(OK)
-
-        return run
-
     made = Scene()
-    async with RawUpstream(script(made)) as upstream:
+    async with RawUpstream(late(made)) as upstream:
         config = forward_config(upstream.url)
         del config["routes"][0]["forward"]
         config["routes"][0]["split"] = {"upstream": "up", "body": body}
@@ -278,17 +271,8 @@ async def test_slow_service_of_a_split_is_charged_for_each_file(body: str, count
 
 
 async def test_fetched_url_is_charged_like_an_upstream() -> None:
-    def script(made: Scene) -> Script:
-        async def run(wire: Wire) -> None:
-            while True:
-                await read_request(wire)
-                await made.hold(Leg.UPSTREAM_RESPONSE)
-                await wire.send(OK)
-
-        return run
-
     made = Scene()
-    async with RawUpstream(script(made)) as upstream:
+    async with RawUpstream(late(made)) as upstream:
         fetch = {"allow": [upstream.url + "/"], "private_networks": "allow"}
         config = {"routes": [{"name": "f", "match": {"prefix": "/"}, "fetch": fetch}]}
         async with run_gateway(config) as gateway:
