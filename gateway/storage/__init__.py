@@ -9,6 +9,7 @@ Actions use the protocols of `interface` and get their storage from `make_storag
     staging     files until the commit       s3       the calls to the object store
     threads     blocking calls, by directory batches  chunks collected for a thread
     page_cache  what is in memory of a file  hashing  the digest of a file
+    cached_pieces  what of it was found there shortly before
     names       file names from clients, and which of them are free (pure)
 """
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Leg
+from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.file import FileReader, FileWriter, OpenedFile, open_for_reading
 from gateway.storage.hashing import FileHash
 from gateway.storage.interface import StoredFile
@@ -44,6 +45,7 @@ class DirectoryStorage:
         self._disk_threads = disk_threads
         #: A disk that does not answer must not keep them.
         self._hash_threads = hash_threads
+        self._cached_pieces = CachedPieces()
 
     async def close(self) -> None:
         """Wait for nothing: what a disk that does not respond has left is removed at the next start."""
@@ -54,7 +56,7 @@ class DirectoryStorage:
 
     async def open_file(self, path: str) -> FileReader:
         """Open a file by its percent-encoded path. Raises Fault; see `open_for_reading` for what is FILE_NOT_FOUND."""
-        opening = self._disk_threads.start(lambda: open_for_reading(self._directory, path))
+        opening = self._disk_threads.start(lambda: open_for_reading(self._directory, path, self._cached_pieces))
         try:
             file = await self._disk_threads.wait(opening)
         except BaseException:

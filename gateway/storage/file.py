@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from gateway.errors import Fault, FaultKind
 from gateway.storage.batches import Batches
+from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.hashing import FileHash
 from gateway.storage.names import file_missing, path_segments
 from gateway.storage.page_cache import PageCache
@@ -294,11 +295,11 @@ def _read_with_following(descriptor: int, at: int, size: int) -> bytes:
     return os.pread(descriptor, size, at)
 
 
-def open_for_reading(directory: Path, path: str) -> OpenedFile:
+def open_for_reading(directory: Path, path: str, pieces: CachedPieces | None = None) -> OpenedFile:
     """Open a regular file by its percent-encoded path below a directory. Blocks. Raises Fault FILE_NOT_FOUND, OSError.
 
     Everything that leads out of the directory is the same 404 as a missing file: `..`, absolute paths, symlinks. So
-    are dot files.
+    are dot files. What is found in memory of the file is remembered in `pieces`.
     """
     segments = path_segments(path)
     if any(b"\\" in segment or segment.startswith(b".") for segment in segments):
@@ -319,7 +320,8 @@ def open_for_reading(directory: Path, path: str) -> OpenedFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not _is_below(descriptor, status, directory, name):
             raise file_missing()
-        page_cache = PageCache(descriptor, status.st_uid, status.st_size if status.st_size >= _MIN_SEND_BYTES else 0)
+        size = status.st_size if status.st_size >= _MIN_SEND_BYTES else 0
+        page_cache = PageCache(descriptor, status.st_uid, size, pieces.of(status) if pieces is not None else None)
         stack.pop_all()
     return OpenedFile(descriptor, status, page_cache)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.file import FileReader, open_for_reading
 from gateway.storage.page_cache import PageCache
 from gateway.storage.threads import Disks
@@ -46,8 +47,11 @@ def path(tmp_path: Path) -> Path:
 def make_reader(path: Path, clock: Clock) -> Iterator[Callable[[], FileReader]]:
     disks = Disks()
 
+    pieces = CachedPieces(clock)
+
     def make() -> FileReader:
-        return FileReader(disks.of(str(path.parent), 60.0), open_for_reading(path.parent, path.name), clock, clock)
+        file = open_for_reading(path.parent, path.name, pieces)
+        return FileReader(disks.of(str(path.parent), 60.0), file, clock, clock)
 
     yield make
     disks.close()
@@ -72,13 +76,23 @@ def receive(receiver: socket.socket) -> bytes:
     return received
 
 
+@pytest.mark.parametrize("is_remembered", [False, True])
 async def test_bytes_dropped_from_memory_in_the_midst_of_a_file_are_read_by_a_thread(
     make_reader: Callable[[], FileReader],
     clock: Clock,
     path: Path,
     pair: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_remembered: bool,
 ) -> None:
+    if is_remembered:
+        earlier, sent = make_reader(), 0
+        sink = os.open(os.devnull, os.O_WRONLY)
+        while sent < len(DATA):
+            sent += await earlier.send_to(sink)
+        os.close(sink)
+        await earlier.close()
     cold: list[tuple[int, int]] = []
     real = os.sendfile
 

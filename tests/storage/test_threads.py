@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.storage import DiskThreads
+from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.directory import DirectoryStorage
 from gateway.storage.file import open_for_reading
 from tests.peers import wait_until
@@ -38,9 +39,9 @@ async def test_file_opened_after_the_client_left_is_closed(
     (tmp_path / "a").write_bytes(b"x")
     may_open = threading.Event()
 
-    def open_late(where: Path, path: str) -> object:
+    def open_late(where: Path, path: str, pieces: CachedPieces) -> object:
         may_open.wait(5)
-        return open_for_reading(where, path)
+        return open_for_reading(where, path, pieces)
 
     monkeypatch.setattr("gateway.storage.directory.open_for_reading", open_late)
     opening = asyncio.create_task(DirectoryStorage(tmp_path, disk_threads, disk_threads).open_file("a"), name="open")
