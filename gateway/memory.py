@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import io
+from collections.abc import Callable
 from typing import Final
 
 #: The interpreter's own.
@@ -46,3 +48,25 @@ def tune_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def make_room(size: int) -> io.BytesIO:
+    """Return a buffer of `size` bytes with any content: receive into it, then truncate it to what was received.
+
+    `bytes(size)` and a BytesIO write zeros first, which took 9 % of the CPU time of a chunked upload.
+    """
+    # No one else has a reference to these bytes: otherwise BytesIO would copy them before it changes them.
+    return io.BytesIO(_make_bytes(None, size))
+
+
+def _load_make_bytes() -> Callable[[None, int], bytes]:
+    make = getattr(ctypes.PyDLL(None), "PyBytes_FromStringAndSize", None)
+    if make is None:
+        # Not CPython.
+        return lambda _, size: bytes(size)
+    make.argtypes, make.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
+    loaded: Callable[[None, int], bytes] = make
+    return loaded
+
+
+_make_bytes: Final = _load_make_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import weakref
 
 import pytest
 
-from gateway import garbage
+from gateway import garbage, memory
 from tests.peers import wait_until
 
 CHURN = """
@@ -51,6 +52,25 @@ def test_garbage_is_collected_rarely_during_imports_and_as_usual_after_the_start
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first, is_rare, last = done.stdout.splitlines()
     assert (is_rare, last) == ("True", first)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, 2**20])
+def test_room_is_truncated_to_what_was_received(length: int) -> None:
+    data = os.urandom(length)
+    room = memory.make_room(2**20)
+    with room.getbuffer() as buffer:
+        assert len(buffer) == 2**20
+        buffer[:length] = data
+    room.truncate(length)
+    assert room.getvalue() == data
+
+
+def test_rooms_do_not_share_their_bytes() -> None:
+    rooms = [memory.make_room(10) for _ in range(2)]
+    for room, byte in zip(rooms, b"ab", strict=True):
+        with room.getbuffer() as buffer:
+            buffer[:] = bytes([byte]) * 10
+    assert [room.getvalue() for room in rooms] == [b"a" * 10, b"b" * 10]
 
 
 @pytest.mark.parametrize("module", ["pydantic", "importlib.metadata", "importlib.resources", "zipfile", "certifi"])

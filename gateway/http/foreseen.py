@@ -10,9 +10,10 @@ chunks would have to accept in place of bytes.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Final
+
+from gateway.memory import make_room
 
 #: Chunks from this size on are foreseen: 64 lines in a receive of 1 MiB. Shorter ones are cheaper to copy.
 MIN_FORESEEN_BYTES: Final = 16 * 1024
@@ -37,45 +38,64 @@ class ForeseenChunks:
     There is room for `most` bytes of data, which is more than `remaining`.
     """
 
+    __slots__ = ("_begun", "_data", "_line", "_lines", "_remaining", "_size", "buffers")
+
     def __init__(self, line: bytes, size: int, most: int, *, remaining: int, begun: int) -> None:
         self._line = line
         self._size = size
         self._remaining = remaining
         self._begun = begun
-        self._data = io.BytesIO()
-        self._data.seek(most - 1)
-        self._data.write(b"\0")
-        with self._data.getbuffer() as room:
-            self._views = [room[:remaining]]
-            self._lines: list[bytearray] = []
-            at = remaining
-            while at < most:
-                self._lines.append(bytearray(len(line) - begun))
-                self._views.append(room[at : at + size])
-                at, begun = at + size, 0
-        #: Data and lines by turns.
-        self.buffers: list[memoryview | bytearray] = [self._views[0]]
-        for pair in zip(self._lines, self._views[1:], strict=True):
-            self.buffers += pair
+        starts = range(remaining, most, size)
+        #: One after the other: one comparison is enough for them all.
+        self._lines = bytearray(len(starts) * len(line) - begun)
+        self._data = make_room(most)
+        with self._data.getbuffer() as room, memoryview(self._lines) as lines:
+            #: Data and lines by turns.
+            self.buffers = [room[:remaining]]
+            end = len(line) - begun
+            for start in starts:
+                self.buffers += lines[max(0, end - len(line)) : end], room[start : start + size]
+                end += len(line)
 
     def take(self, count: int) -> Taken:
         """Return what the first `count` bytes received are, at least one."""
-        taken = min(len(self._views[0]), count)
-        length, remaining, left, rest = taken, self._remaining - taken, count - taken, b""
-        for index, (line, view) in enumerate(zip(self._lines, self._views[1:], strict=True)):
-            if not left:
-                break
-            begun, expected = self._line[: -len(line)], self._line[-len(line) :]
-            if left < len(line) or line != expected:
-                # From the end of the data on, where a line begins.
-                received = line if left <= len(line) else b"".join(self.buffers[2 * index + 1 :])
-                rest = begun + received[:left]
-                break
-            left -= len(line)
-            taken = min(len(view), left)
-            length, remaining, left = length + taken, self._size - taken, left - taken
+        line, size = self._line, self._size
+        length, remaining, rest = count, self._remaining - count, b""
+        if remaining < 0:
+            # From the beginning of the first line on, whole chunks and a part of one.
+            chunk_count, part = divmod(self._begun - remaining, len(line) + size)
+            line_count = self._count_foreseen(chunk_count + (part >= len(line)))
+            if line_count > chunk_count:
+                part -= len(line)
+                length, remaining = self._remaining + chunk_count * size + part, size - part
+            else:
+                length, remaining = self._remaining + line_count * size, 0
+                rest = self._rest(line_count, count)
         # Data cannot be returned while there are views of it.
-        for each in self._views:
+        for each in self.buffers:
             each.release()
         self._data.truncate(length)
         return Taken(self._data.getvalue(), remaining, rest)
+
+    def _count_foreseen(self, line_count: int) -> int:
+        """Return how many lines, of those that were received whole, are as foreseen up to the first other one."""
+        line, lines = self._line, self._lines
+        if lines.startswith((line * line_count)[self._begun :]):
+            return line_count
+        ends = range(len(line) - self._begun, len(lines) + 1, len(line))
+        starts = (max(0, end - len(line)) for end in ends)
+        return next(
+            index
+            for index, (start, end) in enumerate(zip(starts, ends, strict=True))
+            if not line.endswith(lines[start:end])
+        )
+
+    def _rest(self, line_count: int, count: int) -> bytes:
+        """Return what was received after this many lines and the data of their chunks."""
+        line = self._line
+        left = count - self._remaining - line_count * self._size - max(0, line_count * len(line) - self._begun)
+        if not left:
+            return b""
+        following = self.buffers[2 * line_count + 1 :]
+        received = following[0] if left <= len(following[0]) else b"".join(following)
+        return (b"" if line_count else line[: self._begun]) + received[:left]

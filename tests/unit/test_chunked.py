@@ -104,6 +104,36 @@ def test_line_that_was_foreseen_and_comes_changed_is_decoded_like_any_other(
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("begun", [0, 1, 7])
+def test_data_is_the_same_wherever_a_receive_ends(begun: int) -> None:
+    """Within the data of a chunk, at its end, in a line, or after it."""
+    size, line = MIN_FORESEEN_BYTES, b"\r\n%x\r\n" % MIN_FORESEEN_BYTES
+    generator = random.Random(1)
+    pieces = [generator.randbytes(size) for _ in range(5)]
+    wire = line.join([b"", *pieces])[2:] + b"\r\n0\r\n\r\n"
+    first = 2 * (len(line) + size) - 2 + begun
+    for at in (-1, 0, 1, size - 1, size, size + 1, size + len(line), 2 * size):
+        decoder = ChunkedDecoder()
+        data, count = receive(decoder, wire, [first, len(line) - begun + at], 4 * size)
+        assert (data, decoder.is_ended, count > 0) == (b"".join(pieces), True, True)
+
+
+def test_room_for_foreseen_chunks_may_end_with_a_chunk() -> None:
+    size, line = MIN_FORESEEN_BYTES, b"\r\n%x\r\n" % MIN_FORESEEN_BYTES
+    decoder = ChunkedDecoder()
+    decoder.decode((line + bytes(size))[2:] + line + bytes(size))
+    foreseen = decoder.foresee(2 * size)
+    assert foreseen is not None
+    assert [len(buffer) for buffer in foreseen.buffers] == [0, len(line), size, len(line), size]
+    for buffer in foreseen.buffers[1::2]:
+        buffer[:] = line
+    for buffer in foreseen.buffers[2::2]:
+        buffer[:] = b"x" * size
+    assert decoder.take(foreseen, 2 * (len(line) + size)) == b"x" * 2 * size
+    assert decoder.decode(b"\r\n0\r\n\r\n") == b""
+    assert decoder.is_ended
+
+
 def test_no_chunk_is_foreseen_where_the_line_of_another_has_begun() -> None:
     decoder, chunk = ChunkedDecoder(), b"8000\r\n%b\r\n" % bytes(2**15)
     decoder.decode(chunk * 2 + b"8")
