@@ -111,6 +111,8 @@ class FormContent:
         """
         delimiter, boundary = self._delimiter, self._dash_boundary
         await self._count_token()
+        if self._offset == len(self._chunk) and not await self._pull():
+            raise self._truncated()
         while True:
             chunk, at = self._chunk, self._offset
             # Nearly always there is none, and this search is the cheapest.
@@ -175,13 +177,14 @@ class FormContent:
 
     async def _pull(self) -> bool:
         """Append the next chunk to the unread bytes. Return whether there was one."""
+        # What was returned is freed before more is received, which then has the same memory.
+        self._chunk, self._offset = self._chunk[self._offset :], 0
         fresh = await self._source.pull()
         if not fresh:
             self._is_ended = True
             return False
         self._pulled_bytes += len(fresh)
-        rest = self._chunk[self._offset :]
-        self._chunk, self._offset = (rest + fresh if rest else fresh), 0
+        self._chunk = self._chunk + fresh if self._chunk else fresh
         return True
 
     async def _read_line(self) -> bytes:

@@ -343,6 +343,8 @@ async def pump(transfer: Transfer, lane: Lane[_Chunk], send_end: Callable[[], Aw
             if transfer.is_exhausted:
                 break
             await lane.write(chunk)
+            # Freed before the next one is received, which then has the same memory.
+            del chunk
             if transfer.is_whole:
                 break
             if not turn.has_time():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from gateway.config import Limits
 from gateway.errors import Fault, FaultKind, Outcome
+from gateway.multipart import PartInspector
 from gateway.observe.stats import Direction, Leg, RouteStats
 from gateway.observe.waits import Waits
-from gateway.transfer import LegLimits, Timers, Transfer, TransferPolicy
+from gateway.transfer import Filter, LegLimits, Timers, Transfer, TransferPolicy
+from gateway.transfer.pump import pump
 
 POLICY = TransferPolicy(Direction.UPLOAD, Leg.DOWNSTREAM_READ, Leg.UPSTREAM_WRITE, LegLimits(idle_seconds=0.04))
 
@@ -24,9 +28,57 @@ class LeavingClient:
         return Fault(FaultKind.CLIENT_LEFT, "left")
 
 
-def make_transfer(timers: Timers) -> Transfer:
+class CountedChunk(bytes):
+    """A chunk that counts how many of them there are."""
+
+    alive = 0
+
+    def __init__(self, _: bytes) -> None:
+        CountedChunk.alive += 1
+
+    def __del__(self) -> None:
+        CountedChunk.alive -= 1
+
+
+class CountingLane:
+    """A lane that reads the beginning of a form and its data; `most` is how many chunks there were during a read."""
+
+    def __init__(self, form: bytes, chunk_count: int) -> None:
+        self._form = form
+        self._left = chunk_count
+        self.most = 0
+
+    async def read(self) -> bytes:
+        self.most = max(self.most, CountedChunk.alive)
+        if not self._left:
+            return b""
+        self._left -= 1
+        form, self._form = self._form, b"x" * 2**16
+        return CountedChunk(form)
+
+    async def write(self, chunk: bytes) -> None:
+        assert CountedChunk.alive == 1
+
+    def acknowledged(self) -> int:
+        return 0
+
+
+def make_transfer(timers: Timers, filters: Sequence[Filter] = (), length: int | None = 10) -> Transfer:
     unused: Any = None
-    return Transfer(POLICY, unused, Waits(RouteStats("r")), timers, owner=LeavingClient(), length=10)
+    return Transfer(
+        POLICY, unused, Waits(RouteStats("r")), timers, owner=LeavingClient(), length=length, filters=filters
+    )
+
+
+async def test_chunk_of_a_form_is_freed_before_the_next_is_read() -> None:
+    """Two were held in turns: the second was in no cache, and a client that sends no more left one behind."""
+    timers = Timers()
+    inspector = PartInspector(b"x", Limits(), "r", lambda part: None)
+    lane = CountingLane(b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n', 5)
+    with pytest.raises(Fault), make_transfer(timers, [inspector], None) as transfer:
+        await pump(transfer, lane)
+    assert (lane.most, transfer.moved_bytes > 4 * 2**16) == (0, True)
+    timers.close()
 
 
 async def test_stall_cancels_the_block_and_is_raised_as_its_fault() -> None:
