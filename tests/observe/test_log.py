@@ -34,6 +34,13 @@ class Pipe:
         while not self.writer.dropped_lines:
             self.writer.add_line(line)
 
+    def wait_until_asleep(self) -> None:
+        """Wait until the writer looks for no lines any more."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not self.writer._is_asleep and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert self.writer._is_asleep
+
     def wait_until_failing(self) -> None:
         """Wait until the writer has tried to write what it was given."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -60,6 +67,21 @@ def test_lines_are_written_in_order_and_the_rest_at_the_end(pipe: Pipe) -> None:
     pipe.writer.stop()
     assert pipe.read_lines(1000) == [str(number) for number in range(1000)]
     assert not pipe.writer.dropped_lines
+
+
+def test_writer_sleeps_without_lines_until_a_line_a_record_or_the_end_wakes_it(pipe: Pipe) -> None:
+    """It looked for lines 20 times a second, which was most of what a gateway without requests did."""
+    record = logging.LogRecord("x", logging.INFO, "", 0, "record", (), None)
+    for _ in range(3):
+        pipe.wait_until_asleep()
+        pipe.writer.add_line("line")
+        assert pipe.read_lines(1) == ["line"]
+        pipe.wait_until_asleep()
+        pipe.writer.handle(record)
+        assert '"record"' in pipe.read_lines(1)[0]
+    pipe.wait_until_asleep()
+    pipe.writer.stop()
+    assert not pipe.writer._thread.is_alive()
 
 
 def test_no_line_of_any_thread_is_lost_while_lines_are_written(pipe: Pipe) -> None:
@@ -125,7 +147,8 @@ def test_writing_goes_on_after_a_reader_left_and_another_came(pipe: Pipe) -> Non
     pipe.stream = io.BufferedReader(io.FileIO(reading))
     os.dup2(writing, pipe.writing)
     os.close(writing)
-    lines = pipe.read_lines(100)
+    # Up to 128 KiB of lines were taken before any was dropped.
+    lines = pipe.read_lines(200)
     assert any("dropped" in line for line in lines)
 
 
