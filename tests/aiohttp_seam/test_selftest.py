@@ -1,9 +1,8 @@
-"""The start-up self-test: it passes here quickly, and fails by name where a name is missing or behaves otherwise."""
+"""The start-up self-test: it passes here, and fails by name where a name is missing or behaves otherwise."""
 
 from __future__ import annotations
 
 import re
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +24,9 @@ ROOT = Path(__file__).parents[2]
 SEAM = ROOT / "gateway" / "aiohttp_seam"
 
 
-async def test_installed_aiohttp_passes_within_15_ms() -> None:
-    seconds: list[float] = []
-    # On a loaded machine most of them take longer.
-    while len(seconds) < 100 and min(seconds, default=1.0) >= 0.015:
-        started = time.perf_counter()
-        check_names()
-        await check_behaviour()
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.015, seconds
+async def test_installed_aiohttp_passes() -> None:
+    check_names()
+    await check_behaviour()
 
 
 @pytest.mark.parametrize("name", ["_pause_reading_for_buffer", "_resume_reading_for_buffer", "_buffer_paused"])
