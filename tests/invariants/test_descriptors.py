@@ -64,6 +64,8 @@ async def ask(gateway: RunningGateway, request: bytes, *, free: int = 0) -> byte
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not connections:  # noqa: ASYNC110 (no event exists for an accepted connection)
             await asyncio.sleep(0.001)
+        # A thread looks for unfinished files of killed gateways: closing the directory would free a descriptor.
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "sweep"))
     with free_descriptors(free):
         await client.send(request)
         response = await client.read_to_end()
