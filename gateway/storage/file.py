@@ -206,18 +206,16 @@ class FileReader:
         self._ahead = self._read_ahead() if self._at < self._end else None
         return chunk
 
-    async def send_to(self, descriptor: int) -> int:
-        """Send what a non-blocking socket takes; return the byte count, 0 if the socket is full.
+    def send_ready(self, descriptor: int) -> int | None:
+        """Send what a non-blocking socket takes of what needs no disk; return the byte count, 0 if the socket is full.
 
-        Bytes that are in memory are sent by sendfile, only those that were found there shortly before. All others are
-        read by a thread, because the disk may block. Raises Fault where the file became shorter, OSError where the
-        socket is broken.
+        None where the next bytes are not in memory: `read_cold` has to read them, because the disk may block. Bytes
+        that are in memory are sent by sendfile, only those that were found there shortly before. Raises Fault where
+        the file became shorter, OSError where the socket is broken.
         """
         if not self._unsent:
             cached = self._count_cached()
-            if cached:
-                return self._send_cached(descriptor, cached)
-            self._unsent = memoryview(await self._read_cold())
+            return self._send_cached(descriptor, cached) if cached else None
         try:
             sent = os.write(descriptor, self._unsent)
         except BlockingIOError:
@@ -225,6 +223,18 @@ class FileReader:
         self._unsent = self._unsent[sent:]
         self.has_filled_socket = bool(self._unsent)
         return sent
+
+    async def read_cold(self) -> None:
+        """Have a thread read the next chunk from the disk, and the kernel what follows meanwhile. Raises Fault."""
+        at, size = self._at, min(_CHUNK_BYTES, self._end - self._at)
+        # Kept: the cleanup waits for it.
+        self._ahead = self._disk_threads.start(lambda: _read_with_following(self._descriptor, at, size))
+        chunk = await self._disk_threads.wait(self._ahead)
+        self._ahead = None
+        if not chunk:
+            raise _became_shorter()
+        self._at += len(chunk)
+        self._unsent = memoryview(chunk)
 
     async def close(self) -> None:
         """Close the file after a read that is still running. Does not wait for it."""
@@ -275,18 +285,6 @@ class FileReader:
         self._look_bytes = size
         self._cached_end, self._cached_at = at + cached, now
         self._may_look_on = cached == size and self._cached_end < self._end
-
-    async def _read_cold(self) -> bytes:
-        """Return the next chunk from the disk, and have the kernel read what follows meanwhile."""
-        at, size = self._at, min(_CHUNK_BYTES, self._end - self._at)
-        # Kept: the cleanup waits for it.
-        self._ahead = self._disk_threads.start(lambda: _read_with_following(self._descriptor, at, size))
-        chunk = await self._disk_threads.wait(self._ahead)
-        self._ahead = None
-        if not chunk:
-            raise _became_shorter()
-        self._at += len(chunk)
-        return chunk
 
 
 def _read_with_following(descriptor: int, at: int, size: int) -> bytes:

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 
 from gateway.observe.stats import Leg
 from gateway.storage.names import NameRules
-from gateway.transfer.lanes import SendfileSource
+from gateway.transfer.sendfile import SendfileSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Bodies in flight: one `Transfer` per body and direction, and the lanes that move its bytes.
 
-`pump` is the loop, `lanes` where it reads and writes, `meter` counts and charges, `stall` finds what is
+`pump` is the loop, `lanes` and `sendfile` where it reads and writes, `meter` counts and charges, `stall` finds what is
 too slow, `turns` shares the event loop between them. A small body that is passed on in one step is a `WholeTransfer`.
 """
 

@@ -5,7 +5,7 @@
 | copy   | aiohttp's stream           | aiohttp's writer           | TLS, chunked responses, short bodies         |
 | direct | the socket, below aiohttp  | the socket, below asyncio  | both ends plain TCP, a filter sees the bytes |
 | splice | the socket, into a pipe    | the pipe, into the socket  | both ends plain TCP, nothing sees the bytes  |
-| splice | a file, by sendfile        | (the same call)            | a file to a plain TCP client                 |
+| splice | a file, by sendfile        | (the same call)            | a file to a plain TCP client (`sendfile`)    |
 
 Bodies on the express lane (`gateway.express`) are passed on whole, by nothing of this.
 
@@ -29,6 +29,7 @@ from gateway.transfer.progress import Progress
 from gateway.transfer.pump import Source, Transfer, pump
 from gateway.transfer.raw_body import RawBody, SizedRawBody
 from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
+from gateway.transfer.sendfile import SendfileLane, SendfileSource
 from gateway.transfer.splice import Pipe, can_splice, open_pipe
 
 #: Bodies shorter than this stay on the copy lane: the descriptors and the pipe cost more than they save.
@@ -90,19 +91,6 @@ class Sink(Protocol):
 
     def translate_error(self, exc: OSError) -> Fault | OSError:
         """Return what a failure to send means."""
-        ...
-
-
-class SendfileSource(Protocol):
-    """A file that the kernel can send to a socket."""
-
-    @property
-    def has_filled_socket(self) -> bool:
-        """Whether the last call took less than there was to send: the socket is full."""
-        ...
-
-    async def send_to(self, descriptor: int) -> int:
-        """Send what a socket takes without waiting; return how many bytes, 0 if none. Raises Fault, OSError."""
         ...
 
 
@@ -175,29 +163,6 @@ class SpliceLane:
             await self._pipe.empty_into(self._socket)
         except OSError as exc:
             raise exhaustion_fault(exc) or self._sink.translate_error(exc) from exc
-
-
-class SendfileLane:
-    """From a file to a socket in the kernel. Reading and writing are one call."""
-
-    def __init__(self, transfer: Transfer, file: SendfileSource, socket: RawSocket, sink: Sink) -> None:
-        transfer.meter.lane = LaneName.SPLICE
-        self._file = file
-        self._socket = socket
-        self._sink = sink
-        self.acknowledged = socket.acknowledged
-
-    async def read(self) -> int:
-        """Send what the socket takes; return 0 if it takes nothing now."""
-        try:
-            return await self._file.send_to(self._socket.descriptor)
-        except OSError as exc:
-            raise exhaustion_fault(exc) or self._sink.translate_error(exc) from exc
-
-    async def write(self, _size: int) -> None:
-        """Wait for the socket if it is full: to try once more is in vain, even where its peer reads all the time."""
-        if self._file.has_filled_socket:
-            await self._socket.wait_writable()
 
 
 class ChunkMemory:
@@ -284,6 +249,7 @@ class Lanes:
                 socket = await sink.open_raw_socket()
             if socket is not None:
                 with contextlib.closing(socket):
+                    transfer.meter.lane = LaneName.SPLICE
                     await pump(transfer, SendfileLane(transfer, source, socket, sink))
         await pump(transfer, CopyLane(file, sink), send_end)
         transfer.mark_complete()

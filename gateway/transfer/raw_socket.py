@@ -122,21 +122,34 @@ class RawSocket:
         """Wait until the kernel takes bytes, or the connection is broken."""
         await self._wait(self._loop.add_writer, self._loop.remove_writer)
 
+    def call_when_writable(self, callback: Callable[[], None]) -> None:
+        """Call a function in each iteration of the loop in which the kernel takes bytes, or the connection is broken.
+
+        `stop_calling` ends it; nothing may wait for the socket meanwhile. Raises OSError.
+        """
+        self._watch(self._loop.add_writer, callback)
+
+    def stop_calling(self) -> None:
+        """Call the function no more."""
+        self._loop.remove_writer(self._sock.fileno())
+
     async def _wait(self, add: Callable[..., Any], remove: Callable[[int], bool]) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
-        descriptor = self._sock.fileno()
-        try:
-            add(descriptor, _wake, waiter)
-        except OSError as exc:
-            # epoll_ctl(2): ENOMEM, or ENOSPC where the user has fs.epoll.max_user_watches. Neither is the peer's.
-            raise OSError(errno.ENOMEM, exc.strerror) from exc
+        self._watch(add, _wake, waiter)
         try:
             await waiter
         finally:
-            remove(descriptor)
+            remove(self._sock.fileno())
         # Many sockets may become ready in the same iteration of the loop.
         if self.turns is not None and not self.turns.is_time_left():
             await self.turns.wait()
+
+    def _watch(self, add: Callable[..., Any], *callback: Any) -> None:
+        try:
+            add(self._sock.fileno(), *callback)
+        except OSError as exc:
+            # epoll_ctl(2): ENOMEM, or ENOSPC where the user has fs.epoll.max_user_watches. Neither is the peer's.
+            raise OSError(errno.ENOMEM, exc.strerror) from exc
 
 
 def _skip(pieces: list[memoryview], sent: int) -> list[memoryview]:

@@ -49,6 +49,8 @@ class Turns:
         self._waiting: deque[Callable[[], None]] = deque()
         #: Were continued, but found no time left: the next to be continued.
         self._postponed: deque[Callable[[], None]] = deque()
+        #: Tasks that were continued, and run in the next iteration: callbacks of events in this one come before them.
+        self._due_count = 0
         #: How many to continue in one iteration.
         self._count = 1
         #: Whether a body found no time left since it was chosen.
@@ -76,6 +78,10 @@ class Turns:
         self._has_ended = True
         return False
 
+    def has_time_for_event(self) -> bool:
+        """Return the same for a callback of an event, which comes before the tasks that were continued already."""
+        return not self._due_count and self.has_time()
+
     async def wait(self) -> None:
         """Wait for a turn, and take it."""
         await self._wait_in(self._waiting)
@@ -84,8 +90,12 @@ class Turns:
         loop = asyncio.get_running_loop()
         while True:
             waiter: asyncio.Future[None] = loop.create_future()
-            self._add(queue, functools.partial(_wake, waiter))
-            await waiter
+            self._add(queue, functools.partial(self._continue, waiter))
+            try:
+                await waiter
+            finally:
+                if not waiter.cancelled():
+                    self._due_count -= 1
             if self.is_time_left():
                 return
             queue = self._postponed
@@ -97,6 +107,11 @@ class Turns:
     def _add(self, queue: deque[Callable[[], None]], continue_body: Callable[[], None]) -> None:
         queue.append(continue_body)
         self._schedule()
+
+    def _continue(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+            self._due_count += 1
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -155,8 +170,3 @@ class Turn:
 
     def _is_kept(self) -> bool:
         return self._turns._keeper is self and self._turns._clock() < self._turns._kept_until
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

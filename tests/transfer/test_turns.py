@@ -92,6 +92,42 @@ async def test_step_of_a_protocol_is_called_in_its_turn() -> None:
     assert log == ["a", "b", "c"]
 
 
+async def test_callback_of_an_event_comes_after_the_tasks_that_were_continued() -> None:
+    """It comes before them in each iteration, and took all of the time of each."""
+    clock, log = Clock(), list[str]()
+    turns = Turns(clock)
+    loop = asyncio.get_running_loop()
+
+    async def wait() -> None:
+        await turns.wait()
+        log.append("task")
+
+    def handle_event() -> None:
+        if turns.has_time_for_event():
+            log.append("event")
+            clock.now += TURN_SECONDS
+        if len(log) < 2:
+            loop.call_soon(handle_event)
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    handle_event()
+    await waiting
+    await wait_until(lambda: len(log) == 2)
+    assert log == ["task", "event"]
+
+
+async def test_task_that_was_continued_and_is_cancelled_keeps_no_event_waiting() -> None:
+    turns = Turns(Clock())
+    waiting = asyncio.create_task(turns.wait())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not turns.has_time_for_event()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert turns.has_time_for_event()
+
+
 async def move(
     turns: Turns, clock: Clock, name: str, steps: int, log: list[str], *, chunk_bytes: int = KEEPING_BYTES
 ) -> None:
