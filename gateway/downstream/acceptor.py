@@ -13,9 +13,7 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
   closes, and otherwise tries again ten times a second. Idle kept connections are closed for those that wait, as nginx
   does.
   Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
-- TLS handshakes under way are bounded in number and time: each holds 335 KiB, and a client that stalls in its own must
-  hold none for long. Over the number, the oldest is cut if it takes longer than honest ones do, and accepting pauses
-  otherwise; so neither a flood of clients that stall nor one of honest clients keeps others out.
+- While there is no room for another TLS handshake (`handshakes`), accepting pauses.
 - `spares` are descriptors held open that are given up, one by one, to accept where no other is free: the ops port
   answers while everything else is in use.
 - With a `share`, several processes accept from the same socket. One that has more to do than another leaves a
@@ -42,6 +40,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from gateway.aiohttp_seam import connect_accepted
+from gateway.downstream.handshakes import Handshakes
 
 #: Calls of accept per wake-up. One alone would let a loop with long turns fall behind.
 _ACCEPTS: Final = 8
@@ -50,12 +49,6 @@ _MAX_QUEUED: Final = 4096
 _RETRY_SECONDS: Final = 0.1
 #: Between two looks at a connection that is left to other processes: the resolution of epoll.
 _DEFER_SECONDS: Final = 0.001
-#: A TLS handshake takes a few round trips; asyncio's default is 60 s.
-HANDSHAKE_SECONDS: Final = 10.0
-#: TLS handshakes under way at once: 42 MiB.
-MAX_HANDSHAKES: Final = 128
-#: A handshake that takes longer than this is cut if another client needs its place.
-STALLED_SECONDS: Final = 1.0
 #: Between two log lines.
 _QUIET_SECONDS: Final = 10.0
 _FULL: Final = "max_connections are open; raise it"
@@ -88,10 +81,14 @@ class AcceptShare(Protocol):
         ...
 
     def reserve(self, limit: int) -> bool:
-        """Count a connection that is accepted next, unless `limit` are open; return whether it is counted.
+        """Reserve a place for the connection that is accepted next, unless `limit` are taken; return whether it is.
 
         Where two processes take the last place at the same time, perhaps none gets it.
         """
+        ...
+
+    def end_reservation(self, *, is_accepted: bool) -> None:
+        """Count the connection if it was accepted; its place is not reserved any more."""
         ...
 
     def may_accept(self, left_seconds: float) -> bool:
@@ -132,7 +129,6 @@ class Acceptor:
         """`make_room` is called, at most ten times a second, while accepting pauses until a connection closes."""
         self._sock = sock
         self._make_protocol = make_protocol
-        self._context = context
         self._first_kept = first_kept
         self._open_connections = open_connections if share is None else share.total
         self._max_connections = max_connections
@@ -140,10 +136,12 @@ class Acceptor:
         self._share = share
         self._last_room = -_RETRY_SECONDS
         self._loop = asyncio.get_running_loop()
-        #: Of connections whose handshake runs: when it began, the oldest first.
-        self._handshakes: dict[asyncio.Task[None], float] = {}
-        #: Runs while there is no room for another handshake.
-        self._room_timer: asyncio.TimerHandle | None = None
+        #: None for plain connections.
+        self._handshakes = (
+            Handshakes(context, make_protocol, on_room=self._update, on_failure=self.connection_closed)
+            if context is not None
+            else None
+        )
         #: Runs while a connection is left to others, since `_left_at`.
         self._deferral: asyncio.TimerHandle | None = None
         self._left_at: float | None = None
@@ -164,12 +162,12 @@ class Acceptor:
     @property
     def handshake_count(self) -> int:
         """Connections whose TLS handshake runs."""
-        return len(self._handshakes)
+        return len(self._handshakes) if self._handshakes is not None else 0
 
     @property
     def connecting_count(self) -> int:
         """Connections that were accepted and whose protocol is not connected yet."""
-        return len(self._handshakes) + self._connecting_count
+        return self.handshake_count + self._connecting_count
 
     def pause(self) -> None:
         """Accept nothing until `resume`: clients wait in the kernel's queue."""
@@ -219,12 +217,12 @@ class Acceptor:
     async def close(self) -> None:
         """Stop, and cut connections whose handshake runs."""
         self.stop()
-        for task in self._handshakes:
-            task.cancel()
-        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        if self._handshakes is not None:
+            await self._handshakes.close()
 
     def _update(self) -> None:
-        is_accepting = not (self._is_paused or self._is_exhausted or self._room_timer is not None)
+        is_full = self._handshakes is not None and self._handshakes.is_full
+        is_accepting = not (self._is_paused or self._is_exhausted or is_full)
         is_wanted = is_accepting and self._deferral is None
         if is_wanted and not self._is_reading:
             self._loop.add_reader(self._sock.fileno(), self._accept)
@@ -270,7 +268,8 @@ class Acceptor:
 
     def _accept_one(self) -> bool:
         """Accept a connection; return whether there may be more to accept now."""
-        if self._context is not None and not self._has_room_for_handshake():
+        if self._handshakes is not None and not self._handshakes.has_room():
+            self._update()
             return False
         try:
             if reason := self._why_none() or self._reserve():
@@ -287,56 +286,31 @@ class Acceptor:
                 return True
             self._exhaust(f"{os.strerror(exc.errno)}; {_raise_limit()}")
             return False
-        if self._context is None:
+        if self._handshakes is not None:
+            self._handshakes.begin(sock)
+        else:
             connect_accepted(sock, peer, self._make_protocol())
             self._connecting_count += 1
             self._loop.call_soon(self._end_connecting)
-        else:
-            task = self._loop.create_task(self._start_tls(sock, self._context), name="handshake")
-            self._handshakes[task] = self._loop.time()
-            task.add_done_callback(self._end_handshake)
         return True
 
     def _end_connecting(self) -> None:
         self._connecting_count -= 1
 
     def _reserve(self) -> str:
-        """Count the connection that is accepted next; return why it may not be, "" if it may."""
+        """Reserve a place for the connection that is accepted next; return why there is none, "" if there is."""
         share = self._share
         return "" if share is None or share.reserve(self._max_connections()) else _FULL
 
     def _accept_reserved(self) -> tuple[socket.socket, Any]:
+        is_accepted = False
         try:
-            return self._sock.accept()
-        except OSError:
+            accepted = self._sock.accept()
+            is_accepted = True
+        finally:
             if self._share is not None:
-                self._share.count(-1)
-            raise
-
-    def _has_room_for_handshake(self) -> bool:
-        """Return whether one more handshake may begin; cut the oldest for it if that stalls."""
-        if len(self._handshakes) < MAX_HANDSHAKES:
-            return True
-        oldest, began = next(iter(self._handshakes.items()))
-        wait_seconds = began + STALLED_SECONDS - self._loop.time()
-        if wait_seconds <= 0:
-            oldest.cancel()
-            del self._handshakes[oldest]
-            return True
-        self._room_timer = self._loop.call_later(wait_seconds, self._continue_handshakes)
-        self._update()
-        return False
-
-    def _end_handshake(self, task: asyncio.Task[None]) -> None:
-        self._handshakes.pop(task, None)
-        self._continue_handshakes()
-
-    def _continue_handshakes(self) -> None:
-        if self._room_timer is not None:
-            self._room_timer.cancel()
-            self._room_timer = None
-            if self._sock.fileno() >= 0:
-                self._update()
+                self._share.end_reservation(is_accepted=is_accepted)
+        return accepted
 
     def _why_none(self) -> str:
         """Return why no client may be accepted now, "" if one may. Raises OSError if no descriptor at all is free."""
@@ -347,19 +321,6 @@ class Acceptor:
         if lowest_free < self._first_kept:
             return ""
         return f"the other descriptors are kept for upstreams and files; {_raise_limit()}"
-
-    async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        is_connected = False
-        try:
-            # A handshake that fails ends only its connection.
-            with contextlib.suppress(OSError):
-                await self._loop.connect_accepted_socket(
-                    self._make_protocol, sock, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
-                )
-                is_connected = True
-        finally:
-            if self._share is not None and not is_connected:
-                self._share.count(-1)
 
     def _exhaust(self, reason: str) -> None:
         self._is_exhausted = True

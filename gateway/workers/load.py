@@ -7,7 +7,9 @@ rows count, and sees in them that a worker's event loop runs.
     load = open connections + bytes per second / 16 MiB
 
 Connections count from the moment of accept: in a burst no bytes flow yet. A busy transfer weighs as much as dozens of
-idle connections.
+idle connections. A place that is reserved for the next connection (`max_connections`) is no load before the accept: if
+it were, a worker that loses its core in between would seem to have more than it has, and the others would take too
+many.
 
 A worker takes a connection if no other has at least 2 less to do; otherwise it leaves the connection to that one. So
 two workers take 5 and 3 of a burst of 8 at most, 4 workers 3 and 1. With a difference of 1 they would take turns one by
@@ -38,7 +40,7 @@ LATE_SECONDS: Final = 0.05
 #: A worker whose loop has not run for this long takes no connection soon: the others do not wait for it.
 _STALE_SECONDS: Final = 2.5
 #: Of a row: doubles. Ready is written by the supervisor, the others by the worker.
-_IS_READY, _IS_ACCEPTING, _CONNECTIONS, _BYTES_PER_SECOND, _BEAT, _TRANSFERS, _AWAKE = range(7)
+_IS_READY, _IS_ACCEPTING, _CONNECTIONS, _BYTES_PER_SECOND, _BEAT, _TRANSFERS, _AWAKE, _RESERVED = range(8)
 #: A cache line, so that no two processes write to the same one.
 _WIDTH: Final = 8
 
@@ -99,20 +101,28 @@ class LoadRow:
         self._late: dict[int, float] = {}
 
     def total(self) -> int:
-        """Return the connections of all workers."""
+        """Return the connections of all workers, with those that they are about to accept."""
         numbers = self._numbers
-        return int(sum(numbers[row * _WIDTH + _CONNECTIONS] for row in range(1, int(numbers[0]))))
+        starts = range(_WIDTH, int(numbers[0]) * _WIDTH, _WIDTH)
+        return int(sum(numbers[start + _CONNECTIONS] + numbers[start + _RESERVED] for start in starts))
 
     def reserve(self, limit: int) -> bool:
-        """Count a connection that is accepted next, unless `limit` are open; return whether it is counted.
+        """Reserve a place for the connection that is accepted next, unless `limit` are taken; return whether it is.
 
-        It is counted first, then checked: of two workers that take the last place at the same time none or one gets it.
+        It is reserved first, then checked: of two workers that take the last place at a time none or one gets it.
         """
-        self.count(1)
-        if self.total() > limit:
-            self.count(-1)
-            return False
-        return True
+        self._numbers[self._start + _RESERVED] = 1.0
+        has_place = self.total() <= limit
+        if not has_place:
+            self._numbers[self._start + _RESERVED] = 0.0
+        return has_place
+
+    def end_reservation(self, *, is_accepted: bool) -> None:
+        """Count the connection if it was accepted; its place is not reserved any more."""
+        # In this order: at no time the place is neither counted nor reserved.
+        if is_accepted:
+            self.count(1)
+        self._numbers[self._start + _RESERVED] = 0.0
 
     def may_accept(self, left_seconds: float) -> bool:
         """Return whether this worker takes the next connection, which was left to others for this long already."""

@@ -123,8 +123,10 @@ class Share:
         return self.open
 
     def reserve(self, limit: int) -> bool:
-        self.count(1)
-        return self.open <= limit
+        return self.open < limit
+
+    def end_reservation(self, *, is_accepted: bool) -> None:
+        self.count(is_accepted)
 
     def may_accept(self, left_seconds: float) -> bool:
         self.left.append(left_seconds)

@@ -26,7 +26,7 @@ async def connect_with_tls(gateway: RunningGateway, certificate: Path) -> Wire:
 async def test_client_that_stalls_in_its_handshake_is_disconnected(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.downstream.acceptor.HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.downstream.handshakes.HANDSHAKE_SECONDS", 0.05)
     tls = {"certificate": str(certificate), "key": str(certificate)}
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, top={"tls": tls})) as gateway:
@@ -40,8 +40,8 @@ async def test_client_that_stalls_in_its_handshake_is_disconnected(
 async def test_clients_that_stall_in_their_handshakes_keep_no_others_out(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.downstream.acceptor.MAX_HANDSHAKES", 2)
-    monkeypatch.setattr("gateway.downstream.acceptor.STALLED_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.downstream.handshakes.MAX_HANDSHAKES", 2)
+    monkeypatch.setattr("gateway.downstream.handshakes.STALLED_SECONDS", 0.02)
     tls = {"certificate": str(certificate), "key": str(certificate)}
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, top={"tls": tls})) as gateway:
@@ -49,7 +49,7 @@ async def test_clients_that_stall_in_their_handshakes_keep_no_others_out(
             honest = await connect_with_tls(gateway, certificate)
             await honest.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
             assert (await honest.read_until(b"ok")).endswith(b"ok")
-            assert len(gateway.gateway._acceptor._handshakes) <= 2
+            assert gateway.gateway._acceptor.handshake_count <= 2
             # Each made room for another.
             assert await stalled[0].read_to_end() == b""
             for client in (*stalled, honest):
@@ -59,13 +59,13 @@ async def test_clients_that_stall_in_their_handshakes_keep_no_others_out(
 async def test_number_of_handshakes_is_bounded_while_none_stalls(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.downstream.acceptor.MAX_HANDSHAKES", 2)
+    monkeypatch.setattr("gateway.downstream.handshakes.MAX_HANDSHAKES", 2)
     tls = {"certificate": str(certificate), "key": str(certificate)}
     async with RawUpstream(responding(OK)) as upstream:
         async with run_gateway(forward_config(upstream.url, top={"tls": tls})) as gateway:
             acceptor = gateway.gateway._acceptor
             begun = [await gateway.connect() for _ in range(2)]
-            await wait_until(lambda: len(acceptor._handshakes) == 2)
+            await wait_until(lambda: acceptor.handshake_count == 2)
             waiting = asyncio.create_task(connect_with_tls(gateway, certificate))
             await wait_until(lambda: not acceptor._is_reading)
             await begun[0].close()

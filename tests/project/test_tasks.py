@@ -22,7 +22,7 @@ MAKERS = {
     "workers/pool.py": "WorkerPool keeps a task per place and per worker; `end` cancels and awaits them",
     "workers/limits.py": "GatewayLimits keeps the tasks of health checks and of waits for bytes; `close` cancels them",
     "workers/worker.py": "Worker keeps the tasks of messages and beats; `serve` cancels them at its end",
-    "downstream/acceptor.py": "Acceptor keeps the tasks of TLS handshakes; `close` cancels them",
+    "downstream/handshakes.py": "Handshakes keeps the tasks of TLS handshakes; `close` cancels them",
     "ops/api.py": "Api keeps the task that records the history, and cancels it when the application is cleaned up",
     "ops/events.py": "EventStream keeps the task that makes events while there are readers; `close` cancels it",
     "upstream/request.py": "UpstreamRequest keeps the task that sends the body, and `stop` cancels it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -62,23 +63,70 @@ def test_worker_with_two_connections_more_leaves_the_next_to_the_other(table: Lo
     assert leaves_one(second)
 
 
+class Burst:
+    """Clients that connect one after the other, and the workers that accept them in small steps."""
+
+    def __init__(self, rows: list[LoadRow], clients: int) -> None:
+        #: Connections that each worker has accepted.
+        self.accepted = dict.fromkeys(rows, 0)
+        self.steps = [self._connect(clients), *map(self._accept, rows)]
+        self._queued = 0
+
+    def _connect(self, clients: int) -> Iterator[None]:
+        for _ in range(clients):
+            self._queued += 1
+            yield
+        while True:
+            yield
+
+    def _accept(self, row: LoadRow) -> Iterator[None]:
+        """Accept connections as `Acceptor` does: a worker may lose its core at each `yield`."""
+        while True:
+            if self._queued and row.may_accept(0.0):
+                yield
+                assert row.reserve(100)
+                yield
+                is_accepted = self._queued > 0
+                self._queued -= is_accepted
+                self.accepted[row] += is_accepted
+                yield
+                row.end_reservation(is_accepted=is_accepted)
+            yield
+
+
+# While a reserved place was a load, one of 4 workers took none or 4 of half of these bursts.
 @pytest.mark.parametrize(("workers", "bounds"), [(2, (5, 3)), (3, (4, 1)), (4, (3, 1))])
-def test_burst_of_eight_is_spread_in_whichever_order_workers_are_awake(
+@pytest.mark.usefixtures("clock")
+def test_burst_of_eight_is_spread_wherever_workers_lose_their_cores(
     table: LoadTable, workers: int, bounds: tuple[int, int]
 ) -> None:
     choose = random.Random(workers)
-    for _ in range(500):
-        rows = [ready_row(table) for _ in range(workers)]
-        counts = dict.fromkeys(rows, 0)
-        while sum(counts.values()) < 8:
-            row = choose.choice(rows)
-            if row.may_accept(0.0):
-                row.count(1)
-                counts[row] += 1
-        assert max(counts.values()) <= bounds[0]
-        assert min(counts.values()) >= bounds[1]
+    for _ in range(50):
+        burst = Burst([ready_row(table) for _ in range(workers)], 8)
+        # How much of the cores each has: some little.
+        shares = [choose.choice([0.01, 0.1, 1.0]) for _ in burst.steps]
+        while sum(burst.accepted.values()) < 8:
+            next(*choose.choices(burst.steps, shares))
+        assert max(burst.accepted.values()) <= bounds[0]
+        assert min(burst.accepted.values()) >= bounds[1]
         for number in range(1, workers + 1):
             table.give_back(number)
+
+
+def test_places_that_workers_reserve_are_within_the_limit(table: LoadTable) -> None:
+    first, second = ready_row(table, connections=3), ready_row(table)
+    assert not first.reserve(3)
+    assert first.total() == 3
+    assert first.reserve(4)
+    assert not second.reserve(4)
+    first.end_reservation(is_accepted=False)
+    assert second.reserve(4)
+    assert second.total() == 4
+    second.end_reservation(is_accepted=True)
+    assert second.total() == 4
+    assert not first.reserve(4)
+    second.count(-1)
+    assert first.reserve(4)
 
 
 def test_transfer_weighs_more_than_idle_connections(table: LoadTable, clock: Clock) -> None:

@@ -117,16 +117,29 @@ async def wait_without_connections(gateway: Processes) -> None:
 #: Of a worker without a core for 50 ms the others take what was left to it, and then a burst is not spread: once in a
 #: hundred runs beside three other test runs. Here they wait for it.
 PATIENT = "import gateway.workers.load as load; load.LATE_SECONDS = 2.0"
+#: Workers lose their core for some ms just before an accept.
+INTERRUPTED = """
+import random, time
+reserve = load.LoadRow.reserve
+def reserve_and_wait(row, limit):
+    is_reserved = reserve(row, limit)
+    time.sleep(random.choice([0.0, 0.005]))
+    return is_reserved
+load.LoadRow.reserve = reserve_and_wait
+"""
 
 
-# Without a share one worker took all 8.
+# Without a share one worker took all 8. When a connection counted before its accept, one of 4 interrupted workers took
+# 4 or none of every sixth burst.
+@pytest.mark.parametrize("interruption", ["", INTERRUPTED], ids=["", "interrupted"])
 @pytest.mark.parametrize(("workers", "bounds"), [(2, (5, 3)), (4, (3, 1))])
-async def test_burst_of_connections_is_spread(tmp_path: Path, workers: int, bounds: tuple[int, int]) -> None:
+async def test_burst_of_connections_is_spread(
+    tmp_path: Path, workers: int, bounds: tuple[int, int], interruption: str
+) -> None:
     async with RawUpstream(hold_upload) as upstream:
         config = {**forward_config(upstream.url), "workers": workers}
-        async with run_processes(tmp_path, config, prelude=PATIENT) as gateway:
+        async with run_processes(tmp_path, config, prelude=PATIENT + interruption) as gateway:
             await gateway.wait_started()
-            spread = 0
             for _ in range(5):
                 await wait_without_connections(gateway)
                 clients = await open_at_once(gateway, 8)
@@ -134,11 +147,8 @@ async def test_burst_of_connections_is_spread(tmp_path: Path, workers: int, boun
                 most, least = most_and_least(gateway, clients)
                 for client in clients:
                     await client.close()
-                assert most <= bounds[0] + 1
-                spread += most <= bounds[0] and least >= bounds[1]
-            # A worker that loses its core between counting a connection and accepting it finds that the others, who saw
-            # the count, have taken it: in one of 500 bursts on a machine that did other things.
-            assert spread >= 4
+                assert most <= bounds[0]
+                assert least >= bounds[1]
 
 
 async def test_burst_of_tls_connections_is_spread_also_after_handshakes_that_failed(tmp_path: Path) -> None:
