@@ -72,7 +72,7 @@ class WorkersView:
         reading = self._counts.run(lambda: list(self._processes.read_all(pids, parent=self._template_pid)))
         self._stats.stale_workers = await self._counts.ask(self._pool.serving)
         processes = await asyncio.wrap_future(reading)
-        return await self._read(lambda stats: self._exposition.render(stats, accept, processes))
+        return await self._read(lambda stats: self._exposition.render(stats, accept, processes, are_routes_fixed=True))
 
     def readiness(self) -> Readiness:
         """Return whether the gateway accepts traffic: a worker does, and there is a route to serve."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import pytest
@@ -225,21 +225,20 @@ def test_gauges_end_with_their_worker() -> None:
 def samples(stats: Stats) -> dict[tuple[str, ...], float]:
     """Return the series of counters and histograms, buckets summed up as they are shown."""
     shown: dict[tuple[str, ...], float] = {}
-    for family in collect(stats):
-        for values, number in family.rows:
-            key = (family.name, *values)
-            if isinstance(number, dict):
-                for labels, each in number.items():
-                    texts = labels if isinstance(labels, tuple) else (labels,)
-                    if family.kind == "counter":
-                        shown[*key, *map(str, texts)] = each
-                continue
-            if isinstance(number, Histogram):
-                shown[*key, "sum"] = number.total
-                for place, count in enumerate(accumulate(number.counts)):
-                    shown[*key, str(place)] = count
-            elif family.kind == "counter":
-                shown[key] = number
+    for metric, values, number in chain.from_iterable(section.rows for section in collect(stats)):
+        key = (metric.name, *values)
+        if isinstance(number, dict):
+            for labels, each in number.items():
+                texts = labels if isinstance(labels, tuple) else (labels,)
+                if metric.kind == "counter":
+                    shown[*key, *map(str, texts)] = each
+            continue
+        if isinstance(number, Histogram):
+            shown[*key, "sum"] = number.total
+            for place, count in enumerate(accumulate(number.counts)):
+                shown[*key, str(place)] = count
+        elif metric.kind == "counter":
+            shown[key] = number
     return shown
 
 

@@ -18,8 +18,7 @@ from gateway.config.section import Key, Section
 from gateway.config.upstream import Ejection, Health, Retries, Upstream, UpstreamTimeouts
 from gateway.config.values import parse_delay, parse_percent, parse_rate, parse_seconds, parse_size
 from gateway.errors import FaultKind
-from gateway.observe.prometheus import collect
-from gateway.observe.stats import Stats
+from gateway.observe.prometheus import METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS: dict[str, type[Section]] = {
@@ -115,9 +114,9 @@ def _size(value: float) -> str:
 def render_metrics() -> str:
     """Return the reference of every metric."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for family in collect(Stats([], [])):
-        labels = ", ".join(f"`{label}`" for label in family.labels)
-        lines.append(f"| `{family.series}` | {family.kind} | {labels} | {family.help} |")
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.series}` | {metric.kind} | {labels} | {metric.help} |")
     return "\n".join(lines)
 
 

@@ -15,8 +15,7 @@ import yaml
 
 from gateway.config import parse_config
 from gateway.errors import Blame, FaultKind, Outcome
-from gateway.observe.prometheus import collect
-from gateway.observe.stats import Stats
+from gateway.observe.prometheus import METRICS
 from tests.conftest import require_tool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -32,9 +31,9 @@ def run(*command: str) -> None:
 def series_names() -> set[str]:
     """Return every name a query may use."""
     names = set()
-    for family in collect(Stats([], [])):
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.kind, [""])
-        names |= {family.name + suffix for suffix in suffixes}
+    for metric in METRICS.values():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.kind, [""])
+        names |= {metric.name + suffix for suffix in suffixes}
     return names
 
 
