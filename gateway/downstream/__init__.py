@@ -1,8 +1,8 @@
 """The client side: what uses aiohttp.web.
 
-`acceptor` accepts client connections, `connection` makes a protocol for each, `body` is the source of a request's body,
-`response` the sink of its response, `refusal` the response for a fault, `exchange` one request with its response: its
-head, its transfers, and the ways it can end.
+`acceptor` accepts client connections, `handshakes` runs their TLS handshakes, `connection` makes a protocol for each,
+`body` is the source of a request's body, `response` the sink of its response, `refusal` the response for a fault,
+`exchange` one request with its response: its head, its transfers, and the ways it can end.
 """
 
 from gateway.downstream.body import ReceivedBody

@@ -29,12 +29,12 @@ from gateway.observe.snapshot import (
 )
 from gateway.observe.stats import RouteStats, Stats, UpstreamStats
 
-#: What the numbers of a subject become a part of.
+#: Kinds of subjects whose numbers become a part of another.
 _PART_OF: Final = {"moved": "route", "endpoint": "upstream"}
 
 
 class Totals:
-    """The numbers of all workers, those that have ended included. Only what has changed is added up anew."""
+    """The numbers of all workers, those that have ended included. Only numbers that have changed are added."""
 
     def __init__(self) -> None:
         #: The last numbers of each worker that has not ended.
@@ -43,10 +43,14 @@ class Totals:
         self._ended: Records = {}
         #: The supervisor's own numbers.
         self._own: Records = {}
-        #: Subjects whose numbers were not added up since they changed, in their order.
+        #: Subjects whose numbers are all to be added up anew, in their order: those of some parts are new, or gone.
         self._changed: dict[Subject, None] = {}
+        #: What has other sums than the objects that were made of them.
+        self._grown: dict[Subject, None] = {}
         #: The sums, by what they are a part of: its kind, and its name if it has one.
         self._sums: dict[Subject, Records] = {}
+        #: What the objects below were made of.
+        self._restored: dict[Subject, Records] = {}
         self._routes: dict[str, RouteStats] = {}
         self._upstreams: dict[str, UpstreamStats] = {}
 
@@ -58,11 +62,19 @@ class Totals:
             if record is not None and not record.is_continued_by(later):
                 self._end(subject, record)
             records[subject] = later
+        for subject, numbers in changes.numbers.items():
+            record = records[subject]
+            records[subject] = later = record.with_numbers(numbers)
+            if record.is_continued_by(later):
+                self._grow(subject, record, numbers)
+            else:
+                self._end(subject, record)
+                self._changed[subject] = None
         for subject in changes.ended:
             record = records.pop(subject, None)
             if record is not None:
                 self._end(subject, record)
-        self._changed |= dict.fromkeys(changes.subjects)
+        self._changed |= dict.fromkeys([*changes.records, *changes.ended])
 
     def retire(self, worker: Hashable) -> None:
         """Keep the counters of a worker that has ended; nothing if it has none."""
@@ -81,7 +93,8 @@ class Totals:
         self._changed |= dict.fromkeys(compare(self._own, records).subjects)
         self._own = records
         changed, self._changed = self._changed, {}
-        for whole in dict.fromkeys([self._add_up(subject) for subject in changed]):
+        grown, self._grown = self._grown, {}
+        for whole in grown | dict.fromkeys([self._add_up(subject) for subject in changed]):
             self._restore(whole)
         stats = Stats([], [])
         stats.routes |= self._routes
@@ -93,8 +106,7 @@ class Totals:
 
     def _add_up(self, subject: Subject) -> Subject:
         """Add up the numbers of a subject; return what they are a part of."""
-        kind, *names = subject
-        whole = (_PART_OF.get(kind, kind), *names[:1])
+        whole = _whole_of(subject)
         sums = self._sums.setdefault(whole, {})
         own = self._own.get(subject)
         parts = [records[subject] for records in self._last.values() if subject in records]
@@ -110,18 +122,28 @@ class Totals:
             sums.pop(subject, None)
         return whole
 
+    def _grow(self, subject: Subject, before: Record, numbers: dict[int, float]) -> None:
+        """Add what a worker has counted since `before`, unless the subject is added up anew in any case."""
+        if subject not in self._changed:
+            whole = _whole_of(subject)
+            sums = self._sums[whole]
+            sums[subject] = sums[subject].with_growth(before, numbers)
+            self._grown[whole] = None
+
     def _restore(self, whole: Subject) -> None:
         """Make an object of the sums of a route or an upstream; those that were made before may be in use."""
-        records = self._sums[whole]
-        if not records:
+        records, before = self._sums[whole], self._restored.pop(whole, {})
+        if records:
+            self._restored[whole] = records.copy()
+        else:
             del self._sums[whole]
         match whole:
             case ("route", name) if records:
-                self._routes[name] = restore_route(name, records)
+                self._routes[name] = restore_route(name, records, self._routes.get(name), before)
             case ("route", name):
                 self._routes.pop(name, None)
             case ("upstream", name) if records:
-                self._upstreams[name] = restore_upstream(name, records)
+                self._upstreams[name] = restore_upstream(name, records, self._upstreams.get(name), before)
             case ("upstream", name):
                 self._upstreams.pop(name, None)
 
@@ -131,6 +153,12 @@ class Totals:
             self._ended[subject].add(counted)
         else:
             self._ended[subject] = counted
+
+
+def _whole_of(subject: Subject) -> Subject:
+    """Return what the numbers of a subject become a part of."""
+    kind, *names = subject
+    return _PART_OF.get(kind, kind), *names[:1]
 
 
 def _copy_own(stats: Stats, own: Stats) -> None:

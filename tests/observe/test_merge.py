@@ -301,6 +301,7 @@ class Model:
         shown = samples(total)
         assert [key for key, number in shown.items() if number < self.shown.get(key, 0)] == []
         self.shown = shown
+        assert dict(numbers(total)) == dict(numbers(self.add_up_anew()))
         living = [self.own, *self.workers]
         for name in ROUTES:
             if any(name in stats.routes for stats in living):
@@ -309,6 +310,14 @@ class Model:
                 assert name not in total.routes
                 self.expected[name] = 0
         assert total.routes[""].in_flight == sum(stats.routes[""].in_flight for stats in self.workers)
+
+    def add_up_anew(self) -> Stats:
+        """Return the statistics, made of the last records at once instead of the changes one after the other."""
+        totals = Totals()
+        for number, records in self.totals._last.items():
+            totals.update(number, Changes(records.copy()))
+        totals._ended = {subject: record.copy() for subject, record in self.totals._ended.items()}
+        return totals.stats(take(self.own), self.own)
 
 
 def add_and_keep(stats: Stats, names: str) -> None:
