@@ -37,15 +37,18 @@ class Load:
     mode: Mode = "warm"
     #: Requests per second of the modes `even` and `random`.
     rate: float = 0.0
+    #: Determines the intervals of `random`.
+    seed: int = 1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What the client saw: requests per second, and microseconds that a request took."""
+    """What the client saw: requests per second, microseconds that a request took, and for how many it was paused."""
 
     rate: float
     p50: float
     p99: float
+    paused: float
 
 
 class Generator:
@@ -64,7 +67,7 @@ class Generator:
         """Send the requests to a port and wait for the last response. Raises LoadError."""
         path = self._directory / "request"
         path.write_bytes(load.request)
-        self._stdin.write(f"{load.mode} {port} {path} {load.count} {load.connections} {load.rate}\n")
+        self._stdin.write(f"{load.mode} {port} {path} {load.count} {load.connections} {load.rate} {load.seed}\n")
         self._stdin.flush()
         line = self._stdout.readline()
         if not line or line.startswith("error"):

@@ -6,15 +6,17 @@
  *
  * Usage: load_generator UPSTREAM_PORT. It prints "ready", then reads one run per line from standard input:
  *
- *   MODE PORT FILE COUNT CONNECTIONS RATE
+ *   MODE PORT FILE COUNT CONNECTIONS RATE SEED
  *
  * FILE holds the request. Modes:
  *   warm    each connection sends its next request when the response is complete; RATE is not used
  *   cold    the same with a new connection for each request
  *   even    requests are due at equal intervals, RATE a second; time counts from when a request was due
- *   random  the same with exponentially distributed intervals (independent clients), from a fixed seed
+ *   random  the same with exponentially distributed intervals (independent clients), which SEED determines
  *
- * The answer is one line: "RATE P50 P99" (requests a second, microseconds), or "error: REASON".
+ * The answer is one line: "RATE P50 P99 PAUSED" (requests a second, microseconds), or "error: REASON". PAUSED is for
+ * how long together this process was kept from polling, by other processes or by the host of a virtual machine: it looks
+ * at the clock at least once per event, and counts what is longer than any of its own work.
  * The upstream responds to a target /n/N with N bytes of JSON type. It reads Content-Length and chunked bodies. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,6 +34,10 @@
 
 enum { BUFFER_BYTES = 128 * 1024, REQUEST_BYTES = 64 * 1024, MAX_CONNECTIONS = 1024, MAX_EVENTS = 256 };
 static const double STALL_SECONDS = 10;
+/* An event takes some 10 us. */
+static const double PAUSE_SECONDS = 200e-6;
+/* For the proxy to end what it does after the first requests of its connections. */
+static const double SETTLE_SECONDS = 20e-3;
 
 enum role { LISTENER, COMMANDS, UPSTREAM, CLIENT };
 
@@ -52,11 +58,15 @@ struct run {
   enum mode mode;
   int port, connection_count;
   long count, sent, done;
-  double *due;           /* paced: when each request is due */
+  int unused_count;      /* paced: connections whose first response is not complete */
+  double rate, began;
+  double *due;           /* paced: when each request is due, in seconds since `began` */
   double *seconds;       /* how long each took */
   struct connection *clients[MAX_CONNECTIONS];
   struct connection *idle[MAX_CONNECTIONS];
   int idle_count;
+  double looked;         /* when the clock was last looked at */
+  double paused;         /* seconds of all pauses */
   const char *error;
 };
 
@@ -70,6 +80,13 @@ static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+/* Count the time since the last call, if this process was paused. */
+static void look(void) {
+  double at = now();
+  if (at - run.looked > PAUSE_SECONDS) run.paused += at - run.looked;
+  run.looked = at;
 }
 
 static struct connection *watch(enum role role, int fd) {
@@ -215,13 +232,25 @@ static int is_complete(struct connection *c) {
   return complete;
 }
 
+/* Paced: every connection has been used once; the requests that are measured begin soon. */
+static void begin_paced(void) {
+  run.sent = 0;
+  run.paused = 0;
+  run.looked = now();
+  run.began = run.looked + SETTLE_SECONDS;
+}
+
 /* A response is complete: send the next request on this connection, or on a new one, or keep it for later. */
 static void continue_client(struct connection *c) {
-  run.seconds[run.done++] = now() - c->began;
   if (run.mode == PACED) {
     run.idle[run.idle_count++] = c;
-    return;
+    if (run.unused_count) {
+      if (!--run.unused_count) begin_paced();
+      return;
+    }
   }
+  run.seconds[run.done++] = now() - c->began;
+  if (run.mode == PACED) return;
   if (run.sent == run.count) return;
   if (run.mode == COLD) {
     double began = now();
@@ -249,20 +278,21 @@ static void read_response(struct connection *c) {
 
 /* ---- runs ---- */
 
-static void plan(double rate, int is_random) {
-  double at = now();
-  srand48(1);
+static void plan(int is_random, long seed) {
+  double at = 0;
+  srand48(seed);
   for (long i = 0; i < run.count; i++) {
-    at += (is_random ? -log(1 - drand48()) : 1) / rate;
+    at += (is_random ? -log(1 - drand48()) : 1) / run.rate;
     run.due[i] = at;
   }
 }
 
 static void start_run(const char *line) {
   char mode[16], file[512];
-  double rate = 0;
+  long seed = 0;
   run = (struct run){0};
-  if (sscanf(line, "%15s %d %511s %ld %d %lf", mode, &run.port, file, &run.count, &run.connection_count, &rate) != 6 ||
+  if (sscanf(line, "%15s %d %511s %ld %d %lf %ld", mode, &run.port, file, &run.count, &run.connection_count, &run.rate,
+             &seed) != 7 ||
       run.connection_count > MAX_CONNECTIONS || run.count < 1) {
     run.error = "not a run";
     return;
@@ -276,17 +306,18 @@ static void start_run(const char *line) {
   for (int i = 0; i < run.connection_count && !run.error; i++) run.clients[i] = open_client();
   if (run.error) return;
   if (run.mode == PACED) {
-    for (int i = 0; i < run.connection_count; i++) run.idle[run.idle_count++] = run.clients[i];
-    plan(rate, !strcmp(mode, "random"));
-  } else {
-    for (int i = 0; i < run.connection_count && run.sent < run.count; i++) send_request(run.clients[i], now());
+    plan(!strcmp(mode, "random"), seed);
+    run.unused_count = run.connection_count;
   }
+  run.began = run.looked = now();
+  for (int i = 0; i < run.connection_count && (run.mode == PACED || run.sent < run.count); i++)
+    send_request(run.clients[i], now());
 }
 
 /* Send the requests that are due, as long as a connection is idle. */
 static void send_due(void) {
-  while (run.sent < run.count && run.idle_count && run.due[run.sent] <= now())
-    send_request(run.idle[--run.idle_count], run.due[run.sent]);
+  while (run.sent < run.count && run.idle_count && run.began + run.due[run.sent] <= now())
+    send_request(run.idle[--run.idle_count], run.began + run.due[run.sent]);
 }
 
 static int compare(const void *a, const void *b) {
@@ -294,15 +325,16 @@ static int compare(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static void end_run(double seconds) {
+static void end_run(void) {
+  double seconds = now() - run.began;
   for (int i = 0; i < run.connection_count; i++)
     if (run.clients[i]) close_client(run.clients[i]);
   if (run.error) {
     printf("error: %s, after %ld responses\n", run.error, run.done);
   } else {
     qsort(run.seconds, run.done, sizeof *run.seconds, compare);
-    printf("%.1f %.2f %.2f\n", run.done / seconds, run.seconds[run.done / 2] * 1e6,
-           run.seconds[run.done * 99 / 100] * 1e6);
+    printf("%.1f %.2f %.2f %.2f\n", run.done / seconds, run.seconds[run.done / 2] * 1e6,
+           run.seconds[run.done * 99 / 100] * 1e6, run.paused * 1e6);
   }
   free(run.due);
   free(run.seconds);
@@ -335,7 +367,7 @@ int main(int argc, char **argv) {
   watch(COMMANDS, 0);
   setvbuf(stdout, NULL, _IOLBF, 0);
   printf("ready\n");
-  double began = 0, last = 0;
+  double last = 0;
   for (;;) {
     struct epoll_event events[MAX_EVENTS];
     int count = epoll_wait(poller, events, MAX_EVENTS, is_running ? 0 : -1);
@@ -346,11 +378,13 @@ int main(int argc, char **argv) {
       else if (c->role == UPSTREAM) serve(c);
       else if (c->role == CLIENT) read_response(c);
       else if (!read_command()) return 0;
-      else began = last = now();
+      else last = now();
+      look();
     }
     if (!is_running) continue;
-    if (run.mode == PACED && !run.error) send_due();
+    look();
+    if (run.mode == PACED && !run.unused_count && !run.error) send_due();
     if (now() - last > STALL_SECONDS) run.error = "no response for 10 s";
-    if (run.error || run.done == run.count) end_run(now() - began);
+    if (run.error || run.done == run.count) end_run();
   }
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 #: /proc/stat, proc(5): user, nice, system; irq, softirq, steal.
 _BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
+_STEAL_FIELD = 7
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,31 @@ def describe_others(before: Usage) -> str:
     """Return what other processes took since then, in words. All that were started must have been waited for."""
     share = other_share(before, Usage.now(), os.cpu_count() or 1)
     return f"other processes took {100 * share:.0f} % of the machine"
+
+
+class StolenTime:
+    """What the host of a virtual machine took from its cores, from when this was made until it is shown.
+
+    While the host runs something else a core stands still, and whatever was to run on it is late.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before = _stolen_seconds()
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self._began
+        shares = [
+            f"{max(0.0, after - before) / seconds:.1%}" if seconds else "-"
+            for before, after in zip(self._before, _stolen_seconds(), strict=True)
+        ]
+        return f"The host took {', '.join(shares)} of the time of the cores."
+
+
+def _stolen_seconds() -> list[float]:
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    cores = [fields for name, *fields in lines if name.startswith("cpu") and name != "cpu"]
+    return [int(fields[_STEAL_FIELD]) / os.sysconf("SC_CLK_TCK") for fields in cores]
 
 
 def _busy_seconds() -> float:

@@ -28,7 +28,8 @@ PEERS = ("gateway", "before", COPY, "naive", "aiohttp alone", "nginx", "haproxy"
 QUICK_PEERS = ("gateway", "before", "envoy")
 #: The others are compared by CPU only.
 _HALF_LOAD_PEERS = frozenset({"gateway", "before", "nginx", "haproxy", "envoy"})
-_HALF_LOAD_SECONDS = 0.7
+#: Of each peer in each row, and how long one takes.
+_HALF_LOAD_SLICES, _HALF_LOAD_SECONDS = 14, 0.2
 #: A run of this part of the requests comes before what is measured, on every new process.
 _WARM_UP = 4
 
@@ -193,8 +194,10 @@ def _measure_all(options: argparse.Namespace, setting: Setting) -> dict[str, str
         found[page.SMALL] = table(chosen, run(chosen, setting), setting.peers)
     if kinds:
         peers = tuple(name for name in setting.peers if name in _HALF_LOAD_PEERS)
-        lates = half_load.run(kinds, replace(setting, peers=peers), count=count, seconds=_HALF_LOAD_SECONDS)
-        found[page.HALF_LOAD] = half_load.table(kinds, lates, peers)
+        half = half_load.run(
+            kinds, replace(setting, peers=peers), count=count, slices=_HALF_LOAD_SLICES, seconds=_HALF_LOAD_SECONDS
+        )
+        found[page.HALF_LOAD] = f"{half_load.describe_slices(half)}\n\n{half_load.table(half, peers)}"
     return found
 
 
@@ -214,8 +217,10 @@ def main() -> int:
                 found = check_import(path, build.python)
                 print(f"{name}: {describe(path)} ({found})", file=sys.stderr, flush=True)
         tables = _measure_all(options, Setting(peers, build.python, tree, options.starts, options.rounds))
-    heading = f"{build}; medians of {options.starts} starts with {options.rounds} rounds each; {describe_others(used)}."
+    others = describe_others(used)
     for part, text in tables.items():
+        rounds = f" with {options.rounds} rounds each" if part == page.SMALL else ""
+        heading = f"{build}; medians of {options.starts} starts{rounds}; {others}."
         print(f"{heading}\n\n{text}\n")
         if options.write:
             page.write(part, f"{heading}\n\n{text}")

@@ -5,10 +5,14 @@ No test here depends on a time.
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,9 @@ import pytest
 
 from tests.bench import half_load, page, profile, profiled, small_requests
 from tests.bench.before import ROOT
-from tests.bench.generator import Generator, Load, LoadError, Mode, run_generator
+from tests.bench.generator import Generator, Load, LoadError, Mode, Timing, run_generator
 from tests.bench.interpreter import Build, describe
-from tests.bench.machine import Usage, describe_others, other_share
+from tests.bench.machine import StolenTime, Usage, describe_others, other_share
 from tests.bench.peers import COPY, PROFILED, Setting, available, cpu_seconds, start_peers
 from tests.bench.small import Cost, cases, run, table
 from tests.conftest import require_tool
@@ -129,16 +133,96 @@ def test_python_is_described_with_its_version_and_how_it_was_built() -> None:
 
 
 @pytest.mark.slow
+def test_requests_that_are_due_begin_when_each_connection_was_used_once(generator: Generator) -> None:
+    """Otherwise a short run measures how a proxy accepts connections."""
+    received = list[bytes]()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            socks = [listener.accept()[0] for _ in range(3)]
+            for sock in (*socks, None):
+                # The request that is measured may come on any of them.
+                (ready,) = [sock] if sock is not None else select.select(socks, [], [])[0]
+                received.append(ready.recv(65536))
+                ready.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            for sock in socks:
+                sock.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        timing = generator.run(listener.getsockname()[1], Load(small_requests.GET, 1, 3, "even", rate=1000.0))
+        thread.join()
+    assert received == [small_requests.GET] * 4
+    assert timing.p50 == timing.p99, "one was measured"
+
+
+@pytest.mark.slow
+def test_load_generator_reports_for_how_long_it_was_paused(generator: Generator) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as sock:
+                sock.recv(65536)
+                os.kill(generator.pid, signal.SIGSTOP)
+                # Its state in /proc/PID/stat.
+                while b") T " not in Path(f"/proc/{generator.pid}/stat").read_bytes():
+                    pass
+                began = time.monotonic()
+                while time.monotonic() < began + 0.01:
+                    pass
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                os.kill(generator.pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        timing = generator.run(listener.getsockname()[1], Load(small_requests.GET, 1, 1))
+        thread.join()
+    assert timing.paused >= 10_000
+
+
+def make_slice(p99: float, *, alone: float = 10.0, paused: float = 0.0, alone_paused: float = 0.0) -> half_load.Slice:
+    return half_load.Slice(Timing(1.0, 1.0, p99, paused), Timing(1.0, 1.0, alone, alone_paused), seconds=1.0)
+
+
+def test_slice_in_which_the_load_generator_was_paused_is_left_out() -> None:
+    row = half_load.Row("GET", "random")
+    kept = [make_slice(110.0), make_slice(111.0, alone=11.0, paused=2000.0, alone_paused=1000.0), make_slice(130.0)]
+    left_out = [make_slice(900.0, paused=2001.0), make_slice(900.0, alone_paused=1001.0)]
+    lates = {
+        (row, "gateway"): half_load.Late([5000.0], [*kept, *left_out]),
+        (row, "envoy"): half_load.Late([4000.0], [make_slice(210.0), make_slice(210.0)]),
+        (row, "nginx"): half_load.Late([6000.0], [make_slice(210.0)]),
+    }
+    found = half_load.Found(lates, "Nothing was stolen.")
+    lines = half_load.table(found, ("gateway", "nginx", "envoy")).splitlines()
+    cells = "100 (100-110) at 5000 | - at 6000 | 200 (200-200) at 4000 | 0.50 | 1-3"
+    assert lines[2] == f"| GET, random intervals | {cells} |"
+    text = half_load.describe_slices(found)
+    assert "2 of all 8 are left out" in text
+    assert text.endswith("10 us (median). Nothing was stolen.")
+
+
+def test_time_that_the_host_took_is_a_share_of_each_core() -> None:
+    assert str(StolenTime()).count("%") == os.cpu_count()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_half_load_is_measured_at_even_and_random_intervals() -> None:
+def test_half_load_is_measured_at_even_and_random_intervals_and_at_the_same_rate() -> None:
     for name in ("gcc", "nginx"):
         require_tool(name)
     peers = ("gateway", "nginx")
-    found = half_load.run(["GET", "form"], Setting(peers, sys.executable, starts=1), count=128, seconds=0.02)
-    assert {key[1:] for key in found} == {(spacing, peer) for spacing in ("even", "random") for peer in peers}
-    lines = half_load.table(["GET", "form"], found, peers).splitlines()
-    assert len(lines) == 2 + 4
-    assert "GET, random intervals" in lines[3]
+    setting = Setting(peers, sys.executable, starts=1)
+    found = half_load.run(["GET", "form"], setting, count=128, slices=2, seconds=0.02)
+    rows = half_load.rows_of(["GET", "form"], peers)
+    assert set(found.lates) == {(row, peer) for row in rows for peer in peers}
+    assert all(len(late.slices) == 2 for late in found.lates.values())
+    common = half_load.Row("form", "random", is_common=True)
+    assert len({found.lates[common, peer].rates[0] for peer in peers}) == 1
+    lines = half_load.table(found, peers).splitlines()
+    assert len(lines) == 2 + 6
+    assert "GET, random intervals |" in lines[3]
+    assert "form, random intervals, the same rate for all |" in lines[7]
 
 
 @pytest.mark.slow
