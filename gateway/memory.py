@@ -1,6 +1,6 @@
 """Memory settings of the process: during its imports, and once it has started. `garbage` goes on from there.
 
-Chunks of up to 1 MiB are allocated and freed thousands of times a second. glibc returns the top of its heap to the
+Chunks of up to 2 MiB are allocated and freed thousands of times a second. glibc returns the top of its heap to the
 kernel when two adjacent chunks are free, and the next allocation then faults the same pages in again, zeroed, one
 fault per 4 KiB: up to 66,000 faults per GB, a quarter of the CPU time of a chunked upload. Keeping 16 MiB of freed
 memory in the process avoids this.

@@ -88,6 +88,8 @@ class Mirror:
 class Tee:
     """The body of one mirrored request: a filter of its transfer that never refuses, and a source for the mirror."""
 
+    keeps_chunks = True
+
     def __init__(self, room_bytes: float, stats: RouteStats) -> None:
         self._room = room_bytes
         self._stats = stats

@@ -23,6 +23,8 @@ class FormObserver:
     For a body that is not a form, call `take_whole_body` first; `feed_data` and `finish` then observe the body itself.
     """
 
+    keeps_chunks = True
+
     def __init__(self, factories: Sequence[ObserverFactory], client: str, on_file: OnFile) -> None:
         self._factories = factories
         self._client = client

@@ -12,6 +12,8 @@ class BodyLimit:
     `check` refuses a declared Content-Length before the first byte; `feed_data` counts what is received.
     """
 
+    keeps_chunks = False
+
     def __init__(self, limit: float, route: str) -> None:
         self._limit = limit
         self._route = route

@@ -1,9 +1,9 @@
 """The content object of MultipartReader: it splits a form's body into lines and part data, and checks the lines.
 
 Invariant: every byte is returned once, in order, as part of a line or as data of a part. Between calls the object
-holds one chunk, and at most one delimiter or one line more. MultipartReader accepts lines that end in a bare LF,
-preambles of any size and anything after the closing delimiter; parsers of upstreams differ on such bodies, so they
-are refused here (RFC 2046 section 5.1.1).
+holds what was not returned of one chunk, and at most one delimiter or one line more. MultipartReader accepts lines that
+end in a bare LF, preambles of any size and anything after the closing delimiter; parsers of upstreams differ on such
+bodies, so they are refused here (RFC 2046 section 5.1.1).
 
 The search is for the whole boundary in the chunk as received (`search`). Chunks are joined only if a delimiter may
 be divided between them. A piece of data ends with its chunk or its part, however many bytes look like a boundary.
@@ -23,6 +23,8 @@ from gateway.multipart.search import has_boundary
 _MAX_LINE_BYTES: Final = 8190
 #: Lines and pieces of data between two turns: a part with two headers is about five.
 TURN_TOKENS: Final = 64
+#: Bytes searched between two turns: where nearly everything looks like a boundary, 1 MiB takes 10 ms.
+SEARCHED_BYTES: Final = 2**20
 _LINE_BREAK: Final = re.compile(rb"[\r\n]")
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
@@ -60,6 +62,10 @@ class FormContent:
         self._route = route
         self._chunk = b""
         self._offset = 0
+        #: What follows the chunk, where that is the beginning of a large one.
+        self._following = b""
+        #: Whether the chunk was searched, and no boundary begins in it.
+        self._has_none = False
         self._is_ended = False
         self._is_closed = False
         self._is_before_first = True
@@ -111,12 +117,12 @@ class FormContent:
         """
         delimiter, boundary = self._delimiter, self._dash_boundary
         await self._count_token()
-        if self._offset == len(self._chunk) and not await self._pull():
+        if self._offset == len(self._chunk) and not await self._pull(may_be_large=True):
             raise self._truncated()
         while True:
             chunk, at = self._chunk, self._offset
             # Nearly always there is none, and this search is the cheapest.
-            if has_boundary(chunk, boundary, at):
+            if not self._has_none and has_boundary(chunk, boundary, at):
                 found = chunk.find(delimiter, at)
                 self._check_bare_line_breaks(chunk, at, found if found >= 0 else len(chunk))
                 if found >= 0:
@@ -175,17 +181,41 @@ class FormContent:
         """Return whether every byte was read."""
         return self._is_ended and self._offset >= len(self._chunk)
 
-    async def _pull(self) -> bool:
-        """Append the next chunk to the unread bytes. Return whether there was one."""
+    async def _pull(self, *, may_be_large: bool = False) -> bool:
+        """Append the next chunk to the unread bytes. Return whether there was one.
+
+        A large chunk is divided, except where it `may_be_large` and has no boundary: most chunks of a large file.
+        """
         # What was returned is freed before more is received, which then has the same memory.
         self._chunk, self._offset = self._chunk[self._offset :], 0
-        fresh = await self._source.pull()
+        self._has_none = False
+        if self._following:
+            await self._source.take_turn()
+            fresh, self._following = self._following, b""
+        else:
+            fresh = await self._source.pull()
         if not fresh:
             self._is_ended = True
             return False
+        if len(fresh) > SEARCHED_BYTES:
+            self._has_none = may_be_large and not await self._has_boundary(fresh)
+            if not self._has_none:
+                fresh, self._following = fresh[:SEARCHED_BYTES], fresh[SEARCHED_BYTES:]
+                # It was searched already in this turn.
+                await self._source.take_turn()
         self._pulled_bytes += len(fresh)
         self._chunk = self._chunk + fresh if self._chunk else fresh
         return True
+
+    async def _has_boundary(self, chunk: bytes) -> bool:
+        """Return whether there is a boundary in a large chunk; takes a turn after each part of it."""
+        boundary, at = self._dash_boundary, 0
+        while len(chunk) - at > SEARCHED_BYTES:
+            if has_boundary(chunk, boundary, at, at + SEARCHED_BYTES + len(boundary) - 1):
+                return True
+            at += SEARCHED_BYTES
+            await self._source.take_turn()
+        return has_boundary(chunk, boundary, at)
 
     async def _read_line(self) -> bytes:
         while (end := self._chunk.find(b"\n", self._offset)) < 0:

@@ -82,6 +82,7 @@ class PartInspector:
         self._chunk: bytes | None = None
         self._on_part = on_part
         self._listener = listener
+        self.keeps_chunks = listener is not None
         self._has_more = False
         #: Reads the form; begun with the first chunk that is not read at a glance.
         self._coroutine: Coroutine[Any, Any, None] | None = None

@@ -17,7 +17,7 @@ from typing import Final
 #: From this size on memmem makes up for its call.
 MIN_MEMMEM_BYTES: Final = 32 * 1024
 
-_Memmem = Callable[[bytes, int, bytes, int], int | None]
+_Memmem = Callable[[bytes | int, int, bytes, int], int | None]
 
 
 def load_memmem() -> _Memmem | None:
@@ -27,17 +27,19 @@ def load_memmem() -> _Memmem | None:
     memmem = getattr(ctypes.PyDLL(None), "memmem", None)
     if memmem is None:
         return None
-    memmem.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
+    memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
     memmem.restype = ctypes.c_void_p
     found: _Memmem = memmem
     return found
 
 
-def has_boundary(chunk: bytes, boundary: bytes, at: int) -> bool:
-    """Return whether a boundary begins in a chunk, at `at` or after it."""
-    if _MEMMEM is None or len(chunk) < MIN_MEMMEM_BYTES or at:
-        return chunk.find(boundary, at) >= 0
-    return _MEMMEM(chunk, len(chunk), boundary, len(boundary)) is not None
+def has_boundary(chunk: bytes, boundary: bytes, at: int, end: int | None = None) -> bool:
+    """Return whether there is a boundary in a chunk, or in its bytes from `at` to `end`."""
+    size = (len(chunk) if end is None else end) - at
+    if _MEMMEM is None or size < MIN_MEMMEM_BYTES:
+        return chunk.find(boundary, at, end) >= 0
+    start = (ctypes.cast(ctypes.c_char_p(chunk), ctypes.c_void_p).value or 0) + at if at else chunk
+    return _MEMMEM(start, size, boundary, len(boundary)) is not None
 
 
 _MEMMEM: Final = load_memmem()

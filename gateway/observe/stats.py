@@ -84,7 +84,7 @@ class Histogram:
 # Bounds have the type of the values: comparing an integer with a fraction takes longer.
 #: Powers of four, from 1 KiB to 1 TiB.
 SIZE_BOUNDS: Final = tuple(2**exponent for exponent in range(10, 41, 2))
-#: From 64 bytes to 4 MiB. Chunks are at most a few hundred KiB on the copy lane, 1 MiB on the others.
+#: From 64 bytes to 4 MiB. Chunks are at most a few hundred KiB on the copy lane, 2 MiB on the others.
 CHUNK_BOUNDS: Final = tuple(2**exponent for exponent in range(6, 23, 2))
 #: From 1 KiB/s to 16 GiB/s.
 RATE_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(10, 35, 2))

@@ -28,7 +28,7 @@ from gateway.transfer.meter import Meter
 from gateway.transfer.progress import Progress
 from gateway.transfer.pump import Source, Transfer, pump
 from gateway.transfer.raw_body import RawBody, SizedRawBody
-from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
+from gateway.transfer.raw_socket import MAX_PASSED_BYTES, MIN_CHUNK_BYTES, RawSocket
 from gateway.transfer.sendfile import SendfileLane, SendfileSource
 from gateway.transfer.splice import Pipe, can_splice, open_pipe
 
@@ -190,7 +190,7 @@ class ChunkMemory:
             body.chunk_bytes = max(body.chunk_bytes // 2, _MIN_DELAYED_BYTES)
         elif was_taken:
             share = max(ALL_CHUNKS_BYTES // (self._reader_count or 1), MIN_CHUNK_BYTES)
-            body.chunk_bytes = min(body.chunk_bytes * 2, MAX_CHUNK_BYTES, share)
+            body.chunk_bytes = min(body.chunk_bytes * 2, body.most_bytes, share)
         else:
             body.chunk_bytes = MIN_CHUNK_BYTES
 
@@ -268,11 +268,13 @@ class Lanes:
         if body is None:
             return False
         body.socket.turns = socket.turns = transfer.turns
-        may_splice = self._has_splice and not transfer.has_filters and not socket.is_chunked
+        may_splice = self._has_splice and not transfer.filters and not socket.is_chunked
         if may_splice and isinstance(body, SizedRawBody) and (pipe := open_pipe()) is not None:
             with pipe:
                 await pump(transfer, SpliceLane(transfer, body, socket, sink, pipe))
             return True
+        if not any(each.keeps_chunks for each in transfer.filters):
+            body.most_bytes = MAX_PASSED_BYTES
         with self._memory.share():
             await pump(transfer, DirectLane(transfer, body, socket, sink, self._memory))
         return True

@@ -50,6 +50,9 @@ class Source(Protocol):
 class Filter(Protocol):
     """Sees every chunk before it is passed on."""
 
+    #: Whether it keeps chunks or shows them to others: they are smaller then.
+    keeps_chunks: bool
+
     def feed_data(self, chunk: bytes, /) -> bool | None:
         """Judge a chunk. Return True if it has more to do with it: call again with b"". Raises Fault."""
         ...
@@ -261,9 +264,9 @@ class Transfer:
         return self._timers.turns
 
     @property
-    def has_filters(self) -> bool:
-        """Whether a filter must see the bytes."""
-        return bool(self._filters)
+    def filters(self) -> Sequence[Filter]:
+        """What must see the bytes."""
+        return self._filters
 
     def start(self, lane: str = "copy") -> None:
         """Count the transfer as in flight, and start its clock. `end`, or leaving it as a block, is to follow."""

@@ -8,15 +8,16 @@ from typing import Protocol
 from gateway.errors import Fault
 from gateway.http.chunked import ChunkedDecoder
 from gateway.transfer.exhaustion import exhaustion_fault
-from gateway.transfer.raw_socket import MIN_CHUNK_BYTES, RawSocket
+from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RawSocket
 
 
 class RawBody(Protocol):
     """The rest of a body."""
 
     socket: RawSocket
-    #: How many bytes to receive at once.
+    #: How many bytes to receive at once, and how many at most.
     chunk_bytes: int
+    most_bytes: int
 
     @property
     def is_ended(self) -> bool:
@@ -39,7 +40,7 @@ class SizedRawBody:
         self.socket = socket
         self.remaining_bytes = remaining_bytes
         self.lost = lost
-        self.chunk_bytes = MIN_CHUNK_BYTES
+        self.chunk_bytes, self.most_bytes = MIN_CHUNK_BYTES, MAX_CHUNK_BYTES
 
     @property
     def is_ended(self) -> bool:
@@ -70,7 +71,7 @@ class ChunkedRawBody:
 
     def __init__(self, socket: RawSocket, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
         self.socket = socket
-        self.chunk_bytes = MIN_CHUNK_BYTES
+        self.chunk_bytes, self.most_bytes = MIN_CHUNK_BYTES, MAX_CHUNK_BYTES
         self._decoder = decoder
         self._lost = lost
 
@@ -106,7 +107,8 @@ class ChunkedRawBody:
             # No memory is held for a peer that is slow.
             foreseen = None
             await self.socket.wait_readable()
-        received = await self.socket.receive(self.chunk_bytes)
+        # No more than this: what the decoder joins is held twice.
+        received = await self.socket.receive(min(self.chunk_bytes, MAX_CHUNK_BYTES))
         if not received:
             raise self._lost()
         return decoder.decode(received)

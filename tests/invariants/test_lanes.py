@@ -9,7 +9,7 @@ import itertools
 import os
 import random
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +17,8 @@ from gateway.errors import Fault, FaultKind
 from gateway.observe.stats import Direction
 from gateway.transfer import RawSocket, SizedRawBody
 from gateway.transfer.lanes import ChunkMemory
+from gateway.transfer.raw_body import RawBody
+from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MAX_PASSED_BYTES
 from tests.peers import (
     OK,
     TIMEOUT_SECONDS,
@@ -27,6 +29,7 @@ from tests.peers import (
     forward_config,
     post,
     read_request,
+    responding,
     run_gateway,
     split_response,
     wait_until,
@@ -204,6 +207,37 @@ async def test_chunk_size_grows_while_chunks_are_written_and_shrinks_while_filte
         memory.size_next(rest, held_seconds, was_taken=was_taken)
         sizes.append(rest.chunk_bytes // 1024)
     assert sizes == [256, 512, 1024, 1024, 128, 64, 32, 16, 8, 8, 16]
+
+
+async def test_chunks_that_nothing_keeps_may_be_larger() -> None:
+    memory, rest, sizes = ChunkMemory(), body_without_socket(), []
+    rest.most_bytes = MAX_PASSED_BYTES
+    for _ in range(6):
+        memory.size_next(rest, 0.0, was_taken=True)
+        sizes.append(rest.chunk_bytes // 1024)
+    assert sizes == [256, 512, 1024, 2048, 2048, 2048]
+
+
+@pytest.mark.parametrize(
+    ("keys", "most"),
+    [
+        ({}, MAX_PASSED_BYTES),
+        ({"filters": ["digest"]}, MAX_CHUNK_BYTES),
+        ({"forward": {"mirror": {"upstream": "up"}}}, MAX_CHUNK_BYTES),
+    ],
+)
+async def test_filters_that_keep_chunks_have_smaller_ones(
+    keys: dict[str, Any], most: int, every_lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def record(self: ChunkMemory, body: RawBody, delayed_seconds: float, *, was_taken: bool) -> None:
+        seen.append(body.most_bytes)
+
+    monkeypatch.setattr(ChunkMemory, "size_next", record)
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, **keys)) as gateway:
+        await gateway.request(post(form(('name="f"; filename="a"', BODY))))
+    assert set(seen) == ({most} if every_lane == "auto" else set())
 
 
 async def test_chunks_of_many_transfers_share_one_memory_limit() -> None:

@@ -20,6 +20,7 @@ from gateway.multipart import (
     Part,
     PartInspector,
     boundary_of,
+    content,
     form_boundary_of,
     parse_disposition,
 )
@@ -372,6 +373,36 @@ async def test_turns_are_asked_for_within_a_chunk_of_many_parts() -> None:
         assert not await part.read()
     assert count == 1000
     assert source.turn_count >= 3 * count // TURN_TOKENS
+
+
+@pytest.mark.parametrize("searched", [5, 40, 64])
+@given(
+    parts=st.lists(NEAR_DELIMITERS, max_size=4),
+    cuts=st.lists(st.integers(0, 400), max_size=3),
+    tail=st.sampled_from([b"", b"\r\n", b"--XBOUNDARYX", b"\r\n--XBOUND"]),
+)
+def test_large_chunks_are_read_like_small_ones(parts: list[bytes], cuts: list[int], tail: bytes, searched: int) -> None:
+    body = form(*(('name="f"; filename="a"', data) for data in parts)) + tail
+    expected = inspect(one_by_one(body))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "SEARCHED_BYTES", searched)
+        assert inspect(split_at(body, cuts)) == expected
+
+
+async def test_large_chunk_without_a_boundary_is_returned_whole_and_searched_in_turns() -> None:
+    large = bytes(2 * content.SEARCHED_BYTES)
+    head, tail = form(('name="f"; filename="a"', b"start" + b"end")).split(b"startend")
+    source = Chunks([head + b"start", large, large + b"end" + tail])
+    pieces, turns = [], []
+    async for part in FormParts(FormContent(BOUNDARY, Limits(), "r", source), BOUNDARY, Limits(), "r"):
+        while piece := await part.read():
+            pieces.append(piece)
+            turns.append(source.turn_count)
+    assert b"".join(pieces) == b"start" + large * 2 + b"end"
+    assert pieces[1] is large
+    assert turns[:2] == [0, 1]
+    # That in which the form ends is divided: what else is looked for is not searched in turns.
+    assert max(map(len, pieces[2:])) <= content.SEARCHED_BYTES
 
 
 def test_inspector_stops_within_a_chunk_of_many_parts() -> None:

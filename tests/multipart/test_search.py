@@ -84,10 +84,13 @@ def test_file_of_near_boundaries_is_read_whole_and_its_end_is_found(boundary: by
     ),
     boundary=st.sampled_from([b"--ab", b"--aba", b"--abab", b"-----", b"\0\0"]),
     at=st.integers(0, 50),
+    cut=st.integers(0, 50),
 )
-def test_both_searches_agree(pieces: list[bytes], boundary: bytes, at: int) -> None:
+def test_both_searches_agree(pieces: list[bytes], boundary: bytes, at: int, cut: int) -> None:
     chunk = b"".join(pieces)
     assert has_boundary(chunk, boundary, at) is (chunk.find(boundary, at) >= 0)
+    end = max(0, len(chunk) - cut)
+    assert has_boundary(chunk, boundary, at, end) is (chunk.find(boundary, at, end) >= 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a C library whose memmem is known to be fast")
@@ -96,15 +99,19 @@ def test_memmem_is_used_where_the_c_library_has_it(monkeypatch: pytest.MonkeyPat
         pytest.skip("this C library has no memmem")
     calls = []
 
-    def memmem(chunk: bytes, size: int, boundary: bytes, length: int) -> int | None:
+    def memmem(chunk: bytes | int, size: int, boundary: bytes, length: int) -> int | None:
         calls.append((size, length))
-        return 1 if boundary[:length] in chunk[:size] else None
+        text = ctypes.string_at(chunk, size) if isinstance(chunk, int) else chunk[:size]
+        return 1 if boundary[:length] in text else None
 
     monkeypatch.setattr(search, "_MEMMEM", memmem)
     assert has_boundary(b"\0" * SIZE + b"--x", b"--x", 0)
     assert not has_boundary(b"\0" * (MIN_MEMMEM_BYTES - 1), b"--x", 0)
-    assert not has_boundary(b"\0" * SIZE, b"--x", 1)
-    assert calls == [(SIZE + 3, 3)]
+    assert has_boundary(b"-" + b"\0" * SIZE + b"--x", b"--x", 1)
+    assert not has_boundary(b"--x" + b"\0" * SIZE, b"--x", 1)
+    assert not has_boundary(b"\0" * SIZE + b"--x", b"--x", 1, SIZE + 2)
+    assert not has_boundary(b"\0" * SIZE, b"--x", SIZE - MIN_MEMMEM_BYTES + 1)
+    assert calls == [(SIZE + 3, 3), (SIZE + 3, 3), (SIZE + 2, 3), (SIZE + 1, 3)]
 
 
 def test_system_without_memmem_is_searched_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
