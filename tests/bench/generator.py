@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -54,10 +55,9 @@ class Timing:
 class Generator:
     """A running load generator. `port` is that of its upstream."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, directory: Path) -> None:
-        assert process.stdin is not None
+    def __init__(self, process: subprocess.Popen[str], commands: socket.socket, port: int, directory: Path) -> None:
         assert process.stdout is not None
-        self._stdin: IO[str] = process.stdin
+        self._commands = commands
         self._stdout: IO[str] = process.stdout
         self._directory = directory
         self.port = port
@@ -65,10 +65,20 @@ class Generator:
 
     def run(self, port: int, load: Load) -> Timing:
         """Send the requests to a port and wait for the last response. Raises LoadError."""
+        return self._run(port, load, ())
+
+    def run_on(self, socks: Sequence[socket.socket], request: bytes, count: int) -> Timing:
+        """Send `count` requests on connections that stay open, and wait for the last response. Raises LoadError.
+
+        No more than 253 connections.
+        """
+        return self._run(0, Load(request, count, len(socks)), [sock.fileno() for sock in socks])
+
+    def _run(self, port: int, load: Load, descriptors: Sequence[int]) -> Timing:
         path = self._directory / "request"
         path.write_bytes(load.request)
-        self._stdin.write(f"{load.mode} {port} {path} {load.count} {load.connections} {load.rate} {load.seed}\n")
-        self._stdin.flush()
+        command = f"{load.mode} {port} {path} {load.count} {load.connections} {load.rate} {load.seed}\n"
+        socket.send_fds(self._commands, [command.encode()], descriptors)
         line = self._stdout.readline()
         if not line or line.startswith("error"):
             raise LoadError(line.strip() or "the load generator ended")
@@ -94,16 +104,19 @@ def run_generator() -> Iterator[Generator]:
         program = Path(name) / "load_generator"
         subprocess.run([compiler, "-O2", "-o", program, SOURCE, "-lm"], check=True)
         port = free_port()
-        process = subprocess.Popen(
-            [program, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        commands, stdin = socket.socketpair()
+        with stdin:
+            process = subprocess.Popen(
+                [program, str(port)], stdin=stdin.fileno(), stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
         os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
         try:
-            generator = Generator(process, port, Path(name))
+            generator = Generator(process, commands, port, Path(name))
             if process.stdout is None or process.stdout.readline() != "ready\n":
                 raise RuntimeError(f"the load generator did not start: exit code {process.wait(5)}")
             yield generator
         finally:
+            commands.close()
             process.kill()
             process.communicate()
 

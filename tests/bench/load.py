@@ -155,7 +155,7 @@ def ask_form_over_tls(port: int, size: int) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as sock:
-        _send_form(sock, size, b"/up")
+        send_form(sock, size)
 
 
 Ask = Callable[[int], None]
@@ -164,15 +164,20 @@ Ask = Callable[[int], None]
 def ask_upload(port: int, size: int) -> None:
     """PUT a raw body with a Content-Length."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.sendall(b"PUT /up HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
-        send_body(sock, size)
-        _check(sock)
+        send_upload(sock, size)
+
+
+def send_upload(sock: socket.socket, size: int) -> None:
+    """PUT a raw body with a Content-Length on a connection, as its last request."""
+    sock.sendall(b"PUT /up HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
+    send_body(sock, size)
+    _check(sock)
 
 
 def ask_form(port: int, size: int, target: bytes = b"/up", rate: float | None = None) -> None:
     """POST one file as multipart, with a Content-Length; at most at a rate (bytes/s)."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        _send_form(sock, size, target, rate)
+        send_form(sock, size, target, rate)
 
 
 def ask_files(port: int, size: int, count: int = 8) -> None:
@@ -199,7 +204,8 @@ def hash_alone(_port: int, size: int) -> None:
         left -= step
 
 
-def _send_form(sock: socket.socket, size: int, target: bytes, rate: float | None = None) -> None:
+def send_form(sock: socket.socket, size: int, target: bytes = b"/up", rate: float | None = None) -> None:
+    """POST one file as multipart on a connection, as its last request; at most at a rate (bytes/s)."""
     length = len(FORM_HEAD) + size + len(FORM_TAIL)
     head = b"POST " + target + b" HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n" + FORM_TYPE
     sock.sendall(head + b"Content-Length: %d\r\n\r\n" % length + FORM_HEAD)

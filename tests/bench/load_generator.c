@@ -14,6 +14,9 @@
  *   even    requests are due at equal intervals, RATE a second; time counts from when a request was due
  *   random  the same with exponentially distributed intervals (independent clients), which SEED determines
  *
+ * Standard input is a socket. If descriptors of connections come with a line (SCM_RIGHTS), the requests are sent on these,
+ * which stay open; PORT and CONNECTIONS are not used then.
+ *
  * The answer is one line: "RATE P50 P99 PAUSED" (requests a second, microseconds), or "error: REASON". PAUSED is for
  * how long together this process was kept from polling, by other processes or by the host of a virtual machine: it looks
  * at the clock at least once per event, and counts what is longer than any of its own work.
@@ -32,7 +35,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER_BYTES = 128 * 1024, REQUEST_BYTES = 64 * 1024, MAX_CONNECTIONS = 1024, MAX_EVENTS = 256 };
+enum { BUFFER_BYTES = 128 * 1024, REQUEST_BYTES = 64 * 1024, MAX_CONNECTIONS = 1024, MAX_EVENTS = 256,
+       MAX_GIVEN = 253 /* the kernel's SCM_MAX_FD */ };
 static const double STALL_SECONDS = 10;
 /* An event takes some 10 us. */
 static const double PAUSE_SECONDS = 200e-6;
@@ -191,6 +195,11 @@ static struct sockaddr_in loopback(int port) {
   return address;
 }
 
+static struct connection *watch_client(int fd) {
+  fcntl(fd, F_SETFL, O_NONBLOCK);
+  return watch(CLIENT, fd);
+}
+
 /* Connect, blocking: on loopback the kernel completes a connection without the proxy. */
 static struct connection *open_client(void) {
   struct sockaddr_in address = loopback(run.port);
@@ -201,11 +210,12 @@ static struct connection *open_client(void) {
     return NULL;
   }
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-  fcntl(fd, F_SETFL, O_NONBLOCK);
-  return watch(CLIENT, fd);
+  return watch_client(fd);
 }
 
 static void close_client(struct connection *c) {
+  /* One that was given stays open elsewhere, so that closing it here does not end the watch. */
+  epoll_ctl(poller, EPOLL_CTL_DEL, c->fd, NULL);
   close(c->fd);
   free(c);
 }
@@ -287,7 +297,8 @@ static void plan(int is_random, long seed) {
   }
 }
 
-static void start_run(const char *line) {
+/* Begin the run of a line. `given` are descriptors of connections that came with it. */
+static void start_run(const char *line, const int *given, int given_count) {
   char mode[16], file[512];
   long seed = 0;
   run = (struct run){0};
@@ -303,7 +314,9 @@ static void start_run(const char *line) {
   run.mode = !strcmp(mode, "warm") ? WARM : !strcmp(mode, "cold") ? COLD : PACED;
   run.due = calloc(run.count, sizeof *run.due);
   run.seconds = calloc(run.count, sizeof *run.seconds);
-  for (int i = 0; i < run.connection_count && !run.error; i++) run.clients[i] = open_client();
+  if (given_count) run.connection_count = given_count;
+  for (int i = 0; i < run.connection_count && !run.error; i++)
+    run.clients[i] = given_count ? watch_client(given[i]) : open_client();
   if (run.error) return;
   if (run.mode == PACED) {
     plan(!strcmp(mode, "random"), seed);
@@ -345,11 +358,18 @@ static void end_run(void) {
 /* Read a line with a run from standard input. Return 0 at its end. */
 static int read_command(void) {
   char line[1024];
-  ssize_t count = read(0, line, sizeof line - 1);
+  union {
+    struct cmsghdr head;
+    char bytes[CMSG_SPACE(MAX_GIVEN * sizeof(int))];
+  } control;
+  struct iovec data = {line, sizeof line - 1};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  ssize_t count = recvmsg(0, &message, 0);
   if (count <= 0) return 0;
   line[count] = 0;
+  struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
   is_running = 1;
-  start_run(line);
+  start_run(line, rights ? (int *)CMSG_DATA(rights) : NULL, rights ? (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0);
   return 1;
 }
 

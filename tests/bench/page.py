@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/benchmarks.md. Each is between two comments that name it."""
+"""Writes the generated parts of docs/benchmarks.md and docs/scaling.md. Each is between two comments that name it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from tests.bench.before import ROOT
 PAGE = ROOT / "docs" / "benchmarks.md"
 BODIES, SMALL, HALF_LOAD, PROFILE = "bodies", "small requests", "half load", "profile"
 STORE, START = "store", "start"
+SCALING = ROOT / "docs" / "scaling.md"
+WORKER_CPU, WORKER_RATE, SUPERVISOR = "CPU of workers", "rate of workers", "supervisor"
 
 
 def write(part: str, text: str, page: Path = PAGE) -> None:

@@ -5,6 +5,7 @@ No test here depends on a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -45,6 +46,16 @@ def test_load_generator_responds_to_itself(generator: Generator, mode: Mode, kin
     assert timing.rate > 0
     assert 0 < timing.p50 <= timing.p99
     assert generator.run(generator.port, load).rate > 0, "a second run on the same process"
+
+
+@pytest.mark.slow
+def test_load_generator_sends_on_connections_that_stay_open(generator: Generator) -> None:
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", generator.port)
+        socks = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+        for some in (socks, socks[3:], socks):
+            assert generator.run_on(some, small_requests.GET, 50).rate > 0
+    assert generator.run(generator.port, Load(small_requests.GET, 50, 8)).rate > 0, "and it opens its own afterwards"
 
 
 @pytest.mark.slow
@@ -279,9 +290,18 @@ def test_part_of_the_page_is_replaced_and_the_rest_stays(tmp_path: Path) -> None
         page.write("z", "new", path)
 
 
-@pytest.mark.parametrize("part", [page.BODIES, page.SMALL, page.HALF_LOAD, page.PROFILE])
-def test_page_has_each_part(part: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        *(
+            (page.PAGE, part)
+            for part in (page.BODIES, page.SMALL, page.HALF_LOAD, page.PROFILE, page.STORE, page.START)
+        ),
+        *((page.SCALING, part) for part in (page.WORKER_CPU, page.WORKER_RATE, page.SUPERVISOR)),
+    ],
+)
+def test_page_has_each_part(path: Path, part: str, tmp_path: Path) -> None:
     copy = tmp_path / "page.md"
-    copy.write_text(page.PAGE.read_text())
+    copy.write_text(path.read_text())
     page.write(part, "new", copy)
     assert "\nnew\n" in copy.read_text()

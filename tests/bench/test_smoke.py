@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.bench import supervisor, workers
+from tests.bench import supervisor, worker_cpu, worker_rate
 from tests.bench.__main__ import QUICK, cases, comparison, run, run_quick, table
 from tests.bench.before import ROOT, check_import, checkout
 from tests.bench.peers import Setting, available
@@ -39,10 +39,16 @@ def test_quick_benchmark_compares_with_nginx_and_with_another_tree(monkeypatch: 
 
 
 @pytest.mark.slow
+# Eight starts of a gateway, and 200 measurements.
+@pytest.mark.timeout(180)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_benchmark_of_workers_compares_each_case_with_one_process_and_with_two_gateways() -> None:
-    chosen = workers.cases(size=1_000_000, requests=128)
-    lines = workers.table(chosen, workers.run(chosen, rounds=1)).splitlines()[2:]
+    require_tool("gcc")
+    chosen = worker_cpu.cases(size=1_000_000, requests=512)
+    lines = worker_cpu.table(chosen, worker_cpu.run(chosen, rounds=1)).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == [case.name for case in chosen]
+    assert all(line.count("(") == 4 for line in lines), "a ratio is missing"
+    lines = worker_rate.table(chosen, worker_rate.run(chosen, rounds=1)).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["1", "2", "1 + 1"] * len(chosen)
 
 
