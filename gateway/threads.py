@@ -8,9 +8,9 @@ stays in the queue, with its arguments, until a thread is free.
 from __future__ import annotations
 
 import errno
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Final, ParamSpec, TypeVar
@@ -23,21 +23,23 @@ _IDLE_SECONDS: Final = 30.0
 class Threads(Executor):
     """At most `max_count` daemon threads. They start when needed and end when idle; waiting calls run in their order.
 
-    `submit`, `cancel` and `shutdown` may be called from any thread.
+    Every method may be called from any thread.
     """
 
     def __init__(self, name: str, max_count: int) -> None:
         self._name = name
         self._max_count = max_count
-        #: None asks a thread to end.
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         #: Calls that wait or run.
         self._unfinished: dict[Future[Any], _Call] = {}
         self._running: set[_Call] = set()
+        #: Held for what is below.
         self._lock = threading.Lock()
+        #: Calls that wait for a thread.
+        self._waiting: deque[_Call] = deque()
+        #: Threads that wait for a call; the last of them gets the next, so that the others end.
+        self._idle: list[_Thread] = []
         self._thread_count = 0
-        #: Threads that no call is meant for.
-        self._idle_count = 0
+        self._is_shut_down = False
 
     def submit(
         self,
@@ -49,22 +51,26 @@ class Threads(Executor):
         """Run a call in a thread, at once if one is free. It fails with OSError if the system allows no thread."""
         work = (lambda: call(*arguments, **options)) if arguments or options else call
         future: Future[_Result] = Future()
-        self._unfinished[future] = queued = _Call(future, work)
-        self._calls.put(queued)
+        submitted = _Call(future, work)
         with self._lock:
-            if self._idle_count:
-                self._idle_count -= 1
-            elif self._thread_count < self._max_count:
-                self._start_thread(queued)
+            self._unfinished[future] = submitted
+            if self._idle:
+                self._idle.pop().give(submitted)
+                return future
+            self._waiting.append(submitted)
+            needs_thread = self._thread_count < self._max_count
+            self._thread_count += needs_thread
+        if needs_thread:
+            self._start_thread()
         return future
 
     def cancel(self, future: Future[Any]) -> bool:
         """Drop a call that has not begun; return whether it had not."""
         if not future.cancel():
             return False
-        queued = self._unfinished.pop(future, None)
-        if queued is not None:
-            queued.work = None
+        cancelled = self._unfinished.get(future)
+        if cancelled is not None:
+            cancelled.work = None
         return True
 
     @property
@@ -82,49 +88,101 @@ class Threads(Executor):
         for future in list(self._unfinished) if cancel_futures else ():
             self.cancel(future)
         # A call may start another at its end.
-        while wait and (unfinished := list(self._unfinished)):
+        while wait and (unfinished := [future for future in list(self._unfinished) if not future.cancelled()]):
             done = threading.Event()
             unfinished[0].add_done_callback(lambda _, done=done: done.set())  # type: ignore[misc]  # a default argument
             if not done.wait(max(0.0, until - time.monotonic())):
                 break
-        for _ in range(self._thread_count):
-            self._calls.put(None)
+        with self._lock:
+            self._is_shut_down = True
+            self._thread_count -= len(self._idle)
+            while self._idle:
+                self._idle.pop().give(None)
 
-    def _start_thread(self, call: _Call) -> None:
-        """Start a thread for a call. Where the system allows no more, the threads there are take it."""
+    def _start_thread(self) -> None:
+        """Start a thread that was counted. Where the system allows no more, the threads there are take what waits."""
         try:
             threading.Thread(target=self._run, name=self._name, daemon=True).start()
         except RuntimeError as exc:
-            if not self._thread_count:
-                call.work = None
-                self._unfinished.pop(call.future, None)
-                call.future.set_exception(OSError(errno.EAGAIN, str(exc)))
-        else:
-            self._thread_count += 1
+            refused: list[_Call] = []
+            with self._lock:
+                self._thread_count -= 1
+                if not self._thread_count:
+                    refused += self._waiting
+                    self._waiting.clear()
+            for call in refused:
+                self._unfinished.pop(call.future)
+                if call.future.set_running_or_notify_cancel():
+                    call.future.set_exception(OSError(errno.EAGAIN, str(exc)))
 
     def _run(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=_IDLE_SECONDS)
-            except queue.Empty:
-                call = None
-            if call is None:
-                with self._lock:
-                    # A call may have come meanwhile: then this thread is not counted as idle any more.
-                    if self._idle_count and self._calls.empty():
-                        self._idle_count -= 1
-                        self._thread_count -= 1
-                        return
-                continue
+        thread = _Thread()
+        with self._lock:
+            call = self._take(thread)
+        call = call or self._wait(thread)
+        while call is not None:
             call.started = time.monotonic()
             self._running.add(call)
             call.run()
             self._running.discard(call)
-            self._unfinished.pop(call.future, None)
+            following = self._end(call, thread)
             # Before the wait for the next: it may hold a body's chunks.
             del call
+            call = following or self._wait(thread)
+            del following
+
+    def _end(self, ended: _Call, thread: _Thread) -> _Call | None:
+        """Record the end of a call. Return the next for its thread, None if there is none: it is idle then."""
+        with self._lock:
+            del self._unfinished[ended.future]
+            return self._take(thread)
+
+    def _take(self, thread: _Thread) -> _Call | None:
+        """Return a call that waits. If there is none, the thread is idle. The lock is held."""
+        if self._waiting:
+            return self._waiting.popleft()
+        if self._is_shut_down:
+            self._thread_count -= 1
+            thread.give(None)
+        else:
+            self._idle.append(thread)
+        return None
+
+    def _wait(self, thread: _Thread) -> _Call | None:
+        """Return the next call of an idle thread, None if the thread is to end."""
+        while not thread.was_given(_IDLE_SECONDS):
             with self._lock:
-                self._idle_count += 1
+                # A call may have been given to it meanwhile.
+                if thread in self._idle:
+                    self._idle.remove(thread)
+                    self._thread_count -= 1
+                    return None
+        return thread.take()
+
+
+class _Thread:
+    """Where an idle thread waits."""
+
+    __slots__ = ("_call", "_given")
+
+    def __init__(self) -> None:
+        self._call: _Call | None = None
+        self._given = threading.Lock()
+        self._given.acquire()
+
+    def give(self, call: _Call | None) -> None:
+        """Wake it up with its next call, or with None: to end."""
+        self._call = call
+        self._given.release()
+
+    def was_given(self, limit_seconds: float) -> bool:
+        """Wait until `give` was called; return False if it was not, within the limit."""
+        return self._given.acquire(timeout=limit_seconds)
+
+    def take(self) -> _Call | None:
+        """Return what was given."""
+        call, self._call = self._call, None
+        return call
 
 
 class _Call:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway import threads as threads_module
 from gateway.threads import Threads
 
 WAIT_SECONDS = 5.0
@@ -51,6 +52,17 @@ def test_no_more_threads_than_allowed_run_and_all_of_them_are_daemons(held: thre
     assert all(thread.daemon for thread in mine)
     held.set()
     assert all(call.result(WAIT_SECONDS) for call in calls)
+    threads.shutdown()
+
+
+def test_call_runs_after_a_burst_whose_threads_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that had waited was counted as an idle thread at its end: after 30 s, as many later calls never began."""
+    monkeypatch.setattr(threads_module, "_IDLE_SECONDS", 0.01)
+    threads = Threads("t-burst", 2)
+    for call in [threads.submit(time.sleep, 0.001) for _ in range(20)]:
+        call.result(WAIT_SECONDS)
+    wait_for_threads("t-burst", 0)
+    assert threads.submit(int, "5").result(WAIT_SECONDS) == 5
     threads.shutdown()
 
 
@@ -123,4 +135,21 @@ def test_call_fails_where_the_system_allows_no_thread(monkeypatch: pytest.Monkey
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(OSError, match="can't start"):
         threads.submit(int).result(WAIT_SECONDS)
+    threads.shutdown()
+
+
+def test_calls_use_the_threads_there_are_where_the_system_allows_no_more(
+    held: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads("t-few", 2)
+    threads.submit(held.wait, WAIT_SECONDS)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        waiting = threads.submit(int, "5")
+    held.set()
+    assert waiting.result(WAIT_SECONDS) == 5
     threads.shutdown()
