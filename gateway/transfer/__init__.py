@@ -5,11 +5,12 @@ too slow, `turns` shares the event loop between them. A small body that is passe
 """
 
 from gateway.transfer.exhaustion import descriptor_fault, exhaustion_fault
+from gateway.transfer.interface import AsyncFilter, Filter, Source
 from gateway.transfer.keepalive import open_socket, set_keepalive
 from gateway.transfer.lanes import BodyReader, LaneName, Lanes
 from gateway.transfer.policy import LegLimits, TransferPolicy
 from gateway.transfer.progress import Progress, acknowledged_bytes, no_progress
-from gateway.transfer.pump import AsyncFilter, Filter, Source, Transfer
+from gateway.transfer.pump import Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
 from gateway.transfer.raw_socket import RawSocket, open_raw_socket
 from gateway.transfer.timers import TimerQueue, Timers

@@ -24,9 +24,10 @@ from typing import Final, Protocol, Self
 
 from gateway.errors import Fault
 from gateway.transfer.exhaustion import exhaustion_fault
+from gateway.transfer.interface import Source
 from gateway.transfer.meter import Meter
 from gateway.transfer.progress import Progress
-from gateway.transfer.pump import Source, Transfer, pump
+from gateway.transfer.pump import Transfer, pump
 from gateway.transfer.raw_body import RawBody, SizedRawBody
 from gateway.transfer.raw_socket import MAX_PASSED_BYTES, MIN_CHUNK_BYTES, RawSocket
 from gateway.transfer.sendfile import SendfileLane, SendfileSource

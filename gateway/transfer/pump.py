@@ -28,6 +28,7 @@ from typing import Protocol, Self, TypeVar
 from gateway.errors import Fault, FaultKind, Outcome
 from gateway.observe.stats import Direction
 from gateway.observe.waits import Waits
+from gateway.transfer.interface import AsyncFilter, Filter, Owner, Source
 from gateway.transfer.meter import Meter
 from gateway.transfer.policy import TransferPolicy
 from gateway.transfer.progress import Progress, no_progress
@@ -37,54 +38,6 @@ from gateway.transfer.turns import Turn, Turns
 
 #: What one read returns: bytes, or how many bytes stay in the kernel where no filter has to see them.
 _Chunk = TypeVar("_Chunk", bytes, int)
-
-
-class Source(Protocol):
-    """Where chunks come from."""
-
-    async def read(self) -> bytes:
-        """Return the next chunk, b"" at the end. Raises Fault if the body breaks off."""
-        ...
-
-
-class Filter(Protocol):
-    """Sees every chunk before it is passed on."""
-
-    #: Whether it keeps chunks or shows them to others: they are smaller then.
-    keeps_chunks: bool
-
-    def feed_data(self, chunk: bytes, /) -> bool | None:
-        """Judge a chunk. Return True if it has more to do with it: call again with b"". Raises Fault."""
-        ...
-
-    def finish(self) -> None:
-        """Judge the end of the body. Raises Fault."""
-        ...
-
-    def close(self) -> None:
-        """Release what is held, however the body ended."""
-        ...
-
-
-class AsyncFilter(Protocol):
-    """Has work to do for a chunk that cannot be done at once."""
-
-    async def flush(self) -> None:
-        """Do that work, before the chunk is passed on. Raises Fault."""
-        ...
-
-
-class Owner(Protocol):
-    """The exchange of a transfer: asked at its end why it was cancelled."""
-
-    @property
-    def is_delivered(self) -> bool:
-        """Whether the client had received its whole response before it left."""
-        ...
-
-    def why_cancelled(self) -> Fault:
-        """Return why the transfer was cancelled."""
-        ...
 
 
 class Lane(Protocol[_Chunk]):
