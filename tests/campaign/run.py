@@ -13,6 +13,7 @@ import random
 import resource
 import sys
 import warnings
+from asyncio.constants import ACCEPT_RETRY_DELAY
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,9 @@ class Campaign:
                 async with run_gateway(settings) as self._gateway:
                     for _ in range(batches):
                         await self._run_batch(size, self._generator.choice(EVENTS), logs)
+            if self._event_before == "descriptors":
+                # asyncio's servers accept again after this, also where they have been closed.
+                await asyncio.sleep(ACCEPT_RETRY_DELAY + 0.1)
             self.summary.stray_lines += logs.unexpected(())
 
     async def _run_batch(self, size: int, event: str, logs: LogRecords) -> None:
