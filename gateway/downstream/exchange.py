@@ -281,9 +281,7 @@ class Exchange:
 
         `length` is that of the head: None if it is not known. The client must be connected.
         """
-        # The request was received whole.
-        is_last = self.is_draining and self._must_close
-        self.response = ClientResponse(status, reason, headers, length=length, is_last=is_last)
+        self.response = ClientResponse(status, reason, headers, length=length, is_last=self._must_close)
         # Before it is written: writing it is what the transfer takes.
         self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
         return self.response.send_whole(self._connection, self._message, body)

@@ -34,8 +34,9 @@ def load_memmem() -> _Memmem | None:
 
 
 def has_boundary(chunk: bytes, boundary: bytes, at: int, end: int | None = None) -> bool:
-    """Return whether there is a boundary in a chunk, or in its bytes from `at` to `end`."""
-    size = (len(chunk) if end is None else end) - at
+    """Return whether there is a boundary in a chunk, or in its bytes from `at` to `end`, which may be after its end."""
+    # memmem reads as many bytes as it is told.
+    size = (len(chunk) if end is None else min(end, len(chunk))) - at
     if _MEMMEM is None or size < MIN_MEMMEM_BYTES:
         return chunk.find(boundary, at, end) >= 0
     start = (ctypes.cast(ctypes.c_char_p(chunk), ctypes.c_void_p).value or 0) + at if at else chunk

@@ -78,8 +78,11 @@ class ProcessGroup:
             yield _row(metric, values[name])
 
     def _measure_shared(self, resident: Mapping[int, float]) -> None:
-        """Measure what is shared, given the resident bytes of each process."""
-        known = {pid: size for pid, size in self._shared_bytes.items() if pid in resident}
+        """Measure what is shared, given the resident bytes of each process.
+
+        All are measured anew where one has begun or ended, which changes the share of the others.
+        """
+        known = dict(self._shared_bytes) if self._shared_bytes.keys() == resident.keys() else {}
         for pid in [*list(known)[:1], *(pid for pid in resident if pid not in known)]:
             known.pop(pid, None)
             known[pid] = resident[pid] - (_pss_bytes(pid) or resident[pid])

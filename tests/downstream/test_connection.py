@@ -173,6 +173,24 @@ async def test_pipelined_requests_with_bodies_are_responded_to_in_order() -> Non
         assert response.count(b"\r\nConnection: close\r\n") == 1
 
 
+@pytest.mark.parametrize("size", [1000, 300_000])
+async def test_connection_that_is_closed_after_a_small_response_was_announced_as_closed(size: int) -> None:
+    """After a large body the close came without a word, and a client's next request was lost."""
+    body = bytes(size)
+    async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
+        client = await gateway.connect()
+        await client.send(
+            (LENGTH % 1).replace(b"Content-Length: 2\r\n\r\nab", b"Content-Length: %d\r\n\r\n" % size) + body
+        )
+        head = await client.read_until(b"\r\n\r\nok")
+        if b"\r\nConnection: close\r\n" not in head:
+            await client.send(LAST % 2)
+            assert (await client.read_to_end()).startswith(b"HTTP/1.1 200 OK\r\n")
+        else:
+            assert await client.read_to_end() == b""
+        await client.close()
+
+
 @pytest.mark.parametrize("later", [LENGTH % 3, (LENGTH % 3) * 20_000], ids=["received", "still sent"])
 @pytest.mark.parametrize("pause", [False, True])
 async def test_requests_after_the_last_response_are_dropped_and_the_close_is_clean(later: bytes, pause: bool) -> None:

@@ -111,7 +111,8 @@ def test_memmem_is_used_where_the_c_library_has_it(monkeypatch: pytest.MonkeyPat
     assert not has_boundary(b"--x" + b"\0" * SIZE, b"--x", 1)
     assert not has_boundary(b"\0" * SIZE + b"--x", b"--x", 1, SIZE + 2)
     assert not has_boundary(b"\0" * SIZE, b"--x", SIZE - MIN_MEMMEM_BYTES + 1)
-    assert calls == [(SIZE + 3, 3), (SIZE + 3, 3), (SIZE + 2, 3), (SIZE + 1, 3)]
+    assert has_boundary(b"\0" * SIZE + b"--x", b"--x", 0, SIZE + 5)
+    assert calls == [(SIZE + 3, 3), (SIZE + 3, 3), (SIZE + 2, 3), (SIZE + 1, 3), (SIZE + 3, 3)]
 
 
 def test_system_without_memmem_is_searched_in_python(monkeypatch: pytest.MonkeyPatch) -> None:

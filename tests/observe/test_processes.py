@@ -58,7 +58,7 @@ def test_memory_that_processes_share_counts_once(children: list[int]) -> None:
     assert resident_bytes(group, children) == pytest.approx(shares, rel=0.2)
 
 
-def test_shares_are_measured_of_new_processes_and_of_one_more_each_time(
+def test_shares_are_measured_of_one_process_each_time_and_of_all_where_one_began_or_ended(
     children: list[int], measured: list[int]
 ) -> None:
     group = ProcessGroup()
@@ -69,9 +69,9 @@ def test_shares_are_measured_of_new_processes_and_of_one_more_each_time(
     assert measured[2:] == [children[0], children[1], children[0]]
     del measured[:]
     resident_bytes(group, children)
-    assert measured == [children[1], children[2]]
+    assert measured == children
     resident_bytes(group, children[1:])
-    assert measured[2:] == [children[1]]
+    assert measured[3:] == children[1:]
 
 
 def test_all_memory_of_a_process_is_its_own_where_its_share_cannot_be_read(
