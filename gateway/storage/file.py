@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -18,7 +19,7 @@ from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.hashing import FileHash
 from gateway.storage.names import file_missing, path_segments
 from gateway.storage.page_cache import PageCache
-from gateway.storage.threads import DiskThreads
+from gateway.storage.threads import DiskThreads, disk_fault
 from gateway.transfer import exhaustion_fault
 
 #: Written bytes after which the kernel is asked to write them out.
@@ -41,6 +42,8 @@ _MAX_LOOK_BYTES: Final = 16 * 1024 * 1024
 #: none that were just looked at, short of a shortage in which everything waits. Asking again for each call would cost
 #: a third more.
 _FRESH_SECONDS: Final = 0.025
+#: Of sendfile, where the file cannot be read; others are of the socket.
+_OF_FILE: Final = frozenset({errno.EIO, errno.ESTALE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,10 @@ class FileReader:
         except BlockingIOError:
             self.has_filled_socket = True
             return 0
+        except OSError as exc:
+            if exc.errno in _OF_FILE:
+                raise disk_fault(exc) from exc
+            raise
         if not sent:
             raise _became_shorter()
         seconds = self._cpu_clock() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.errors import Fault, Outcome
 from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.file import FileReader, open_for_reading
 from gateway.storage.page_cache import PageCache
@@ -205,6 +207,26 @@ async def test_socket_that_took_less_than_there_was_is_waited_for_at_once(
     assert await send_once(reader, sender.fileno())
     assert reader.has_filled_socket
     await reader.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(errno.EIO, Fault), (errno.ESTALE, Fault), (errno.ECONNRESET, OSError), (errno.EPIPE, OSError)],
+)
+async def test_file_that_cannot_be_read_is_not_the_clients_fault(
+    make_reader: Callable[[], FileReader], monkeypatch: pytest.MonkeyPatch, number: int, raised: type[Exception]
+) -> None:
+    """It was: client_left."""
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "sendfile", fail)
+    reader = make_reader()
+    with pytest.raises(raised) as caught:
+        await send_once(reader, -1)
+    await reader.close()
+    assert not isinstance(caught.value, Fault) or caught.value.outcome is Outcome.DISK_FAILED
 
 
 async def test_end_of_a_file_fills_no_socket(
