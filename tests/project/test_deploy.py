@@ -125,7 +125,6 @@ def test_systemd_unit_passes_systemd_analyze(tmp_path: Path) -> None:
     run(analyze, "security", "--offline=true", "--threshold=30", "--no-pager", str(unit_path))
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd's lists of system calls")
 def test_systemd_unit_allows_the_calls_that_look_at_the_page_cache() -> None:
     """mincore is in none of systemd's sets: with @system-service alone, no file was sent by the kernel."""
     allowed: set[str] = set()
@@ -134,13 +133,15 @@ def test_systemd_unit_allows_the_calls_that_look_at_the_page_cache() -> None:
         if key == "SystemCallFilter":
             names = system_calls(value.removeprefix("~").split())
             allowed = allowed - names if value.startswith("~") else allowed | names
-    assert {"mincore", "cachestat", "preadv2", "sendfile", "splice"} <= allowed
+    # The others are in a set, which only systemd-analyze knows.
+    of_sets = {"preadv2", "sendfile", "splice"} if shutil.which("systemd-analyze") is not None else set[str]()
+    assert {"mincore", "cachestat"} | of_sets <= allowed
 
 
 def system_calls(names: list[str]) -> set[str]:
-    """Return system calls, with those of systemd's sets, which begin with @."""
+    """Return system calls, with those of systemd's sets, which begin with @, where they are known."""
     found = {name for name in names if not name.startswith("@")}
-    for name in set(names) - found:
+    for name in set(names) - found if shutil.which("systemd-analyze") is not None else ():
         done = subprocess.run(
             ["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True, timeout=20
         )
