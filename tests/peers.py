@@ -105,9 +105,10 @@ class Wire:
             await self.writer.wait_closed()
 
     def reset(self) -> None:
-        """Close with RST instead of FIN."""
+        """Close with RST instead of FIN. Over TLS, one that the peer has closed has no socket any more."""
         sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 

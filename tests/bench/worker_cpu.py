@@ -40,7 +40,7 @@ _UPLOADS = 8
 _FIRST_REQUESTS = 4
 
 Socks = Sequence[socket.socket]
-#: Sends a body of so many bytes on a connection.
+#: Sends a body of this many bytes on a connection.
 SendBody = Callable[[socket.socket, int], object]
 #: CPU seconds of the rounds, by case, setup and way.
 Costs = dict[tuple[str, str, str], list[float]]

@@ -62,6 +62,7 @@ class MemoryFile:
         return count
 
     async def read_cold(self) -> None:
+        # As a thread that reads, it lets the loop go on.
         await asyncio.sleep(0)
         self.read_count += 1
         self._cached_bytes = self._step_bytes
@@ -166,6 +167,7 @@ async def test_cancelled_while_the_socket_is_full_it_sends_no_more(timers: Timer
     assert not is_watched(connection.socket)
     sent = list(file.sent)
     await connection.receive(sum(sent))
+    # The loop sees that the socket takes bytes, and would call.
     for _ in range(3):
         await asyncio.sleep(0)
     assert file.sent == sent
@@ -194,6 +196,7 @@ async def test_bodies_that_wait_have_their_turn_before_each_call(timers: Timers,
 
     file.send_ready = send_ready  # type: ignore[method-assign]  # counted
     other = asyncio.create_task(work())
+    # It begins to wait for a turn.
     await asyncio.sleep(0)
     sending = asyncio.create_task(send(timers, file, connection, 2 * MIB))
     await connection.receive(2 * MIB)

@@ -110,6 +110,7 @@ async def test_callback_of_an_event_comes_after_the_tasks_that_were_continued() 
             loop.call_soon(handle_event)
 
     waiting = asyncio.create_task(wait())
+    # It begins to wait.
     await asyncio.sleep(0)
     handle_event()
     await waiting
@@ -120,6 +121,7 @@ async def test_callback_of_an_event_comes_after_the_tasks_that_were_continued() 
 async def test_task_that_was_continued_and_is_cancelled_keeps_no_event_waiting() -> None:
     turns = Turns(Clock())
     waiting = asyncio.create_task(turns.wait())
+    # It begins to wait; then it is continued, and has not run yet.
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not turns.has_time_for_event()
