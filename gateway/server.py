@@ -117,7 +117,7 @@ class Gateway:
     @property
     def connection_count(self) -> int:
         """Connections of clients, those included that were accepted a moment ago or whose TLS handshake runs."""
-        return self._traffic.open_connections + self._acceptor.connecting_count
+        return self._acceptor.connection_count
 
     async def start(self) -> None:
         """Open both ports. Raises ListenError if one is taken, RuntimeError if aiohttp does not behave as verified.
@@ -171,6 +171,7 @@ class Gateway:
             make_room=self._traffic.make_room,
             share=self._shared.share if self._shared is not None else None,
         )
+        self._traffic.on_connection_made = self._acceptor.connection_made
         self._traffic.on_connection_lost = self._acceptor.connection_closed
         stack.push_async_callback(self._acceptor.close)
         self.address = Address(*sock.getsockname()[:2])

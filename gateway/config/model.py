@@ -171,9 +171,9 @@ class Config(Section):
     max_connections: int = config_key(
         10_000,
         ge=1,
-        description="Connections of clients at the same time; further ones wait until one closes, and idle kept ones "
-        "are closed for them. Protects the memory: an idle one holds about 10 KiB, or 280 KiB over TLS. Half of the "
-        "descriptors (`ulimit -n`) is a limit too.",
+        description="Connections of clients at the same time, TLS handshakes included; further ones wait until one "
+        "closes. For them, idle kept ones are closed, and handshakes that take longer than 1 s. Protects the memory: "
+        "an idle one holds about 10 KiB, or 280 KiB over TLS. Half of the descriptors (`ulimit -n`) is a limit too.",
     )
     drain_timeout: Seconds = config_key(
         30.0,

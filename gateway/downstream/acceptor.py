@@ -9,9 +9,10 @@ log record and a timer, tens of thousands of them in a storm of connections. Her
 - The kernel hands out the lowest free descriptor, so its number tells how many are in use. Clients get numbers below
   `first_kept`; those above are kept for upstreams, files and the ops port. HAProxy derives its `maxconn` from the limit
   in the same way.
-- Without a free descriptor, and with `max_connections` open, accepting pauses. It goes on as soon as a connection
-  closes, and otherwise tries again ten times a second. Idle kept connections are closed for those that wait, as nginx
-  does.
+- A connection counts from the moment of accept. Its protocol is connected later: bursts would exceed the limit.
+- If a client waits, but no descriptor is free, or `max_connections` are open, accepting pauses. It goes on as soon as a
+  connection closes, and otherwise tries again ten times a second. Meanwhile idle kept connections are closed, as nginx
+  does, and TLS handshakes that stall are cut.
   Rejected: to accept and close at once with a spare descriptor; a client in the queue loses nothing.
 - While there is no room for another TLS handshake (`handshakes`), accepting pauses.
 - `spares` are descriptors held open that are given up, one by one, to accept where no other is free: the ops port
@@ -110,7 +111,8 @@ class AcceptShare(Protocol):
 class Acceptor:
     """Accepts the connections of one listening socket, which it owns; `make_protocol` makes the protocol of each.
 
-    Close it after use. Needs a running loop.
+    Close it after use. Needs a running loop. Call `connection_made` for each protocol that is connected over TLS, and
+    `connection_closed` for each that was lost.
     """
 
     def __init__(
@@ -126,11 +128,14 @@ class Acceptor:
         make_room: Callable[[], object] = lambda: None,
         share: AcceptShare | None = None,
     ) -> None:
-        """`make_room` is called, at most ten times a second, while accepting pauses until a connection closes."""
+        """`open_connections` returns how many protocols are connected.
+
+        `make_room` is called, at most ten times a second, while accepting pauses until a connection closes.
+        """
         self._sock = sock
         self._make_protocol = make_protocol
         self._first_kept = first_kept
-        self._open_connections = open_connections if share is None else share.total
+        self._open_connections = open_connections
         self._max_connections = max_connections
         self._make_room = make_room
         self._share = share
@@ -165,9 +170,9 @@ class Acceptor:
         return len(self._handshakes) if self._handshakes is not None else 0
 
     @property
-    def connecting_count(self) -> int:
-        """Connections that were accepted and whose protocol is not connected yet."""
-        return self.handshake_count + self._connecting_count
+    def connection_count(self) -> int:
+        """Connections that were accepted and not lost: their protocol is connected or will be, or fails to be."""
+        return self._open_connections() + self.handshake_count + self._connecting_count
 
     def pause(self) -> None:
         """Accept nothing until `resume`: clients wait in the kernel's queue."""
@@ -179,8 +184,13 @@ class Acceptor:
         self._is_paused = False
         self._update()
 
+    def connection_made(self, protocol: asyncio.BaseProtocol) -> None:
+        """Report that a protocol is connected: from now on `open_connections` counts it. Without effect without TLS."""
+        if self._handshakes is not None:
+            self._handshakes.connection_made(protocol)
+
     def connection_closed(self) -> None:
-        """Tell that a connection was lost: accepting goes on if it paused until one closes."""
+        """Report that a connection was lost: accepting goes on if it paused until one closes."""
         if self._share is not None:
             self._share.count(-1)
         if self._is_exhausted:
@@ -255,7 +265,7 @@ class Acceptor:
     def _look_again(self) -> None:
         """Accept, unless what waited was taken by another process."""
         self._end_deferral()
-        if not self._queue.poll(0):
+        if not self._is_client_waiting():
             self._left_at = None
         elif self._is_reading:
             self._accept()
@@ -268,6 +278,9 @@ class Acceptor:
 
     def _accept_one(self) -> bool:
         """Accept a connection; return whether there may be more to accept now."""
+        if not self._is_client_waiting():
+            # Nothing pauses, and no connection is closed. Another process may have accepted the one of this wake-up.
+            return False
         if self._handshakes is not None and not self._handshakes.has_room():
             self._update()
             return False
@@ -277,15 +290,7 @@ class Acceptor:
                 return False
             sock, peer = self._accept_reserved()
         except OSError as exc:
-            # Others, such as ECONNABORTED, are failures of the connection that was to be accepted: accept(2).
-            if exc.errno not in _EXHAUSTED:
-                return False
-            if self._spares:
-                os.close(self._spares.pop())
-                self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
-                return True
-            self._exhaust(f"{os.strerror(exc.errno)}; {_raise_limit()}")
-            return False
+            return self._give_up_spare(exc)
         if self._handshakes is not None:
             self._handshakes.begin(sock)
         else:
@@ -293,6 +298,18 @@ class Acceptor:
             self._connecting_count += 1
             self._loop.call_soon(self._end_connecting)
         return True
+
+    def _give_up_spare(self, exc: OSError) -> bool:
+        """Make room after an accept that failed; return whether another may succeed now."""
+        # Others, such as ECONNABORTED, are failures of the connection that was to be accepted: accept(2).
+        if exc.errno not in _EXHAUSTED:
+            return False
+        if self._spares:
+            os.close(self._spares.pop())
+            self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
+            return True
+        self._exhaust(f"{os.strerror(exc.errno)}; {_raise_limit()}")
+        return False
 
     def _end_connecting(self) -> None:
         self._connecting_count -= 1
@@ -314,7 +331,8 @@ class Acceptor:
 
     def _why_none(self) -> str:
         """Return why no client may be accepted now, "" if one may. Raises OSError if no descriptor at all is free."""
-        if self._open_connections() >= self._max_connections():
+        count = self._share.total() if self._share is not None else self.connection_count
+        if count >= self._max_connections():
             return _FULL
         lowest_free = os.dup(self._sock.fileno())
         os.close(lowest_free)
@@ -326,14 +344,24 @@ class Acceptor:
         self._is_exhausted = True
         self._update()
         self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
+        self._loop.call_soon(self._close_for_room)
         now = time.monotonic()
-        if now >= self._last_room + _RETRY_SECONDS:
-            self._last_room = now
-            self._loop.call_soon(self._make_room)
         if now >= self._last_line + _QUIET_SECONDS:
             self._last_line = now
             port = self._sock.getsockname()[1]
             _log.warning("accepting on port %d pauses until a connection closes: %s", port, reason)
+
+    def _close_for_room(self) -> None:
+        """Make room for the client that waits: cut a handshake that stalls, and close idle connections."""
+        if self._handshakes is not None:
+            self._handshakes.make_room()
+        now = time.monotonic()
+        if now >= self._last_room + _RETRY_SECONDS:
+            self._last_room = now
+            self._make_room()
+
+    def _is_client_waiting(self) -> bool:
+        return bool(self._queue.poll(0))
 
     def _retry_by(self, handle: asyncio.Handle) -> None:
         if self._retry is not None:
@@ -348,12 +376,11 @@ class Acceptor:
             is_free = not self._why_none()
         except OSError:
             is_free = bool(self._spares)
-        if is_free:
+        if is_free or not self._is_client_waiting():
             self._is_exhausted = False
             self._update()
-        elif time.monotonic() >= self._last_room + _RETRY_SECONDS:
-            self._last_room = time.monotonic()
-            self._make_room()
+        else:
+            self._close_for_room()
         if self._is_exhausted or len(self._spares) < self._spare_count:
             self._retry_by(self._loop.call_later(_RETRY_SECONDS, self._try_again))
 

@@ -115,7 +115,8 @@ class TrafficServer(web.Server):
         super().__init__(no_request, handler_cancellation=True)
         self._watch = LeaveWatch()
         self.open_connections = 0
-        #: Called when a connection was lost.
+        #: Called after a connection was made or lost.
+        self.on_connection_made: Callable[[asyncio.BaseProtocol], None] = _ignore
         self.on_connection_lost: Callable[[], None] = _ignore
 
     def __call__(self) -> TrafficConnection:
@@ -133,6 +134,7 @@ class TrafficServer(web.Server):
         """Count a connection."""
         super().connection_made(handler, transport)
         self.open_connections += 1
+        self.on_connection_made(handler)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection, and report that it was lost."""
@@ -163,5 +165,5 @@ class TrafficServer(web.Server):
         return True
 
 
-def _ignore() -> None:
+def _ignore(*_: object) -> None:
     pass

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, form, forward_config, read_request, wait_until
 from tests.workers.processes import Processes, run_processes
 
@@ -287,6 +288,26 @@ async def test_connections_are_limited_over_all_workers(tmp_path: Path) -> None:
             assert upstream.most == 3
             for client in clients:
                 assert (await client.read_to_end()).endswith(b"ok")
+                await client.close()
+
+
+async def test_clients_that_stall_in_their_tls_handshakes_hold_no_places_of_any_worker(tmp_path: Path) -> None:
+    """Each held one for 10 s: clients after them in the queue waited for 40 s here."""
+    certificate = await asyncio.to_thread(make_certificate, tmp_path)
+    tls = {"certificate": str(certificate.path), "key": str(certificate.key)}
+    async with HoldingUpstream() as upstream:
+        upstream.is_holding = False
+        config = config_of(upstream.url, workers=2, top={"max_connections": 2, "tls": tls})
+        async with run_processes(tmp_path, config) as gateway:
+            await gateway.wait_started()
+            stalled = [await gateway.connect() for _ in range(8)]
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                honest = Wire(
+                    *await asyncio.open_connection("127.0.0.1", gateway.port, ssl=certificate.client_context())
+                )
+            await honest.send(get("honest"))
+            assert (await honest.read_to_end()).endswith(b"ok")
+            for client in (*stalled, honest):
                 await client.close()
 
 
