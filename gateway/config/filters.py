@@ -56,7 +56,7 @@ class Sniff(Section):
 class Throttle(Section):
     """Limit the rate of uploads."""
 
-    rate: Annotated[Rate, Check(_parse_positive)] = config_key(description="Limit in bytes per second.")
+    rate: Annotated[Rate, Check(_parse_positive)] = config_key(gt=0, description="Limit in bytes per second.")
     per: ThrottleScope = config_key(
         "route", description="Scope of the limit: all uploads of the route together, or those of each client address."
     )

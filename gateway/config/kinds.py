@@ -28,6 +28,7 @@ Findings = list[Finding]
 Definitions = dict[str, Any]
 
 _WHOLE: Final = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
+_POSITIVE: Final = "[1-9][0-9]{0,17}"
 
 
 class Kind(Protocol):
@@ -122,6 +123,26 @@ def or_variable(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "string", "pattern": VARIABLE.pattern}]}
 
 
+def whole_schema(ge: int, le: int | None = None) -> dict[str, Any]:
+    """Return the JSON Schema of whole numbers from `ge`, which is 0 or 1, to `le`, as numbers or as text."""
+    bounds = {"minimum": ge} if le is None else {"minimum": ge, "maximum": le}
+    positive = rf"\+?0*({_POSITIVE if le is None else _up_to(le)})"
+    text = positive if ge else rf"{positive}|[+-]?0+"
+    return or_variable({"anyOf": [{"type": "integer", **bounds}, {"type": "string", "pattern": rf"^\s*({text})\s*$"}]})
+
+
+def _up_to(limit: int) -> str:
+    """Return a regular expression of the numbers from 1 to a limit. Not every validator has lookahead."""
+    digits = str(limit)
+    forms = [digits] if len(digits) == 1 else [digits, f"[1-9][0-9]{{0,{len(digits) - 2}}}"]
+    for index, digit in enumerate(digits):
+        lowest = 0 if index else 1
+        if int(digit) > lowest:
+            rest = f"[0-9]{{{len(digits) - index - 1}}}"
+            forms.append(f"{digits[:index]}[{lowest}-{int(digit) - 1}]{rest}")
+    return "|".join(forms)
+
+
 def quote(value: object) -> str:
     """Return a value for a message, as it is written in YAML; collections are only named."""
     match value:
@@ -142,10 +163,9 @@ def _parse_word(words: tuple[str, ...], value: object) -> str:
     raise ValueError(f"{quote(value)} is not a valid value: write {', '.join(others)} or {last}")
 
 
-_PLAIN: Final[dict[Any, Kind]] = {
-    str: Parser(parse_text, {"type": "string"}),
-    int: Parser(parse_whole, or_variable({"type": "integer"})),
-}
+#: Its schema in a key depends on the key's bounds, see `whole_schema`.
+WHOLE: Final = Parser(parse_whole, or_variable({"type": "integer"}))
+_PLAIN: Final[dict[Any, Kind]] = {str: Parser(parse_text, {"type": "string"}), int: WHOLE}
 
 
 def _call(function: Callable[[Any], Any], value: Any, path: KeyPath, findings: Findings) -> Any:

@@ -14,7 +14,18 @@ import re
 from typing import Annotated, Any, ClassVar, Final, Self, get_type_hints
 
 from gateway.config.document import KeyPath
-from gateway.config.kinds import Check, Definitions, Findings, Kind, Parser, kind_of, parse_text, quote
+from gateway.config.kinds import (
+    WHOLE,
+    Check,
+    Definitions,
+    Findings,
+    Kind,
+    Parser,
+    kind_of,
+    parse_text,
+    quote,
+    whole_schema,
+)
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -30,7 +41,7 @@ class Key:
     #: How its values are read.
     kind: Kind
 
-    def __init__(self, default: Any, description: str, bounds: dict[str, float], min_length: int) -> None:
+    def __init__(self, default: Any, description: str, bounds: dict[str, int], min_length: int) -> None:
         self.default = default
         self.description = description
         self._bounds = bounds
@@ -51,8 +62,11 @@ class Key:
 
     def schema(self, name: str, definitions: Definitions) -> dict[str, Any]:
         """Return the JSON Schema of the key's value."""
-        schema = {"title": name.replace("_", " ").title(), **self.kind.schema(definitions)}
-        schema |= {_BOUNDS[bound]: limit for bound, limit in self._bounds.items()}
+        schema: dict[str, Any] = {"title": name.replace("_", " ").title()}
+        if self.kind is WHOLE:
+            schema |= whole_schema(**self._bounds)
+        else:
+            schema |= self.kind.schema(definitions) | {_BOUNDS[bound]: limit for bound, limit in self._bounds.items()}
         if self._min_length:
             schema["minItems"] = self._min_length
         if not self.is_required:
@@ -77,7 +91,7 @@ class Key:
 _BOUNDS: Final = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum"}
 
 
-def config_key(default: Any = _REQUIRED, *, description: str, min_length: int = 0, **bounds: float) -> Any:
+def config_key(default: Any = _REQUIRED, *, description: str, min_length: int = 0, **bounds: int) -> Any:
     """Declare a key of a section; without a default it is required. `bounds` of a number are ge, le and gt."""
     return Key(default, description, bounds, min_length)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from gateway.config.kinds import Parser, or_variable, parse_whole, quote
+from gateway.config.kinds import Parser, or_variable, parse_whole, quote, whole_schema
 
 _NUMBER: Final = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"
 _SIZE: Final = re.compile(_NUMBER + r"\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?")
@@ -223,15 +223,19 @@ def _parse_secret(value: object) -> Secret:
     return Secret(value)
 
 
-def _text_schema(description: str, *examples: str | int) -> dict[str, Any]:
-    return {"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": list(examples)}
+def _text_schema(description: str, *examples: str | int, **bounds: float) -> dict[str, Any]:
+    """Return the JSON Schema of any text, which only the parser checks, and of numbers within `bounds`."""
+    kinds = [{"type": "string"}, {"type": "number", **bounds}]
+    return {"anyOf": kinds, "description": description, "examples": list(examples)}
 
 
 Size = Annotated[
     float,
     Parser(
         parse_size,
-        _text_schema("A size: bytes, or with a unit, or unlimited.", "512KiB", "10GiB", "unlimited", 1048576),
+        _text_schema(
+            "A size: bytes, or with a unit, or unlimited.", "512KiB", "10GiB", "unlimited", 1048576, minimum=0
+        ),
         show=lambda value: "unlimited" if math.isinf(value) else value,
     ),
 ]
@@ -239,12 +243,13 @@ Seconds = Annotated[
     float,
     Parser(
         parse_seconds,
-        _text_schema("A time: seconds, or with a unit, or off.", "250ms", "30s", "5m", "off"),
+        _text_schema("A time: seconds, or with a unit, or off.", "250ms", "30s", "5m", "off", exclusiveMinimum=0),
         show=lambda value: "off" if math.isinf(value) else value,
     ),
 ]
 Delay = Annotated[
-    float, Parser(parse_delay, _text_schema("A time that may be 0: seconds, or with a unit.", "0s", "250ms", "5s"))
+    float,
+    Parser(parse_delay, _text_schema("A time that may be 0: seconds, or with a unit.", "0s", "250ms", "5s", minimum=0)),
 ]
 Switch = Annotated[
     bool,
@@ -258,15 +263,20 @@ WorkerCount = Annotated[
     int,
     Parser(
         parse_worker_count,
-        or_variable({"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_WORKERS}, {"enum": ["auto"]}]})
-        | {"examples": [2]},
+        {"anyOf": [whole_schema(ge=1, le=_MAX_WORKERS), {"enum": ["auto"]}], "examples": [2]},
         show=lambda value: "auto" if value == AUTO_WORKERS else value,
     ),
 ]
-Rate = Annotated[float, Parser(parse_rate, _text_schema("A rate: a size per second, or off.", "1KiB/s", "off"))]
+Rate = Annotated[
+    float, Parser(parse_rate, _text_schema("A rate: a size per second, or off.", "1KiB/s", "off", minimum=0))
+]
 Percent = Annotated[
     float,
-    Parser(parse_percent, _text_schema("A percentage.", "20%", 20), show=lambda value: f"{value * _PERCENT:g}%"),
+    Parser(
+        parse_percent,
+        _text_schema("A percentage.", "20%", 20, minimum=0, maximum=_PERCENT),
+        show=lambda value: f"{value * _PERCENT:g}%",
+    ),
 ]
 SecretText = Annotated[
     Secret,
