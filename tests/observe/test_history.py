@@ -9,14 +9,7 @@ import pytest
 from gateway.errors import Blame
 from gateway.observe.history import POINTS, History, estimate_quantile
 from gateway.observe.stats import Direction, EndpointStats, Stats
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def make() -> tuple[Clock, History, Stats]:

@@ -9,7 +9,7 @@ from gateway.observe.stats import Direction, Leg, RouteStats
 from gateway.observe.waits import Wait, Waits
 from gateway.transfer import TransferPolicy
 from gateway.transfer.meter import Meter
-from tests.transfer.test_meter import FakeClock
+from tests.clock import Clock
 
 UPLOAD = TransferPolicy(Direction.UPLOAD, Leg.DOWNSTREAM_READ, Leg.UPSTREAM_WRITE)
 DOWNLOAD = TransferPolicy(Direction.DOWNLOAD, Leg.UPSTREAM_READ, Leg.DOWNSTREAM_WRITE)
@@ -22,7 +22,7 @@ def charged(waits: Waits) -> dict[Leg, float]:
 
 
 def test_seconds_before_the_route_is_chosen_are_charged_to_it() -> None:
-    clock, no_route, route = FakeClock(), RouteStats(""), RouteStats("r")
+    clock, no_route, route = Clock(), RouteStats(""), RouteStats("r")
     waits = Waits(no_route, clock)
     clock.now += 3
     waits.route = route
@@ -31,7 +31,7 @@ def test_seconds_before_the_route_is_chosen_are_charged_to_it() -> None:
 
 
 def test_what_a_scrape_has_charged_before_the_route_is_chosen_stays_without_a_route() -> None:
-    clock, no_route, route = FakeClock(), RouteStats(""), RouteStats("r")
+    clock, no_route, route = Clock(), RouteStats(""), RouteStats("r")
     waits = Waits(no_route, clock)
     clock.now += 3
     waits.charge(clock.now)
@@ -42,7 +42,7 @@ def test_what_a_scrape_has_charged_before_the_route_is_chosen_stays_without_a_ro
 
 
 def test_scrapes_charge_a_wait_while_it_lasts_and_it_still_began_when_it_began() -> None:
-    clock, route = FakeClock(), RouteStats("r")
+    clock, route = Clock(), RouteStats("r")
     waits = Waits(route, clock)
     began = waits.wait_on(Leg.UPSTREAM_RESPONSE)
     for seconds in (1.0, 2.0, 3.0):
@@ -53,7 +53,7 @@ def test_scrapes_charge_a_wait_while_it_lasts_and_it_still_began_when_it_began()
 
 
 def test_response_that_overlaps_its_upload_is_charged_beside_it() -> None:
-    clock = FakeClock()
+    clock = Clock()
     waits = Waits(RouteStats("r"), clock)
     upload, download = Meter(UPLOAD, waits), Meter(DOWNLOAD, waits)
     waits.wait_on(Leg.UPSTREAM_RESPONSE)
@@ -71,7 +71,7 @@ def test_response_that_overlaps_its_upload_is_charged_beside_it() -> None:
 
 
 def test_files_of_a_split_wait_beside_each_other_and_beside_the_form() -> None:
-    clock = FakeClock()
+    clock = Clock()
     waits = Waits(RouteStats("r"), clock)
     form, files = Meter(UPLOAD, waits), [Wait(waits), Wait(waits)]
     for each in files:
@@ -98,7 +98,7 @@ def test_files_of_a_split_wait_beside_each_other_and_beside_the_form() -> None:
     )
 )
 def test_legs_add_up_and_no_scrape_shows_less_than_the_one_before(steps: list[tuple[str, float | Leg | None]]) -> None:
-    clock, route = FakeClock(), RouteStats("r")
+    clock, route = Clock(), RouteStats("r")
     waits = Waits(route, clock)
     upload, download, file = Meter(UPLOAD, waits), Meter(DOWNLOAD, waits), Wait(waits)
     running: dict[str, bool] = dict.fromkeys(("upload", "download", "file"), False)

@@ -9,8 +9,14 @@ import pytest
 
 from gateway.storage import DiskThreads
 from gateway.threads import Threads
+from tests.clock import Clock
 from tests.s3_server import S3Server
 from tests.storage.places import BucketPlace, DirectoryPlace, Place
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

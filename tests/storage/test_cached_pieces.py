@@ -9,21 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.storage.cached_pieces import CachedPieces, FilePieces
-
-
-class Clock:
-    """A clock that only a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -16,26 +16,12 @@ from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.file import FileReader, open_for_reading
 from gateway.storage.page_cache import PageCache
 from gateway.storage.threads import Disks
+from tests.clock import Clock
 from tests.peers import wait_until
 from tests.slow_disk import evict
 
 MIB = 2**20
 DATA = os.urandom(MIB) * 64
-
-
-class Clock:
-    """A clock that only a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

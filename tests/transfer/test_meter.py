@@ -14,24 +14,15 @@ from gateway.observe.stats import Direction, Leg, RouteStats
 from gateway.observe.waits import Waits
 from gateway.transfer import TransferPolicy
 from gateway.transfer.meter import Meter
+from tests.clock import Clock
 
 POLICY = TransferPolicy(Direction.UPLOAD, Leg.DOWNSTREAM_READ, Leg.UPSTREAM_WRITE)
 LEGS = (Leg.DOWNSTREAM_READ, Leg.UPSTREAM_WRITE, Leg.FILTER)
 
 
-class FakeClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -39,11 +30,11 @@ def stats() -> RouteStats:
     return RouteStats("r")
 
 
-def make_meter(stats: RouteStats, clock: FakeClock) -> Meter:
+def make_meter(stats: RouteStats, clock: Clock) -> Meter:
     return Meter(POLICY, Waits(stats, clock))
 
 
-def test_seconds_are_charged_to_the_leg_that_was_waited_on(stats: RouteStats, clock: FakeClock) -> None:
+def test_seconds_are_charged_to_the_leg_that_was_waited_on(stats: RouteStats, clock: Clock) -> None:
     meter = make_meter(stats, clock)
     meter.start()
     meter.resume()
@@ -60,9 +51,7 @@ def test_seconds_are_charged_to_the_leg_that_was_waited_on(stats: RouteStats, cl
     assert meter.filter_seconds == 4.0
 
 
-def test_filters_that_raise_are_charged_and_the_leg_before_is_waited_on_again(
-    stats: RouteStats, clock: FakeClock
-) -> None:
+def test_filters_that_raise_are_charged_and_the_leg_before_is_waited_on_again(stats: RouteStats, clock: Clock) -> None:
     meter = make_meter(stats, clock)
     meter.start()
     meter.resume()
@@ -78,9 +67,7 @@ def test_filters_that_raise_are_charged_and_the_leg_before_is_waited_on_again(
     assert (meter.filter_seconds, meter.waiting_on) == (3.0, Leg.UPSTREAM_WRITE)
 
 
-def test_seconds_of_a_paused_transfer_are_charged_to_the_leg_of_its_exchange(
-    stats: RouteStats, clock: FakeClock
-) -> None:
+def test_seconds_of_a_paused_transfer_are_charged_to_the_leg_of_its_exchange(stats: RouteStats, clock: Clock) -> None:
     waits = Waits(stats, clock)
     meter = Meter(POLICY, waits)
     meter.start()
@@ -98,7 +85,7 @@ def test_seconds_of_a_paused_transfer_are_charged_to_the_leg_of_its_exchange(
 
 
 def test_chunks_are_counted_as_they_are_handed_on_and_their_rate_when_they_have_ended(
-    stats: RouteStats, clock: FakeClock
+    stats: RouteStats, clock: Clock
 ) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     meter.start()
@@ -117,7 +104,7 @@ def test_chunks_are_counted_as_they_are_handed_on_and_their_rate_when_they_have_
     assert sum(upload.chunk_rates.counts) == 1
 
 
-def test_chunk_under_way_at_the_end_has_its_rate_counted(stats: RouteStats, clock: FakeClock) -> None:
+def test_chunk_under_way_at_the_end_has_its_rate_counted(stats: RouteStats, clock: Clock) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     meter.start()
     meter.resume()
@@ -127,7 +114,7 @@ def test_chunk_under_way_at_the_end_has_its_rate_counted(stats: RouteStats, cloc
     assert upload.chunk_rates.total == upload.rates.total == 5.0
 
 
-def test_chunk_that_took_no_time_has_a_rate(stats: RouteStats, clock: FakeClock) -> None:
+def test_chunk_that_took_no_time_has_a_rate(stats: RouteStats, clock: Clock) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     meter.start()
     meter.resume()
@@ -139,7 +126,7 @@ def test_chunk_that_took_no_time_has_a_rate(stats: RouteStats, clock: FakeClock)
     assert not sum(upload.rates.counts)
 
 
-def test_transfer_is_in_flight_from_its_start_to_its_first_end(stats: RouteStats, clock: FakeClock) -> None:
+def test_transfer_is_in_flight_from_its_start_to_its_first_end(stats: RouteStats, clock: Clock) -> None:
     meter, upload = make_meter(stats, clock), stats.transfers[Direction.UPLOAD]
     assert upload.in_flight == 0
     meter.start()
@@ -164,7 +151,7 @@ def test_transfer_is_in_flight_from_its_start_to_its_first_end(stats: RouteStats
     )
 )
 def test_legs_add_up_to_the_time_and_chunks_to_the_bytes(steps: list[tuple[str, Any]]) -> None:
-    clock, stats = FakeClock(), RouteStats("r")
+    clock, stats = Clock(), RouteStats("r")
     meter = make_meter(stats, clock)
     meter.start()
     meter.resume()

@@ -15,7 +15,7 @@ from gateway.observe.waits import Waits
 from gateway.transfer import LegLimits, TransferPolicy
 from gateway.transfer.meter import Meter
 from gateway.transfer.stall import StallDetector
-from tests.transfer.test_meter import FakeClock
+from tests.clock import Clock
 
 IDLE, RATE, GRACE = 60.0, 1000.0, 20.0
 UNLIMITED = LegLimits()
@@ -45,7 +45,7 @@ class Scene:
     ) -> None:
         policy = TransferPolicy(Direction.UPLOAD, *legs, read, write, total_seconds, "routes.r.timeouts")
         self.policy = policy
-        self.clock = FakeClock()
+        self.clock = Clock()
         self.waits = Waits(RouteStats("r"), self.clock)
         self.meter = Meter(policy, self.waits)
         self.meter.start()

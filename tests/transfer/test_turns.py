@@ -7,17 +7,8 @@ import itertools
 
 from gateway.transfer import Turns
 from gateway.transfer.turns import KEEPING_BYTES, TURN_SECONDS, Turn
+from tests.clock import Clock
 from tests.peers import TIMEOUT_SECONDS, wait_until
-
-
-class Clock:
-    """Stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_time_of_an_iteration_is_shared_and_the_next_has_its_own() -> None:

@@ -11,7 +11,7 @@ from gateway.observe.stats import Direction, Histogram, Leg, RouteStats, Transfe
 from gateway.observe.waits import Waits
 from gateway.transfer import TransferPolicy, WholeTransfer
 from gateway.transfer.meter import Meter
-from tests.transfer.test_meter import FakeClock
+from tests.clock import Clock
 
 POLICY = TransferPolicy(Direction.DOWNLOAD, Leg.UPSTREAM_READ, Leg.DOWNSTREAM_WRITE, upstream="up")
 
@@ -27,7 +27,7 @@ def numbers(stats: TransferStats) -> dict[str, Any]:
 @pytest.mark.parametrize("size", [0, 1, 64, 65, 1000, 65_536])
 @pytest.mark.parametrize("seconds", [0.0, 0.25, 8.0])
 def test_whole_body_is_counted_as_one_chunk(size: int, seconds: float) -> None:
-    clock, whole, chunk = FakeClock(), RouteStats("r"), RouteStats("r")
+    clock, whole, chunk = Clock(), RouteStats("r"), RouteStats("r")
     waits = Waits(whole, clock)
     meter = Meter(POLICY, Waits(chunk, clock))
     clock.now += 1

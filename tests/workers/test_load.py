@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.workers.load import LATE_SECONDS, MAX_ROWS, LoadRow, LoadTable
+from tests.clock import Clock
 
 
 @pytest.fixture
@@ -16,19 +17,9 @@ def table() -> LoadTable:
     return LoadTable()
 
 
-class Clock:
-    """Stands for the monotonic clock."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+    clock = Clock(time.monotonic())
     monkeypatch.setattr(time, "monotonic", clock)
     return clock
 
