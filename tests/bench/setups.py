@@ -86,8 +86,10 @@ def _wait_owners(peer: Peer, socks: Sequence[socket.socket]) -> list[int]:
 
 def _owners(peer: Peer) -> dict[int, int]:
     """Return the process that has accepted each connection to a peer, by the port of the client."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    clients = {f"socket:[{row[9]}]": int(row[2][-4:], 16) for row in rows if row[1].endswith(f":{peer.port:04X}")}
+    # Thousands of lines after a while: only those of the peer are taken apart.
+    end = f":{peer.port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if end in line]
+    clients = {f"socket:[{row[9]}]": int(row[2][-4:], 16) for row in rows if row[1].endswith(end)}
     owners = {}
     for pid in peer.pids():
         for link in Path(f"/proc/{pid}/fd").iterdir():

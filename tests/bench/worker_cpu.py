@@ -33,7 +33,7 @@ from tests.bench.supervisor import REQUEST
 AT_ONCE, IN_TURNS = "at once", "in turns"
 #: What is measured in each case. One process is alone with its clients in any case.
 WAYS = ((ONE, AT_ONCE), (TWO, AT_ONCE), (GATEWAYS, AT_ONCE), (TWO, IN_TURNS), (GATEWAYS, IN_TURNS))
-#: Of a round.
+#: Of a round; at least 2, for both orders.
 _PARTS = 4
 _UPLOADS = 8
 #: Requests of each connection before anything is measured.
@@ -48,7 +48,7 @@ Costs = dict[tuple[str, str, str], list[float]]
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of work. `size` is in bytes for uploads, in requests for others."""
+    """One kind of work. `size` is that of a round, in bytes for uploads, in requests for others."""
 
     name: str
     size: int
@@ -56,26 +56,29 @@ class Case:
     is_per_process: bool = False
     #: None for small requests.
     send_body: SendBody | None = None
+    #: Into which the work of a round is divided.
+    parts: int = _PARTS
 
     @property
     def part(self) -> int:
         """The size of a part of a round."""
-        return self.size // _PARTS
+        return self.size // self.parts
 
     def count_connections(self, setup: Setup) -> int:
         """Return how many connections the clients have."""
         return self.connections * (len(setup.servers()) if self.is_per_process else 1)
 
 
-def cases(size: int, requests: int) -> list[Case]:
+def cases(size: int, requests: int, parts: int = _PARTS) -> list[Case]:
     """Return the cases: eight uploads of `size` bytes each, and this many small requests."""
+    case = functools.partial(Case, parts=parts)
     return [
-        Case("small GET, 8 connections", requests, 8),
-        Case("small GET, 8 connections per process", requests, 8, is_per_process=True),
-        Case("small GET, 64 connections", requests, 64),
-        Case("small GET, 64 connections per process", requests, 64, is_per_process=True),
-        Case("raw upload, 8 at once", _UPLOADS * size, _UPLOADS, send_body=load.send_upload),
-        Case("multipart, 8 at once", _UPLOADS * size, _UPLOADS, send_body=load.send_form),
+        case("small GET, 8 connections", requests, 8),
+        case("small GET, 8 connections per process", requests, 8, is_per_process=True),
+        case("small GET, 64 connections", requests, 64),
+        case("small GET, 64 connections per process", requests, 64, is_per_process=True),
+        case("raw upload, 8 at once", _UPLOADS * size, _UPLOADS, send_body=load.send_upload),
+        case("multipart, 8 at once", _UPLOADS * size, _UPLOADS, send_body=load.send_form),
     ]
 
 
@@ -129,7 +132,7 @@ def _take_turns(case: Case, setups: Sequence[Setup], measure: _Measure) -> dict[
     for setup in setups:
         measure(setup, AT_ONCE)
     spent = dict.fromkeys(WAYS, 0.0)
-    for part in range(_PARTS):
+    for part in range(case.parts):
         for name, way in WAYS if part % 2 else reversed(WAYS):
             spent[name, way] += measure(by_name[name], way)
     return spent
@@ -186,5 +189,5 @@ def table(chosen: Sequence[Case], costs: Costs) -> str:
 
 
 def _show_cost(case: Case, seconds: float) -> str:
-    each = seconds / (case.part * _PARTS)
+    each = seconds / (case.part * case.parts)
     return f"{each * 1e6:.1f} us" if case.send_body is None else f"{each * 1e9:.3f} s/GB"
