@@ -64,6 +64,23 @@ class Threads(Executor):
             self._start_thread()
         return future
 
+    def submit_after(self, before: Future[Any], call: Callable[[], _Result]) -> Future[_Result]:
+        """Run a call when another one has ended: at once, in the same thread, unless other calls wait for a thread.
+
+        `before` is the last call of such a chain. Where it fails, or is dropped, the call is dropped, too.
+        """
+        future: Future[_Result] = Future()
+        submitted = _Call(future, call)
+        with self._lock:
+            ahead = self._unfinished.get(before)
+            if ahead is not None:
+                self._unfinished[future] = ahead.following = submitted
+                return future
+        if _has_failed(before):
+            future.cancel()
+            return future
+        return self.submit(call)
+
     def cancel(self, future: Future[Any]) -> bool:
         """Drop a call that has not begun; return whether it had not."""
         if not future.cancel():
@@ -133,9 +150,25 @@ class Threads(Executor):
 
     def _end(self, ended: _Call, thread: _Thread) -> _Call | None:
         """Record the end of a call. Return the next for its thread, None if there is none: it is idle then."""
+        dropped: list[_Call] = []
         with self._lock:
             del self._unfinished[ended.future]
-            return self._take(thread)
+            following = ended.following
+            if following is not None and _has_failed(ended.future):
+                while following is not None:
+                    dropped.append(following)
+                    del self._unfinished[following.future]
+                    following = following.following
+            if following is not None and self._waiting:
+                # Calls that wait come first: a long chain does not keep them from its thread.
+                self._waiting.append(following)
+                following = None
+            taken = following or self._take(thread)
+        for call in dropped:
+            # Outside of the lock: callbacks may submit calls.
+            call.work = None
+            call.future.cancel()
+        return taken
 
     def _take(self, thread: _Thread) -> _Call | None:
         """Return a call that waits. If there is none, the thread is idle. The lock is held."""
@@ -188,11 +221,13 @@ class _Thread:
 class _Call:
     """A call with its result."""
 
-    __slots__ = ("future", "started", "work")
+    __slots__ = ("following", "future", "started", "work")
 
     def __init__(self, future: Future[Any], work: Callable[[], Any]) -> None:
         self.future = future
         self.work: Callable[[], Any] | None = work
+        #: Runs after it, see `submit_after`.
+        self.following: _Call | None = None
         #: When a thread began it, by the monotonic clock.
         self.started = 0.0
 
@@ -208,3 +243,7 @@ class _Call:
             del self
         else:
             self.future.set_result(result)
+
+
+def _has_failed(ended: Future[Any]) -> bool:
+    return ended.cancelled() or ended.exception() is not None

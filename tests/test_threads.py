@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -33,6 +35,11 @@ def wait_for_threads(name: str, count: int) -> None:
     while sum(thread.name == name for thread in threading.enumerate()) != count:
         assert time.monotonic() < until
         time.sleep(0.001)
+
+
+def wait_until_idle(threads: Threads) -> None:
+    """Wait until a call is forgotten: its future is done before."""
+    assert threads.submit(int, "1").result(WAIT_SECONDS) == 1
 
 
 def test_calls_run_with_their_arguments_and_return_or_raise() -> None:
@@ -89,6 +96,77 @@ def test_result_of_a_call_is_not_held_by_its_thread() -> None:
     threads.submit(int).result(WAIT_SECONDS)
     gc.collect()
     assert reference() is None
+    threads.shutdown()
+
+
+def test_chain_of_calls_runs_in_one_thread_in_its_order(held: threading.Event) -> None:
+    threads = Threads("t-chain", 4)
+    ran: list[tuple[int, int]] = []
+
+    def run(number: int) -> None:
+        held.wait(WAIT_SECONDS)
+        ran.append((number, threading.get_ident()))
+
+    last = threads.submit(run, 0)
+    for number in (1, 2, 3):
+        last = threads.submit_after(last, functools.partial(run, number))
+    held.set()
+    last.result(WAIT_SECONDS)
+    assert [number for number, _ in ran] == [0, 1, 2, 3]
+    assert len({ident for _, ident in ran}) == 1
+    threads.shutdown()
+
+
+def test_call_after_one_that_has_ended_runs_at_once() -> None:
+    threads = Threads("t-ended", 1)
+    ended = threads.submit(int, "4")
+    ended.result(WAIT_SECONDS)
+    wait_until_idle(threads)
+    assert threads.submit_after(ended, lambda: 5).result(WAIT_SECONDS) == 5
+    threads.shutdown()
+
+
+def test_calls_that_wait_for_a_thread_come_before_the_next_of_a_chain(held: threading.Event) -> None:
+    threads = Threads("t-fair", 1)
+    ran: list[str] = []
+    first = threads.submit(held.wait, WAIT_SECONDS)
+    following = threads.submit_after(first, lambda: ran.append("following"))
+    threads.submit(ran.append, "other")
+    held.set()
+    following.result(WAIT_SECONDS)
+    assert ran == ["other", "following"]
+    threads.shutdown()
+
+
+@pytest.mark.parametrize("how", ["it fails", "it is dropped"])
+def test_calls_after_one_that_does_not_succeed_are_dropped_and_hold_nothing(held: threading.Event, how: str) -> None:
+    threads = Threads("t-dropped", 1)
+    running = threads.submit(held.wait, WAIT_SECONDS)
+    ran: list[str] = []
+
+    def fail() -> None:
+        raise OSError
+
+    chunk = Chunk()
+    reference = weakref.ref(chunk)
+    first = threads.submit(fail)
+    following = threads.submit_after(first, functools.partial(ran.append, repr(chunk)))
+    last = threads.submit_after(following, functools.partial(repr, chunk))
+    del chunk
+    if how == "it is dropped":
+        assert threads.cancel(first)
+    held.set()
+    running.result(WAIT_SECONDS)
+    with pytest.raises(CancelledError):
+        last.result(WAIT_SECONDS)
+    with pytest.raises(CancelledError):
+        following.result(WAIT_SECONDS)
+    wait_until_idle(threads)
+    with pytest.raises(CancelledError):
+        threads.submit_after(first, lambda: None).result(WAIT_SECONDS)
+    gc.collect()
+    assert reference() is None
+    assert not ran
     threads.shutdown()
 
 

@@ -15,7 +15,7 @@ from gateway.filters import DigestFactory, FileHead, FilteredFile, FilterFactory
 from gateway.http.routing import RouteMatch
 from gateway.multipart import FormContent, FormParts, PartKind
 from gateway.storage import NameRules, Storage, Upload
-from gateway.transfer import BodyReader, Lanes, LegLimits, Transfer
+from gateway.transfer import MAX_LARGE_BYTES, BodyReader, Lanes, LegLimits, Transfer
 
 #: What the response says of one file.
 _Description = dict[str, str | int | None]
@@ -65,7 +65,7 @@ class StoreAction:
                 with transfer, transfer.watched():
                     # The storage makes room for a raw body before it is read.
                     transfer.meter.wait_on(self._storage.write_leg)
-                    with self._lanes.read_body(transfer, exchange.body) as body:
+                    with self._lanes.read_body(transfer, exchange.body, MAX_LARGE_BYTES) as body:
                         if boundary is None:
                             described = [await self._store_raw(exchange, matched, upload, transfer, body)]
                         else:

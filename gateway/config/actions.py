@@ -155,7 +155,8 @@ class Store(Section):
         "rename",
         description="If a file with this name exists: store under a numbered name (name-1), respond 409, or replace it "
         "atomically. With `replace`, two files of one name in one form are refused (409), and so is a name that a "
-        "directory has.",
+        "directory has; a replaced file of more than 4 MiB is freed after the response, so that the client does not "
+        "wait for that.",
     )
     sync_timeout: Seconds = config_key(
         300.0,

@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from gateway.errors import Fault
 from gateway.observe.stats import Leg
+from gateway.storage.batches import BatchSizes
 from gateway.storage.hashing import FileHash
 from gateway.storage.interface import StoredFile
 from gateway.storage.names import NameRules, file_missing, name_repeated, name_taken, path_segments
@@ -31,6 +32,7 @@ class BucketStorage:
     def __init__(self, client: BucketClient, hash_threads: DiskThreads) -> None:
         self._client = client
         self._hash_threads = hash_threads
+        self._sizes = BatchSizes()
         #: Abort uploads whose exchange has ended.
         self._aborting: set[asyncio.Task[None]] = set()
 
@@ -41,7 +43,7 @@ class BucketStorage:
 
     def open_upload(self, rules: NameRules) -> BucketUpload:
         """Return a new upload; enter it before use."""
-        return BucketUpload(self._client, self._hash_threads, rules, self._aborting)
+        return BucketUpload(self._client, self._hash_threads, rules, self._sizes, self._aborting)
 
     async def open_file(self, path: str) -> ObjectReader:
         """Open an object by its percent-encoded path below the prefix. Raises Fault FILE_NOT_FOUND or the store's."""
@@ -63,11 +65,13 @@ class BucketUpload:
         client: BucketClient,
         hash_threads: DiskThreads,
         rules: NameRules,
+        sizes: BatchSizes,
         aborting: set[asyncio.Task[None]],
     ) -> None:
         self._client = client
         self._hash_threads = hash_threads
         self._rules = rules
+        self._sizes = sizes
         self._aborting = aborting
         self._objects: list[ObjectWriter] = []
         self._committing: asyncio.Task[list[StoredFile]] | None = None
@@ -75,6 +79,7 @@ class BucketUpload:
 
     async def __aenter__(self) -> Self:
         """Return itself; nothing is created before the first file."""
+        self._sizes.open_count += 1
         return self
 
     async def __aexit__(
@@ -84,6 +89,7 @@ class BucketUpload:
 
         An upload that is cancelled waits 0.1 s for that, any other until it is done. It goes on by itself in any case.
         """
+        self._sizes.open_count -= 1
         if self._is_committed:
             return
         aborting = asyncio.get_running_loop().create_task(self._abort(), name="abort in a bucket")
@@ -103,7 +109,8 @@ class BucketUpload:
             name = await self._free_name(name)
         elif any(name == each.key for each in self._objects):
             raise name_repeated(name)
-        made = ObjectWriter(self._client, name, FileHash(self._hash_threads) if is_hashed else None)
+        hashed = FileHash(self._hash_threads) if is_hashed else None
+        made = ObjectWriter(self._client, name, hashed, self._sizes)
         self._objects.append(made)
         return made
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from gateway.errors import Fault, FaultKind
-from gateway.storage.batches import Batches
+from gateway.storage.batches import Batches, BatchSizes, BatchWork
 from gateway.storage.cached_pieces import CachedPieces
 from gateway.storage.hashing import FileHash
 from gateway.storage.names import file_missing, path_segments
@@ -66,29 +66,26 @@ class FileWriter:
     Both threads work on the same chunks, so that no more are held than for one.
     """
 
-    def __init__(self, disk_threads: DiskThreads, name: str, hashed: FileHash | None) -> None:
+    def __init__(self, disk_threads: DiskThreads, name: str, hashed: FileHash | None, sizes: BatchSizes) -> None:
         #: The name it shall get; the commit may number it.
         self.name = name
         self.size = 0
         self._file = _WrittenFile()
         self._hash = hashed
-        self._batches = Batches(disk_threads, self._file.write)
+        writing = BatchWork(disk_threads, self._file.write)
+        self._batches = Batches([writing] if hashed is None else [writing, hashed.work], sizes)
 
     async def create(self, make_path: Callable[[], Path]) -> None:
         """Create the file; a thread calls `make_path`. Raises Fault."""
         await self._batches.run(lambda: self._file.create(make_path()))
 
     async def write(self, data: bytes) -> None:
-        """Write a chunk; returns when at most one batch before it is being written and hashed. Raises Fault."""
+        """Write a chunk; returns when at most two batches before it are being written and hashed. Raises Fault."""
         self.size += len(data)
         await self._batches.add(data)
-        if self._hash is not None:
-            await self._hash.add(data)
 
     async def finish(self) -> None:
         """Write what is left, sync and close the file. Raises Fault."""
-        if self._hash is not None:
-            await self._hash.finish()
         await self._batches.sync(self._file.sync)
 
     @property
@@ -101,10 +98,9 @@ class FileWriter:
         """Digest of what was written, in hex; None if it was not hashed."""
         return self._hash.hexdigest() if self._hash is not None else None
 
-    @property
-    def running(self) -> Future[None] | None:
-        """The call that uses the file now, if there is one."""
-        return self._batches.running
+    def stop(self) -> list[Future[None]]:
+        """Start nothing that has not begun; return the calls that use the file, or did."""
+        return self._batches.stop()
 
     def remove(self) -> None:
         """Close and remove the file, in a thread, when no call uses it any more. Raises OSError."""

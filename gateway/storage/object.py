@@ -13,6 +13,7 @@ import enum
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from gateway.errors import Fault, FaultKind
+from gateway.storage.batches import Batches, BatchSizes
 from gateway.storage.hashing import FileHash
 from gateway.storage.s3 import BucketClient, ObjectInfo
 
@@ -29,10 +30,11 @@ class ObjectWriter:
     Between `write` and the store's client there is room for one chunk.
     """
 
-    def __init__(self, client: BucketClient, key: str, hashed: FileHash | None) -> None:
+    def __init__(self, client: BucketClient, key: str, hashed: FileHash | None, sizes: BatchSizes) -> None:
         self.key = key
         self.size = 0
         self._hash = hashed
+        self._batches = Batches([hashed.work], sizes) if hashed is not None else None
         self._chunk = b""
         self._has_news = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -45,8 +47,8 @@ class ObjectWriter:
 
     async def write(self, data: bytes) -> None:
         """Write a chunk; returns when the store's client has taken the one before it. Raises Fault."""
-        if self._hash is not None:
-            await self._hash.add(data)
+        if self._batches is not None:
+            await self._batches.add(data)
         await self._has_room.wait()
         if self._putting.done():
             self._putting.result()
@@ -57,8 +59,8 @@ class ObjectWriter:
 
     async def finish(self) -> None:
         """Finish the digest. The object stays incomplete until `complete`."""
-        if self._hash is not None:
-            await self._hash.finish()
+        if self._batches is not None:
+            await self._batches.finish()
 
     @property
     def sha256(self) -> str | None:

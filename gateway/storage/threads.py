@@ -70,11 +70,18 @@ class DiskThreads:
         self._call_seconds = call_seconds
         self._sync_seconds = sync_seconds
 
-    def start(self, call: Callable[[], _Result]) -> Future[_Result]:
-        """Start a call; pass what this returns to `wait`. Raises Fault DISK_SLOW at once if all threads are stuck."""
+    def start(self, call: Callable[[], _Result], after: Future[Any] | None = None) -> Future[_Result]:
+        """Start a call; pass what this returns to `wait`. Raises Fault DISK_SLOW at once if all threads are stuck.
+
+        With `after` it begins when that one, the last that was started so, has ended; it is dropped if that one fails.
+        """
         if self._threads.stuck_seconds > self._call_seconds:
             raise self._slow(self._call_seconds, "timeouts.idle")
-        return self._threads.submit(call)
+        return self._threads.submit(call) if after is None else self._threads.submit_after(after, call)
+
+    def drop(self, started: Future[Any]) -> None:
+        """Drop a call that has not begun."""
+        self._threads.cancel(started)
 
     async def wait(self, started: Future[_Result], limit_seconds: float | None = None) -> _Result:
         """Return the result of a started call. Raises Fault; `limit_seconds` replaces the limit of calls.

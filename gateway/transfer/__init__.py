@@ -12,12 +12,13 @@ from gateway.transfer.policy import LegLimits, TransferPolicy
 from gateway.transfer.progress import Progress, acknowledged_bytes, no_progress
 from gateway.transfer.pump import Transfer
 from gateway.transfer.raw_body import ChunkedRawBody, RawBody, SizedRawBody
-from gateway.transfer.raw_socket import RawSocket, open_raw_socket
+from gateway.transfer.raw_socket import MAX_LARGE_BYTES, RawSocket, open_raw_socket
 from gateway.transfer.timers import TimerQueue, Timers
 from gateway.transfer.turns import Turns
 from gateway.transfer.whole import WholeTransfer
 
 __all__ = [
+    "MAX_LARGE_BYTES",
     "AsyncFilter",
     "BodyReader",
     "ChunkedRawBody",

@@ -29,7 +29,7 @@ from gateway.transfer.meter import Meter
 from gateway.transfer.progress import Progress
 from gateway.transfer.pump import Transfer, pump
 from gateway.transfer.raw_body import RawBody, SizedRawBody
-from gateway.transfer.raw_socket import MAX_PASSED_BYTES, MIN_CHUNK_BYTES, RawSocket
+from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MAX_LARGE_BYTES, MIN_CHUNK_BYTES, RawSocket
 from gateway.transfer.sendfile import SendfileLane, SendfileSource
 from gateway.transfer.splice import Pipe, can_splice, open_pipe
 
@@ -255,9 +255,11 @@ class Lanes:
         await pump(transfer, CopyLane(file, sink), send_end)
         transfer.mark_complete()
 
-    def read_body(self, transfer: Transfer, source: PausableSource) -> BodyReader:
-        """Return the reader of a body that an action consumes itself."""
-        return BodyReader(transfer, source, self._memory, is_raw_allowed=self._may_read_raw(transfer))
+    def read_body(self, transfer: Transfer, source: PausableSource, most_bytes: int = MAX_CHUNK_BYTES) -> BodyReader:
+        """Return the reader of a body that an action consumes itself, in chunks of up to `most_bytes`."""
+        return BodyReader(
+            transfer, source, self._memory, is_raw_allowed=self._may_read_raw(transfer), most_bytes=most_bytes
+        )
 
     def _may_read_raw(self, transfer: Transfer) -> bool:
         length = transfer.remaining_bytes
@@ -275,7 +277,7 @@ class Lanes:
                 await pump(transfer, SpliceLane(transfer, body, socket, sink, pipe))
             return True
         if not any(each.keeps_chunks for each in transfer.filters):
-            body.most_bytes = MAX_PASSED_BYTES
+            body.most_bytes = MAX_LARGE_BYTES
         with self._memory.share():
             await pump(transfer, DirectLane(transfer, body, socket, sink, self._memory))
         return True
@@ -288,9 +290,16 @@ class BodyReader:
     """
 
     def __init__(
-        self, transfer: Transfer, source: PausableSource, memory: ChunkMemory, *, is_raw_allowed: bool
+        self,
+        transfer: Transfer,
+        source: PausableSource,
+        memory: ChunkMemory,
+        *,
+        is_raw_allowed: bool,
+        most_bytes: int,
     ) -> None:
         self._transfer = transfer
+        self._most_bytes = most_bytes
         self._source = source
         self._memory = memory
         self._is_raw_allowed = is_raw_allowed
@@ -346,6 +355,7 @@ class BodyReader:
         if self._raw_body is None:
             self.give_back()
         else:
+            self._raw_body.most_bytes = self._most_bytes
             self._raw_body.socket.turns = self._transfer.turns
             self._transfer.meter.lane = LaneName.DIRECT
             self._sharing.enter_context(self._memory.share())

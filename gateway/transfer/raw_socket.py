@@ -21,8 +21,8 @@ from gateway.transfer.turns import Turns
 #: transfers hold little memory. Measured: docs/benchmarks.md.
 MIN_CHUNK_BYTES: Final = 2**17
 MAX_CHUNK_BYTES: Final = 2**20
-#: For chunks that are passed on and kept by nothing.
-MAX_PASSED_BYTES: Final = 2**21
+#: For chunks that are passed on and kept by nothing, and those that are stored.
+MAX_LARGE_BYTES: Final = 2**21
 
 
 def open_raw_socket(transport: asyncio.BaseTransport | None, *, is_chunked: bool = False) -> RawSocket | None:

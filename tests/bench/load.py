@@ -19,7 +19,8 @@ from pathlib import Path
 
 BLOCK_BYTES = 4 * 2**20
 _BOUNDARY = b"------------------------d74496d66958873e"
-_HEAD = b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="big.bin"\r\n'
+FILE_NAME = "big.bin"
+_HEAD = b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n' % FILE_NAME.encode()
 FORM_HEAD = _HEAD + b"Content-Type: application/octet-stream\r\n\r\n"
 FORM_TAIL = b"\r\n--" + _BOUNDARY + b"--\r\n"
 FORM_TYPE = b"Content-Type: multipart/form-data; boundary=" + _BOUNDARY + b"\r\n"

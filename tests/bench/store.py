@@ -1,8 +1,12 @@
 """What storing a form costs beside hashing and writing its bytes one after the other.
 
 The gateway receives the form, reads it part by part, hashes the file and writes it. This process hashes and writes as
-many bytes, in turns with it, on the same disk: with the same calls (`write`, `posix_fadvise`, `fsync`), in steps of
-1 MiB, on one thread. It is the client, too, on the same cores as the gateway: what that takes is a column of its own.
+many bytes, in turns with it, on the same disk: with the same calls (`write`, `posix_fadvise`, `fsync`, `rename`), in
+steps of 1 MiB, on one thread. It is the client, too, on the same cores as the gateway: what that takes is a column of
+its own.
+
+A file is stored under a new name, or replaces one of the same size, which the kernel has to free: this process does so
+before it goes on, the gateway after its response. What goes on after a row is waited for before the next begins.
 """
 
 from __future__ import annotations
@@ -31,8 +35,15 @@ _FADV = os.POSIX_FADV_DONTNEED
 Work = Callable[[], None]
 #: By its name in the table: of each round, seconds per GB that have passed, of the CPU, and of the client's CPU.
 Costs = dict[str, list[tuple[float, float, float]]]
-HASH, WRITE = "SHA-256 alone", "write and fsync alone"
-STORE, BLAKE3 = "store", "store, `digest: {algorithm: blake3}`"
+HASH = "SHA-256 alone"
+WRITE, WRITE_OVER = "write and fsync alone", "the same, replacing a file"
+STORE, STORE_OVER = "store", "store, replacing a file"
+BLAKE3 = "store, `digest: {algorithm: blake3}`"
+#: Of each row of the gateway, what it is compared with.
+_APART = {STORE: (HASH, WRITE), STORE_OVER: (HASH, WRITE_OVER), BLAKE3: (HASH, WRITE)}
+#: A process that took less than this within _REST_SECONDS is at rest.
+_REST_CPU_SECONDS = 0.001
+_REST_SECONDS = 0.05
 
 
 def run(size: int, rounds: int, python: str, tree: Path = ROOT) -> Costs:
@@ -43,14 +54,20 @@ def run(size: int, rounds: int, python: str, tree: Path = ROOT) -> Costs:
         with run_peer(
             "gateway", _NO_UPSTREAM, directory, settings={"routes": _routes(directory)}, tree=tree, python=python
         ) as peer:
-            rows: list[tuple[str, Peer | None, Work]] = [
-                (HASH, None, lambda: load.hash_alone(0, size)),
-                (WRITE, None, lambda: _write(directory / "alone", size)),
-                (STORE, peer, lambda: load.ask_form(peer.port, size, b"/store")),
-                (BLAKE3, peer, lambda: load.ask_form(peer.port, size, b"/blake3")),
+            alone, stored = directory / "alone", directory / load.FILE_NAME
+            rows: list[tuple[str, Peer | None, Path | None, Work]] = [
+                (HASH, None, None, lambda: load.hash_alone(0, size)),
+                (WRITE, None, alone, lambda: _write(alone, size)),
+                (WRITE_OVER, None, None, lambda: _write(alone, size)),
+                (STORE, peer, stored, lambda: load.ask_form(peer.port, size, b"/store")),
+                (STORE_OVER, peer, None, lambda: load.ask_form(peer.port, size, b"/store")),
+                (BLAKE3, peer, stored, lambda: load.ask_form(peer.port, size, b"/blake3")),
             ]
             for number in range(rounds + 1):
-                for row, asked, work in rows[:: 1 if number % 2 else -1]:
+                for row, asked, removed, work in rows[:: 1 if number % 2 else -1]:
+                    if removed is not None:
+                        removed.unlink(missing_ok=True)
+                    _wait_for_rest(peer)
                     cost = _measure(asked, work, size)
                     if number:
                         # The first round warms up.
@@ -64,12 +81,14 @@ def table(costs: Costs) -> str:
         "| row | wall s/GB | CPU s/GB | client's CPU s/GB | wall / (SHA-256 + write, one after the other) |",
         "|---|---|---|---|---|",
     ]
-    apart = [hashed[0] + written[0] for hashed, written in zip(costs[HASH], costs[WRITE], strict=True)]
-    for row in (HASH, WRITE, STORE, BLAKE3):
+    for row in (HASH, WRITE, WRITE_OVER, STORE, STORE_OVER, BLAKE3):
         wall, cpu, client = map(statistics.median, zip(*costs[row], strict=True))
-        ratios = [cost[0] / both for cost, both in zip(costs[row], apart, strict=True)]
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        asked = f"{client:.3f} | {ratio}" if row in (STORE, BLAKE3) else "- | -"
+        asked = "- | -"
+        if row in _APART:
+            apart = [sum(cost[0] for cost in both) for both in zip(*map(costs.__getitem__, _APART[row]), strict=True)]
+            ratios = [cost[0] / both for cost, both in zip(costs[row], apart, strict=True)]
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            asked = f"{client:.3f} | {ratio}"
         lines.append(f"| {row} | {wall:.3f} | {cpu:.3f} | {asked} |")
     return "\n".join(lines)
 
@@ -97,9 +116,23 @@ def _measure(peer: Peer | None, work: Work, size: int) -> tuple[float, float, fl
     return passed, cpu, client
 
 
+def _wait_for_rest(peer: Peer) -> None:
+    """Wait until the gateway and the disk have done what they do after a response."""
+    os.sync()
+    before = peer.cpu_seconds()
+    while True:
+        time.sleep(_REST_SECONDS)
+        now = peer.cpu_seconds()
+        if now - before < _REST_CPU_SECONDS:
+            return
+        before = now
+
+
 def _write(path: Path, size: int) -> None:
+    """Write a new file, then give it its name, as every program does that leaves no half file."""
     step = os.urandom(_STEP_BYTES)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    new = path.with_suffix(".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         written = flushed = 0
         while written < size:
@@ -110,6 +143,7 @@ def _write(path: Path, size: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    new.replace(path)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import errno
 import itertools
 import os
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from gateway.observe.stats import Direction
 from gateway.transfer import RawSocket, SizedRawBody
 from gateway.transfer.lanes import ChunkMemory
 from gateway.transfer.raw_body import RawBody
-from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MAX_PASSED_BYTES
+from gateway.transfer.raw_socket import MAX_CHUNK_BYTES, MAX_LARGE_BYTES
 from tests.peers import (
     OK,
     TIMEOUT_SECONDS,
@@ -211,7 +212,7 @@ async def test_chunk_size_grows_while_chunks_are_written_and_shrinks_while_filte
 
 async def test_chunks_that_nothing_keeps_may_be_larger() -> None:
     memory, rest, sizes = ChunkMemory(), body_without_socket(), []
-    rest.most_bytes = MAX_PASSED_BYTES
+    rest.most_bytes = MAX_LARGE_BYTES
     for _ in range(6):
         memory.size_next(rest, 0.0, was_taken=True)
         sizes.append(rest.chunk_bytes // 1024)
@@ -221,7 +222,7 @@ async def test_chunks_that_nothing_keeps_may_be_larger() -> None:
 @pytest.mark.parametrize(
     ("keys", "most"),
     [
-        ({}, MAX_PASSED_BYTES),
+        ({}, MAX_LARGE_BYTES),
         ({"filters": ["digest"]}, MAX_CHUNK_BYTES),
         ({"forward": {"mirror": {"upstream": "up"}}}, MAX_CHUNK_BYTES),
     ],
@@ -238,6 +239,22 @@ async def test_filters_that_keep_chunks_have_smaller_ones(
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url, **keys)) as gateway:
         await gateway.request(post(form(('name="f"; filename="a"', BODY))))
     assert set(seen) == ({most} if every_lane == "auto" else set())
+
+
+async def test_files_are_stored_in_large_chunks(
+    every_lane: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def record(self: ChunkMemory, body: RawBody, delayed_seconds: float, *, was_taken: bool) -> None:
+        seen.append(body.most_bytes)
+
+    monkeypatch.setattr(ChunkMemory, "size_next", record)
+    route = {"name": "store", "match": {"prefix": "/"}, "store": {"directory": str(tmp_path)}}
+    async with run_gateway({"routes": [route]}) as gateway:
+        response = await gateway.request(post(form(('name="f"; filename="a"', BODY))))
+    assert response.startswith(b"HTTP/1.1 201 ")
+    assert set(seen) == ({MAX_LARGE_BYTES} if every_lane == "auto" else set())
 
 
 async def test_chunks_of_many_transfers_share_one_memory_limit() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from gateway.storage import DiskThreads, NameRules
-from gateway.storage.batches import BATCH_BYTES
+from gateway.storage.batches import HELD_BATCHES, Batches, BatchSizes
 from gateway.storage.directory import DirectoryStorage
 from gateway.storage.hashing import FileHash
 from tests.peers import TIMEOUT_SECONDS, wait_until
 
 CHUNK_BYTES = 64 * 1024
+#: Of the only upload to a storage.
+BATCH_BYTES = BatchSizes().least_bytes
 
 
 async def test_batch_is_hashed_while_it_is_written(
@@ -43,14 +45,13 @@ async def test_batch_is_hashed_while_it_is_written(
             patch.setattr(FileHash, "_update", update_together)
             file = await upload.begin("a")
             await file.write(data)
-            await wait_until(lambda: not file.running or file.running.done())
-        await file.finish()
+            await file.finish()
         (stored,) = await upload.commit()
     assert stored.sha256 == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("slow", ["disk", "hash"])
-async def test_no_more_than_two_batches_are_held_whichever_of_both_is_slow(
+async def test_no_more_than_three_batches_are_held_whichever_of_both_is_slow(
     disk_threads: DiskThreads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
     may_go_on = threading.Event()
@@ -81,17 +82,17 @@ async def test_no_more_than_two_batches_are_held_whichever_of_both_is_slow(
 
         async def write_all() -> None:
             nonlocal held, written
-            for number in range(8 * BATCH_BYTES // CHUNK_BYTES):
+            for number in range(6 * BATCH_BYTES // CHUNK_BYTES):
                 chunk = Chunk(bytes([number]) * CHUNK_BYTES)
                 held += 1
                 await file.write(chunk)
                 written += CHUNK_BYTES
 
         writing = asyncio.create_task(write_all(), name="write")
-        await wait_until(lambda: written >= 2 * BATCH_BYTES - CHUNK_BYTES)
+        await wait_until(lambda: written >= HELD_BATCHES * BATCH_BYTES - CHUNK_BYTES)
         await asyncio.sleep(0)  # it would go on now, if it held more
         assert not writing.done()
-        assert held * CHUNK_BYTES <= 2 * BATCH_BYTES
+        assert held * CHUNK_BYTES <= HELD_BATCHES * BATCH_BYTES
         may_go_on.set()
         await writing
         await file.finish()
@@ -104,7 +105,17 @@ async def test_small_file_is_hashed_without_a_thread(
     started: list[object] = []
     monkeypatch.setattr(disk_threads, "start", started.append)
     hashed = FileHash(disk_threads)
-    await hashed.add(b"small")
-    await hashed.finish()
+    batches = Batches([hashed.work], BatchSizes())
+    await batches.add(b"small")
+    await batches.finish()
     assert hashed.hexdigest() == hashlib.sha256(b"small").hexdigest()
     assert not started
+
+
+def test_batches_are_smaller_if_more_uploads_are_open() -> None:
+    sizes, seen = BatchSizes(), []
+    for count in (1, 2, 8, 64, 1000):
+        sizes.open_count = count
+        seen.append(sizes.least_bytes)
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == seen[-2] < seen[1] < seen[0]
