@@ -379,6 +379,15 @@ async def test_drain_with_a_token_needs_it() -> None:
         ({"Host": "10.0.0.1:9090", "Origin": "http://10.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}, 403),
         ({"Host": "10.0.0.1", "Referer": "http://attacker.example/"}, 403),
         ({"Host": "10.0.0.1", "Accept-Language": "en-US,en;q=0.9"}, 403),
+        # A page may set these of a request: with no referrer, no other header shows that it comes from a browser.
+        ({"Host": "10.0.0.1", "Accept-Language": "*"}, 403),
+        ({"Host": "10.0.0.1", "Accept-Language": "", "Accept": ""}, 403),
+        # Node's fetch, and what differs from it.
+        ({"Host": "10.0.0.1", "Sec-Fetch-Mode": "cors", "Accept-Language": "*"}, 200),
+        ({"Host": "10.0.0.1", "Sec-Fetch-Mode": "cors", "Accept-Language": "en"}, 403),
+        ({"Host": "10.0.0.1", "Sec-Fetch-Mode": "cors"}, 403),
+        ({"Host": "localhost", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "cors", "Accept-Language": "*"}, 403),
+        ({"Host": "localhost", "Origin": "null", "Sec-Fetch-Mode": "cors", "Accept-Language": "*"}, 403),
     ],
 )
 async def test_web_page_cannot_drain(headers: dict[str, str], status: int) -> None:

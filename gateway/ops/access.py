@@ -9,6 +9,7 @@ the live page, which asks for it:
 - /drain changes something with GET, since preStop hooks of Kubernetes have no other method, and any page can make a
   browser send a GET, for example as an image. Browsers send `Origin` and `Sec-Fetch-*` with few of those, and none of
   the latter over plain HTTP to another machine. So /drain is refused for any request with a header of browsers.
+  Node's `fetch` sends two of them: its pair is served, see `_NODE_HEADERS`.
 - With `ops.token`, a bearer token (RFC 6750).
 """
 
@@ -27,6 +28,9 @@ _READING: Final = frozenset({"GET", "HEAD"})
 _DRAIN: Final = "/drain"
 #: A browser sends at least the last, whatever the page says; the kubelet, curl and wget send none of them.
 _BROWSER_HEADERS: Final = ("Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Accept-Language")
+#: Of these, what Node's fetch (undici) sends, with `Accept-Language: *`. Browsers send Sec-Fetch-Site and -Dest with
+#: Sec-Fetch-Mode, or none of the three. A page can set Accept-Language, but no Sec-Fetch-Mode (Fetch section 2.2.2).
+_NODE_HEADERS: Final = ["Sec-Fetch-Mode", "Accept-Language"]
 #: Fetch Metadata: the user, or a page of the same origin.
 _OWN_SITES: Final = frozenset({"none", "same-origin"})
 
@@ -46,13 +50,20 @@ def find_refusal(method: str, path: str, headers: Mapping[str, str], settings: O
     host = headers.get("Host", "")
     if not _is_known_host(host, settings.allow_hosts):
         return Refusal(403, f"Host {host!r} is not known here: ask by IP address, or add the name to ops.allow_hosts\n")
-    if path == _DRAIN and (given := [name for name in _BROWSER_HEADERS if name in headers]):
+    if path == _DRAIN and (given := _find_browser_headers(headers)):
         return Refusal(403, f"/drain is not for browsers: use a preStop hook or curl, without {', '.join(given)}\n")
     if method not in _READING and _is_from_other_site(host, headers):
         return Refusal(403, "A page of another site may not ask for this\n")
     if not _is_file_of_page(path) and not _has_token(headers.get("Authorization", ""), settings):
         return Refusal(401, "This needs the token of ops.token: send Authorization: Bearer TOKEN\n")
     return None
+
+
+def _find_browser_headers(headers: Mapping[str, str]) -> list[str]:
+    """Return the names of the headers by which a request may be a browser's."""
+    given = [name for name in _BROWSER_HEADERS if name in headers]
+    is_from_node = given == _NODE_HEADERS and headers["Accept-Language"] == "*"
+    return [] if is_from_node else given
 
 
 def _is_file_of_page(path: str) -> bool:
