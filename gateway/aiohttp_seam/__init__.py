@@ -10,6 +10,8 @@ Private names, by purpose:
   ------------------------------------------  --------------------------------------------------  --------------
   recognise plain TCP; serve a connection     asyncio _SelectorSocketTransport                    transports.py
   bytes received per call                     asyncio _SelectorSocketTransport.max_size           transports.py
+  read what came over TLS before a reset      asyncio _SSLProtocolTransport._ssl_protocol,        tls.py
+                                              SSLProtocol._incoming
   is data buffered; a whole body              StreamReader._buffer                                streams.py
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
                                               _resume_reading_for_buffer, _buffer_paused
@@ -44,13 +46,14 @@ Private names, by purpose:
   context of TLS connections to upstreams     aiohttp.connector._SSL_CONTEXT_VERIFIED,            certificates.py
                                               TCPConnector._get_ssl_context
 
-Names without an underscore that aiohttp does not document, but the gateway uses (here, in downstream and in upstream):
+Names without an underscore that are not documented, but the gateway uses (here, in downstream and in upstream):
 
   RequestHandler (constructor, data_received, handle_error, force_close),
   StreamReader (set_read_chunk_size, feed_data, feed_eof, begin_http_chunk_receiving),
   ResponseHandler (set_response_params, read, feed_data, should_close, closed, set_exception),
   ClientRequest (constructor, connection_key),
-  StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain).
+  StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain),
+  asyncio's SSLProtocol (connection_lost).
 
 Rejected: to vendor the few classes (security fixes of aiohttp would not arrive), and to write a server and client of
 our own (the parser, the pool and MultipartReader are what aiohttp is used for).

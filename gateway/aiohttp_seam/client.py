@@ -10,9 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import select
-import ssl
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -22,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from gateway.aiohttp_seam.feed import UNTIL_CLOSE, BodyHead, MessageFeed, Turns
+from gateway.aiohttp_seam.tls import call_before_close, is_closed_by_peer, read_unread
 from gateway.aiohttp_seam.transports import socket_of
 from gateway.errors import Fault, FaultKind
 from gateway.http.response_head import (
@@ -34,7 +33,6 @@ from gateway.http.response_head import (
 )
 from gateway.http.whole_response import WholeResponse, is_begun, read_whole_response
 
-_READ_BYTES: Final = 2**18
 _RESPONSE_PARAMS: Final[dict[str, Any]] = {
     "read_until_eof": True,
     "auto_decompress": False,
@@ -309,27 +307,28 @@ class ClientConnection(ResponseHandler):
         """Record a reset met while sending below the transport: the transport will read a clean end after it."""
         self._reset = exc
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Prepare for the end of a connection over TLS."""
+        super().connection_made(transport)
+        call_before_close(transport, self._receive_rest)
+
     def eof_received(self) -> None:
         """Take an end of TLS without its close_notify for a reset: anyone on the way may send a FIN.
 
         A body that only the close ends would look complete (RFC 9112 section 9.8). asyncio does not report it.
         """
-        if socket_of(self.transport) is not None and not _is_closed_by_peer(self.transport):
+        if socket_of(self.transport) is not None and not is_closed_by_peer(self.transport):
             self.record_reset(ConnectionResetError("TLS ended without close_notify"))
         super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Read what had arrived before a reset, then set the reset on the body being read.
+        """Receive what had arrived before a reset, then set the reset on the body being read.
 
-        asyncio's send may fail with the reset before the response that came before it was read: its bytes are still in
-        the socket, which asyncio closes only after this call. A body that only the close ends would look complete.
+        A body that only the close ends would look complete.
         """
         exc = exc or self._reset
-        self._parse_begun()
-        self._feed.is_ending = True
-        self._feed.continue_parsing()
+        self._receive_rest(exc)
         if exc is not None:
-            self._read_remaining()
             body = self._payload
             if body is not None and not body.is_eof() and body.exception() is None:
                 body.set_exception(aiohttp.ClientPayloadError("connection reset within the body"))
@@ -338,37 +337,22 @@ class ClientConnection(ResponseHandler):
         self._feed.close()
         self._notify()
 
+    def _receive_rest(self, exc: BaseException | None) -> None:
+        """Parse what was received; if the connection failed, also what asyncio has not read.
+
+        Its send may fail with the reset before the response was read that came before it. asyncio closes the socket
+        only after this call; over TLS it calls `connection_lost` later.
+        """
+        self._parse_begun()
+        self._feed.is_ending = True
+        self._feed.continue_parsing()
+        if exc is not None:
+            for data in read_unread(self.transport):
+                self.data_received(data)
+
     def _notify(self) -> None:
         if self.listener is not None:
             self.listener.look()
-
-    def _read_remaining(self) -> None:
-        transport = self.transport
-        sock = socket_of(transport)
-        if transport is None or sock is None or transport.get_extra_info("sslcontext") is not None:
-            return
-        if sock.fileno() < 0:
-            return
-        try:
-            while data := os.read(sock.fileno(), _READ_BYTES):
-                self.data_received(data)
-        except OSError:
-            # Nothing more to read: the reset itself, or an empty socket.
-            return
-
-
-def _is_closed_by_peer(transport: asyncio.BaseTransport | None) -> bool:
-    """Return whether the end of a connection is its peer's: without TLS any, with TLS one with a close_notify."""
-    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object") if transport is not None else None
-    if tls is None:
-        return True
-    try:
-        # Everything before was read: this is the end, or there is none.
-        return not tls.read(1)
-    except ssl.SSLZeroReturnError:
-        return True
-    except ssl.SSLError:
-        return False
 
 
 def _too_many_interim() -> Fault:

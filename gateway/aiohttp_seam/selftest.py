@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from asyncio import selector_events
+import ssl
+from asyncio import selector_events, sslproto
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -37,9 +38,11 @@ from gateway.http.whole_request import WholeRequest
 #: As in pyproject.toml.
 SUPPORTED: Final = ">=3.14.4,<3.15"
 #: Each name used of a class that aiohttp or asyncio does not document. Attributes that only instances have are looked
-#: up on one (ResponseHandler) or by `check_behaviour` (TCPConnector._factory).
+#: up on one (`_make_instances`) or by `check_behaviour` (TCPConnector._factory).
 NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (selector_events._SelectorSocketTransport, ("max_size",)),  # type: ignore[attr-defined]  # typeshed leaves it out
+    (sslproto._SSLProtocolTransport, ("_ssl_protocol",)),
+    (sslproto.SSLProtocol, ("_incoming", "connection_lost")),
     (StreamReader, ("_buffer", "begin_http_chunk_receiving", "feed_data", "set_read_chunk_size")),
     (
         BaseProtocol,
@@ -124,8 +127,7 @@ def check_names() -> None:
         raise RuntimeError(
             "aiohttp runs without its C parser: install a wheel for this platform and unset AIOHTTP_NO_EXTENSIONS"
         )
-    no_loop: Any = None
-    instances: dict[type, object] = {ResponseHandler: ResponseHandler(no_loop)}
+    instances = _make_instances()
     for owner, names in NAMES:
         for name in names:
             if not hasattr(owner, name) and not hasattr(instances.get(owner), name):
@@ -134,6 +136,17 @@ def check_names() -> None:
         client_context()
     except (AttributeError, TypeError) as exc:
         raise _failure(str(exc)) from exc
+
+
+def _make_instances() -> dict[type, object]:
+    """Return instances of the classes of which a name may be an attribute of instances only."""
+    no_loop: Any = None
+    protocol = sslproto.SSLProtocol(no_loop, asyncio.Protocol(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), no_loop)
+    transport = sslproto._SSLProtocolTransport(no_loop, protocol)
+    # Otherwise each transport, also the protocol's own, warns that it was not closed.
+    transport.abort()
+    protocol.connection_lost(None)
+    return {type(each): each for each in (ResponseHandler(no_loop), protocol, transport)}
 
 
 async def check_behaviour() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from asyncio import sslproto
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,17 @@ def test_missing_name_is_told_with_the_version_and_the_range(name: str, monkeypa
     assert selftest.SUPPORTED in str(caught.value)
 
 
-def test_name_that_only_instances_have_is_missed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "NAMES", ((ResponseHandler, ("_payload", "_gone")),))
-    with pytest.raises(RuntimeError, match=r"ResponseHandler\._gone is missing"):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (ResponseHandler, "_payload"),
+        (sslproto.SSLProtocol, "_incoming"),
+        (sslproto._SSLProtocolTransport, "_ssl_protocol"),
+    ],
+)
+def test_name_that_only_instances_have_is_missed_too(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "NAMES", ((owner, (name, "_gone")),))
+    with pytest.raises(RuntimeError, match=rf"{owner.__name__}\._gone is missing"):
         check_names()
 
 
@@ -123,5 +132,5 @@ def test_package_docstring_and_self_test_name_every_private_name_used() -> None:
     assert used == set(re.findall(r"(?<!\w)_\w+|max_size", table))
     checked = {name for _, names in selftest.NAMES for name in names}
     by_behaviour, by_function = {"_factory", "_acquired"}, {"_SSL_CONTEXT_VERIFIED"}
-    by_import = {"_SelectorSocketTransport", "_ErrInfo"}
+    by_import = {"_SelectorSocketTransport", "_SSLProtocolTransport", "_ErrInfo"}
     assert used - checked == by_behaviour | by_function | by_import

@@ -100,6 +100,8 @@ class CampaignUpstream:
             wire.writer.write(early)
             await wire.writer.drain()
             if fault is UpstreamFault.EARLY_CLOSE:
+                # With a reset where a part of the request is unread. The gateway can always read the response: asyncio
+                # sets TCP_NODELAY, so it was sent, and the kernel keeps what came before a reset.
                 return False
         if fault is UpstreamFault.RESET:
             await wire.reader.read(self._generator.choice([1, 1000, 100_000]))

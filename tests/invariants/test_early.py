@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
+import threading
+from collections.abc import Awaitable, Callable
 
 import pytest
 
+from gateway.aiohttp_seam import ClientConnection, socket_of
 from gateway.downstream import Exchange
 from gateway.observe.stats import Direction
+from gateway.transfer import Transfer
+from gateway.upstream import UpstreamSink
+from tests.certificates import Certificate
 from tests.leaks import open_descriptors
 from tests.peers import RawUpstream, Script, Wire, forward_config, run_gateway, split_response, wait_until
 
@@ -131,6 +138,76 @@ async def test_early_response_before_a_reset_is_never_lost() -> None:
             serving = asyncio.create_task(asyncio.to_thread(upstream, listener))
             assert await asyncio.to_thread(client, gateway.port) == [413] * rounds
             await serving
+
+
+class BlockingUpstream:
+    """An upstream for one connection that responds and resets it in one step, in which the loop does not run."""
+
+    def __init__(self, listener: socket.socket, certificate: Certificate | None) -> None:
+        self._listener = listener
+        self._certificate = certificate
+        self.has_head = threading.Event()
+        self.has_refused = False
+
+    def read_head(self) -> None:
+        self._connection, _ = self._listener.accept()
+        # Otherwise a response may wait for the acknowledgement of the session tickets of TLS, and is never sent.
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._certificate is not None:
+            self._connection = self._certificate.server_context().wrap_socket(self._connection, server_side=True)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self._connection.recv(1000)
+        self.has_head.set()
+
+    def refuse(self, sock: asyncio.trsock.TransportSocket) -> None:
+        """Respond, and return once the reset is at the gateway's socket."""
+        self.has_refused = True
+        self._connection.sendall(REFUSAL)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._connection.close()
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLHUP)
+        assert poll.poll(10_000)
+
+
+@pytest.mark.new_connection(reason="the upstream accepts one")
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_early_response_and_reset_that_come_just_before_a_send_are_relayed(
+    scheme: str, framing: str, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS the response was lost: the send failed with the reset, and asyncio closed the socket unread."""
+    transports: list[asyncio.Transport] = []
+    pull, connect = Transfer.pull, UpstreamSink.connect
+
+    def record_and_connect(sink: UpstreamSink, connection: ClientConnection, transport: asyncio.Transport) -> None:
+        transports.append(transport)
+        connect(sink, connection, transport)
+
+    async def pull_and_refuse(transfer: Transfer, read: Callable[[], Awaitable[bytes]]) -> bytes:
+        chunk = await pull(transfer, read)
+        if upstream.has_head.is_set() and not upstream.has_refused:
+            sock = socket_of(transports[0])
+            assert sock is not None
+            upstream.refuse(sock)
+        return chunk
+
+    monkeypatch.setattr(UpstreamSink, "connect", record_and_connect)
+    monkeypatch.setattr(Transfer, "pull", pull_and_refuse)
+    head, pieces = (HEAD, (b"first", b"second")) if framing == "length" else (CHUNKED_HEAD, (CHUNK, CHUNK))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        upstream = BlockingUpstream(listener, certificate if scheme == "https" else None)
+        async with run_gateway(forward_config(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")) as gateway:
+            client = await gateway.connect()
+            reading = asyncio.ensure_future(asyncio.to_thread(upstream.read_head))
+            await client.send(head + pieces[0])
+            await reading
+            await client.send(pieces[1])
+            assert split_response(await client.read_until(b"full"))[0] == 413
+            await client.close()
+            line = await gateway.wait_log_line()
+            assert (line["upload"], line["outcome"], line["blame"]) == ("early_response", "complete", "none")
 
 
 async def test_response_during_an_upload_is_forwarded_chunk_by_chunk() -> None:
