@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import io
 import json
 import logging
+import math
 import os
+import select
 import sys
 import threading
 import time
@@ -147,6 +150,9 @@ class LineWriter(logging.Handler):
     One that looked for lines 20 times a second took 2 ms of CPU per second without any. So a line wakes the thread only
     if none came in the last 0.05 s. A lock taken for every line took as long as the rest of `add_line`: each side
     counts in a number of its own, and only what removes lines takes the lock.
+
+    Garbage collection begins at any allocation, also in here with a lock held, and what it deletes may log. So what
+    adds a line never waits for a lock: neither for that of this thread, nor for one whose owner waits for logging's.
     """
 
     def __init__(self, stream: Output) -> None:
@@ -155,7 +161,7 @@ class LineWriter(logging.Handler):
         self._lines: deque[str] = deque()
         #: Bytes of access log lines, of log records, and of the lines that were removed, all since the start.
         self._line_bytes = self._record_bytes = self._removed_bytes = 0
-        #: Held while lines are removed.
+        #: Held while lines are removed. What adds lines only tries to take it.
         self._mutex = threading.Lock()
         #: Lines that were taken, without those that were written.
         self._rest = b""
@@ -163,9 +169,13 @@ class LineWriter(logging.Handler):
         self.dropped_lines = 0
         self._reported_lines = 0
         self._stopping = threading.Event()
+        #: When the last lines are given up, on the monotonic clock.
+        self._ends_at = math.inf
         #: The thread sleeps until a line or the end wakes it.
         self._is_asleep = False
-        self._waking = threading.Event()
+        #: Released to wake it. Not an Event, whose `set` waits for a lock of its own.
+        self._waking = threading.Lock()
+        self._waking.acquire()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -177,10 +187,12 @@ class LineWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Add the line of a log record. Called by any thread, with the lock that logging has for its handlers."""
         line = self.format(record)
+        size = len(line) + _LINE_BYTES
         self._lines.append(line)
-        self._record_bytes += len(line) + _LINE_BYTES
+        # Calls nothing, after which garbage collection might emit another record within the addition.
+        self._record_bytes += size
         if self._is_asleep:
-            self._waking.set()
+            self._wake()
         self._drop_oldest()
 
     def add_line(self, line: str) -> None:
@@ -191,19 +203,20 @@ class LineWriter(logging.Handler):
         self._lines.append(line)
         self._line_bytes += len(line) + _LINE_BYTES
         if self._is_asleep:
-            self._waking.set()
+            self._wake()
         if self._line_bytes + self._record_bytes - self._removed_bytes > _MAX_BYTES:
             self._drop_oldest()
 
     def stop(self) -> None:
-        """Write the remaining lines; give up after 2 s if the stream is blocked, at once if writing fails.
+        """Write the remaining lines; give up after 2 s if the stream is blocked or full, at once if writing fails.
 
         The lines that are left are dropped, and counted. A second call does nothing.
         """
         if self._stopping.is_set():
             return
+        self._ends_at = time.monotonic() + _LAST_SECONDS
         self._stopping.set()
-        self._waking.set()
+        self._wake()
         self._thread.join(_LAST_SECONDS)
         with self._mutex:
             self.dropped_lines += len(self._remove(len(self._lines))) + self._rest.count(b"\n")
@@ -228,17 +241,32 @@ class LineWriter(logging.Handler):
                     break
                 if written is None:
                     # Full; a process that shares the stream made it non-blocking.
+                    if is_last and self._wait_for_room():
+                        continue
                     break
                 self._rest = rest[written:]
 
+    def _wait_for_room(self) -> bool:
+        """Wait until the stream takes bytes or has failed; return False if that takes longer than the end may."""
+        waiting = select.poll()
+        waiting.register(self._stream.fileno(), select.POLLOUT)
+        return bool(waiting.poll(max(0.0, self._ends_at - time.monotonic()) * 1000))
+
     def _sleep(self) -> None:
         """Wait for a line or the end."""
-        self._waking.clear()
+        # If it was released meanwhile.
+        self._waking.acquire(blocking=False)
         self._is_asleep = True
         # In this order: a line that was added before is seen here, one that is added later wakes.
         if not self._lines and not self._stopping.is_set():
-            self._waking.wait()
+            self._waking.acquire()
         self._is_asleep = False
+
+    def _wake(self) -> None:
+        if self._waking.locked():
+            # Another thread may have released it just now.
+            with contextlib.suppress(RuntimeError):
+                self._waking.release()
 
     def _take(self) -> bytes:
         """Return the next lines, b"" if there are none; after a gap a line that says so comes first."""
@@ -251,6 +279,7 @@ class LineWriter(logging.Handler):
             if held_bytes > _BATCH_BYTES:
                 count = max(1, count * _BATCH_BYTES // held_bytes)
             lines = self._remove(count)
+        self._drop_oldest()
         if missing:
             record = _gap_record(missing)
             self.filter(record)
@@ -259,11 +288,17 @@ class LineWriter(logging.Handler):
         return "\n".join(lines).encode(errors="backslashreplace")
 
     def _drop_oldest(self) -> None:
-        """Drop lines, the oldest first, until no more are held than may be."""
-        with self._mutex:
-            while self.held_bytes > _MAX_BYTES:
-                self._remove(1)
-                self.dropped_lines += 1
+        """Drop lines, the oldest first, until no more are held than may be, unless lines are being removed already.
+
+        What removes them calls this after it: the lines that were added meanwhile may be too many.
+        """
+        while self.held_bytes > _MAX_BYTES and self._mutex.acquire(blocking=False):
+            try:
+                while self.held_bytes > _MAX_BYTES:
+                    self._remove(1)
+                    self.dropped_lines += 1
+            finally:
+                self._mutex.release()
 
     def _remove(self, count: int) -> list[str]:
         """Return the oldest lines, which are held no more. The mutex is held."""

@@ -44,6 +44,10 @@ class Output(Protocol):
         """Write; return how many bytes were written, None if there is no room now. Raises OSError."""
         ...
 
+    def fileno(self) -> int:
+        """Return the descriptor that is written to."""
+        ...
+
 
 def open_lock() -> int:
     """Return the descriptor of a lock; each process that shares an output gets a duplicate of it."""
@@ -83,6 +87,10 @@ class SharedOutput:
         finally:
             if not self._is_within_line:
                 fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is written to."""
+        return self._stream.fileno()
 
     def _write_locked(self, data: bytes) -> int | None:
         if not self._is_within_line and self._end[0] == _CUT and not self._stream.write(_NEWLINE):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.observe.log import JsonFormatter, LineWriter
+from gateway.observe.output import SharedOutput, open_lock
 
 TIMEOUT_SECONDS = 20.0
+RECORD = logging.LogRecord("x", logging.INFO, "", 0, "record", (), None)
 
 
 class Pipe:
@@ -29,6 +33,16 @@ class Pipe:
     def read_lines(self, count: int) -> list[str]:
         return [self.stream.readline().decode().removesuffix("\n") for _ in range(count)]
 
+    def block(self) -> None:
+        """Have the writer wait for room in the pipe, within a line that the first read returns."""
+        self.writer.add_line("x" * 2**20)
+        self.wait_until_taken()
+
+    def end(self) -> None:
+        """Close the end that was written to."""
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), self.writing)
+
     def fill(self, line: str) -> None:
         """Add lines until some were dropped."""
         while not self.writer.dropped_lines:
@@ -41,8 +55,8 @@ class Pipe:
             time.sleep(0.001)
         assert self.writer._is_asleep
 
-    def wait_until_failing(self) -> None:
-        """Wait until the writer has tried to write what it was given."""
+    def wait_until_taken(self) -> None:
+        """Wait until the writer has taken all lines, to write them."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while self.writer._lines and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -58,6 +72,8 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     # The pipe has no reader: a write that blocks fails now.
     pipe.stream.close()
     pipe.writer.stop()
+    # Or it would write to what has the descriptor next.
+    pipe.writer._thread.join(TIMEOUT_SECONDS)
     os.close(pipe.writing)
 
 
@@ -71,13 +87,12 @@ def test_lines_are_written_in_order_and_the_rest_at_the_end(pipe: Pipe) -> None:
 
 def test_writer_sleeps_without_lines_until_a_line_a_record_or_the_end_wakes_it(pipe: Pipe) -> None:
     """It looked for lines 20 times a second, which was most of what a gateway without requests did."""
-    record = logging.LogRecord("x", logging.INFO, "", 0, "record", (), None)
     for _ in range(3):
         pipe.wait_until_asleep()
         pipe.writer.add_line("line")
         assert pipe.read_lines(1) == ["line"]
         pipe.wait_until_asleep()
-        pipe.writer.handle(record)
+        pipe.writer.handle(RECORD)
         assert '"record"' in pipe.read_lines(1)[0]
     pipe.wait_until_asleep()
     pipe.writer.stop()
@@ -85,8 +100,7 @@ def test_writer_sleeps_without_lines_until_a_line_a_record_or_the_end_wakes_it(p
 
 
 def test_no_line_of_any_thread_is_lost_while_lines_are_written(pipe: Pipe) -> None:
-    record = logging.LogRecord("x", logging.INFO, "", 0, "record", (), None)
-    threads = [threading.Thread(target=lambda: [pipe.writer.handle(record) for _ in range(200)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [pipe.writer.handle(RECORD) for _ in range(200)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for number in range(2000):
@@ -104,19 +118,18 @@ def test_no_line_of_any_thread_is_lost_while_lines_are_written(pipe: Pipe) -> No
 
 def test_blocked_output_holds_8_mib_of_lines_and_the_gap_is_reported(pipe: Pipe) -> None:
     """100,000 lines of any length were held: 120 MiB, and more with long ones."""
+    pipe.block()
     line = "x" * 10_000
+    held = 8 * 2**20 // (len(line) + 64)
     for _ in range(2000):
         pipe.writer.add_line(line)
     assert pipe.writer.held_bytes <= 8 * 2**20
-    dropped = pipe.writer.dropped_lines
-    assert dropped > 2000 - 9 * 2**20 // len(line)
-    seen = pipe.read_lines(1)
-    while seen[-1] == line:
-        seen += pipe.read_lines(1)
-    gap = json.loads(seen[-1])
+    assert pipe.writer.dropped_lines == 2000 - held
+    _, gap, *lines = pipe.read_lines(2 + held)
+    gap = json.loads(gap)
     assert (gap["level"], gap["logger"]) == ("warning", "gateway")
-    assert gap["message"].startswith(f"{dropped} log lines before this one were dropped")
-    assert pipe.read_lines(1) == [line]
+    assert gap["message"].startswith(f"{2000 - held} log lines before this one were dropped")
+    assert lines == [line] * held
 
 
 def test_line_that_was_written_in_part_is_continued(pipe: Pipe) -> None:
@@ -132,7 +145,7 @@ def test_writing_goes_on_after_the_output_was_full(pipe: Pipe) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, pipe.writing)
     pipe.writer.add_line("held")
-    pipe.wait_until_failing()
+    pipe.wait_until_taken()
     os.dup2(kept, pipe.writing)
     assert pipe.read_lines(1) == ["held"]
     os.close(kept)
@@ -160,6 +173,44 @@ def test_output_that_does_not_block_when_it_is_full_loses_nothing(pipe: Pipe) ->
     assert pipe.read_lines(20) == lines
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_output_that_does_not_block_and_is_full_is_waited_for_at_the_end(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, *, is_shared: bool
+) -> None:
+    """The lines that had no room were dropped at once."""
+    # The writer looks for lines once, at the end.
+    monkeypatch.setattr("gateway.observe.log._INTERVAL_SECONDS", TIMEOUT_SECONDS)
+    monkeypatch.setattr("gateway.observe.log._LAST_SECONDS", TIMEOUT_SECONDS)
+    os.set_blocking(pipe.writing, False)
+    stream = io.FileIO(pipe.writing, "w", closefd=False)
+    lock = open_lock()
+    writer = LineWriter(SharedOutput(stream, lock) if is_shared else stream)
+    lines = [f"{number} " + "x" * 100_000 for number in range(20)]
+    for line in lines:
+        writer.add_line(line)
+    stopping = threading.Thread(target=writer.stop)
+    stopping.start()
+    while select.select([], [pipe.writing], [], 0)[1]:
+        time.sleep(0.001)
+    assert pipe.read_lines(20) == lines
+    stopping.join()
+    assert not writer.dropped_lines
+    os.close(lock)
+
+
+def test_output_that_stays_full_is_not_waited_for_longer_than_the_end_may_take(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.observe.log._LAST_SECONDS", 0.01)
+    os.set_blocking(pipe.writing, False)
+    for _ in range(20):
+        pipe.writer.add_line("x" * 10_000)
+    pipe.writer.stop()
+    pipe.writer._thread.join(TIMEOUT_SECONDS)
+    assert not pipe.writer._thread.is_alive()
+    assert 20 - 7 <= pipe.writer.dropped_lines <= 20
+
+
 def test_blocked_output_does_not_hold_up_the_end_and_lines_that_are_left_are_counted(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,3 +221,76 @@ def test_blocked_output_does_not_hold_up_the_end_and_lines_that_are_left_are_cou
     pipe.writer.stop()
     assert count - written_at_most <= pipe.writer.dropped_lines <= count
     assert pipe.writer.held_bytes == 0
+
+
+GARBAGE_COUNT = 5000
+
+
+class Garbage:
+    """Logs when it is collected, which is at one of the next allocations, and leaves as much."""
+
+    def __init__(self, writer: LineWriter, records: list[object]) -> None:
+        self._writer = writer
+        self._records = records
+        self._itself = self
+
+    def __del__(self) -> None:
+        if len(self._records) < GARBAGE_COUNT:
+            # More objects than before: a few more begin a collection, by turns at each place of the code.
+            self._records.append([set[None](), set[None](), set[None]()])
+            gc.set_threshold(2 + len(self._records) % 9, 10**9, 10**9)
+            self._writer.handle(RECORD)
+            Garbage(self._writer, self._records)
+
+
+@pytest.fixture
+def busy_collector() -> Iterator[None]:
+    """Collect garbage after a few allocations."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(2, 10**9, 10**9)
+    yield
+    gc.set_threshold(*thresholds)
+
+
+@pytest.mark.parametrize("is_blocked", [False, True])
+@pytest.mark.usefixtures("busy_collector")
+def test_record_that_garbage_collection_makes_within_the_log_waits_for_no_lock(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, *, is_blocked: bool
+) -> None:
+    """The thread waited for ever for a lock that it had itself, or for one whose owner waited for logging's."""
+    monkeypatch.setattr("gateway.observe.log._LAST_SECONDS", TIMEOUT_SECONDS)
+    line, records, received = "x" * 10_000, list[object](), list[bytes]()
+
+    def add_lines() -> None:
+        for _ in range(1000):
+            pipe.writer.add_line(line)
+
+    def handle_records() -> None:
+        for _ in range(200):
+            pipe.writer.handle(RECORD)
+
+    if is_blocked:
+        pipe.block()
+        # Each further line drops one.
+        add_lines()
+    adding = [threading.Thread(target=each, daemon=True) for each in (add_lines, handle_records, handle_records)]
+    reading = threading.Thread(target=lambda: received.extend(pipe.stream), daemon=True)
+    if not is_blocked:
+        reading.start()
+    Garbage(pipe.writer, records)
+    for thread in adding:
+        thread.start()
+    for thread in adding:
+        thread.join(TIMEOUT_SECONDS)
+        assert not thread.is_alive()
+    while len(records) < GARBAGE_COUNT:
+        gc.collect(0)
+    if is_blocked:
+        assert pipe.writer.held_bytes <= 8 * 2**20
+        reading.start()
+    pipe.writer.stop()
+    pipe.end()
+    reading.join(TIMEOUT_SECONDS)
+    gaps = sum(b"were dropped" in each for each in received)
+    added = 1400 + is_blocked * 1001 + GARBAGE_COUNT
+    assert len(received) - gaps + pipe.writer.dropped_lines == added
