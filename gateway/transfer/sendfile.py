@@ -66,7 +66,7 @@ class SendfileLane:
             if not self._transfer.is_whole:
                 await self._file.read_cold()
         except OSError as exc:
-            raise exhaustion_fault(exc) or self._receiver.translate_error(exc) from exc
+            raise self._translate(exc) from exc
         return 0
 
     async def write(self, _size: int) -> None:
@@ -81,8 +81,16 @@ class SendfileLane:
             self._waiter = None
             self._stop_watching()
             if waiter.done() and not waiter.cancelled():
-                # Also where the task was cancelled meanwhile: asyncio logs what is never retrieved.
-                waiter.exception()
+                self._record(waiter.exception())
+
+    def _record(self, exc: BaseException | None) -> None:
+        """Record what broke the body, also where the task was cancelled before it raised that."""
+        fault = self._translate(exc) if isinstance(exc, OSError) else exc
+        if isinstance(fault, Fault):
+            self._transfer.fail(fault)
+
+    def _translate(self, exc: OSError) -> Fault | OSError:
+        return exhaustion_fault(exc) or self._receiver.translate_error(exc)
 
     def _begin_step(self) -> None:
         """Take a step if there is time, else wait for a turn. The socket takes bytes."""

@@ -268,3 +268,44 @@ async def test_failure_of_a_call_ends_the_transfer(
     assert transfer.outcome is outcome
     assert not is_watched(connection.socket)
     timers.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (Fault(FaultKind.DISK_FAILED, "shorter"), Outcome.DISK_FAILED),
+        (OSError(errno.EIO, "cannot be read"), Outcome.BUG),
+    ],
+)
+async def test_failure_of_a_call_counts_where_the_task_is_cancelled_in_the_same_iteration(
+    timers: Timers, connection: Connection, error: Exception, outcome: Outcome
+) -> None:
+    """The client that left was blamed for a file that cannot be read."""
+    file = MemoryFile(64 * MIB, 64 * MIB, step_bytes=16 * MIB)
+    transfer = make_transfer(timers, 64 * MIB)
+
+    class Disk(Client):
+        def translate_error(self, exc: OSError) -> Fault:
+            return Fault(FaultKind.BUG, str(exc))
+
+    async def run() -> None:
+        with transfer:
+            await pump(transfer, SendfileLane(transfer, file, connection.socket, Disk()))
+
+    real = file.send_ready
+
+    def send_ready(descriptor: int) -> int | None:
+        if file.was_full.is_set():
+            file.error = error
+            # Before the task is woken.
+            asyncio.get_running_loop().call_soon(sending.cancel)
+        return real(descriptor)
+
+    file.send_ready = send_ready  # type: ignore[method-assign]  # fails once the socket was full
+    sending = asyncio.create_task(run())
+    await file.was_full.wait()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.gather(sending, connection.receive(sum(file.sent)))
+    assert transfer.outcome is outcome
+    assert not is_watched(connection.socket)
+    timers.close()
