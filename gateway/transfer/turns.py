@@ -94,7 +94,10 @@ class Turns:
             try:
                 await waiter
             finally:
-                if not waiter.cancelled():
+                if not waiter.done():
+                    # The coroutine is closed: it is passed over in its turn.
+                    waiter.cancel()
+                elif not waiter.cancelled():
                     self._due_count -= 1
             if self.is_time_left():
                 return

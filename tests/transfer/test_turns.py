@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import pytest
+
 from gateway.transfer import Turns
 from gateway.transfer.turns import KEEPING_BYTES, TURN_SECONDS, Turn
 from tests.clock import Clock
@@ -118,6 +120,21 @@ async def test_task_that_was_continued_and_is_cancelled_keeps_no_event_waiting()
     assert not turns.has_time_for_event()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+    assert turns.has_time_for_event()
+
+
+@pytest.mark.parametrize("is_continued", [False, True])
+async def test_wait_that_is_closed_is_passed_over_and_not_counted_as_one_that_has_run(*, is_continued: bool) -> None:
+    turns = Turns(Clock())
+    waiting = turns.wait()
+    waiting.send(None)
+    if is_continued:
+        await asyncio.sleep(0)
+        assert turns._due_count == 1
+    waiting.close()
+    assert turns._due_count == 0
+    await asyncio.sleep(0)
+    assert turns._due_count == 0
     assert turns.has_time_for_event()
 
 
