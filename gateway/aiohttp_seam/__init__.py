@@ -35,7 +35,7 @@ Private names, by purpose:
                                               _process_keepalive
   room in the parser's queue again            RequestHandler._resume_reading_if_drained           messages.py
   what came after a request to upgrade        RequestHandler._upgraded, _message_tail             messages.py
-  wait for a full write buffer                BaseProtocol._drain_helper                          messages.py
+  wait for a full write buffer                BaseProtocol._drain_helper, _drain_waiter           messages.py
   body being received from an upstream        ResponseHandler._payload                            client.py
   has the connection failed                   ResponseHandler._exception, _should_close           client.py
   response received and not taken             DataQueue._buffer                                   client.py

@@ -165,6 +165,9 @@ class MessageLoop(RequestHandler):
 
     async def drain(self) -> None:
         """Wait while the transport's write buffer is too full. Raises ConnectionError if the connection is lost."""
+        if self._drain_waiter is not None and self._drain_waiter.cancelled():
+            # aiohttp leaves the future of a wait that was cancelled (3.14.5): the next wait would be cancelled at once.
+            self._drain_waiter = None
         await self._drain_helper()
 
     def receive_whole(self, request: WholeRequest, waiter: asyncio.Future[None]) -> None:

@@ -61,6 +61,7 @@ NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
             "_close",
             "_current_request",
             "_drain_helper",
+            "_drain_waiter",
             "_force_close",
             "_handler_waiter",
             "_keepalive_handle",

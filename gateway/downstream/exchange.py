@@ -24,7 +24,7 @@ from gateway.config import Route
 from gateway.config.values import Endpoint
 from gateway.downstream.body import ReceivedBody, RequestBody, WholeBody
 from gateway.downstream.refusal import make_refusal
-from gateway.downstream.response import ClientResponse, abort
+from gateway.downstream.response import ClientResponse, abort, idle_seconds_of
 from gateway.errors import Blame, Fault, FaultKind, Outcome
 from gateway.http.client import Client
 from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
@@ -287,11 +287,11 @@ class Exchange:
         return self.response.send_whole(self._connection, self._message, body)
 
     async def reply(self, status: int, headers: Sequence[Header], body: bytes) -> None:
-        """Send a whole response. Raises Fault CLIENT_LEFT."""
+        """Send a whole response. Raises Fault CLIENT_LEFT; CLIENT_IDLE if the client takes none of it."""
         headers = [*default_headers(self.trace), *headers]
         self.response = ClientResponse.small(status, headers, body, is_last=self._must_close)
         self._send_head(self.response)
-        await self.response.flush()
+        await self.response.flush(idle_seconds_of(self.route))
 
     def fail(self, fault: Fault) -> None:
         """End the exchange with a fault: send a problem document if no head was sent, cut the connection otherwise."""
@@ -325,9 +325,10 @@ class Exchange:
             return False
         await self.discard_request_body()
         try:
-            await response.end()
+            await response.end(idle_seconds_of(self.route))
         except Fault:
-            # The client left.
+            # The client left, or takes nothing of what was sent last.
+            response.cut()
             return False
         return response.keep_alive
 

@@ -7,7 +7,8 @@ missing or, where only the close of the connection ends the body, the connection
     call            valid                  effect
     begin           once                   sends the head, or holds it for the first bytes of a short body
     write           after begin            sends a chunk
-    end             after the last write   sends the end, and waits until all of it was sent
+    end             after the last write   sends the end, and waits until all of it was sent; within limits of its own
+                                           where no transfer is watched meanwhile
     send_whole      in place of all three  writes head and body in one step; `end` waits for what was not sent
     cut             any time               breaks the connection off
 """
@@ -15,6 +16,7 @@ missing or, where only the close of the connection ends the body, the connection
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from http import HTTPStatus
@@ -24,6 +26,7 @@ from aiohttp.http import HttpVersion11
 from aiohttp.http_writer import StreamWriter
 
 from gateway.aiohttp_seam import Message, ServerConnection, drain_write_buffer, socket_of
+from gateway.config import Route
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Headers, encode_head
 from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
@@ -32,6 +35,8 @@ from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
 _RESET: Final = struct.pack("ii", 1, 0)
 #: Bodies shorter than this are sent in one segment with their head.
 _JOINED_BYTES: Final = 16 * 1024
+#: Without a route: the default of `timeouts.idle`.
+_IDLE_SECONDS: Final = 60.0
 _NO_CONTENT: Final = 204
 _EMPTY_STATUSES: Final = frozenset({_NO_CONTENT, 304})
 
@@ -172,14 +177,23 @@ class ClientResponse:
         """Return the progress of the client, see `gateway.transfer.progress`."""
         return acknowledged_bytes(socket_of(self._transport))
 
-    async def flush(self) -> None:
-        """Wait until every byte has left this process, so that a client that stopped reading is still watched."""
+    async def flush(self, idle_seconds: float | None = None) -> None:
+        """Wait until every byte has left this process, so that a client that stopped reading is still watched.
+
+        Raises Fault CLIENT_LEFT; CLIENT_IDLE if the client takes nothing for `idle_seconds`.
+        """
         if self._transport is None or self._connection is None:
             return
-        try:
-            await drain_write_buffer(self._transport, self._connection.drain)
-        except ConnectionError as exc:
-            raise _left() from exc
+        while self._transport.get_write_buffer_size():
+            acknowledged = self.acknowledged()
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    await drain_write_buffer(self._transport, self._connection.drain)
+            except ConnectionError as exc:
+                raise _left() from exc
+            except TimeoutError:
+                if idle_seconds is not None and self.acknowledged() == acknowledged:
+                    raise _idle(idle_seconds) from None
 
     async def open_raw_socket(self) -> RawSocket | None:
         """Flush, and return an end to send the rest of the body on; None if it is framed or not plain TCP."""
@@ -194,8 +208,8 @@ class ClientResponse:
         del exc
         return _left()
 
-    async def end(self) -> None:
-        """Send the end of the body and wait until it has left. Raises Fault CLIENT_LEFT."""
+    async def end(self, idle_seconds: float | None = None) -> None:
+        """Send the end of the body and wait until it has left. Raises what `flush` raises."""
         connection, transport = self._connection, self._transport
         if self._is_cut or connection is None or transport is None:
             return
@@ -210,7 +224,7 @@ class ClientResponse:
                 raise _left()
             self._is_done = True
         if transport.get_write_buffer_size():
-            await self.flush()
+            await self.flush(idle_seconds)
 
     def cut(self) -> None:
         """Break the connection off, so that what was sent cannot be taken for a complete response."""
@@ -233,6 +247,20 @@ def abort(transport: asyncio.Transport, *, with_reset: bool) -> None:
 
 def _left() -> Fault:
     return Fault(FaultKind.CLIENT_LEFT, "The client closed the connection before its response was complete.")
+
+
+def idle_seconds_of(route: Route | None) -> float | None:
+    """Return for how long a client may take nothing of a response of which no transfer is watched; None for ever."""
+    seconds = route.timeouts.idle if route is not None else _IDLE_SECONDS
+    return seconds if seconds < math.inf else None
+
+
+def _idle(seconds: float) -> Fault:
+    return Fault(
+        FaultKind.CLIENT_IDLE,
+        f"The client took nothing of the response for {seconds:g} s: check the client and the line to it, or raise "
+        "timeouts.idle of its route.",
+    )
 
 
 def _phrase(status: int) -> bytes:
