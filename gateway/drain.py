@@ -81,7 +81,7 @@ async def _accept_last(acceptor: Acceptor, traffic: TrafficServer) -> None:
     """Accept what the kernel's queue holds. Where accepting pauses, make room and wait a while for it."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _HEAD_SECONDS
-    while not acceptor.accept_queued() and loop.time() < deadline:
+    while not await acceptor.accept_queued() and loop.time() < deadline:
         # They are closed next in any case.
         await _close_idle(traffic, is_head_due=False)
         await asyncio.sleep(_PAUSE_SECONDS)

@@ -197,16 +197,19 @@ class Acceptor:
             # Its descriptor is closed when this turn of the loop is over.
             self._retry_by(self._loop.call_soon(self._try_again))
 
-    def accept_queued(self) -> bool:
+    async def accept_queued(self) -> bool:
         """Accept what the kernel's queue holds now, before `stop`: with the last descriptor of it, its queue is reset.
 
-        Return False if accepting pauses, so that connections may be left in the queue: call it again later. Not for a
-        socket that another process goes on to accept from.
+        A few per turn of the loop. Return False if accepting pauses, so that connections may be left in the queue: call
+        it again later. Not for a socket that another process goes on to accept from.
         """
-        self._end_deferral()
-        for _ in range(_MAX_QUEUED):
+        for number in range(1, _MAX_QUEUED + 1):
+            self._end_deferral()
             if not self._is_reading or not self._accept_one():
                 break
+            if number % _ACCEPTS == 0:
+                # Others go on: 4,000 connections took 0.35 s.
+                await asyncio.sleep(0)
         return self._is_reading
 
     def stop(self) -> None:
