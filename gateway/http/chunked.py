@@ -31,6 +31,8 @@ STEP_WORK: Final = 4096
 _CHUNK_COST: Final = 8
 #: Chunks shorter than this are cheaper to copy twice than to look at through a memoryview.
 _VIEWED_BYTES: Final = 512
+#: What follows foreseen chunks is returned together with them up to this length, by itself if it is longer.
+_JOINED_BYTES: Final = 64 * 1024
 #: Limits for a chunk size with its extensions and the line breaks around it, and for all trailer fields together.
 _MAX_LINE_BYTES: Final = 4096
 _MAX_TRAILER_BYTES: Final = 16 * 1024
@@ -142,12 +144,17 @@ class ChunkedDecoder:
     def take(self, foreseen: ForeseenChunks, count: int) -> bytes:
         """Return the data of `count` bytes that were received into what `foresee` returned, see `decode`."""
         taken = foreseen.take(count)
-        self._text, self._position, self._remaining = b"", 0, taken.remaining
-        self.decoded_bytes += len(taken.data)
-        if not taken.rest:
-            return taken.data
-        more = self.decode(taken.rest)
-        return taken.data + more if more else taken.data
+        data, rest = taken.data, taken.rest
+        self._text, self._position, self._remaining = rest, 0, taken.remaining
+        self.decoded_bytes += len(data)
+        if not rest:
+            return data
+        if data and len(rest) > _JOINED_BYTES:
+            # Both are held already; joined they would be once more.
+            self.has_more = True
+            return data
+        more = self.decode(b"")
+        return data + more if more else data
 
     def _decode_step(self) -> bytes:
         """Decode a step's work of what was received, or everything."""

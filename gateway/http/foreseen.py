@@ -96,6 +96,11 @@ class ForeseenChunks:
         left = count - self._remaining - line_count * self._size - max(0, line_count * len(line) - self._begun)
         if not left:
             return b""
-        following = self.buffers[2 * line_count + 1 :]
-        received = following[0] if left <= len(following[0]) else b"".join(following)
-        return (b"" if line_count else line[: self._begun]) + received[:left]
+        # Joined once: it may be as long as the room.
+        pieces: list[bytes | memoryview] = [b"" if line_count else line[: self._begun]]
+        for each in self.buffers[2 * line_count + 1 :]:
+            pieces.append(each[:left])
+            left -= len(pieces[-1])
+            if not left:
+                break
+        return b"".join(pieces)

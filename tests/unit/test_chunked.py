@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tracemalloc
 from collections.abc import Iterable
 from typing import Any
 
@@ -331,3 +332,31 @@ def test_malformed_framing_is_refused(wire: bytes, size: int) -> None:
     with pytest.raises(Fault) as caught:
         decode(wire, size)
     assert caught.value.kind is FaultKind.BAD_FRAMING
+
+
+@pytest.mark.parametrize("foreseen_count", [0, 1, 32, 63])
+def test_foreseen_chunks_that_come_otherwise_are_held_no_more_than_twice(foreseen_count: int) -> None:
+    """A room of 2 MiB took 6 MiB, and more, where the first line was another one."""
+    most, size, other = 2**21, 2**15, 2**15 - 1
+    decoder = ChunkedDecoder()
+    line = b"%x\r\n" % size
+    decoder.decode((line + bytes(size) + b"\r\n") * 2)
+    wire = (line + b"a" * size + b"\r\n") * foreseen_count + (b"%x\r\n" % other + b"b" * other + b"\r\n") * 65
+    view, received = memoryview(wire), 0
+    tracemalloc.start()
+    try:
+        foreseen = decoder.foresee(most)
+        assert foreseen is not None
+        for buffer in foreseen.buffers:
+            buffer[:] = view[received : received + len(buffer)]
+            received += len(buffer)
+        data = [decoder.take(foreseen, received)]
+        del foreseen
+        while decoder.has_more:
+            data.append(decoder.decode(b""))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert b"".join(data) == (b"a" * size * foreseen_count + b"b" * most)[: decoder.decoded_bytes - 2 * size]
+    assert most - size <= sum(map(len, data)) <= most
+    assert peak < 2 * most + 2**17
