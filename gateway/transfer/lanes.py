@@ -40,6 +40,10 @@ ALL_CHUNKS_BYTES: Final = 8 * 2**20
 #: A chunk that filters (a rate limit, say) delayed for longer than this was too large; the smallest it gets.
 _DELAY_SECONDS: Final = 0.25
 _MIN_DELAYED_BYTES: Final = 8 * 1024
+#: Chunks grow where a receive fills this part of one, and shrink where it fills less than the other part. The receives
+#: of a fast sender differ a lot: chunks that followed the last one closely took 3 % more CPU time.
+_GROWING_PART: Final = 4
+_SHRINKING_PART: Final = 16
 
 
 class LaneName(enum.StrEnum):
@@ -182,18 +186,24 @@ class ChunkMemory:
             self._reader_count -= 1
 
     def size_next(self, body: RawBody, delayed_seconds: float, *, was_taken: bool) -> None:
-        """Choose how large the next chunk may be, from how long the last one took.
+        """Choose how large the next chunk may be, from how long the last one took and how much was received for it.
 
-        Fewer, larger chunks while the sink keeps up, but all together no more than their share. What filters delay
-        for long comes in smaller chunks, so that neither peer sees long silences.
+        Fewer, larger chunks while the sink keeps up, but all together no more than their share, and no larger than the
+        source fills them: memory is made for each. What filters delay for long comes in smaller chunks, so that neither
+        peer sees long silences.
         """
+        size, received = body.chunk_bytes, body.received_bytes
         if delayed_seconds > _DELAY_SECONDS:
-            body.chunk_bytes = max(body.chunk_bytes // 2, _MIN_DELAYED_BYTES)
-        elif was_taken:
-            share = max(ALL_CHUNKS_BYTES // (self._reader_count or 1), MIN_CHUNK_BYTES)
-            body.chunk_bytes = min(body.chunk_bytes * 2, body.most_bytes, share)
-        else:
+            body.chunk_bytes = max(size // 2, _MIN_DELAYED_BYTES)
+        elif not was_taken:
             body.chunk_bytes = MIN_CHUNK_BYTES
+        else:
+            if received >= size // _GROWING_PART:
+                size *= 2
+            elif received < size // _SHRINKING_PART and size > MIN_CHUNK_BYTES:
+                size = max(size // 2, MIN_CHUNK_BYTES)
+            share = max(ALL_CHUNKS_BYTES // (self._reader_count or 1), MIN_CHUNK_BYTES)
+            body.chunk_bytes = min(size, body.most_bytes, share)
 
 
 class ChunkSizer:

@@ -18,6 +18,8 @@ class RawBody(Protocol):
     #: How many bytes to receive at once, and how many at most.
     chunk_bytes: int
     most_bytes: int
+    #: How many bytes came with the last receive, 0 before the first.
+    received_bytes: int
 
     @property
     def is_ended(self) -> bool:
@@ -41,6 +43,7 @@ class SizedRawBody:
         self.remaining_bytes = remaining_bytes
         self.lost = lost
         self.chunk_bytes, self.most_bytes = MIN_CHUNK_BYTES, MAX_CHUNK_BYTES
+        self.received_bytes = 0
 
     @property
     def is_ended(self) -> bool:
@@ -58,7 +61,8 @@ class SizedRawBody:
             raise exhaustion_fault(exc) or self.lost() from exc
         if not chunk:
             raise self.lost()
-        self.remaining_bytes = remaining - len(chunk)
+        self.received_bytes = size = len(chunk)
+        self.remaining_bytes = remaining - size
         return chunk
 
     def skip(self, size: int) -> None:
@@ -72,6 +76,7 @@ class ChunkedRawBody:
     def __init__(self, socket: RawSocket, decoder: ChunkedDecoder, lost: Callable[[], Fault]) -> None:
         self.socket = socket
         self.chunk_bytes, self.most_bytes = MIN_CHUNK_BYTES, MAX_CHUNK_BYTES
+        self.received_bytes = 0
         self._decoder = decoder
         self._lost = lost
 
@@ -103,6 +108,7 @@ class ChunkedRawBody:
             if count is not None:
                 if not count:
                     raise self._lost()
+                self.received_bytes = count
                 return decoder.take(foreseen, count)
             # No memory is held for a peer that is slow.
             foreseen = None
@@ -111,6 +117,7 @@ class ChunkedRawBody:
         received = await self.socket.receive(min(self.chunk_bytes, MAX_CHUNK_BYTES))
         if not received:
             raise self._lost()
+        self.received_bytes = len(received)
         return decoder.decode(received)
 
     def skip(self, size: int) -> None:

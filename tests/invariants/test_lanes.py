@@ -198,8 +198,10 @@ async def test_chunked_uploads_follow_each_other_on_a_connection(
 
 
 def body_without_socket() -> SizedRawBody:
-    """Return a body without a socket, for tests that use only its size."""
-    return SizedRawBody(cast(RawSocket, None), 10**9, lambda: Fault(FaultKind.BUG, ""))
+    """Return a body without a socket, for tests that use only its size; its last receive was large."""
+    body = SizedRawBody(cast(RawSocket, None), 10**9, lambda: Fault(FaultKind.BUG, ""))
+    body.received_bytes = MAX_LARGE_BYTES
+    return body
 
 
 async def test_chunk_size_grows_while_chunks_are_written_and_shrinks_while_filters_hold_them() -> None:
@@ -217,6 +219,17 @@ async def test_chunks_that_nothing_keeps_may_be_larger() -> None:
         memory.size_next(rest, 0.0, was_taken=True)
         sizes.append(rest.chunk_bytes // 1024)
     assert sizes == [256, 512, 1024, 2048, 2048, 2048]
+
+
+async def test_chunks_are_not_much_larger_than_what_is_received_for_them() -> None:
+    """They doubled after a receive of one byte, too: memory of 2 MiB was made for each, which took 105 us."""
+    memory, rest, sizes = ChunkMemory(), body_without_socket(), []
+    rest.most_bytes = MAX_LARGE_BYTES
+    for received_kib in [128, 256, 512, 200, 1024, 512, 511, 127, 1, 1, 1, 1, 1]:
+        rest.received_bytes = received_kib * 1024
+        memory.size_next(rest, 0.0, was_taken=True)
+        sizes.append(rest.chunk_bytes // 1024)
+    assert sizes == [256, 512, 1024, 1024, 2048, 2048, 2048, 1024, 512, 256, 128, 128, 128]
 
 
 @pytest.mark.parametrize(
@@ -257,13 +270,17 @@ async def test_files_are_stored_in_large_chunks(
     assert set(seen) == ({MAX_LARGE_BYTES} if every_lane == "auto" else set())
 
 
-async def test_chunks_of_many_transfers_share_one_memory_limit() -> None:
+@pytest.mark.parametrize("received_kib", [1, 128, 1024])
+async def test_chunks_of_many_transfers_share_one_memory_limit(received_kib: int) -> None:
     memory, rest = ChunkMemory(), body_without_socket()
+    for _ in range(4):
+        memory.size_next(rest, 0.0, was_taken=True)
+    assert rest.chunk_bytes == 1024 * 1024
+    rest.received_bytes = received_kib * 1024
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(memory.share())
-        for _ in range(4):
-            memory.size_next(rest, 0.0, was_taken=True)
+        memory.size_next(rest, 0.0, was_taken=True)
     assert rest.chunk_bytes == 256 * 1024
 
 
