@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.http import whole_request
 from gateway.http.headers import ReceivedHeaders
 from gateway.http.whole_request import WholeRequest, read_whole_request
 
@@ -88,3 +89,30 @@ def test_rest_of_a_body_is_counted() -> None:
     assert [read_whole_request(data + rest) for rest in (b"", b"a", b"ab")] == [3, 2, 1]
     assert isinstance(read_whole_request(data + b"abc"), WholeRequest)
     assert read_whole_request(head(HOST, b"Content-Length: 3", b"Expect: 100-continue")) is None
+
+
+def test_head_that_was_read_before_is_read_for_another_body() -> None:
+    data = head(HOST, b"Content-Length: 2", first=b"POST / HTTP/1.1")
+    first, second = read_whole_request(data + b"ok"), read_whole_request(data + b"ko")
+    assert isinstance(first, WholeRequest)
+    assert isinstance(second, WholeRequest)
+    assert (first.body, second.body) == (b"ok", b"ko")
+    assert first.headers is second.headers
+    assert read_whole_request(data + b"okx") is None
+    assert read_whole_request(data + b"o") == 1
+    assert read_whole_request(data[:-1]) is None
+
+
+def test_few_heads_are_remembered_and_none_that_is_long_or_will_not_come_again() -> None:
+    heads = whole_request._HEADS
+    heads.clear()
+    for line in (b"X-A: " + b"b" * 1000, b"X-Request-Id: 1", b"traceparent: 00-1-1-00"):
+        for _ in range(2):
+            assert isinstance(read_whole_request(head(HOST, line)), WholeRequest)
+    assert read_whole_request(head(HOST, b"Upgrade: h2c")) is None
+    assert not heads
+    for number in range(1000):
+        request = read_whole_request(head(HOST, b"X-A: %d" % number))
+        assert isinstance(request, WholeRequest)
+        assert request.headers.first(b"x-a") == b"%d" % number
+        assert 1 <= len(heads) <= 64
