@@ -157,39 +157,41 @@ class ReceivedHeaders:
 
 def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     """Return the client's request id and trace if it is trusted and they are valid, new ones otherwise."""
-    request_id = headers.first(b"x-request-id") if is_trusted else None
-    fresh = _take_random()
+    fresh = _take_fresh()
+    if not is_trusted:
+        return fresh
+    request_id, parent = headers.first(b"x-request-id"), headers.first(b"traceparent")
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-        request_id = fresh[:32]
-    span = fresh[32:48]
-    parent = headers.first(b"traceparent") if is_trusted else None
-    if parent is not None and _TRACEPARENT.fullmatch(parent):
-        # W3C Trace Context section 3.4: keep trace id and flags, set an own parent id.
-        return Trace(request_id, parent[:36] + span + parent[52:], is_continued=True)
-    return Trace(request_id, b"00-" + fresh[48:] + b"-" + span + b"-01", is_continued=False)
+        request_id = fresh.request_id
+    if parent is None or not _TRACEPARENT.fullmatch(parent):
+        return Trace(request_id, fresh.traceparent, is_continued=False)
+    # W3C Trace Context section 3.4: keep trace id and flags, set an own parent id.
+    return Trace(request_id, parent[:36] + fresh.traceparent[36:52] + parent[52:], is_continued=True)
 
 
-class _Random:
-    """Random bytes of the system that were not used yet, as 80 hexadecimal digits each."""
+class _Fresh:
+    """New identifiers that were not used yet."""
 
-    unused: Final[list[bytes]] = []
+    unused: Final[list[Trace]] = []
 
     @classmethod
     def refill(cls) -> None:
-        """Take as many as 64 exchanges need: a system call for each cost 2 us."""
+        """Make as many as 64 exchanges need: a system call for each cost 2 us."""
         digits = os.urandom(64 * 40).hex().encode()
-        cls.unused.extend(digits[start : start + 80] for start in range(0, len(digits), 80))
+        for at in range(0, len(digits), 80):
+            parent = b"00-%b-%b-01" % (digits[at + 48 : at + 80], digits[at + 32 : at + 48])
+            cls.unused.append(Trace(digits[at : at + 32], parent, is_continued=False))
 
 
 # A process and the one that it was forked from must not use the same.
-os.register_at_fork(after_in_child=_Random.unused.clear)
+os.register_at_fork(after_in_child=_Fresh.unused.clear)
 
 
-def _take_random() -> bytes:
-    """Return 80 random hexadecimal digits."""
-    if not _Random.unused:
-        _Random.refill()
-    return _Random.unused.pop()
+def _take_fresh() -> Trace:
+    """Return identifiers that no other exchange has."""
+    if not _Fresh.unused:
+        _Fresh.refill()
+    return _Fresh.unused.pop()
 
 
 def end_to_end(headers: ReceivedHeaders) -> list[Header]:
