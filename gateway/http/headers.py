@@ -100,13 +100,21 @@ class _Name(NamedTuple):
     is_sent_downstream: bool
 
 
+class _Downstream(NamedTuple):
+    """What is sent to the client of the headers of a response."""
+
+    headers: Headers
+    has_date: bool
+    has_request_id: bool
+
+
 class ReceivedHeaders:
     """The headers of a received head, in order. Every name is looked up once.
 
     Iterating yields (name, value) as received.
     """
 
-    __slots__ = ("_size_bytes", "names", "pairs", "values")
+    __slots__ = ("_size_bytes", "downstream", "names", "pairs", "upstream", "values")
 
     def __init__(self, headers: Headers, size_bytes: int | None = None) -> None:
         """`size_bytes` is their size on the wire, line breaks included, where that is known."""
@@ -128,6 +136,10 @@ class ReceivedHeaders:
         self.values = values
         #: Of each header, in order.
         self.names = names
+        #: What is sent on of them, as far as that was asked for: upstream by the origin of the request, to the client.
+        #: It is kept for heads that are received again.
+        self.upstream: dict[Origin, Headers] = {}
+        self.downstream: _Downstream | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -218,11 +230,23 @@ def request_headers(headers: ReceivedHeaders, client: Client, authority: bytes, 
     origin = Origin.CLIENT
     if client.is_trusted:
         origin = Origin.TRACING_PROXY if trace.is_continued else Origin.PROXY
+    sent = headers.upstream.get(origin)
+    if sent is None:
+        sent = headers.upstream[origin] = _sent_upstream(headers, origin)
+    return [
+        *sent,
+        *client.forwarding_headers(headers, authority),
+        (b"X-Request-Id", trace.request_id),
+        (b"traceparent", trace.traceparent),
+        _VIA_HEADER,
+    ]
+
+
+def _sent_upstream(headers: ReceivedHeaders, origin: Origin) -> Headers:
+    """Return the headers of a request that are sent upstream as they were received."""
     sent = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.dropped_from > origin]
     if b"connection" in headers.values and (nominated := _nominated(headers)):
         sent = [header for header in sent if not _is_named(header[0].lower(), nominated)]
-    sent += client.forwarding_headers(headers, authority)
-    sent += ((b"X-Request-Id", trace.request_id), (b"traceparent", trace.traceparent), _VIA_HEADER)
     return sent
 
 
@@ -232,20 +256,29 @@ def _is_named(key: bytes, dropped: Collection[bytes]) -> bool:
 
 def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
     """Return an upstream's headers as sent to the client, without Content-Length: the sender of the body adds it."""
-    values = headers.values
-    nominated = _nominated(headers) if b"connection" in values else _NO_NAMES
-    kept = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.is_sent_downstream]
-    if nominated:
-        kept = [header for header in kept if header[0].lower() not in nominated]
-    if b"date" not in values or b"date" in nominated:
+    sent = headers.downstream
+    if sent is None:
+        sent = headers.downstream = _sent_downstream(headers)
+    kept = list(sent.headers)
+    if not sent.has_date:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
         kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
     kept.append(_VIA_HEADER)
-    if b"x-request-id" not in values or b"x-request-id" in nominated:
+    if not sent.has_request_id:
         kept.append((b"X-Request-Id", trace.request_id))
     return kept
+
+
+def _sent_downstream(headers: ReceivedHeaders) -> _Downstream:
+    """Return what is sent to the client of the headers of a response as it was received."""
+    nominated = _nominated(headers) if b"connection" in headers.values else _NO_NAMES
+    sent = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.is_sent_downstream]
+    if nominated:
+        sent = [header for header in sent if header[0].lower() not in nominated]
+    names = headers.values.keys() - nominated
+    return _Downstream(sent, b"date" in names, b"x-request-id" in names)
 
 
 @functools.lru_cache(maxsize=1)

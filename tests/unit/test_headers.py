@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import pytest
 
@@ -225,3 +226,27 @@ def test_connection_that_names_no_header_removes_only_itself(option: bytes) -> N
     received = ReceivedHeaders([(b"Connection", option), (b"Date", b"today"), (b"X-Request-Id", b"a"), (b"X-A", b"b")])
     trace = trace_context(received, is_trusted=False)
     assert [name for name, _ in response_headers(received, trace)] == [b"Date", b"X-Request-Id", b"X-A", b"Via"]
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_head_that_is_received_again_is_sent_on_by_who_sent_it(order: tuple[bool, bool]) -> None:
+    shared = ReceivedHeaders([(b"X-Real-IP", b"6.6.6.6"), (b"tracestate", b"x=y"), (b"A", b"b")])
+    kept = {True: [(b"X-Real-IP", b"6.6.6.6"), (b"A", b"b")], False: [(b"A", b"b")]}
+    for trust in (*order, *order):
+        trace = trace_context(shared, is_trusted=trust)
+        sent = request_headers(shared, client(is_trusted=trust), HOST, trace)
+        assert sent[:-7] == kept[trust]
+        assert (b"X-Request-Id", trace.request_id) in sent
+        assert (b"traceparent", trace.traceparent) in sent
+        assert response_headers(shared, trace)[-1] == (b"X-Request-Id", trace.request_id)
+
+
+def test_client_that_is_trusted_has_its_own_id_or_its_own_trace_continued() -> None:
+    only_id = trace_context(ReceivedHeaders([(b"X-Request-Id", b"mine")]), is_trusted=True)
+    assert (only_id.request_id, only_id.is_continued) == (b"mine", False)
+    only_trace = trace_context(ReceivedHeaders([(b"traceparent", PARENT)]), is_trusted=True)
+    assert only_trace.is_continued
+    assert only_trace.request_id != b"mine"
+    traces = [trace_context(ReceivedHeaders([]), is_trusted=False) for _ in range(200)]
+    assert len({trace.request_id for trace in traces} | {trace.traceparent for trace in traces}) == 400
+    assert all(re.fullmatch(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-01", trace.traceparent) for trace in traces)
