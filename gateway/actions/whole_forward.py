@@ -74,7 +74,8 @@ class WholeForward:
         Then nothing was changed. Raises Fault for a request that is to be refused, before it was sent; after any other
         exception it may have been sent.
         """
-        body, parts = b"", list[QuickPart]()
+        body = b""
+        parts: list[QuickPart] = []
         if exchange.body is not None:
             body = exchange.body.peek()
             found = self._read_parts(exchange, body)

@@ -38,8 +38,10 @@ def read_quickly(body: bytes, boundary: bytes, limits: Limits) -> list[QuickPart
     width = len(dash_boundary)
     if not body.startswith(dash_boundary + b"\r\n"):
         return None
-    at, parts = width + 2, list[QuickPart]()
-    while len(parts) < min(_MAX_PARTS, limits.max_parts):
+    at = width + 2
+    parts: list[QuickPart] = []
+    most_parts = min(_MAX_PARTS, limits.max_parts)
+    while len(parts) < most_parts:
         head = _HEAD.match(body, at)
         if head is None or head.end() - at > limits.max_part_headers:
             return None
