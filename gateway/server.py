@@ -165,6 +165,7 @@ class Gateway:
             sock,
             self._traffic,
             context=self._tls,
+            turns=self._timers.turns,
             first_kept=half_of_descriptors(),
             open_connections=lambda: self._traffic.open_connections,
             max_connections=lambda: self._runtime.config.max_connections,

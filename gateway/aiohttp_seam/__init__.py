@@ -12,6 +12,8 @@ Private names, by purpose:
   bytes received per call                     asyncio _SelectorSocketTransport.max_size           transports.py
   read what came over TLS before a reset      asyncio _SSLProtocolTransport._ssl_protocol,        tls.py
                                               SSLProtocol._incoming
+  have TLS handshakes take turns              asyncio SSLProtocol._state, _transport;             handshake.py
+                                              SSLProtocolState
   is data buffered; a whole body              StreamReader._buffer                                streams.py
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
                                               _resume_reading_for_buffer, _buffer_paused
@@ -53,7 +55,7 @@ Names without an underscore that are not documented, but the gateway uses (here,
   ResponseHandler (set_response_params, read, feed_data, should_close, closed, set_exception),
   ClientRequest (constructor, connection_key),
   StreamWriter (constructor, chunked, enable_chunking, write, write_eof, drain),
-  asyncio's SSLProtocol (connection_lost).
+  asyncio's SSLProtocol (constructor, buffer_updated, connection_lost).
 
 Rejected: to vendor the few classes (security fixes of aiohttp would not arrive), and to write a server and client of
 our own (the parser, the pool and MultipartReader are what aiohttp is used for).
@@ -65,6 +67,7 @@ from gateway.aiohttp_seam.client import (
     detach_parser,
 )
 from gateway.aiohttp_seam.connector import KeptConnections, LiveConnector, PoolRequest
+from gateway.aiohttp_seam.handshake import connect_accepted_tls
 from gateway.aiohttp_seam.messages import Message, Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
@@ -102,6 +105,7 @@ __all__ = [
     "check_behaviour",
     "check_names",
     "connect_accepted",
+    "connect_accepted_tls",
     "detach_parser",
     "drain_write_buffer",
     "has_buffered",

@@ -42,6 +42,7 @@ from typing import Any, Final, Protocol
 
 from gateway.aiohttp_seam import connect_accepted
 from gateway.downstream.handshakes import Handshakes
+from gateway.transfer import Turns
 
 #: Calls of accept per wake-up. One alone would let a loop with long turns fall behind.
 _ACCEPTS: Final = 8
@@ -121,6 +122,7 @@ class Acceptor:
         make_protocol: Callable[[], asyncio.Protocol],
         *,
         context: ssl.SSLContext | None = None,
+        turns: Turns | None = None,
         first_kept: int = sys.maxsize,
         spares: int = 0,
         open_connections: Callable[[], int] = lambda: 0,
@@ -128,7 +130,8 @@ class Acceptor:
         make_room: Callable[[], object] = lambda: None,
         share: AcceptShare | None = None,
     ) -> None:
-        """`open_connections` returns how many protocols are connected.
+        """`turns` are those that TLS handshakes share with others. `open_connections` returns how many protocols are
+        connected.
 
         `make_room` is called, at most ten times a second, while accepting pauses until a connection closes.
         """
@@ -143,7 +146,9 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         #: None for plain connections.
         self._handshakes = (
-            Handshakes(context, make_protocol, on_room=self._update, on_failure=self.connection_closed)
+            Handshakes(
+                context, make_protocol, turns or Turns(), on_room=self._update, on_failure=self.connection_closed
+            )
             if context is not None
             else None
         )

@@ -4,6 +4,8 @@ Each holds 335 KiB and a place of `max_connections`, and a client that stalls in
 Where another client needs its place, the oldest is cut if it takes longer than honest ones do. So neither a flood of
 clients that stall nor one of honest clients keeps others out.
 
+What their clients send is worked on in turns with the bodies: an iteration of the loop has time for a few only.
+
     begin   ->  connection_made  ->  is a connection like any other
             ->  on_failure           after its socket was closed: it failed, took too long, or was cut
 """
@@ -17,6 +19,9 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Final
+
+from gateway.aiohttp_seam import connect_accepted_tls
+from gateway.transfer import Turns
 
 #: A TLS handshake takes a few round trips; asyncio's default is 60 s.
 HANDSHAKE_SECONDS: Final = 10.0
@@ -36,12 +41,14 @@ class Handshakes:
         self,
         context: ssl.SSLContext,
         make_protocol: Callable[[], asyncio.Protocol],
+        turns: Turns,
         *,
         on_room: Callable[[], None],
         on_failure: Callable[[], None],
     ) -> None:
         self._context = context
         self._make_protocol = make_protocol
+        self._turns = turns
         self._on_room = on_room
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -99,8 +106,8 @@ class Handshakes:
     async def _run(self, sock: socket.socket, protocol: asyncio.Protocol) -> None:
         # A handshake that fails ends only its connection.
         with contextlib.suppress(OSError):
-            await self._loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            await connect_accepted_tls(
+                sock, protocol, self._context, turns=self._turns, handshake_seconds=HANDSHAKE_SECONDS
             )
 
     def _end(self, protocol: asyncio.Protocol, sock: socket.socket, _task: asyncio.Task[None]) -> None:

@@ -6,6 +6,7 @@ Each counts as a connection, once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from pathlib import Path
@@ -13,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from gateway.downstream.handshakes import Handshakes
+from gateway.transfer import Turns
+from gateway.transfer.turns import TURN_SECONDS
 from tests.aiohttp_seam.peers import settle
 from tests.bench.load import make_certificate
+from tests.clock import Clock
 from tests.downstream.test_acceptor import accepting, expected_pause, queued_clients
 from tests.peers import OK, RawUpstream, Wire, forward_config, responding, run_gateway, wait_until
 
@@ -120,6 +124,50 @@ async def test_handshakes_that_stall_hold_no_place_that_another_client_needs(
                 await client.close()
 
 
+async def test_iteration_of_the_loop_works_on_a_few_of_the_hellos_that_arrive_together(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """120 hellos held one iteration for 107 ms."""
+    tls = {"certificate": str(certificate), "key": str(certificate)}
+    # Later than any time that the gateway has taken.
+    clock, steps = Clock(asyncio.get_running_loop().time() + 60.0), 0
+    do_handshake = ssl.SSLObject.do_handshake
+    hellos = [client_hello() for _ in range(40)]
+
+    def count_step(self: ssl.SSLObject) -> None:
+        nonlocal steps
+        steps += 1
+        clock.now += TURN_SECONDS / 4
+        do_handshake(self)
+
+    async with run_gateway(forward_config("http://127.0.0.1:9", top={"tls": tls})) as gateway:
+        clients = [await gateway.connect() for _ in hellos]
+        await wait_until(lambda: gateway.gateway._acceptor.handshake_count == len(hellos))
+        await settle()
+        monkeypatch.setattr(gateway.gateway._timers.turns, "_clock", clock)
+        monkeypatch.setattr(ssl.SSLObject, "do_handshake", count_step)
+        for client, hello in zip(clients, hellos, strict=True):
+            client.writer.write(hello)
+        most = 0
+        while steps < len(hellos):
+            before = steps
+            await asyncio.sleep(0)
+            most = max(most, steps - before)
+        # An interval may begin within an iteration.
+        assert most <= 2 * 4
+        for client in clients:
+            await client.close()
+
+
+def client_hello() -> bytes:
+    """Return what a client sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
 async def test_handshakes_do_not_count_twice_when_they_end(certificate: Path) -> None:
     async with queued_clients(0) as (listener, _), accepting(listener, context=context_of(certificate)) as connections:
         port = listener.getsockname()[1]
@@ -139,7 +187,7 @@ class Handshaking:
         self.failed_count = 0
         self.protocols: list[asyncio.Protocol] = []
         self.handshakes = Handshakes(
-            context_of(certificate), self._make_protocol, on_room=lambda: None, on_failure=self._fail
+            context_of(certificate), self._make_protocol, Turns(), on_room=lambda: None, on_failure=self._fail
         )
 
     def begin(self) -> socket.socket:
