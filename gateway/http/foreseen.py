@@ -98,9 +98,8 @@ class ForeseenChunks:
             return b""
         # Joined once: it may be as long as the room.
         pieces: list[bytes | memoryview] = [b"" if line_count else line[: self._begun]]
-        for each in self.buffers[2 * line_count + 1 :]:
-            pieces.append(each[:left])
+        buffers = iter(self.buffers[2 * line_count + 1 :])
+        while left:
+            pieces.append(next(buffers)[:left])
             left -= len(pieces[-1])
-            if not left:
-                break
         return b"".join(pieces)
