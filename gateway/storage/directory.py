@@ -228,6 +228,8 @@ class DirectoryUpload:
         committing = self._committing
         if committing is not None and not committing.cancelled() and committing.exception() is None:
             # Cancelled during a commit that then succeeded: the files are complete and have their names.
+            if self._replaced:
+                self._remove_replaced(self._replaced)
             return
         with contextlib.ExitStack() as stack:
             # Every file, also where removing one of them fails.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from gateway.storage import DiskThreads, NameRules
 from gateway.storage import directory as directory_module
-from gateway.storage.directory import DirectoryStorage
+from gateway.storage.directory import DirectoryStorage, DirectoryUpload
 from gateway.storage.staging import sweep
 from tests.peers import TIMEOUT_SECONDS, wait_until
 
@@ -62,3 +63,26 @@ async def test_small_file_that_was_replaced_is_gone_with_the_commit(disk_threads
     (tmp_path / "a").write_bytes(b"old")
     await replace(disk_threads, tmp_path)
     assert os.listdir(tmp_path) == ["a"]
+
+
+async def test_large_file_is_removed_where_the_upload_is_cancelled_while_its_commit_replaces_it(
+    disk_threads: DiskThreads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept its space until the next start."""
+    (tmp_path / "a").write_bytes(bytes(LARGE_BYTES))
+    is_committing, may_commit = threading.Event(), threading.Event()
+    sync_directory = DirectoryUpload._sync_directory
+
+    def wait_and_sync(self: DirectoryUpload) -> None:
+        is_committing.set()
+        may_commit.wait(TIMEOUT_SECONDS)
+        sync_directory(self)
+
+    monkeypatch.setattr(DirectoryUpload, "_sync_directory", wait_and_sync)
+    task = asyncio.create_task(replace(disk_threads, tmp_path))
+    await wait_until(is_committing.is_set)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    may_commit.set()
+    await wait_until(lambda: os.listdir(tmp_path) == ["a"])
+    assert (tmp_path / "a").read_bytes() == b"new"
