@@ -132,13 +132,16 @@ class Turns:
         while postponed:
             waiting.appendleft(postponed.pop())
         self._count = min(self._count, len(waiting) or 1)
-        for _ in range(min(self._count, len(waiting))):
-            # A body that waits in a task works in the next iteration, a protocol at once.
-            waiting.popleft()()
-            if self._until and not self.is_time_left():
-                break
-        if waiting:
-            self._schedule()
+        try:
+            for _ in range(min(self._count, len(waiting))):
+                # A body that waits in a task works in the next iteration, a protocol at once.
+                waiting.popleft()()
+                if self._until and not self.is_time_left():
+                    break
+        finally:
+            # Also where a protocol failed: the others wait.
+            if waiting:
+                self._schedule()
 
 
 class Turn:

@@ -58,6 +58,22 @@ async def test_iteration_takes_no_longer_than_its_time_and_a_step() -> None:
     assert longest <= 2 * (TURN_SECONDS + TURN_SECONDS / 3)
 
 
+async def test_step_that_fails_keeps_none_of_the_others_waiting() -> None:
+    """They waited until something else asked for a turn."""
+    turns, has_run = Turns(), asyncio.Event()
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    failure = MemoryError()
+
+    def fail() -> None:
+        raise failure
+
+    turns.call(fail)
+    turns.call(has_run.set)
+    await asyncio.wait_for(has_run.wait(), TIMEOUT_SECONDS)
+    assert failures == [failure]
+
+
 async def test_body_that_left_while_it_waited_is_passed_over() -> None:
     clock = Clock()
     turns = Turns(clock)
