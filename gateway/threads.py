@@ -122,15 +122,19 @@ class Threads(Executor):
             threading.Thread(target=self._run, name=self._name, daemon=True).start()
         except RuntimeError as exc:
             refused: list[_Call] = []
+            dropped: list[_Call] = []
             with self._lock:
                 self._thread_count -= 1
                 if not self._thread_count:
                     refused += self._waiting
                     self._waiting.clear()
+                for call in refused:
+                    del self._unfinished[call.future]
+                    dropped += self._forget_following(call)
             for call in refused:
-                self._unfinished.pop(call.future)
                 if call.future.set_running_or_notify_cancel():
                     call.future.set_exception(OSError(errno.EAGAIN, str(exc)))
+            _drop(dropped)
 
     def _run(self) -> None:
         thread = _Thread()
@@ -155,20 +159,26 @@ class Threads(Executor):
             del self._unfinished[ended.future]
             following = ended.following
             if following is not None and _has_failed(ended.future):
-                while following is not None:
-                    dropped.append(following)
-                    del self._unfinished[following.future]
-                    following = following.following
+                dropped = self._forget_following(ended)
+                following = None
             if following is not None and self._waiting:
                 # Calls that wait come first: a long chain does not keep them from its thread.
                 self._waiting.append(following)
                 following = None
             taken = following or self._take(thread)
-        for call in dropped:
-            # Outside of the lock: callbacks may submit calls.
-            call.work = None
-            call.future.cancel()
+        # Outside of the lock: callbacks may submit calls.
+        _drop(dropped)
         return taken
+
+    def _forget_following(self, call: _Call) -> list[_Call]:
+        """Return the calls that were to run after this one, which will not end well. The lock is held."""
+        forgotten: list[_Call] = []
+        following = call.following
+        while following is not None:
+            forgotten.append(following)
+            del self._unfinished[following.future]
+            following = following.following
+        return forgotten
 
     def _take(self, thread: _Thread) -> _Call | None:
         """Return a call that waits. If there is none, the thread is idle. The lock is held."""
@@ -243,6 +253,12 @@ class _Call:
             del self
         else:
             self.future.set_result(result)
+
+
+def _drop(calls: list[_Call]) -> None:
+    for call in calls:
+        call.work = None
+        call.future.cancel()
 
 
 def _has_failed(ended: Future[Any]) -> bool:

@@ -231,3 +231,30 @@ def test_calls_use_the_threads_there_are_where_the_system_allows_no_more(
     held.set()
     assert waiting.result(WAIT_SECONDS) == 5
     threads.shutdown()
+
+
+def test_call_after_one_that_no_thread_takes_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never ended: the call before it was refused only when another thread could not be started either."""
+    threads = Threads("t-refused", 2)
+    start = threading.Thread.start
+    is_second_starting, may_refuse = threading.Event(), threading.Event()
+    second = threading.Thread(target=lambda: threads.submit(int))
+
+    def refuse(self: threading.Thread) -> None:
+        if threading.current_thread() is second:
+            is_second_starting.set()
+            may_refuse.wait(WAIT_SECONDS)
+        elif self.name == "t-refused":
+            start(second)
+            is_second_starting.wait(WAIT_SECONDS)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refused = threads.submit(int)
+    dropped = threads.submit_after(refused, int)
+    may_refuse.set()
+    second.join(WAIT_SECONDS)
+    with pytest.raises(OSError, match="new thread"):
+        refused.result(WAIT_SECONDS)
+    with pytest.raises(CancelledError):
+        dropped.result(WAIT_SECONDS)
