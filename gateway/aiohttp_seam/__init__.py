@@ -14,6 +14,7 @@ Private names, by purpose:
                                               SSLProtocol._incoming
   have TLS handshakes take turns              asyncio SSLProtocol._state, _transport;             handshake.py
                                               SSLProtocolState
+  when all was sent over TLS                  asyncio SSLProtocol._transport, _app_protocol       transports.py
   is data buffered; a whole body              StreamReader._buffer                                streams.py
   stop receiving until resumed                BaseProtocol._pause_reading_for_buffer,             pausable.py
                                               _resume_reading_for_buffer, _buffer_paused
@@ -82,6 +83,7 @@ from gateway.aiohttp_seam.server import (
 from gateway.aiohttp_seam.streams import has_buffered, peek_buffered, take_buffered
 from gateway.aiohttp_seam.transports import (
     connect_accepted,
+    count_unsent,
     drain_write_buffer,
     is_plain_tcp,
     set_receive_size,
@@ -106,6 +108,7 @@ __all__ = [
     "check_names",
     "connect_accepted",
     "connect_accepted_tls",
+    "count_unsent",
     "detach_parser",
     "drain_write_buffer",
     "has_buffered",

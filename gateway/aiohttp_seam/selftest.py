@@ -42,7 +42,10 @@ SUPPORTED: Final = ">=3.14.4,<3.15"
 NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (selector_events._SelectorSocketTransport, ("max_size",)),  # type: ignore[attr-defined]  # typeshed leaves it out
     (sslproto._SSLProtocolTransport, ("_ssl_protocol",)),
-    (sslproto.SSLProtocol, ("_incoming", "_state", "_transport", "buffer_updated", "connection_lost")),
+    (
+        sslproto.SSLProtocol,
+        ("_app_protocol", "_incoming", "_state", "_transport", "buffer_updated", "connection_lost", "resume_writing"),
+    ),
     (sslproto.SSLProtocolState, ("DO_HANDSHAKE",)),
     (StreamReader, ("_buffer", "begin_http_chunk_receiving", "feed_data", "set_read_chunk_size")),
     (

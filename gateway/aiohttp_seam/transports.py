@@ -7,8 +7,9 @@ import asyncio.trsock
 import contextlib
 import select
 import socket
-from asyncio import selector_events
-from collections.abc import Awaitable, Callable
+from asyncio import selector_events, sslproto
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 
 def socket_of(transport: asyncio.BaseTransport | None) -> asyncio.trsock.TransportSocket | None:
@@ -65,17 +66,71 @@ def set_receive_size(transport: asyncio.BaseTransport, size_bytes: int) -> None:
     transport.max_size = size_bytes  # type: ignore[attr-defined]  # see above
 
 
+def count_unsent(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes were written that the kernel has not taken yet.
+
+    asyncio's TLS transport does not count those that it has passed on, encrypted, to the transport of the socket.
+    """
+    below = _transport_below(transport)
+    return transport.get_write_buffer_size() + (0 if below is None else below.get_write_buffer_size())
+
+
 async def drain_write_buffer(transport: asyncio.WriteTransport, drain: Callable[[], Awaitable[None]]) -> None:
     """Wait until the write buffer of a transport is empty: the kernel has every byte written so far.
 
     `drain` is the protocol's own wait for `resume_writing`, which asyncio calls at the low-water mark: that is set to 0
     meanwhile. Raises what `drain` raises if the connection is lost.
     """
-    if not transport.get_write_buffer_size():
-        return
+    if transport.get_write_buffer_size():
+        with _low_water_of_0(transport):
+            await drain()
+    below = _transport_below(transport)
+    if below is not None and below.get_write_buffer_size():
+        await _drain_below(transport, below, drain)
+
+
+async def _drain_below(
+    transport: asyncio.WriteTransport, below: asyncio.WriteTransport, drain: Callable[[], Awaitable[None]]
+) -> None:
+    """Wait until the transport below TLS is empty: it resumes TLS then, and the protocol with it.
+
+    The protocol is paused meanwhile, so that `drain` waits, and ends where the connection is lost.
+    """
+    tls: Any = transport._ssl_protocol  # type: ignore[attr-defined]  # see `_transport_below`
+    protocol, resume = tls._app_protocol, tls.resume_writing
+    is_paused = True
+
+    def resume_writing() -> None:
+        nonlocal is_paused
+        is_paused = False
+        resume()
+        protocol.resume_writing()
+
+    protocol.pause_writing()
+    tls.resume_writing = resume_writing
+    try:
+        with _low_water_of_0(below):
+            await drain()
+    finally:
+        del tls.resume_writing
+        if is_paused:
+            # The connection was lost, or this was cancelled.
+            protocol.resume_writing()
+
+
+@contextlib.contextmanager
+def _low_water_of_0(transport: asyncio.WriteTransport) -> Iterator[None]:
     low, high = transport.get_write_buffer_limits()
     transport.set_write_buffer_limits(high=0)
     try:
-        await drain()
+        yield
     finally:
         transport.set_write_buffer_limits(high=high, low=low)
+
+
+def _transport_below(transport: asyncio.WriteTransport) -> asyncio.WriteTransport | None:
+    """Return the transport of the socket below asyncio's TLS; None without TLS, and once the connection is lost."""
+    if not isinstance(transport, sslproto._SSLProtocolTransport):
+        return None
+    below: asyncio.WriteTransport | None = getattr(transport._ssl_protocol, "_transport", None)
+    return below

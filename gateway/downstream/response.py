@@ -25,7 +25,7 @@ from typing import Final
 from aiohttp.http import HttpVersion11
 from aiohttp.http_writer import StreamWriter
 
-from gateway.aiohttp_seam import Message, ServerConnection, drain_write_buffer, socket_of
+from gateway.aiohttp_seam import Message, ServerConnection, count_unsent, drain_write_buffer, socket_of
 from gateway.config import Route
 from gateway.errors import Fault, FaultKind
 from gateway.http.headers import Headers, encode_head
@@ -125,7 +125,7 @@ class ClientResponse:
         elif self._length is None and not self._is_close_delimited:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         transport.write(head + body)
-        return not (transport.get_write_buffer_size() or transport.is_closing())
+        return not (count_unsent(transport) or transport.is_closing())
 
     def _encode_head(self, message: Message) -> bytes:
         """Return the head in wire form. Decides how the body ends (RFC 9112 section 6.3) and says so."""
@@ -184,7 +184,7 @@ class ClientResponse:
         """
         if self._transport is None or self._connection is None:
             return
-        while self._transport.get_write_buffer_size():
+        while count_unsent(self._transport):
             acknowledged = self.acknowledged()
             try:
                 async with asyncio.timeout(idle_seconds):
@@ -223,7 +223,7 @@ class ClientResponse:
             if connection.transport is None:
                 raise _left()
             self._is_done = True
-        if transport.get_write_buffer_size():
+        if count_unsent(transport):
             await self.flush(idle_seconds)
 
     def cut(self) -> None:
