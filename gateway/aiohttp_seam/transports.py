@@ -96,7 +96,7 @@ async def _drain_below(
 
     The protocol is paused meanwhile, so that `drain` waits, and ends where the connection is lost.
     """
-    tls: Any = transport._ssl_protocol  # type: ignore[attr-defined]  # see `_transport_below`
+    tls: Any = transport._ssl_protocol  # type: ignore[attr-defined]  # of asyncio's TLS, as `_transport_below` found
     protocol, resume = tls._app_protocol, tls.resume_writing
     is_paused = True
 

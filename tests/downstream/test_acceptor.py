@@ -395,6 +395,7 @@ async def test_clients_in_the_queue_are_accepted_a_few_per_turn_of_the_loop_befo
         counts = set()
         while not accepting_last.done():
             before = connections.made
+            # One iteration of the loop, in which connections are counted.
             await asyncio.sleep(0)
             counts.add(connections.made - before)
         # As many by the reader of the socket.

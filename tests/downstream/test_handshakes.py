@@ -151,6 +151,7 @@ async def test_iteration_of_the_loop_works_on_a_few_of_the_hellos_that_arrive_to
         most = 0
         while steps < len(hellos):
             before = steps
+            # One iteration of the loop, in which steps are counted.
             await asyncio.sleep(0)
             most = max(most, steps - before)
         # An interval may begin within an iteration.
@@ -173,6 +174,7 @@ async def test_handshakes_do_not_count_twice_when_they_end(certificate: Path) ->
         port = listener.getsockname()[1]
         clients = [asyncio.create_task(connect_with_tls(port, certificate)) for _ in range(5)]
         while connections.accepted < 5:
+            # In each iteration of the loop: the count must be right in the one in which the last is accepted, too.
             await asyncio.sleep(0)
             assert connections.acceptor.connection_count == connections.made
         for client in await asyncio.gather(*clients):

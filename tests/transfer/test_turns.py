@@ -145,10 +145,12 @@ async def test_wait_that_is_closed_is_passed_over_and_not_counted_as_one_that_ha
     waiting = turns.wait()
     waiting.send(None)
     if is_continued:
+        # The iteration in which the wait is continued.
         await asyncio.sleep(0)
         assert turns._due_count == 1
     waiting.close()
     assert turns._due_count == 0
+    # The iteration that was scheduled: it passes over what was closed.
     await asyncio.sleep(0)
     assert turns._due_count == 0
     assert turns.has_time_for_event()
