@@ -15,7 +15,7 @@ from gateway.config.actions import Fetch
 from gateway.config.url import Url, parse_url, resolve_reference
 from gateway.downstream import Exchange
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import ReceivedHeaders
+from gateway.http.headers import ReceivedHeaders, encode_lines
 from gateway.http.routing import RouteMatch
 from gateway.transfer import Lanes, Timers
 from gateway.upstream import AddressGuard, AllowList, RequestHead, Resolver, UpstreamClient, UpstreamResponse, Whose
@@ -112,4 +112,4 @@ def _make_head(exchange: Exchange, url: Url) -> RequestHead:
         (b"User-Agent", f"{PSEUDONYM}/{__version__}".encode()),
         *((name, value) for name, value in exchange.headers if name.lower() in _PASSED_ON),
     ]
-    return RequestHead(exchange.method, url.target, host=None, headers=headers, framing=None)
+    return RequestHead(exchange.method, url.target, host=None, lines=encode_lines(headers), framing=None)

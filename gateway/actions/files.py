@@ -9,7 +9,7 @@ from typing import Final
 from gateway.actions.policies import file_policy
 from gateway.config import Route
 from gateway.downstream import Exchange
-from gateway.http.headers import default_headers
+from gateway.http.headers import default_lines, encode_lines
 from gateway.http.ranges import Representation, is_unchanged, select_range
 from gateway.http.routing import RouteMatch
 from gateway.storage import Storage, StoredFileReader
@@ -61,21 +61,21 @@ class FilesAction:
 
     async def _send(self, exchange: Exchange, file: StoredFileReader, name: str) -> None:
         current = Representation(file.size, file.etag, file.modified_seconds)
-        headers = [*default_headers(exchange.trace), *current.headers()]
+        lines = default_lines(exchange.trace) + encode_lines(current.headers())
         if is_unchanged(exchange.headers, current):
-            exchange.begin_response(304, b"Not Modified", headers, None)
+            exchange.begin_response(304, b"Not Modified", lines, None)
             return
         selected = select_range(exchange.method, exchange.headers, current)
-        headers.append((b"Content-Type", content_type_of(name).encode()))
+        lines += b"Content-Type: %b\r\n" % content_type_of(name).encode()
         if selected is None:
             status, reason, length = 200, b"OK", file.size
         else:
             status, reason, length = 206, b"Partial Content", selected.last - selected.first + 1
-            headers.append((b"Content-Range", b"bytes %d-%d/%d" % (selected.first, selected.last, file.size)))
+            lines += b"Content-Range: bytes %d-%d/%d\r\n" % (selected.first, selected.last, file.size)
             file.select(selected.first, selected.last)
         if exchange.method == "HEAD":
-            exchange.begin_response(status, reason, headers, length)
+            exchange.begin_response(status, reason, lines, length)
             return
         with exchange.begin_download(self._policy, file, length) as download:
-            sink = exchange.begin_response(status, reason, headers, length)
+            sink = exchange.begin_response(status, reason, lines, length)
             await self._lanes.pump_file(download, file, sink, sink.end)

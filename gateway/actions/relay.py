@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gateway.actions.policies import ResponsePolicies
 from gateway.downstream import ClientResponse, Exchange
 from gateway.errors import Outcome
-from gateway.http.headers import Header, response_headers
+from gateway.http.headers import Header, encode_lines, response_lines
 from gateway.transfer import LaneName, Lanes, Transfer, WholeTransfer
 from gateway.upstream import UpstreamResponse
 
@@ -27,12 +27,12 @@ async def relay(
     the client received has to be cut then.
     """
     policy = policies.endless if response.body_length is None else policies.sized
-    headers = [*response_headers(response.headers, exchange.trace), *headers]
+    lines = response_lines(response.headers, exchange.trace) + encode_lines(headers)
     small = response.take_small() if upload is None or (upload.is_whole and upload.fault is None) else None
     if small is None or exchange.is_client_gone:
         with exchange.begin_download(policy, response, response.body_length) as download:
-            await _pump(exchange, response, headers, download=download, upload=upload, lanes=lanes)
-    elif exchange.send_whole(response.status, response.reason, headers, small, response.length):
+            await _pump(exchange, response, lines, download=download, upload=upload, lanes=lanes)
+    elif exchange.send_whole(response.status, response.reason, lines, small, response.length):
         exchange.download = WholeTransfer(policy, exchange.waits, len(small), LaneName.COPY)
         exchange.download.end(Outcome.COMPLETE)
     else:
@@ -54,7 +54,7 @@ async def wait_sent(download: Transfer, sink: ClientResponse) -> None:
 async def _pump(
     exchange: Exchange,
     response: UpstreamResponse,
-    headers: Sequence[Header],
+    lines: bytes,
     *,
     download: Transfer,
     upload: Transfer | WholeTransfer | None,
@@ -62,7 +62,7 @@ async def _pump(
 ) -> None:
     """Send a response whose body is not here, or not small."""
     sink = exchange.begin_response(
-        response.status, response.reason, headers, response.length, is_ready=response.is_ready
+        response.status, response.reason, lines, response.length, is_ready=response.is_ready
     )
 
     async def send_end() -> None:

@@ -6,7 +6,7 @@ from gateway.actions.body_shape import BodyShape, join_query, without_content_he
 from gateway.config import FramingMode, HostMode
 from gateway.downstream import Exchange
 from gateway.http.framing import Framing, choose_framing
-from gateway.http.headers import request_headers
+from gateway.http.headers import encode_lines, request_lines
 from gateway.upstream import RequestHead
 
 #: Methods that say Content-Length: 0 where they have no body.
@@ -29,16 +29,16 @@ def make_request_head(
     target, client, trace = exchange.target, exchange.client, exchange.trace
     if shape is None:
         length, sent_target = exchange.length, path + target.query
-        headers = request_headers(exchange.headers, client, target.authority, trace)
+        lines = request_lines(exchange.headers, client, target.authority, trace)
     else:
         length, sent_target = shape.length, join_query(path, target.query, shape.query)
         kept = without_content_headers(exchange.headers)
-        headers = [*request_headers(kept, client, target.authority, trace), *shape.headers]
+        lines = request_lines(kept, client, target.authority, trace) + encode_lines(shape.headers)
     return RequestHead(
         exchange.method,
         sent_target,
         (target.authority or None) if host == "preserve" else None,
-        headers,
+        lines,
         _frame(exchange.method, length, framing, has_body=exchange.body is not None),
     )
 

@@ -27,7 +27,7 @@ from gateway.config import Route
 from gateway.config.actions import Forward
 from gateway.downstream import Exchange
 from gateway.errors import Outcome
-from gateway.http.headers import response_headers
+from gateway.http.headers import response_lines
 from gateway.http.routing import RouteMatch
 from gateway.http.whole_response import WholeResponse
 from gateway.multipart import QuickPart, read_quickly
@@ -122,8 +122,8 @@ class WholeForward:
         upstream.count_response(started, status)
         policies = self._response_policies
         policy = policies.endless if response.body_length is None else policies.sized
-        headers = response_headers(response.headers, exchange.trace)
-        is_sent = exchange.send_whole(status, response.reason, headers, body, response.length)
+        lines = response_lines(response.headers, exchange.trace)
+        is_sent = exchange.send_whole(status, response.reason, lines, body, response.length)
         if is_sent:
             exchange.download = WholeTransfer(policy, exchange.waits, len(body), LaneName.EXPRESS)
         else:

@@ -27,7 +27,7 @@ from gateway.downstream.refusal import make_refusal
 from gateway.downstream.response import ClientResponse, abort, idle_seconds_of
 from gateway.errors import Blame, Fault, FaultKind, Outcome
 from gateway.http.client import Client
-from gateway.http.headers import Header, Headers, ReceivedHeaders, default_headers, trace_context
+from gateway.http.headers import Header, ReceivedHeaders, default_lines, encode_lines, trace_context
 from gateway.http.request_head import Target
 from gateway.http.routing import Found, RouteMatch, RouteTable
 from gateway.http.whole_request import WholeRequest
@@ -264,32 +264,33 @@ class Exchange:
             self.parts = [*self.parts, Part(number, kind, size, outcome, facts)]
 
     def begin_response(
-        self, status: int, reason: bytes, headers: Headers, length: int | None, *, is_ready: bool = False
+        self, status: int, reason: bytes, lines: bytes, length: int | None, *, is_ready: bool = False
     ) -> ClientResponse:
         """Send the head of a response whose body follows. Raises Fault CLIENT_LEFT.
 
+        `lines` are its headers in wire form, those that frame the body are added.
         With `is_ready` the caller writes the first bytes of the body without waiting: they leave with the head.
         """
         self.response = ClientResponse(
-            status, reason, headers, length=length, is_last=self._must_close, is_ready=is_ready
+            status, reason, lines, length=length, is_last=self._must_close, is_ready=is_ready
         )
         self._send_head(self.response)
         return self.response
 
-    def send_whole(self, status: int, reason: bytes, headers: Headers, body: bytes, length: int | None) -> bool:
+    def send_whole(self, status: int, reason: bytes, lines: bytes, body: bytes, length: int | None) -> bool:
         """Send a whole response in one step; return whether the kernel has taken all of it.
 
         `length` is that of the head: None if it is not known. The client must be connected.
         """
-        self.response = ClientResponse(status, reason, headers, length=length, is_last=self._must_close)
+        self.response = ClientResponse(status, reason, lines, length=length, is_last=self._must_close)
         # Before it is written: writing it is what the transfer takes.
         self.first_byte_seconds = self.waits.wait_on(Leg.DOWNSTREAM_WRITE) - self.started
         return self.response.send_whole(self._connection, self._message, body)
 
     async def reply(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         """Send a whole response. Raises Fault CLIENT_LEFT; CLIENT_IDLE if the client takes none of it."""
-        headers = [*default_headers(self.trace), *headers]
-        self.response = ClientResponse.small(status, headers, body, is_last=self._must_close)
+        lines = default_lines(self.trace) + encode_lines(headers)
+        self.response = ClientResponse.small(status, lines, body, is_last=self._must_close)
         self._send_head(self.response)
         await self.response.flush(idle_seconds_of(self.route))
 
@@ -389,7 +390,7 @@ class Exchange:
     def _drop_connection(self) -> None:
         """Close the connection: the client is gone."""
         if self.response is None:
-            self.response = ClientResponse.small(self.status, (), b"", is_last=True)
+            self.response = ClientResponse.small(self.status, b"", b"", is_last=True)
         self.response.cut()
         if (transport := self._connection.transport) is not None:
             abort(transport, with_reset=False)

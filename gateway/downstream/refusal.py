@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.downstream.response import ClientResponse
 from gateway.errors import PROBLEM_TYPE, Fault, FaultKind, problem_document, proxy_status
-from gateway.http.headers import Trace, default_headers
+from gateway.http.headers import Trace, default_lines, encode_lines
 
 #: After these faults it is not known where the next request begins.
 _CLOSING: Final = frozenset(
@@ -30,8 +30,9 @@ def make_refusal(
     """Return the response for a fault: problem+json, Proxy-Status, Retry-After. Some faults close the connection."""
     request_id = trace.request_id.decode("latin-1")
     body = problem_document(fault, route=route, upstream=upstream, request_id=request_id)
-    headers = [*default_headers(trace), (b"Content-Type", PROBLEM_TYPE), (b"Proxy-Status", proxy_status(fault))]
+    headers = [(b"Content-Type", PROBLEM_TYPE), (b"Proxy-Status", proxy_status(fault))]
     if fault.retry_after_seconds is not None:
         headers.append((b"Retry-After", b"%d" % fault.retry_after_seconds))
     is_last = must_close or fault.kind in _CLOSING
-    return ClientResponse.small(fault.status, [*headers, *fault.headers], body, is_last=is_last)
+    lines = default_lines(trace) + encode_lines([*headers, *fault.headers])
+    return ClientResponse.small(fault.status, lines, body, is_last=is_last)

@@ -28,7 +28,6 @@ from aiohttp.http_writer import StreamWriter
 from gateway.aiohttp_seam import Message, ServerConnection, count_unsent, drain_write_buffer, socket_of
 from gateway.config import Route
 from gateway.errors import Fault, FaultKind
-from gateway.http.headers import Headers, encode_head
 from gateway.transfer import RawSocket, acknowledged_bytes, open_raw_socket
 
 #: Linger on, zero seconds: close sends RST.
@@ -62,7 +61,7 @@ class ClientResponse:
         self,
         status: int,
         reason: bytes,
-        headers: Headers,
+        lines: bytes,
         *,
         length: int | None,
         is_last: bool,
@@ -70,7 +69,8 @@ class ClientResponse:
     ) -> None:
         self.status = status
         self._phrase = reason
-        self._headers = headers
+        #: Headers in wire form, each with its CRLF.
+        self._lines = lines
         self._length = length
         #: Whether `write` follows in the same iteration of the loop.
         self._is_ready = is_ready
@@ -78,9 +78,9 @@ class ClientResponse:
         self._is_last = is_last
 
     @classmethod
-    def small(cls, status: int, headers: Headers, body: bytes, *, is_last: bool) -> ClientResponse:
+    def small(cls, status: int, lines: bytes, body: bytes, *, is_last: bool) -> ClientResponse:
         """Return a response with its whole body, sent by `begin`."""
-        response = cls(status, _phrase(status), headers, length=len(body), is_last=is_last)
+        response = cls(status, _phrase(status), lines, length=len(body), is_last=is_last)
         response._small_body = body
         return response
 
@@ -147,7 +147,7 @@ class ClientResponse:
             framing += b"Connection: close\r\n"
         elif version < HttpVersion11:
             framing += b"Connection: keep-alive\r\n"
-        return encode_head(b"HTTP/1.1 %d %b" % (status, self._phrase), self._headers, framing)
+        return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, self._phrase, self._lines, framing)
 
     def _send_held_head(self) -> None:
         head, self._held_head = self._held_head, b""

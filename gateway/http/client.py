@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.config.section import Network
+
+_FORWARDING_LINES: Final = (
+    b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b\r\n"
+)
 
 
 class Received(Protocol):
@@ -24,7 +28,7 @@ class Received(Protocol):
 class Client:
     """The peer of a connection, the same for all of its requests. `trusted` are networks whose peers are trusted."""
 
-    __slots__ = ("_authority", "_element", "_headers", "address", "is_trusted", "scheme", "trusted")
+    __slots__ = ("_authority", "_element", "_lines", "address", "is_trusted", "scheme", "trusted")
 
     def __init__(self, address: str, scheme: bytes, trusted: Sequence[Network]) -> None:
         self.address = address
@@ -34,21 +38,23 @@ class Client:
         self.is_trusted = is_trusted(address, trusted)
         #: The host that was asked for last, and what was made for it.
         self._authority: bytes | None = None
-        self._headers: Sequence[tuple[bytes, bytes]] = ()
+        self._lines = b""
         self._element = b""
 
-    def forwarding_headers(self, received: Received, authority: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Return X-Forwarded-* and Forwarded for a request to a host. What a trusted client has sent is continued."""
+    def forwarding_lines(self, received: Received, authority: bytes) -> bytes:
+        """Return X-Forwarded-* and Forwarded for a request to a host, in wire form.
+
+        What a trusted client has sent is continued.
+        """
         if authority != self._authority:
             self._prepare(authority)
         if not self.is_trusted:
-            return self._headers
-        address = self.address.encode()
-        return (
-            (b"X-Forwarded-For", b", ".join([*received.all(b"x-forwarded-for"), address])),
-            (b"X-Forwarded-Proto", received.first(b"x-forwarded-proto") or self.scheme),
-            (b"X-Forwarded-Host", received.first(b"x-forwarded-host") or authority),
-            (b"Forwarded", b", ".join([*received.all(b"forwarded"), self._element])),
+            return self._lines
+        return _FORWARDING_LINES % (
+            b", ".join([*received.all(b"x-forwarded-for"), self.address.encode()]),
+            received.first(b"x-forwarded-proto") or self.scheme,
+            received.first(b"x-forwarded-host") or authority,
+            b", ".join([*received.all(b"forwarded"), self._element]),
         )
 
     def _prepare(self, authority: bytes) -> None:
@@ -58,12 +64,7 @@ class Client:
         host = authority.replace(b"\\", b"").replace(b'"', b"")
         self._authority = authority
         self._element = b'for=%b;host="%b";proto=%b' % (node, host, self.scheme)
-        self._headers = (
-            (b"X-Forwarded-For", address),
-            (b"X-Forwarded-Proto", self.scheme),
-            (b"X-Forwarded-Host", authority),
-            (b"Forwarded", self._element),
-        )
+        self._lines = _FORWARDING_LINES % (address, self.scheme, authority, self._element)
 
 
 def peer_address(text: str) -> str:

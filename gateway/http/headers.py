@@ -1,7 +1,8 @@
 """Rules for headers: which are forwarded, and which the gateway sets.
 
 Headers are lists of (name, value) bytes as received, so that order, case, duplicates and bytes outside ASCII are
-preserved. Received headers are never modified; outgoing headers are new lists. Pure: no await, no aiohttp.
+preserved. Received headers are never modified. Outgoing ones are lines in wire form from the beginning, each with its
+CRLF: those of a head that is received again are joined once. Pure: no await, no aiohttp.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from email.utils import formatdate
 from typing import Final, NamedTuple
 
@@ -59,7 +60,7 @@ _NOT_UPSTREAM_UNTRACED: Final = _NOT_UPSTREAM | {b"tracestate"}
 _NOT_UPSTREAM_UNTRUSTED: Final = _NOT_UPSTREAM_UNTRACED | {b"x-real-ip", b"x-forwarded-prefix", b"x-forwarded-port"}
 _NOT_DOWNSTREAM: Final = _HOP_BY_HOP | {b"content-length"}
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
-_VIA_HEADER: Final = (b"Via", f"1.1 {PSEUDONYM}".encode())
+_VIA_LINE: Final = f"Via: 1.1 {PSEUDONYM}\r\n".encode()
 #: By name as received, those that were received before: few, and mostly the same.
 _NAMES: Final[dict[bytes, _Name]] = {}
 _MAX_NAMES: Final = 1024
@@ -103,7 +104,7 @@ class _Name(NamedTuple):
 class _Downstream(NamedTuple):
     """What is sent to the client of the headers of a response."""
 
-    headers: Headers
+    lines: bytes
     has_date: bool
     has_request_id: bool
 
@@ -138,7 +139,7 @@ class ReceivedHeaders:
         self.names = names
         #: What is sent on of them, as far as that was asked for: upstream by the origin of the request, to the client.
         #: It is kept for heads that are received again.
-        self.upstream: dict[Origin, Headers] = {}
+        self.upstream: dict[Origin, bytes] = {}
         self.downstream: _Downstream | None = None
 
     @property
@@ -221,7 +222,7 @@ def _nominated(headers: ReceivedHeaders) -> frozenset[bytes]:
     return names - _FRAMING - _HOP_BY_HOP
 
 
-def request_headers(headers: ReceivedHeaders, client: Client, authority: bytes, trace: Trace) -> list[Header]:
+def request_lines(headers: ReceivedHeaders, client: Client, authority: bytes, trace: Trace) -> bytes:
     """Return the client's headers as sent upstream, with X-Forwarded-*, Forwarded, trace headers and Via.
 
     `authority` is the host that the client asks for. Content-Length, Host and Expect are not included: the framing and
@@ -233,42 +234,41 @@ def request_headers(headers: ReceivedHeaders, client: Client, authority: bytes, 
     sent = headers.upstream.get(origin)
     if sent is None:
         sent = headers.upstream[origin] = _sent_upstream(headers, origin)
-    return [
-        *sent,
-        *client.forwarding_headers(headers, authority),
-        (b"X-Request-Id", trace.request_id),
-        (b"traceparent", trace.traceparent),
-        _VIA_HEADER,
-    ]
+    return b"%b%bX-Request-Id: %b\r\ntraceparent: %b\r\n%b" % (
+        sent,
+        client.forwarding_lines(headers, authority),
+        trace.request_id,
+        trace.traceparent,
+        _VIA_LINE,
+    )
 
 
-def _sent_upstream(headers: ReceivedHeaders, origin: Origin) -> Headers:
+def _sent_upstream(headers: ReceivedHeaders, origin: Origin) -> bytes:
     """Return the headers of a request that are sent upstream as they were received."""
     sent = [header for name, header in zip(headers.names, headers.pairs, strict=True) if name.dropped_from > origin]
     if b"connection" in headers.values and (nominated := _nominated(headers)):
         sent = [header for header in sent if not _is_named(header[0].lower(), nominated)]
-    return sent
+    return encode_lines(sent)
 
 
 def _is_named(key: bytes, dropped: Collection[bytes]) -> bool:
     return key in dropped or (b"_" in key and key.replace(b"_", b"-") in dropped)
 
 
-def response_headers(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
+def response_lines(headers: ReceivedHeaders, trace: Trace) -> bytes:
     """Return an upstream's headers as sent to the client, without Content-Length: the sender of the body adds it."""
     sent = headers.downstream
     if sent is None:
         sent = headers.downstream = _sent_downstream(headers)
-    kept = list(sent.headers)
+    lines = sent.lines
     if not sent.has_date:
         # > A recipient with a clock that receives a response message without a Date header field MUST record the
         # > time it was received and append a corresponding Date header field to the message's header section if it
         # > is cached or forwarded downstream (RFC 9110 section 6.6.1).
-        kept.append((b"Date", _date(int(time.time()))))  # noqa: TID251 (the date, not a duration)
-    kept.append(_VIA_HEADER)
-    if not sent.has_request_id:
-        kept.append((b"X-Request-Id", trace.request_id))
-    return kept
+        lines += _date_line(int(time.time()))  # noqa: TID251 (the date, not a duration)
+    if sent.has_request_id:
+        return lines + _VIA_LINE
+    return b"%b%bX-Request-Id: %b\r\n" % (lines, _VIA_LINE, trace.request_id)
 
 
 def _sent_downstream(headers: ReceivedHeaders) -> _Downstream:
@@ -278,30 +278,24 @@ def _sent_downstream(headers: ReceivedHeaders) -> _Downstream:
     if nominated:
         sent = [header for header in sent if header[0].lower() not in nominated]
     names = headers.values.keys() - nominated
-    return _Downstream(sent, b"date" in names, b"x-request-id" in names)
+    return _Downstream(encode_lines(sent), b"date" in names, b"x-request-id" in names)
 
 
 @functools.lru_cache(maxsize=1)
-def _date(seconds: int) -> bytes:
-    """Return the value of a Date header; it is formatted once per second."""
-    return formatdate(seconds, usegmt=True).encode()
+def _date_line(seconds: int) -> bytes:
+    """Return a Date header; it is formatted once per second."""
+    return f"Date: {formatdate(seconds, usegmt=True)}\r\n".encode()
 
 
-def default_headers(trace: Trace) -> list[Header]:
+def default_lines(trace: Trace) -> bytes:
     """Return the headers of every response that the gateway itself generates: Date, Server, X-Request-Id."""
-    return [
-        (b"Date", _date(int(time.time()))),  # noqa: TID251 (the date, not a duration)
-        (b"Server", PSEUDONYM.encode()),
-        (b"X-Request-Id", trace.request_id),
-    ]
+    date = _date_line(int(time.time()))  # noqa: TID251 (the date, not a duration)
+    return b"%bServer: %b\r\nX-Request-Id: %b\r\n" % (date, PSEUDONYM.encode(), trace.request_id)
 
 
-def encode_head(start_line: bytes, headers: Headers, framing: bytes = b"") -> bytes:
-    """Return a head in wire form. Names and values must not contain CR or LF, which holds for parsed headers.
-
-    `framing` is header lines in wire form, each with its CRLF.
-    """
-    return b"\r\n".join([start_line, *map(b": ".join, headers), framing, b""])
+def encode_lines(headers: Iterable[Header]) -> bytes:
+    """Return header lines in wire form. Names and values must not contain CR or LF, which holds for parsed headers."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def _look_up(raw: bytes) -> _Name:

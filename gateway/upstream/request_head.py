@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gateway.http.framing import Framing
-from gateway.http.headers import Header, encode_head
 
 #: RFC 9110 section 9.2.2, and QUERY, which is safe (draft-ietf-httpbis-safe-method-w-body).
 _IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
@@ -20,14 +18,19 @@ class RequestHead(NamedTuple):
     target: str
     #: Host header; None for the endpoint's own.
     host: bytes | None
-    headers: Sequence[Header]
+    #: Further headers in wire form, each with its CRLF.
+    lines: bytes
     #: None without a body.
     framing: Framing | None
 
     def encode(self, authority: bytes) -> bytes:
         """Return the head in wire form, for an endpoint with this authority."""
-        line = f"{self.method} {self.target} HTTP/1.1\r\nHost: ".encode("latin-1") + (self.host or authority)
-        return encode_head(line, self.headers, self.framing.line if self.framing is not None else b"")
+        return b"%b%b\r\n%b%b\r\n" % (
+            f"{self.method} {self.target} HTTP/1.1\r\nHost: ".encode("latin-1"),
+            self.host or authority,
+            self.lines,
+            self.framing.line if self.framing is not None else b"",
+        )
 
     @property
     def is_chunked(self) -> bool:

@@ -251,7 +251,7 @@ async def test_bug_in_the_gateway_is_500_without_the_exception(monkeypatch: pyte
         raise RuntimeError("secret detail")
 
     async with RawUpstream(responding(OK)) as upstream, run_gateway(forward_config(upstream.url)) as gateway:
-        monkeypatch.setattr("gateway.actions.request_head.request_headers", raise_error)
+        monkeypatch.setattr("gateway.actions.request_head.request_lines", raise_error)
         response = await gateway.request(build_request())
         assert problem_of(response)["code"] == "bug"
         assert b"secret" not in response

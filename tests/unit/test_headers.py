@@ -11,12 +11,14 @@ from gateway.errors import Fault, FaultKind
 from gateway.http.client import Client, is_trusted, peer_address
 from gateway.http.headers import (
     _NAMES,
+    Header,
     ReceivedHeaders,
-    default_headers,
-    encode_head,
+    Trace,
+    default_lines,
+    encode_lines,
     end_to_end,
-    request_headers,
-    response_headers,
+    request_lines,
+    response_lines,
     trace_context,
 )
 from gateway.http.request_head import Target, check_message, check_target
@@ -103,6 +105,21 @@ def client(*, is_trusted: bool) -> Client:
     return Client("::1", b"http", [ipaddress.ip_network("::1")] if is_trusted else [])
 
 
+def pairs(lines: bytes) -> list[Header]:
+    """Return the names and values of header lines in wire form."""
+    *each, rest = lines.split(b"\r\n")
+    assert rest == b""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in each)]
+
+
+def request_pairs(headers: ReceivedHeaders, sender: Client, authority: bytes, trace: Trace) -> list[Header]:
+    return pairs(request_lines(headers, sender, authority, trace))
+
+
+def response_pairs(headers: ReceivedHeaders, trace: Trace) -> list[Header]:
+    return pairs(response_lines(headers, trace))
+
+
 def test_forwarding_headers_of_an_untrusted_client_are_replaced() -> None:
     fields = [
         (b"x-forwarded-for", b"6.6.6.6"),
@@ -120,7 +137,7 @@ def test_forwarding_headers_of_an_untrusted_client_are_replaced() -> None:
     named = ReceivedHeaders([*fields, (b"X-Request-Id", b"mine"), (b"traceparent", PARENT)])
     trace = trace_context(named, is_trusted=False)
     assert trace.request_id != b"mine"
-    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client(is_trusted=False), HOST, trace))
+    sent = ReceivedHeaders(request_pairs(ReceivedHeaders(fields), client(is_trusted=False), HOST, trace))
     assert [name for name, _ in sent] == [
         b"A_B",
         b"X-Forwarded-For",
@@ -146,7 +163,7 @@ def test_forwarding_headers_of_a_trusted_proxy_are_extended() -> None:
         (b"X-Real-IP", b"6.6.6.6"),
     ]
     trace = trace_context(ReceivedHeaders(fields), is_trusted=True)
-    sent = ReceivedHeaders(request_headers(ReceivedHeaders(fields), client(is_trusted=True), HOST, trace))
+    sent = ReceivedHeaders(request_pairs(ReceivedHeaders(fields), client(is_trusted=True), HOST, trace))
     assert sent.all(b"x-forwarded-for") == [b"6.6.6.6, ::1"]
     assert sent.all(b"x-forwarded-proto") == [b"https"]
     assert sent.all(b"x-real-ip") == [b"6.6.6.6"]
@@ -169,10 +186,10 @@ def test_headers_listed_in_connection_are_removed_in_both_directions() -> None:
         ]
     )
     trace = trace_context(fields, is_trusted=False)
-    sent = [name for name, _ in request_headers(fields, client(is_trusted=False), HOST, trace)]
+    sent = [name for name, _ in request_pairs(fields, client(is_trusted=False), HOST, trace)]
     assert sent[0] == b"X-B"
     assert b"X-a" not in sent
-    answered = ReceivedHeaders(response_headers(fields, trace))
+    answered = ReceivedHeaders(response_pairs(fields, trace))
     assert [name.key for name in answered.names] == [b"x-b", b"date", b"via", b"x-request-id"]
     assert answered.first(b"date") != b"d"
 
@@ -184,22 +201,20 @@ def test_invalid_request_id_is_replaced(request_id: bytes) -> None:
 
 def test_response_gets_date_and_request_id_only_if_it_has_none() -> None:
     trace = trace_context(ReceivedHeaders([]), is_trusted=False)
-    bare = response_headers(ReceivedHeaders([(b"Content-Length", b"3"), (b"A", b"b")]), trace)
+    bare = response_pairs(ReceivedHeaders([(b"Content-Length", b"3"), (b"A", b"b")]), trace)
     assert [name for name, _ in bare] == [b"A", b"Date", b"Via", b"X-Request-Id"]
-    full = response_headers(ReceivedHeaders([(b"date", b"today"), (b"x-request-id", b"theirs")]), trace)
+    full = response_pairs(ReceivedHeaders([(b"date", b"today"), (b"x-request-id", b"theirs")]), trace)
     assert [name for name, _ in full] == [b"date", b"x-request-id", b"Via"]
-    assert ReceivedHeaders(default_headers(trace)).all(b"x-request-id") == [trace.request_id]
+    assert ReceivedHeaders(pairs(default_lines(trace))).all(b"x-request-id") == [trace.request_id]
 
 
-def test_head_is_encoded_for_the_wire() -> None:
-    assert (
-        encode_head(b"GET / HTTP/1.1", [(b"A", b"1"), (b"a", b"\xff")]) == b"GET / HTTP/1.1\r\nA: 1\r\na: \xff\r\n\r\n"
-    )
+def test_lines_are_encoded_for_the_wire() -> None:
+    assert encode_lines([(b"A", b"1"), (b"a", b"\xff")]) == b"A: 1\r\na: \xff\r\n"
 
 
 def test_forwarding_headers_are_those_of_the_host_that_is_asked_for() -> None:
     known, received = client(is_trusted=False), ReceivedHeaders([])
-    found = [dict(known.forwarding_headers(received, host))[b"Forwarded"] for host in (b"a", b"a", b'b"')]
+    found = [dict(pairs(known.forwarding_lines(received, host)))[b"Forwarded"] for host in (b"a", b"a", b'b"')]
     assert found == [b'for="[::1]";host="%b";proto=http' % host for host in (b"a", b"a", b"b")]
 
 
@@ -207,10 +222,10 @@ def test_invented_names_are_not_remembered_for_ever_and_are_treated_alike() -> N
     trace = trace_context(ReceivedHeaders([]), is_trusted=False)
     for number in range(3000):
         name = b"X-%d" % number
-        assert (name, b"1") in response_headers(ReceivedHeaders([(name, b"1")]), trace)
+        assert (name, b"1") in response_pairs(ReceivedHeaders([(name, b"1")]), trace)
     assert len(_NAMES) <= 1024
     long = b"x_forwarded_for" + b"_" * 50
-    assert (long, b"1") in request_headers(ReceivedHeaders([(long, b"1")]), client(is_trusted=False), HOST, trace)
+    assert (long, b"1") in request_pairs(ReceivedHeaders([(long, b"1")]), client(is_trusted=False), HOST, trace)
     assert long not in _NAMES
 
 
@@ -225,7 +240,7 @@ def test_host_is_found_alike_each_time(host: bytes) -> None:
 def test_connection_that_names_no_header_removes_only_itself(option: bytes) -> None:
     received = ReceivedHeaders([(b"Connection", option), (b"Date", b"today"), (b"X-Request-Id", b"a"), (b"X-A", b"b")])
     trace = trace_context(received, is_trusted=False)
-    assert [name for name, _ in response_headers(received, trace)] == [b"Date", b"X-Request-Id", b"X-A", b"Via"]
+    assert [name for name, _ in response_pairs(received, trace)] == [b"Date", b"X-Request-Id", b"X-A", b"Via"]
 
 
 @pytest.mark.parametrize("order", [(True, False), (False, True)])
@@ -234,11 +249,11 @@ def test_head_that_is_received_again_is_sent_on_by_who_sent_it(order: tuple[bool
     kept = {True: [(b"X-Real-IP", b"6.6.6.6"), (b"A", b"b")], False: [(b"A", b"b")]}
     for trust in (*order, *order):
         trace = trace_context(shared, is_trusted=trust)
-        sent = request_headers(shared, client(is_trusted=trust), HOST, trace)
+        sent = request_pairs(shared, client(is_trusted=trust), HOST, trace)
         assert sent[:-7] == kept[trust]
         assert (b"X-Request-Id", trace.request_id) in sent
         assert (b"traceparent", trace.traceparent) in sent
-        assert response_headers(shared, trace)[-1] == (b"X-Request-Id", trace.request_id)
+        assert response_pairs(shared, trace)[-1] == (b"X-Request-Id", trace.request_id)
 
 
 def test_client_that_is_trusted_has_its_own_id_or_its_own_trace_continued() -> None:

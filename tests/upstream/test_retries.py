@@ -270,7 +270,7 @@ class StaleConnection:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        get = RequestHead("GET", "/", None, [], None)
+        get = RequestHead("GET", "/", None, b"", None)
         sending = asyncio.create_task(self._client.send(self._endpoint, get))
         self.peer, _ = await loop.sock_accept(self.listener)
         self.peer.setblocking(False)
@@ -285,7 +285,7 @@ class StaleConnection:
         self._timers.close()
 
     async def post(self, body: OneChunk, framing: Framing, on_connected: Callable[[], None]) -> int:
-        head = RequestHead("POST", "/", None, [], framing)
+        head = RequestHead("POST", "/", None, b"", framing)
         async with await self._client.send(self._endpoint, head, body, on_connected=on_connected) as response:
             return response.status
 

@@ -23,9 +23,9 @@ from gateway.upstream import RequestHead, Resolver, Started, UpstreamPool, Upstr
 from tests.aiohttp_seam.peers import Listening
 from tests.peers import TIMEOUT_SECONDS, RawUpstream, Wire, read_request
 
-GET = RequestHead("GET", "/", None, [], None)
-POST = RequestHead("POST", "/", None, [], Framing(4))
-PUT = RequestHead("PUT", "/", None, [], Framing(4))
+GET = RequestHead("GET", "/", None, b"", None)
+POST = RequestHead("POST", "/", None, b"", Framing(4))
+PUT = RequestHead("PUT", "/", None, b"", Framing(4))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 

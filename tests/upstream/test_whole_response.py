@@ -149,7 +149,7 @@ async def parse(data: bytes) -> Reading | None:
     message, content = received
     if is_interim(message.code) or not content.is_eof() or content.exception() is not None:
         return None
-    request = UpstreamRequest(RequestHead("GET", "/", None, [], None), Endpoint("http", "a", 80), None)
+    request = UpstreamRequest(RequestHead("GET", "/", None, b"", None), Endpoint("http", "a", 80), None)
     response = UpstreamResponse(message, content, connection, request, "GET")
     try:
         check_response_framing(response.version, response.status, response.headers)
