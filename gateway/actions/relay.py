@@ -33,14 +33,13 @@ async def relay(
         with exchange.begin_download(policy, response, response.body_length) as download:
             await _pump(exchange, response, lines, download=download, upload=upload, lanes=lanes)
     elif exchange.send_whole(response.status, response.reason, lines, small, response.length):
-        exchange.download = WholeTransfer(policy, exchange.waits, len(small), LaneName.COPY)
-        exchange.download.end(Outcome.COMPLETE)
+        exchange.count_download(policy, len(small), LaneName.COPY)
     else:
         with exchange.begin_download(policy, response, response.body_length) as download:
             download.count_whole(len(small))
             if exchange.response is not None:
                 await wait_sent(download, exchange.response)
-    if upload is not None and not upload.is_whole:
+    if isinstance(upload, Transfer) and not upload.is_whole:
         upload.end(Outcome.EARLY_RESPONSE)
 
 
@@ -61,9 +60,7 @@ async def _pump(
     lanes: Lanes,
 ) -> None:
     """Send a response whose body is not here, or not small."""
-    sink = exchange.begin_response(
-        response.status, response.reason, lines, response.length, is_ready=response.is_ready
-    )
+    sink = exchange.begin_response(response.status, response.reason, lines, response.length, is_ready=response.is_ready)
 
     async def send_end() -> None:
         if upload is not None and upload.fault is not None:

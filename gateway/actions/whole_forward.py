@@ -7,9 +7,8 @@ where something has to be waited for after all: from there on it is the same as 
     start(exchange)         once                      the request was sent, a slot is taken; or None, nothing changed
     receive(started)        after start               a response that was parsed, if it is whole; it is passed on next
     pass_on(exchange, ..)   after start               a whole response was written; returns whether it was sent, too
-    end(exchange)           after pass_on             both transfers are complete
-    resume(exchange, ..)    after start, no receive   in place of the last three
-    send_rest(exchange)     after pass_on             in place of `end`
+    resume(exchange, ..)    after start, no receive   in place of both
+    send_rest(exchange)     after pass_on             waits until all of it was sent
     abandon(exchange, ..)   after start               in place of all: after a bug
     capacity.give_back()    once, after start         the slot is free
 """
@@ -31,7 +30,8 @@ from gateway.http.headers import response_lines
 from gateway.http.routing import RouteMatch
 from gateway.http.whole_response import WholeResponse
 from gateway.multipart import QuickPart, read_quickly
-from gateway.transfer import LaneName, Lanes, Transfer, TransferPolicy, WholeTransfer
+from gateway.observe.stats import Leg
+from gateway.transfer import LaneName, Lanes, Transfer, TransferPolicy
 from gateway.upstream import Started, UpstreamPool
 
 
@@ -93,13 +93,13 @@ class WholeForward:
             kept = self._upstream.take_kept()
             if kept is not None:
                 state, connection = kept
-                exchange.upstream = self._upstream.name
-                exchange.record_sent(state.endpoint)
+                exchange.upstream, exchange.endpoint = self._upstream.name, state.label
                 started = self._upstream.start(state, connection, head, body)
+                exchange.waits.wait_on(Leg.UPSTREAM_RESPONSE, started.sent_at)
                 for part in parts:
                     exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE)
                 if exchange.body is not None:
-                    exchange.upload = WholeTransfer(self._upload_policy, exchange.waits, len(body), LaneName.EXPRESS)
+                    exchange.count_upload(self._upload_policy, len(body), LaneName.EXPRESS, ended=started.sent_at)
         except Exception as bug:
             # Whatever it is: nothing else has the connection and the slot yet, and it is raised again.
             if started is not None:
@@ -125,7 +125,7 @@ class WholeForward:
         lines = response_lines(response.headers, exchange.trace)
         is_sent = exchange.send_whole(status, response.reason, lines, body, response.length)
         if is_sent:
-            exchange.download = WholeTransfer(policy, exchange.waits, len(body), LaneName.EXPRESS)
+            exchange.count_download(policy, len(body), LaneName.EXPRESS)
         else:
             download = exchange.begin_download(policy, _NOTHING_MORE, response.body_length)
             download.start(LaneName.EXPRESS)
@@ -133,50 +133,37 @@ class WholeForward:
         upstream.release(started, status)
         return is_sent
 
-    def end(self, exchange: Exchange) -> None:
-        """End both transfers."""
-        for transfer in (exchange.upload, exchange.download):
-            if transfer is not None:
-                transfer.end(Outcome.COMPLETE)
-
     async def resume(self, exchange: Exchange, started: Started) -> None:
         """Wait for the response to the request that was sent, and pass it on.
 
         Raises Fault; cancelling cuts both peers.
         """
-        with contextlib.ExitStack() as stack:
-            if exchange.upload is not None:
-                stack.push(exchange.upload)
-            response = await self._upstream.send(
-                started.head,
-                None,
-                on_endpoint=exchange.record_endpoint,
-                on_connected=exchange.record_connected,
-                started=started,
-            )
-            async with response:
-                await relay(exchange, response, self._response_policies, self._lanes, upload=exchange.upload)
+        response = await self._upstream.send(
+            started.head,
+            None,
+            on_endpoint=exchange.record_endpoint,
+            on_connected=exchange.record_connected,
+            started=started,
+        )
+        async with response:
+            await relay(exchange, response, self._response_policies, self._lanes, upload=exchange.upload)
 
     async def send_rest(self, exchange: Exchange) -> None:
         """Wait until the client has taken the response that was written. Raises Fault; cancelling cuts the client."""
         download, sink = exchange.download, exchange.response
         with contextlib.ExitStack() as stack:
-            for transfer in (exchange.upload, download):
-                if transfer is not None:
-                    stack.push(transfer)
-            if sink is None:
-                return
-            if isinstance(download, Transfer):
+            if sink is not None and isinstance(download, Transfer):
+                # It has begun.
+                stack.push(download)
                 await wait_sent(download, sink)
-            else:
+            elif sink is not None:
                 await sink.end()
 
     def abandon(self, exchange: Exchange, started: Started, bug: Exception) -> None:
         """Close the request after a bug."""
         self._upstream.abandon(started, bug)
-        for transfer in (exchange.upload, exchange.download):
-            if transfer is not None:
-                transfer.end(Outcome.BUG)
+        if isinstance(exchange.download, Transfer):
+            exchange.download.end(Outcome.BUG)
 
     def _read_parts(self, exchange: Exchange, body: bytes) -> list[QuickPart] | None:
         """Return the parts of a form, None if its reader has to read it, or if the body is too long. Raises Fault."""

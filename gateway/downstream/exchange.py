@@ -228,15 +228,19 @@ class Exchange:
         self.download = download = Transfer(policy, source, self.waits, self._timers, owner=self, length=length)
         return download
 
+    def count_upload(self, policy: TransferPolicy, size: int, lane: str, *, ended: float) -> None:
+        """Count a request body that was passed on in one step, since the request came."""
+        self.upload = WholeTransfer(policy, self.stats, size, lane, started=self.started, ended=ended)
+
+    def count_download(self, policy: TransferPolicy, size: int, lane: str) -> None:
+        """Count a response body of which `send_whole` has just sent all."""
+        waits = self.waits
+        self.download = WholeTransfer(policy, self.stats, size, lane, started=waits.own_since, ended=waits.clock())
+
     def record_endpoint(self, endpoint: Endpoint) -> None:
         """Record the endpoint that the request is sent to: its connection is waited for."""
         self.endpoint = str(endpoint)
         self.waits.wait_on(Leg.CONNECT)
-
-    def record_sent(self, endpoint: Endpoint) -> None:
-        """Record that the request was sent to an endpoint whose connection was there: its response is waited for."""
-        self.endpoint = str(endpoint)
-        self.waits.wait_on(Leg.UPSTREAM_RESPONSE)
 
     def record_connected(self) -> None:
         """Record that an endpoint is connected: the client may send its body, and the response is waited for."""

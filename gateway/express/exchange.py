@@ -214,7 +214,6 @@ class ExpressExchange:
 
     def _end(self) -> None:
         """End it: the response was sent."""
-        self._action.end(self.exchange)
         self.leave()
         self._is_handed_over = True
         try:

@@ -8,9 +8,7 @@ from typing import Final, Protocol
 
 from gateway.config.section import Network
 
-_FORWARDING_LINES: Final = (
-    b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b\r\n"
-)
+_FORWARDING_LINES: Final = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b\r\n"
 
 
 class Received(Protocol):

@@ -72,9 +72,10 @@ class Waits:
         """When that wait began."""
         return self._others[-1].waiting_since if self._others else self.own_since
 
-    def wait_on(self, leg: Leg) -> float:
+    def wait_on(self, leg: Leg, now: float | None = None) -> float:
         """Wait on `leg` from now on; return the time. While others wait, it is only the leg for afterwards."""
-        now = self.clock()
+        if now is None:
+            now = self.clock()
         if not self._others:
             # `_charge_own` without the call: several times per small request.
             seconds, before, spent = now - self._charged_until, self._own_leg, self.leg_seconds

@@ -34,12 +34,14 @@ class EndpointState:
     #: request, and as a further one.
     first_turn: int = 0
     further_turn: int = 0
-    #: The value of a Host header for it.
+    #: The value of a Host header for it, and its name in logs and metrics.
     authority: bytes = field(init=False)
+    label: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Encode what every request has."""
         self.authority = self.endpoint.authority.encode()
+        self.label = str(self.endpoint)
 
     @property
     def is_healthy(self) -> bool:

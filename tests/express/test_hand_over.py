@@ -484,7 +484,7 @@ async def test_bug_while_a_response_is_passed_on_is_a_500(
         await scene.goes_on()
 
 
-def _fail(*_: object) -> None:
+def _fail(*_: object, **__: object) -> None:
     raise ZeroDivisionError
 
 
@@ -493,11 +493,10 @@ def _fail(*_: object) -> None:
     ("where", "request_bytes", "most_sent"),
     [
         ("gateway.upstream.pool.UpstreamPool.take_kept", GET, 0),
-        ("gateway.downstream.exchange.Exchange.record_sent", GET, 0),
         ("gateway.upstream.pool.UpstreamPool.start", GET, 0),
         ("gateway.upstream.pool.Started", GET, 1),
         ("gateway.upstream.pool.Started", POST, 1),
-        ("gateway.actions.whole_forward.WholeTransfer", POST, 1),
+        ("gateway.downstream.exchange.WholeTransfer", POST, 1),
         ("gateway.downstream.exchange.Exchange.record_part", FORM % (len(FORM_BODY), FORM_BODY), 1),
     ],
 )
@@ -526,7 +525,7 @@ async def test_bug_while_an_exchange_ends_leaves_nothing(monkeypatch: pytest.Mon
     """The client's connection waited for ever, and the slot stayed taken, without a line in the log."""
     async with run_scene() as scene:
         with monkeypatch.context() as patch:
-            patch.setattr("gateway.actions.whole_forward.WholeForward.end", _fail)
+            patch.setattr("gateway.downstream.exchange.Exchange.count_download", _fail)
             await scene.send(GET, serve_ok)
             await read_ok(scene.client)
             line = await scene.last_line()
@@ -690,7 +689,7 @@ async def test_bug_while_a_request_is_sent_is_a_500_also_if_a_reload_comes_betwe
             raise ZeroDivisionError
 
         with monkeypatch.context() as patch:
-            patch.setattr("gateway.actions.whole_forward.WholeTransfer", fail)
+            patch.setattr("gateway.downstream.exchange.WholeTransfer", fail)
             await scene.client.send(POST)
             received = await scene.client.read_head()
             await scene.client.read_exactly(int(split_response(received)[1]["content-length"]))
