@@ -170,7 +170,9 @@ class ReceivedHeaders:
 
 def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     """Return the client's request id and trace if it is trusted and they are valid, new ones otherwise."""
-    fresh = _take_fresh()
+    if not _UNUSED:
+        _refill()
+    fresh = _UNUSED.pop()
     if not is_trusted:
         return fresh
     request_id, parent = headers.first(b"x-request-id"), headers.first(b"traceparent")
@@ -182,29 +184,19 @@ def trace_context(headers: ReceivedHeaders, *, is_trusted: bool) -> Trace:
     return Trace(request_id, parent[:36] + fresh.traceparent[36:52] + parent[52:], is_continued=True)
 
 
-class _Fresh:
-    """New identifiers that were not used yet."""
-
-    unused: Final[list[Trace]] = []
-
-    @classmethod
-    def refill(cls) -> None:
-        """Make as many as 64 exchanges need: a system call for each cost 2 us."""
-        digits = os.urandom(64 * 40).hex().encode()
-        for at in range(0, len(digits), 80):
-            parent = b"00-%b-%b-01" % (digits[at + 48 : at + 80], digits[at + 32 : at + 48])
-            cls.unused.append(Trace(digits[at : at + 32], parent, is_continued=False))
+def _refill() -> None:
+    """Make identifiers for as many as 64 exchanges: a system call for each cost 2 us."""
+    digits = os.urandom(64 * 40).hex().encode()
+    for at in range(0, len(digits), 80):
+        parent = b"00-%b-%b-01" % (digits[at + 48 : at + 80], digits[at + 32 : at + 48])
+        # Without the function of the class, which is written in Python.
+        _UNUSED.append(tuple.__new__(Trace, (digits[at : at + 32], parent, False)))
 
 
+#: Identifiers that no exchange has.
+_UNUSED: Final[list[Trace]] = []
 # A process and the one that it was forked from must not use the same.
-os.register_at_fork(after_in_child=_Fresh.unused.clear)
-
-
-def _take_fresh() -> Trace:
-    """Return identifiers that no other exchange has."""
-    if not _Fresh.unused:
-        _Fresh.refill()
-    return _Fresh.unused.pop()
+os.register_at_fork(after_in_child=_UNUSED.clear)
 
 
 def end_to_end(headers: ReceivedHeaders) -> list[Header]:
