@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway import __version__, memory
-from gateway.aiohttp_seam import load_certificates  # the first import of aiohttp: see `aiohttp_seam.certificates`
+from gateway.aiohttp_seam import load_certificates, make_loop  # first, see `aiohttp_seam.certificates`
 from gateway.config import Config, ConfigError, Problem, Route, load_config
 from gateway.config.contradictions import find_contradictions
 from gateway.config.values import Address
@@ -124,7 +124,8 @@ def _run_checked(config: Config, path: Path, signals: Signals, template: Templat
 
             gateway = Supervisor(config, template, sockets=sockets, notifier=notifier)
         gateway.stats.dropped_log_lines = lambda: writer.dropped_lines
-        asyncio.run(_serve(config, gateway, lambda: _load_and_warn(path), signals, is_demo=is_demo))
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(_serve(config, gateway, lambda: _load_and_warn(path), signals, is_demo=is_demo))
     except asyncio.CancelledError:
         # A signal during the start: everything that was opened is closed.
         return 0

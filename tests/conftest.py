@@ -7,12 +7,13 @@ import gc
 import inspect
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gateway.aiohttp_seam import make_loop
 from tests.certificates import Certificate, make_certificate
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
 from tests.peers import DEFAULTS, IS_EXPRESS_FORCED, exchanges_by_lane
@@ -35,6 +36,11 @@ def pytest_collection_finish() -> None:
     """Exclude what imports and collection allocated from garbage collection: it makes `gc.collect` 20 times faster."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Have tests run in the loop that the gateway runs in."""
+    return {"loop": make_loop}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

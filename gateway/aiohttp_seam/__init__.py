@@ -8,6 +8,10 @@ Private names, by purpose:
 
   purpose                                     names                                               used in
   ------------------------------------------  --------------------------------------------------  --------------
+  run the callbacks of ready sockets          asyncio BaseEventLoop._run_once, _ready,            loop.py
+                                              _scheduled, _stopping; Handle._run, _cancelled;
+                                              TimerHandle._when; EpollSelector._selector,
+                                              _fd_to_key
   recognise plain TCP; serve a connection     asyncio _SelectorSocketTransport                    transports.py
   bytes received per call                     asyncio _SelectorSocketTransport.max_size           transports.py
   read what came over TLS before a reset      asyncio _SSLProtocolTransport._ssl_protocol,        tls.py
@@ -69,6 +73,7 @@ from gateway.aiohttp_seam.client import (
 )
 from gateway.aiohttp_seam.connector import KeptConnections, LiveConnector, PoolRequest
 from gateway.aiohttp_seam.handshake import connect_accepted_tls
+from gateway.aiohttp_seam.loop import make_loop
 from gateway.aiohttp_seam.messages import Message, Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
@@ -115,6 +120,7 @@ __all__ = [
     "is_plain_tcp",
     "is_reading_paused",
     "load_certificates",
+    "make_loop",
     "no_request",
     "peek_buffered",
     "set_receive_size",

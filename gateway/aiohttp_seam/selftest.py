@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 import socket
 import ssl
 from asyncio import selector_events, sslproto
@@ -41,6 +42,10 @@ SUPPORTED: Final = ">=3.14.4,<3.15"
 #: up on one (`_make_instances`) or by `check_behaviour` (TCPConnector._factory).
 NAMES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (selector_events._SelectorSocketTransport, ("max_size",)),  # type: ignore[attr-defined]  # typeshed leaves it out
+    (asyncio.BaseEventLoop, ("_ready", "_run_once", "_scheduled", "_stopping")),
+    (asyncio.Handle, ("_cancelled", "_run")),
+    (asyncio.TimerHandle, ("_when",)),
+    (selectors.DefaultSelector, ("_fd_to_key", "_selector")),
     (sslproto._SSLProtocolTransport, ("_ssl_protocol",)),
     (
         sslproto.SSLProtocol,
@@ -151,7 +156,10 @@ def _make_instances() -> dict[type, object]:
     # Otherwise each transport, also the protocol's own, warns that it was not closed.
     transport.abort()
     protocol.connection_lost(None)
-    return {type(each): each for each in (ResponseHandler(no_loop), protocol, transport)}
+    loop, selector = asyncio.BaseEventLoop(), selectors.DefaultSelector()
+    loop.close()
+    selector.close()
+    return {type(each): each for each in (ResponseHandler(no_loop), protocol, transport, loop, selector)}
 
 
 async def check_behaviour() -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.aiohttp_seam import make_loop
 from gateway.config import Config
 from gateway.downstream.text_line import choose_describe
 from gateway.drain import Queue
@@ -73,7 +74,8 @@ def run_worker(descriptors: list[int], *, table: LoadTable, style: LineStyle) ->
         await worker.serve(socket.socket(fileno=channel))
 
     try:
-        asyncio.run(serve())
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(serve())
     finally:
         writer.stop()
 
