@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from tests.aiohttp_seam.peers import settle
 from tests.bench.load import make_certificate
 from tests.clock import Clock
 from tests.downstream.test_acceptor import accepting, expected_pause, queued_clients
-from tests.peers import OK, RawUpstream, Wire, forward_config, responding, run_gateway, wait_until
+from tests.peers import OK, RawUpstream, RunningGateway, Wire, forward_config, responding, run_gateway, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +42,25 @@ def context_of(certificate: Path) -> ssl.SSLContext:
     return context
 
 
+@contextlib.asynccontextmanager
+async def run_tls_gateway(certificate: Path, **top: Any) -> AsyncIterator[RunningGateway]:
+    """Run a gateway with TLS, these top-level keys, and an upstream that responds with OK."""
+    tls = {"certificate": str(certificate), "key": str(certificate)}
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, top={"tls": tls, **top})) as gateway:
+            yield gateway
+
+
 async def test_client_that_stalls_in_its_handshake_is_disconnected(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.downstream.handshakes.HANDSHAKE_SECONDS", 0.05)
-    tls = {"certificate": str(certificate), "key": str(certificate)}
-    async with RawUpstream(responding(OK)) as upstream:
-        async with run_gateway(forward_config(upstream.url, top={"tls": tls})) as gateway:
-            client = await gateway.connect()
-            # The beginning of a record that never ends.
-            await client.send(b"\x16\x03\x01")
-            assert await client.read_to_end() == b""
-            await client.close()
+    async with run_tls_gateway(certificate) as gateway:
+        client = await gateway.connect()
+        # The beginning of a record that never ends.
+        await client.send(b"\x16\x03\x01")
+        assert await client.read_to_end() == b""
+        await client.close()
 
 
 async def test_clients_that_stall_in_their_handshakes_keep_no_others_out(
@@ -59,49 +68,43 @@ async def test_clients_that_stall_in_their_handshakes_keep_no_others_out(
 ) -> None:
     monkeypatch.setattr("gateway.downstream.handshakes.MAX_HANDSHAKES", 2)
     monkeypatch.setattr("gateway.downstream.handshakes.STALLED_SECONDS", 0.02)
-    tls = {"certificate": str(certificate), "key": str(certificate)}
-    async with RawUpstream(responding(OK)) as upstream:
-        async with run_gateway(forward_config(upstream.url, top={"tls": tls})) as gateway:
-            stalled = [await gateway.connect() for _ in range(10)]
-            honest = await connect_with_tls(gateway.port, certificate)
-            await honest.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
-            assert (await honest.read_until(b"ok")).endswith(b"ok")
-            assert gateway.gateway._acceptor.handshake_count <= 2
-            # Each made room for another.
-            assert await stalled[0].read_to_end() == b""
-            for client in (*stalled, honest):
-                await client.close()
+    async with run_tls_gateway(certificate) as gateway:
+        stalled = [await gateway.connect() for _ in range(10)]
+        honest = await connect_with_tls(gateway.port, certificate)
+        await honest.send(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+        assert (await honest.read_until(b"ok")).endswith(b"ok")
+        assert gateway.gateway._acceptor.handshake_count <= 2
+        # Each made room for another.
+        assert await stalled[0].read_to_end() == b""
+        for client in (*stalled, honest):
+            await client.close()
 
 
 async def test_number_of_handshakes_is_bounded_while_none_stalls(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.downstream.handshakes.MAX_HANDSHAKES", 2)
-    tls = {"certificate": str(certificate), "key": str(certificate)}
-    async with RawUpstream(responding(OK)) as upstream:
-        async with run_gateway(forward_config(upstream.url, top={"tls": tls})) as gateway:
-            acceptor = gateway.gateway._acceptor
-            begun = [await gateway.connect() for _ in range(2)]
-            await wait_until(lambda: acceptor.handshake_count == 2)
-            waiting = asyncio.create_task(connect_with_tls(gateway.port, certificate))
-            await wait_until(lambda: not acceptor._is_reading)
-            await begun[0].close()
-            await (await waiting).close()
-            await begun[1].close()
+    async with run_tls_gateway(certificate) as gateway:
+        acceptor = gateway.gateway._acceptor
+        begun = [await gateway.connect() for _ in range(2)]
+        await wait_until(lambda: acceptor.handshake_count == 2)
+        waiting = asyncio.create_task(connect_with_tls(gateway.port, certificate))
+        await wait_until(lambda: not acceptor._is_reading)
+        await begun[0].close()
+        await (await waiting).close()
+        await begun[1].close()
 
 
 @expected_pause
 async def test_handshakes_count_as_connections(certificate: Path) -> None:
     """Clients that stall in theirs were accepted without a limit: 60 of 10."""
-    tls = {"certificate": str(certificate), "key": str(certificate)}
-    async with RawUpstream(responding(OK)) as upstream:
-        async with run_gateway(forward_config(upstream.url, top={"tls": tls, "max_connections": 10})) as gateway:
-            clients = [await gateway.connect() for _ in range(30)]
-            await wait_until(lambda: gateway.gateway.connection_count >= 10)
-            await settle()
-            assert gateway.gateway.connection_count == 10
-            for client in clients:
-                await client.close()
+    async with run_tls_gateway(certificate, max_connections=10) as gateway:
+        clients = [await gateway.connect() for _ in range(30)]
+        await wait_until(lambda: gateway.gateway.connection_count >= 10)
+        await settle()
+        assert gateway.gateway.connection_count == 10
+        for client in clients:
+            await client.close()
 
 
 @expected_pause
@@ -110,18 +113,16 @@ async def test_handshakes_that_stall_hold_no_place_that_another_client_needs(
 ) -> None:
     """With workers they kept all others out for 10 s."""
     monkeypatch.setattr("gateway.downstream.handshakes.STALLED_SECONDS", 0.02)
-    tls = {"certificate": str(certificate), "key": str(certificate)}
-    async with RawUpstream(responding(OK)) as upstream:
-        async with run_gateway(forward_config(upstream.url, top={"tls": tls, "max_connections": 2})) as gateway:
-            stalled = [await gateway.connect() for _ in range(2)]
-            await wait_until(lambda: gateway.gateway.connection_count == 2)
-            honest = await connect_with_tls(gateway.port, certificate)
-            assert await stalled[0].read_to_end() == b""
-            await wait_until(lambda: gateway.gateway._traffic.open_connections == 1)
-            # One client needs one place.
-            assert gateway.gateway._acceptor.handshake_count == 1
-            for client in (*stalled, honest):
-                await client.close()
+    async with run_tls_gateway(certificate, max_connections=2) as gateway:
+        stalled = [await gateway.connect() for _ in range(2)]
+        await wait_until(lambda: gateway.gateway.connection_count == 2)
+        honest = await connect_with_tls(gateway.port, certificate)
+        assert await stalled[0].read_to_end() == b""
+        await wait_until(lambda: gateway.gateway._traffic.open_connections == 1)
+        # One client needs one place.
+        assert gateway.gateway._acceptor.handshake_count == 1
+        for client in (*stalled, honest):
+            await client.close()
 
 
 async def test_iteration_of_the_loop_works_on_a_few_of_the_hellos_that_arrive_together(
@@ -206,15 +207,24 @@ class Handshaking:
         self.failed_count += 1
 
 
-async def test_handshake_that_ends_as_it_is_cut_is_reported_once(
+@contextlib.asynccontextmanager
+async def cut_handshake(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection was lost, and its handshake failed as well: workers counted one too few."""
+) -> AsyncIterator[tuple[Handshaking, socket.socket]]:
+    """Begin a handshake and cut it; yield it, before it has ended, with the socket of its client."""
     monkeypatch.setattr("gateway.downstream.handshakes.STALLED_SECONDS", 0.0)
     handshaking = Handshaking(certificate)
     with handshaking.begin() as client:
         await settle()
         assert handshaking.handshakes.make_room()
+        yield handshaking, client
+
+
+async def test_handshake_that_ends_as_it_is_cut_is_reported_once(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection was lost, and its handshake failed as well: workers counted one too few."""
+    async with cut_handshake(certificate, monkeypatch) as (handshaking, client):
         # Until the task is cancelled, in the next turn of the loop, the protocol may be connected.
         handshaking.handshakes.connection_made(handshaking.protocols[0])
         client.settimeout(None)
@@ -226,11 +236,7 @@ async def test_handshake_that_ends_as_it_is_cut_is_reported_once(
 async def test_handshake_that_is_cut_counts_until_its_socket_is_closed_and_is_cut_once(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.downstream.handshakes.STALLED_SECONDS", 0.0)
-    handshaking = Handshaking(certificate)
-    with handshaking.begin() as client:
-        await settle()
-        assert handshaking.handshakes.make_room()
+    async with cut_handshake(certificate, monkeypatch) as (handshaking, client):
         assert not handshaking.handshakes.make_room()
         assert len(handshaking.handshakes) == 1
         await wait_until(lambda: not handshaking.handshakes)
