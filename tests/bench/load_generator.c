@@ -355,6 +355,9 @@ static void end_run(void) {
   is_running = 0;
 }
 
+/* Return whether the run under way is over. With the last response it is: a proxy may close its connections then. */
+static int is_over(void) { return run.error || (is_running && run.done == run.count); }
+
 /* Read a line with a run from standard input. Return 0 at its end. */
 static int read_command(void) {
   char line[1024];
@@ -392,7 +395,7 @@ int main(int argc, char **argv) {
     struct epoll_event events[MAX_EVENTS];
     int count = epoll_wait(poller, events, MAX_EVENTS, is_running ? 0 : -1);
     if (is_running && count) last = now();
-    for (int i = 0; i < count && !run.error; i++) {
+    for (int i = 0; i < count && !is_over(); i++) {
       struct connection *c = events[i].data.ptr;
       if (c->role == LISTENER) accept_one(c->fd);
       else if (c->role == UPSTREAM) serve(c);
@@ -405,6 +408,6 @@ int main(int argc, char **argv) {
     look();
     if (run.mode == PACED && !run.unused_count && !run.error) send_due();
     if (now() - last > STALL_SECONDS) run.error = "no response for 10 s";
-    if (run.error || run.done == run.count) end_run();
+    if (is_over()) end_run();
   }
 }

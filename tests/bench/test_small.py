@@ -29,6 +29,8 @@ from tests.bench.peers import COPY, PROFILED, Setting, available, cpu_seconds, s
 from tests.bench.small import Cost, cases, run, table
 from tests.conftest import require_tool
 
+EMPTY_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
 
 @pytest.fixture(scope="module")
 def generator() -> Iterator[Generator]:
@@ -155,7 +157,7 @@ def test_requests_that_are_due_begin_when_each_connection_was_used_once(generato
                 # The request that is measured may come on any of them.
                 (ready,) = [sock] if sock is not None else select.select(socks, [], [])[0]
                 received.append(ready.recv(65536))
-                ready.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                ready.sendall(EMPTY_RESPONSE)
             for sock in socks:
                 sock.close()
 
@@ -167,6 +169,36 @@ def test_requests_that_are_due_begin_when_each_connection_was_used_once(generato
     assert timing.p50 == timing.p99, "one was measured"
 
 
+@contextlib.contextmanager
+def paused(generator: Generator) -> Iterator[None]:
+    """Stop the load generator until the end of the block."""
+    os.kill(generator.pid, signal.SIGSTOP)
+    # Its state in /proc/PID/stat.
+    while b") T " not in Path(f"/proc/{generator.pid}/stat").read_bytes():
+        pass
+    yield
+    os.kill(generator.pid, signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_run_ends_with_its_last_response_whatever_the_proxy_closes_then(generator: Generator) -> None:
+    """If both came together, it failed: "the proxy closed a connection, after 1 responses" of 1."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            socks = [listener.accept()[0] for _ in range(3)]
+            socks[0].recv(65536)
+            with paused(generator):
+                socks[0].sendall(EMPTY_RESPONSE)
+                for sock in socks:
+                    sock.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert generator.run(listener.getsockname()[1], Load(small_requests.GET, 1, 3)).rate > 0
+        thread.join()
+
+
 @pytest.mark.slow
 def test_load_generator_reports_for_how_long_it_was_paused(generator: Generator) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -174,15 +206,11 @@ def test_load_generator_reports_for_how_long_it_was_paused(generator: Generator)
         def serve() -> None:
             with listener.accept()[0] as sock:
                 sock.recv(65536)
-                os.kill(generator.pid, signal.SIGSTOP)
-                # Its state in /proc/PID/stat.
-                while b") T " not in Path(f"/proc/{generator.pid}/stat").read_bytes():
-                    pass
-                began = time.monotonic()
-                while time.monotonic() < began + 0.01:
-                    pass
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                os.kill(generator.pid, signal.SIGCONT)
+                with paused(generator):
+                    began = time.monotonic()
+                    while time.monotonic() < began + 0.01:
+                        pass
+                    sock.sendall(EMPTY_RESPONSE)
 
         thread = threading.Thread(target=serve)
         thread.start()
