@@ -288,8 +288,12 @@ import os, time
 from gateway.workers.worker import Worker
 serve = Worker._serve_until_stopped
 async def serve_and_fork(self):
-    if not os.path.exists(os.environ["FORKED"]):
-        open(os.environ["FORKED"], "w").close()
+    try:
+        # One of the workers creates it, however close together they start.
+        os.close(os.open(os.environ["FORKED"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        pass
+    else:
         if not os.fork():
             time.sleep(60)
             os._exit(0)
