@@ -114,6 +114,7 @@ class FaultKind(enum.Enum):
     )
     OUT_OF_DESCRIPTORS = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Gateway is out of file descriptors")
     OUT_OF_MEMORY = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Kernel has no memory for the gateway")
+    OUT_OF_THREADS = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Gateway cannot start a thread")
     DISK_UNAVAILABLE = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Directory is unavailable")
     DISK_SLOW = FaultInfo(503, _G, _OUT.DISK_FAILED, "destination_unavailable", "Disk too slow")
     SCANNER_FAILED = FaultInfo(503, _G, _OUT.REFUSED, "proxy_internal_error", "Scanner is unavailable")

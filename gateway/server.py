@@ -261,7 +261,7 @@ class Gateway:
         try:
             prepared = await asyncio.wrap_future(self._reload_thread.submit(lambda: self._prepare_next(load)))
             self._next = Runtime(prepared, self._resources, self._runtime)
-        except (ConfigError, FilterProblem, OSError) as exc:
+        except (ConfigError, FilterProblem, Fault, OSError) as exc:
             problems = [str(problem) for problem in (exc.problems if isinstance(exc, ConfigError) else (exc,))]
         except Exception as exc:
             # A filter of a plug-in may raise anything.

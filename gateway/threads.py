@@ -7,13 +7,14 @@ stays in the queue, with its arguments, until a thread is free.
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Final, ParamSpec, TypeVar
+
+from gateway.errors import Fault, FaultKind
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -48,7 +49,7 @@ class Threads(Executor):
         *arguments: _Arguments.args,
         **options: _Arguments.kwargs,
     ) -> Future[_Result]:
-        """Run a call in a thread, at once if one is free. It fails with OSError if the system allows no thread."""
+        """Run a call in a thread, at once if one is free. It fails with Fault OUT_OF_THREADS if none can be started."""
         work = (lambda: call(*arguments, **options)) if arguments or options else call
         future: Future[_Result] = Future()
         submitted = _Call(future, work)
@@ -133,7 +134,7 @@ class Threads(Executor):
                     dropped += self._forget_following(call)
             for call in refused:
                 if call.future.set_running_or_notify_cancel():
-                    call.future.set_exception(OSError(errno.EAGAIN, str(exc)))
+                    call.future.set_exception(_refusal(exc))
             _drop(dropped)
 
     def _run(self) -> None:
@@ -253,6 +254,15 @@ class _Call:
             del self
         else:
             self.future.set_result(result)
+
+
+def _refusal(exc: RuntimeError) -> Fault:
+    return Fault(
+        FaultKind.OUT_OF_THREADS,
+        "The system lets the gateway start no thread: try again, or raise its limit (ulimit -u, pids.max of a cgroup).",
+        reason=str(exc),
+        retry_after_seconds=1,
+    )
 
 
 def _drop(calls: list[_Call]) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from gateway import threads as threads_module
+from gateway.errors import Fault, FaultKind
 from gateway.threads import Threads
 
 WAIT_SECONDS = 5.0
@@ -211,8 +212,9 @@ def test_call_fails_where_the_system_allows_no_thread(monkeypatch: pytest.Monkey
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(OSError, match="can't start"):
+    with pytest.raises(Fault, match="no thread") as caught:
         threads.submit(int).result(WAIT_SECONDS)
+    assert (caught.value.kind, caught.value.reason) == (FaultKind.OUT_OF_THREADS, "can't start new thread")
     threads.shutdown()
 
 
@@ -254,7 +256,7 @@ def test_call_after_one_that_no_thread_takes_is_dropped(monkeypatch: pytest.Monk
     dropped = threads.submit_after(refused, int)
     may_refuse.set()
     second.join(WAIT_SECONDS)
-    with pytest.raises(OSError, match="new thread"):
+    with pytest.raises(Fault, match="no thread"):
         refused.result(WAIT_SECONDS)
     with pytest.raises(CancelledError):
         dropped.result(WAIT_SECONDS)

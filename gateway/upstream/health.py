@@ -16,6 +16,7 @@ import aiohttp
 
 from gateway.config.upstream import Health
 from gateway.config.values import Endpoint
+from gateway.errors import Fault
 from gateway.transfer import descriptor_fault, exhaustion_fault, open_socket
 from gateway.upstream.balancing import EndpointState
 from gateway.upstream.resolver import Resolver
@@ -103,6 +104,9 @@ async def _check(session: aiohttp.ClientSession, endpoint: Endpoint, health: Hea
         if descriptor_fault() is not None:
             raise _NotCheckedError from None
         return "the name does not resolve"
+    except Fault:
+        # No thread could be started to look up the name.
+        raise _NotCheckedError from None
     except aiohttp.ServerDisconnectedError:
         return "the connection was closed without a response"
     except (aiohttp.ClientError, OSError, ValueError) as exc:
@@ -113,7 +117,7 @@ async def _check(session: aiohttp.ClientSession, endpoint: Endpoint, health: Hea
 
 
 class _NotCheckedError(Exception):
-    """The gateway is out of descriptors or memory."""
+    """The gateway is out of descriptors, memory or threads."""
 
 
 def _describe(exc: Exception) -> str:

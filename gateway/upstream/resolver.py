@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from gateway.errors import Fault
 from gateway.threads import Threads
 
 MAX_LOOKUPS: Final = 128
@@ -44,6 +45,8 @@ _NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 Address = tuple[int, str]
 LookUp = Callable[[str, int], list[Address]]
 _Name = tuple[str, int]
+#: A Fault if no thread could be started for the lookup.
+_Failure = socket.gaierror | Fault
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class _Entry:
     """What is known of a name: addresses, or why there are none."""
 
     addresses: list[Address]
-    failure: socket.gaierror | None
+    failure: _Failure | None
     looked_up_at: float
     fresh_until: float
     #: Where the next answer starts: connections are spread over the addresses.
@@ -81,7 +84,10 @@ class Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the addresses of a name. Raises OSError. Cancelling ends the wait, not the lookup."""
+        """Return the addresses of a name. Raises OSError, or Fault OUT_OF_THREADS.
+
+        Cancelling ends the wait, not the lookup.
+        """
         name = (host, int(family))
         entry, now = self._entries.get(name), self._clock()
         if entry is None or now >= entry.fresh_until:
@@ -91,8 +97,7 @@ class Resolver(AbstractResolver):
             await asyncio.wait([lookup.done], timeout=patience)
             entry = self._entries[name]
         if entry.failure is not None:
-            # Each caller gets an exception of its own: a traceback grows with every raise.
-            raise socket.gaierror(*entry.failure.args)
+            raise _copy_of(entry.failure)
         first = next(entry.turn) % len(entry.addresses)
         return [
             ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=_NUMERIC)
@@ -132,17 +137,26 @@ class Resolver(AbstractResolver):
         self._lookups.pop(name).done.set_result(None)
 
 
-def _failure_of(found: Future[list[Address]]) -> socket.gaierror | None:
+def _failure_of(found: Future[list[Address]]) -> _Failure | None:
     failure = found.exception()
-    if failure is None or isinstance(failure, socket.gaierror):
+    if failure is None or isinstance(failure, _Failure):
         return failure
     return socket.gaierror(getattr(failure, "errno", None) or socket.EAI_FAIL, str(failure))
 
 
-def _may_outlive(entry: _Entry, failure: socket.gaierror, now: float) -> bool:
+def _copy_of(failure: _Failure) -> _Failure:
+    """Return an exception for one caller: a traceback grows with every raise."""
+    if isinstance(failure, Fault):
+        seconds = failure.retry_after_seconds
+        return Fault(failure.kind, failure.detail, reason=failure.reason, retry_after_seconds=seconds)
+    return socket.gaierror(*failure.args)
+
+
+def _may_outlive(entry: _Entry, failure: _Failure, now: float) -> bool:
     """Return whether addresses may be used after a lookup failed."""
     is_recent = now - entry.looked_up_at < _STALE_SECONDS
-    return entry.failure is None and failure.errno not in _NO_NAME and is_recent
+    has_no_name = isinstance(failure, socket.gaierror) and failure.errno in _NO_NAME
+    return entry.failure is None and not has_no_name and is_recent
 
 
 def look_up_name(host: str, family: int) -> list[Address]:

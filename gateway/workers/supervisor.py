@@ -18,6 +18,7 @@ from typing import Any
 from gateway.config import Config, ConfigError
 from gateway.config.values import Address
 from gateway.cores import count_workers
+from gateway.errors import Fault
 from gateway.listener import open_listener
 from gateway.observe.log import LineStyle
 from gateway.observe.stats import Stats
@@ -170,7 +171,7 @@ class Supervisor:
             config = await asyncio.wrap_future(self._reload_thread.submit(lambda: self._load_next(load)))
         except ConfigError as exc:
             return list(map(str, exc.problems))
-        except OSError as exc:
+        except (Fault, OSError) as exc:
             return [str(exc)]
         except Exception as exc:
             # A filter of a plug-in may raise anything.

@@ -25,8 +25,8 @@ PACKAGE = ROOT / "gateway"
 #: design order: a module imports only from rows above its own.
 ROWS = (
     ("",),
-    ("errors", "memory", "sharing", "signals", "systemd", "threads"),
-    ("config", "garbage"),
+    ("errors", "memory", "sharing", "signals", "systemd"),
+    ("config", "garbage", "threads"),
     ("http", "cores"),
     ("multipart",),
     ("observe",),

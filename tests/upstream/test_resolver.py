@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.errors import Fault, FaultKind
 from gateway.threads import Threads
 from gateway.upstream.resolver import Resolver, look_up_name
 from tests.peers import (
@@ -28,7 +29,10 @@ class Dns:
     """Answers that a test sets, and a gate in front of them."""
 
     def __init__(self) -> None:
-        self.answer: list[tuple[int, str]] | OSError = [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "192.0.2.2")]
+        self.answer: list[tuple[int, str]] | OSError | Fault = [
+            (socket.AF_INET, "192.0.2.1"),
+            (socket.AF_INET, "192.0.2.2"),
+        ]
         self.asked: list[str] = []
         self.open = threading.Event()
         self.open.set()
@@ -39,7 +43,7 @@ class Dns:
     def look_up(self, host: str, family: int) -> list[tuple[int, str]]:
         self.asked.append(host)
         assert self.open.wait(5)
-        if isinstance(self.answer, OSError):
+        if not isinstance(self.answer, list):
             raise self.answer
         return self.answer
 
@@ -99,6 +103,23 @@ async def test_fast_answer_replaces_stale_addresses_before_they_are_used(dns: Dn
     dns.now += 11
     dns.answer = [(socket.AF_INET, "192.0.2.9")]
     assert await dns.addresses() == ["192.0.2.9"]
+
+
+async def test_addresses_outlive_a_lookup_that_no_thread_could_be_started_for(dns: Dns) -> None:
+    dns.answer = Fault(FaultKind.OUT_OF_THREADS, "none", reason="why", retry_after_seconds=1)
+    raised = []
+    for _ in range(2):
+        with pytest.raises(Fault) as caught:
+            await dns.addresses()
+        raised.append(caught.value)
+    assert raised[0] is not raised[1], "each has a traceback of its own"
+    assert [(each.detail, each.reason, each.retry_after_seconds) for each in raised] == [("none", "why", 1)] * 2
+    dns.now += 2
+    dns.answer, refusal = [(socket.AF_INET, "192.0.2.1")], dns.answer
+    assert await dns.addresses() == ["192.0.2.1"]
+    dns.now += 11
+    dns.answer = refusal
+    assert await dns.addresses() == ["192.0.2.1"]
 
 
 async def test_addresses_outlive_a_dns_that_fails_but_not_for_ever(dns: Dns) -> None:
