@@ -26,6 +26,8 @@ _Result = TypeVar("_Result")
 _MAX_THREADS: Final = 8
 #: For clients whose request failed because a disk is slow.
 _RETRY_SECONDS: Final = 10
+#: Until a cleanup that no thread could be started for is tried again.
+_CLEANUP_SECONDS: Final = 1.0
 #: Limit for the wait at the exit: a call that is stuck does not keep the process.
 _CLOSE_SECONDS: Final = 2.0
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -99,13 +101,23 @@ class DiskThreads:
         return await self.wait(self.start(call))
 
     def clean_up(self, call: Callable[[], None], after: Sequence[Future[Any]]) -> Future[None]:
-        """Start a call that is never dropped, once the calls in `after` are done. What it raises is ignored."""
+        """Start a call that is never dropped, once the calls in `after` are done. What it raises is ignored.
+
+        What is returned is done when the call is. If no thread can be started for it, it is done at once, and the call
+        is tried again every second.
+        """
         cleaned: Future[None] = Future()
+        loop = asyncio.get_running_loop()
         remaining = len(after)
         lock = threading.Lock()
 
         def begin() -> None:
-            self._threads.submit(call).add_done_callback(lambda _: _end(cleaned))
+            self._threads.submit(call).add_done_callback(end)
+
+        def end(ended: Future[None]) -> None:
+            _end(cleaned)
+            if _was_refused(ended):
+                _call_on_loop(loop, loop.call_later, _CLEANUP_SECONDS, begin)
 
         def count(_: Future[Any]) -> None:
             nonlocal remaining
@@ -171,7 +183,7 @@ async def _result(started: Future[_Result], seconds: float) -> _Result:
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
     timer = loop.call_later(seconds, _expire, waiter) if seconds < math.inf else None
-    started.add_done_callback(lambda _: _wake(loop, waiter))
+    started.add_done_callback(lambda _: _call_on_loop(loop, _finish, waiter))
     try:
         await waiter
     finally:
@@ -181,8 +193,14 @@ async def _result(started: Future[_Result], seconds: float) -> _Result:
 
 
 def _end(cleaned: Future[None]) -> None:
-    if cleaned.set_running_or_notify_cancel():
+    if not cleaned.done() and cleaned.set_running_or_notify_cancel():
         cleaned.set_result(None)
+
+
+def _was_refused(ended: Future[None]) -> bool:
+    """Return whether a call did not run, for want of a thread."""
+    failure = None if ended.cancelled() else ended.exception()
+    return isinstance(failure, Fault) and failure.kind is FaultKind.OUT_OF_THREADS
 
 
 def _expire(waiter: asyncio.Future[None]) -> None:
@@ -190,11 +208,11 @@ def _expire(waiter: asyncio.Future[None]) -> None:
         waiter.set_exception(_Expired())
 
 
-def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    """End a wait, from a thread."""
+def _call_on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: Any) -> None:
+    """Have the event loop call something, from a thread."""
     # The loop is closed: a call that was stuck at the exit has ended.
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(_finish, waiter)
+        loop.call_soon_threadsafe(call, *arguments)
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from gateway.errors import Fault, FaultKind
+from gateway.storage import Disks
 from tests.peers import (
     OK,
+    TIMEOUT_SECONDS,
     RawUpstream,
     forward_config,
     post,
@@ -93,6 +96,45 @@ async def test_upload_that_cannot_be_stored_without_a_thread_leaves_nothing(
             assert_out_of_threads(await gateway.request(request), await gateway.wait_log_line())
             assert os.listdir(tmp_path) == []
         assert split_response(await gateway.request(request))[0] == 201
+
+
+@pytest.mark.parametrize("code", ["out_of_threads", "client_left"])
+async def test_upload_that_ends_without_a_thread_to_remove_it_is_removed_once_one_starts(
+    tmp_path: Path, out_of_threads: Block, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed until the next start, and its descriptors until the end."""
+    monkeypatch.setattr("gateway.storage.threads._CLEANUP_SECONDS", 0.01)
+    size = 4 * 2**20
+    async with run_gateway(directory_config(tmp_path)) as gateway:
+        client = await gateway.connect()
+        await client.send(PUT_HEAD % size)
+        await wait_until(lambda: os.listdir(tmp_path))
+        async with out_of_threads():
+            if code == "client_left":
+                client.reset()
+            else:
+                await client.send_all([bytes(size)])
+                assert problem_of(await client.read_to_end())["code"] == code
+            assert (await gateway.wait_log_line())["code"] == code
+            assert os.listdir(tmp_path) != []
+        await wait_until(lambda: not os.listdir(tmp_path))
+        await client.close()
+
+
+async def test_cleanup_runs_once_a_thread_starts_and_is_not_waited_for(
+    tmp_path: Path, out_of_threads: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was dropped: files that were sent to clients stayed open."""
+    monkeypatch.setattr("gateway.storage.threads._CLEANUP_SECONDS", 0.01)
+    threads = Disks().of(str(tmp_path), TIMEOUT_SECONDS)
+    cleaned: list[str] = []
+    async with out_of_threads():
+        await threads.wait(threads.clean_up(lambda: cleaned.append("file"), []))
+        with pytest.raises(Fault) as caught:
+            await threads.run(lambda: None)
+        assert caught.value.kind is FaultKind.OUT_OF_THREADS
+        assert cleaned == []
+    await wait_until(lambda: cleaned)
 
 
 async def test_file_that_cannot_be_opened_without_a_thread_is_the_gateways_fault(
