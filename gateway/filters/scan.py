@@ -18,6 +18,7 @@ from gateway.errors import Fault, FaultKind
 from gateway.filters.file import FileHead, FilterContext, Observer
 from gateway.http.headers import Header
 from gateway.threads import Threads
+from gateway.transfer import exhaustion_fault
 
 _UNIX: Final = "unix:"
 _END: Final = b"\0\0\0\0"
@@ -42,7 +43,7 @@ class ScanFactory:
         return _Scan(self, file)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a new connection to clamd. Raises OSError."""
+        """Return a new connection to clamd. Raises OSError, Fault OUT_OF_THREADS."""
         if self.clamd.startswith(_UNIX):
             return await asyncio.open_unix_connection(self.clamd.removeprefix(_UNIX))
         address = parse_address(self.clamd)
@@ -62,12 +63,12 @@ class _Scan:
         self._has_failed = False
 
     async def feed_data(self, chunk: bytes) -> None:
-        """Send clamd a chunk. Waits while the connection's buffer is full. Raises Fault SCANNER_FAILED."""
+        """Send clamd a chunk. Waits while the connection's buffer is full. Raises Fault."""
         if not self._has_failed:
             await self._with_timeout(self._send(chunk))
 
     async def finish(self) -> None:
-        """Wait for clamd's reply. Raises Fault MALWARE_FOUND or SCANNER_FAILED."""
+        """Wait for clamd's reply. Raises Fault, MALWARE_FOUND of an infected file."""
         if not self._has_failed:
             await self._with_timeout(self._read_reply())
         if self._reply.endswith(" FOUND"):
@@ -88,19 +89,27 @@ class _Scan:
         return ()
 
     async def _with_timeout(self, step: Awaitable[None]) -> None:
-        """Await a step for at most `timeout`. If clamd fails, raise Fault SCANNER_FAILED, or record the failure."""
+        """Await a step for at most `timeout`. If it fails, raise Fault, or record the failure."""
         try:
             async with asyncio.timeout(self._factory.timeout_seconds):
                 await step
+        except Fault:
+            self._has_failed = True
+            if self._factory.on_error == "refuse":
+                raise
         except (OSError, TimeoutError, _UnexpectedReply) as exc:
             self._has_failed = True
             if self._factory.on_error == "refuse":
-                raise Fault(
-                    FaultKind.SCANNER_FAILED,
-                    f"The scanner failed for {self._file} ({type(exc).__name__}): try again, see clamd's log and its "
-                    f"StreamMaxLength, or set scan.on_error of route {self._factory.route!r} to pass.",
-                    retry_after_seconds=5,
-                ) from exc
+                exhaustion = exhaustion_fault(exc) if isinstance(exc, OSError) else None
+                raise exhaustion or self._fault(exc) from exc
+
+    def _fault(self, exc: Exception) -> Fault:
+        return Fault(
+            FaultKind.SCANNER_FAILED,
+            f"The scanner failed for {self._file} ({type(exc).__name__}): try again, see clamd's log and its "
+            f"StreamMaxLength, or set scan.on_error of route {self._factory.route!r} to pass.",
+            retry_after_seconds=5,
+        )
 
     async def _send(self, chunk: bytes) -> None:
         if self._writer is None:

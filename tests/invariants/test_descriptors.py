@@ -138,6 +138,16 @@ async def test_file_is_sent_whole_with_as_many_descriptors_as_it_needs(tmp_path:
         assert (split_response(response)[2], line["outcome"]) == (data, "complete")
 
 
+async def test_scanner_that_cannot_be_connected_without_a_descriptor_is_not_to_blame(tmp_path: Path) -> None:
+    """It was scanner_failed."""
+    config = directory_config(tmp_path)
+    config["routes"][0]["filters"] = [{"scan": {"clamd": "127.0.0.1:9"}}]
+    async with run_gateway(config) as gateway:
+        # For the staging directory and the file.
+        response = await ask(gateway, post(b"data", content_type="text/plain"), free=2)
+        assert_out_of_descriptors(response, await gateway.wait_log_line())
+
+
 async def test_object_store_that_cannot_be_connected_without_a_descriptor_is_not_to_blame(s3_server: S3Server) -> None:
     bucket = {"url": "s3://bucket/in", "endpoint": s3_server.url, "region": "us-east-1"}
     # The client library tries again for as long as `idle`.

@@ -160,6 +160,23 @@ async def test_filter_that_computes_in_a_thread_blames_the_gateway(out_of_thread
             assert split_response(await gateway.request(request))[0] == 200
 
 
+@pytest.mark.parametrize("on_error", ["refuse", "pass"])
+async def test_scanner_whose_name_cannot_be_looked_up_without_a_thread_is_not_to_blame(
+    out_of_threads: Block, on_error: str
+) -> None:
+    """It was 503 scanner_failed."""
+    scan = {"scan": {"clamd": "localhost:9", "on_error": on_error}}
+    request = post(BODY, content_type="application/octet-stream")
+    async with RawUpstream(responding(OK)) as upstream:
+        async with run_gateway(forward_config(upstream.url, filters=[scan])) as gateway:
+            async with out_of_threads():
+                response = await gateway.request(request)
+            if on_error == "pass":
+                assert split_response(response)[0] == 200
+            else:
+                assert_out_of_threads(response, await gateway.wait_log_line())
+
+
 @pytest.mark.new_connection(reason="its name is looked up")
 async def test_name_that_cannot_be_looked_up_without_a_thread_is_the_gateways_fault(out_of_threads: Block) -> None:
     """It was 502 dns_error, and the endpoint was ejected."""
