@@ -5,8 +5,10 @@ holds what was not returned of one chunk, and at most one delimiter or one line 
 end in a bare LF, preambles of any size and anything after the closing delimiter; parsers of upstreams differ on such
 bodies, so they are refused here (RFC 2046 section 5.1.1).
 
-The search is for the whole boundary in the chunk as received (`search`). Chunks are joined only if a delimiter may
-be divided between them. A piece of data ends with its chunk or its part, however many bytes look like a boundary.
+The search is for the whole boundary in the chunk as received (`search`). A chunk that ends in what may begin a
+delimiter, any line break, is joined with the next only where a boundary goes on there, or the next is short: large
+chunks are costly to copy, and of a file of lines many end so. A piece of data ends with its part, with its chunk or
+before such an end, however many bytes look like a boundary.
 """
 
 from __future__ import annotations
@@ -115,6 +117,12 @@ class FormContent:
 
         After the last, the next line is the boundary line.
         """
+        start, end, is_last = await self._find_data()
+        chunk = self._chunk
+        return (chunk if not start and end == len(chunk) else chunk[start:end]), is_last
+
+    async def _find_data(self) -> tuple[int, int, bool]:
+        """Return where the next data begins and ends in the chunk, which are as in `read_data`."""
         delimiter, boundary = self._delimiter, self._dash_boundary
         await self._count_token()
         if self._offset == len(self._chunk) and not await self._pull(may_be_large=True):
@@ -127,14 +135,21 @@ class FormContent:
                 self._check_bare_line_breaks(chunk, at, found if found >= 0 else len(chunk))
                 if found >= 0:
                     self._offset = found + len(b"\r\n")
-                    return chunk[at:found], True
+                    return at, found, True
             keep = self._partial_delimiter(chunk, at, len(delimiter))
             if keep > at:
                 # Return these bytes before reading more: the caller checks limits before it passes them on.
                 self._offset = keep
-                return (chunk if not at and keep == len(chunk) else chunk[at:keep]), False
-            if not await self._pull():
+                return at, keep, False
+            del chunk
+            if not (fresh := await self._receive()):
                 raise self._truncated()
+            tail = self._chunk
+            if len(fresh) >= len(delimiter) and boundary not in tail + fresh[: len(delimiter)]:
+                # What looked like a delimiter is data, as nearly always. To join the two would copy the chunk.
+                self._following, self._offset = fresh, len(tail)
+                return 0, len(tail), False
+            await self._append(fresh)
 
     async def check_line_break(self) -> None:
         """Raise Fault BAD_MULTIPART if the empty line after a part's headers is also the CRLF of the next delimiter.
@@ -182,10 +197,14 @@ class FormContent:
         return self._is_ended and self._offset >= len(self._chunk)
 
     async def _pull(self, *, may_be_large: bool = False) -> bool:
-        """Append the next chunk to the unread bytes. Return whether there was one.
+        """Append the next chunk to the unread bytes. Return whether there was one."""
+        fresh = await self._receive()
+        if fresh:
+            await self._append(fresh, may_be_large=may_be_large)
+        return bool(fresh)
 
-        A large chunk is divided, except where it `may_be_large` and has no boundary: most chunks of a large file.
-        """
+    async def _receive(self) -> bytes:
+        """Return the next chunk, b"" at the end."""
         # What was returned is freed before more is received, which then has the same memory.
         self._chunk, self._offset = self._chunk[self._offset :], 0
         self._has_none = False
@@ -194,9 +213,11 @@ class FormContent:
             fresh, self._following = self._following, b""
         else:
             fresh = await self._source.pull()
-        if not fresh:
-            self._is_ended = True
-            return False
+        self._is_ended = not fresh
+        return fresh
+
+    async def _append(self, fresh: bytes, *, may_be_large: bool = False) -> None:
+        """Append a chunk. A large one is divided, except where it `may_be_large` and has no boundary: most are so."""
         if len(fresh) > SEARCHED_BYTES:
             self._has_none = may_be_large and not await self._has_boundary(fresh)
             if not self._has_none:
@@ -205,7 +226,6 @@ class FormContent:
                 await self._source.take_turn()
         self._pulled_bytes += len(fresh)
         self._chunk = self._chunk + fresh if self._chunk else fresh
-        return True
 
     async def _has_boundary(self, chunk: bytes) -> bool:
         """Return whether there is a boundary in a large chunk; takes a turn after each part of it."""

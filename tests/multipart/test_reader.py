@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable
 
 import aiohttp
@@ -65,6 +66,21 @@ class Chunks:
 
     async def take_turn(self) -> None:
         self.turn_count += 1
+
+
+class LastChunk(Chunks):
+    """Chunks as the source of a form; counts the references to each when the next is pulled."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        super().__init__(chunks)
+        self._last = b""
+        self.reference_counts: list[int] = []
+
+    async def pull(self) -> bytes:
+        self.reference_counts.append(sys.getrefcount(self._last))
+        self._last = b""
+        self._last = await super().pull()
+        return self._last
 
 
 async def pull(pieces: Iterable[bytes], boundary: bytes = BOUNDARY) -> list[bytes] | str:
@@ -403,6 +419,38 @@ async def test_large_chunk_without_a_boundary_is_returned_whole_and_searched_in_
     assert turns[:2] == [0, 1]
     # That in which the form ends is divided: what else is looked for is not searched in turns.
     assert max(map(len, pieces[2:])) <= content.SEARCHED_BYTES
+
+
+#: Ends of chunks after which a delimiter may go on; in a file of short lines every tenth chunk has one.
+BEGUN_DELIMITERS = [b"\r", b"\n", b"\r\n", b"\r\n--XBOUND"]
+
+
+@pytest.mark.parametrize("end", BEGUN_DELIMITERS)
+@pytest.mark.parametrize("size", [100, 3 * content.SEARCHED_BYTES // 2])
+async def test_chunk_after_what_may_begin_a_delimiter_is_not_copied(end: bytes, size: int) -> None:
+    """The two were joined, and a large one divided before: three copies of it, in memory of their own."""
+    next_chunk = bytes(size)
+    head, tail = form(('name="f"; filename="a"', b"startend")).split(b"startend")
+    source = Chunks([head + b"start", bytes(size) + end, next_chunk, b"end" + tail])
+    pieces = []
+    async for part in FormParts(FormContent(BOUNDARY, Limits(), "r", source), BOUNDARY, Limits(), "r"):
+        while piece := await part.read():
+            pieces.append(piece)
+    assert pieces == [b"start", bytes(size), end, next_chunk, b"end"]
+    assert pieces[3] is next_chunk
+
+
+@pytest.mark.parametrize("end", [b"", *BEGUN_DELIMITERS])
+async def test_chunk_is_freed_before_the_next_is_received(end: bytes) -> None:
+    """One that ended in what may begin a delimiter was held, and the next was received into memory of its own."""
+    head, tail = form(('name="f"; filename="a"', b"startend")).split(b"startend")
+    source = LastChunk(itertools.chain([head + b"start"], (bytes(1000) + end for _ in range(3)), [b"end" + tail]))
+    async for part in FormParts(FormContent(BOUNDARY, Limits(), "r", source), BOUNDARY, Limits(), "r"):
+        while await part.read():
+            pass
+        assert part.size == len(b"startend") + 3 * len(bytes(1000) + end)
+    # That of the source, and the argument of `getrefcount`.
+    assert source.reference_counts[2:5] == [2, 2, 2]
 
 
 def test_inspector_stops_within_a_chunk_of_many_parts() -> None:
