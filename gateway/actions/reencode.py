@@ -244,8 +244,7 @@ class _UnwrappedFile:
                     f"{what} follows the file that this route sends without its form: send the fields first, then one "
                     "file.",
                 )
-            while await part.read():
-                pass
+            await part.skip()
             files.record_field(part)
 
 

@@ -184,7 +184,7 @@ class _Splitter:
                 raise
             request.result.fault = fault
             self._has_failure.set()
-            await _skip(part)
+            await part.skip()
             return False
         return True
 
@@ -221,7 +221,7 @@ class _Splitter:
         if self._transfer.fault is not None:
             raise self._transfer.fault
         if not self._is_stopped:
-            await _skip(part)
+            await part.skip()
 
     async def _wait_for_task_slot(self) -> None:
         while len(self._tasks) >= self._config.max_parallel:
@@ -240,12 +240,6 @@ async def _wait_first(*waits: Awaitable[object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def _skip(part: Part) -> None:
-    """Read the rest of a part and drop it. Raises Fault."""
-    while await part.read():
-        pass
 
 
 def _not_sent() -> Fault:

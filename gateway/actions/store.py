@@ -99,8 +99,7 @@ class StoreAction:
                 described.append({**facts, "field": file.field, "filename": file.filename, "type": kind})
             else:
                 facts = {}
-                while await part.read():
-                    pass
+                await part.skip()
             exchange.record_part(part.number, part.kind, part.size, Outcome.COMPLETE, facts)
         if not described:
             raise Fault(FaultKind.BAD_MULTIPART, "The form has no file: send one with a name (curl -F file=@NAME).")

@@ -121,6 +121,11 @@ class FormContent:
         chunk = self._chunk
         return (chunk if not start and end == len(chunk) else chunk[start:end]), is_last
 
+    async def skip_data(self) -> tuple[int, bool]:
+        """Return the size of what `read_data` would return, and whether it is the part's last."""
+        start, end, is_last = await self._find_data()
+        return end - start, is_last
+
     async def _find_data(self) -> tuple[int, int, bool]:
         """Return where the next data begins and ends in the chunk, which are as in `read_data`."""
         delimiter, boundary = self._delimiter, self._dash_boundary

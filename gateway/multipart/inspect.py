@@ -138,8 +138,7 @@ class PartInspector:
         async for part in FormParts(content, self._boundary, self._limits, self._route):
             listener = self._listener if part.kind is PartKind.FILE else None
             if listener is None:
-                while await part.read():
-                    pass
+                await part.skip()
             else:
                 listener.begin(part)
                 while data := await part.read():

@@ -56,10 +56,20 @@ class PartReader:
         data, self._is_ended = await self._content.read_data()
         return data
 
+    async def skip_chunk(self) -> int:
+        """Return the size of the next data of the part, 0 at its end; the data itself is dropped, without a copy."""
+        if self._is_ended:
+            return 0
+        if not self._is_started:
+            self._is_started = True
+            await self._content.check_line_break()
+        size, self._is_ended = await self._content.skip_data()
+        return size
+
     async def release(self) -> None:
         """Read and discard the rest of the part."""
         while not self._is_ended:
-            await self.read_chunk()
+            await self.skip_chunk()
 
     def at_eof(self) -> bool:
         """Return whether the whole part was read."""
@@ -92,11 +102,20 @@ class Part:
     async def read(self) -> bytes:
         """Return the next data, b"" at the end. Raises Fault if the data exceeds the limit, without returning it."""
         data = await self.reader.read_chunk()
-        self.size += len(data)
+        self._count(len(data))
+        return data
+
+    async def skip(self) -> None:
+        """Read the rest of the data and drop it. Raises Fault if it exceeds the limit, as soon as it does."""
+        reader = self.reader
+        while not reader.at_eof():
+            self._count(await reader.skip_chunk())
+
+    def _count(self, size: int) -> None:
+        self.size += size
         limit = self.limits.max_field if self.disposition.filename is None else self.limits.max_part
         if self.size > limit:
             raise self._too_large(limit)
-        return data
 
     def _too_large(self, limit: float) -> Fault:
         is_file = self.kind is PartKind.FILE

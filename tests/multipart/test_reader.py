@@ -441,13 +441,12 @@ async def test_chunk_after_what_may_begin_a_delimiter_is_not_copied(end: bytes, 
 
 
 @pytest.mark.parametrize("end", [b"", *BEGUN_DELIMITERS])
-async def test_chunk_is_freed_before_the_next_is_received(end: bytes) -> None:
+async def test_chunk_that_is_skipped_is_freed_before_the_next_is_received(end: bytes) -> None:
     """One that ended in what may begin a delimiter was held, and the next was received into memory of its own."""
     head, tail = form(('name="f"; filename="a"', b"startend")).split(b"startend")
     source = LastChunk(itertools.chain([head + b"start"], (bytes(1000) + end for _ in range(3)), [b"end" + tail]))
     async for part in FormParts(FormContent(BOUNDARY, Limits(), "r", source), BOUNDARY, Limits(), "r"):
-        while await part.read():
-            pass
+        await part.skip()
         assert part.size == len(b"startend") + 3 * len(bytes(1000) + end)
     # That of the source, and the argument of `getrefcount`.
     assert source.reference_counts[2:5] == [2, 2, 2]
