@@ -11,13 +11,10 @@ import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
-from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 from gateway.actions import match_form_route
-from gateway.aiohttp_seam import Message, ServerConnection
+from gateway.aiohttp_seam import UNREADABLE, Message, ServerConnection
 from gateway.downstream import Exchange
 from gateway.downstream.access_log import Describe, RecordLine
 from gateway.downstream.live import LiveTransfers, RecentFailures
@@ -31,10 +28,6 @@ from gateway.transfer import Timers
 
 #: Of responses that say that an upstream failed.
 _FIRST_FAILURE: Final = 500
-#: Stands for a head that could not be read.
-_UNREADABLE: Final = RawRequestMessage(
-    "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
-)
 _log = logging.getLogger("gateway")
 
 #: What cancels an exchange.
@@ -209,7 +202,7 @@ class ExchangeHandler:
         seconds = exchange.waits.finish() - exchange.started
         self._record_line(self._describe(exchange, status, seconds))
         stats.count_exchange(exchange.method, status, seconds, exchange.first_byte_seconds)
-        if exchange.fault is not None or exchange.has_failed_file or status >= _FIRST_FAILURE:
+        if exchange.fault is not None or exchange.worst_file is not None or status >= _FIRST_FAILURE:
             self.failures.add(exchange, seconds, _count_failure(exchange))
 
     def cancel(self, transfer_id: str, operator: str) -> bool:
@@ -224,7 +217,7 @@ class ExchangeHandler:
 
     async def refuse(self, connection: ServerConnection, fault: Fault) -> None:
         """Refuse a request whose head could not be parsed: nothing in it is used."""
-        exchange = self.make_exchange(connection, _UNREADABLE, EMPTY_PAYLOAD)
+        exchange = self.make_exchange(connection, UNREADABLE, EMPTY_PAYLOAD)
         exchange.fail(fault)
         self._record(exchange)
         await exchange.finish()

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
@@ -42,6 +42,40 @@ _RESPONSE_PARAMS: Final[dict[str, Any]] = {
 }
 #: Go accepted five at first. An upstream may report progress with 102 for hours, and the gateway drops them.
 MAX_INTERIM_RESPONSES: Final = 256
+
+
+class ParsedResponse(Protocol):
+    """What is used of the head of a response that aiohttp's parser makes. Not its type: that is declared as a tuple."""
+
+    @property
+    def code(self) -> int:
+        """The status."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase."""
+        ...
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The version of HTTP."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers; the first of those with the same name."""
+        ...
+
+    @property
+    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names and values as received."""
+        ...
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body comes in the chunked coding."""
+        ...
 
 
 class Keeper(Protocol):
@@ -115,7 +149,7 @@ class ClientConnection(ResponseHandler):
         return self._head is None or bool(self._head)
 
     @property
-    def received_head(self) -> tuple[RawResponseMessage, StreamReader] | None:
+    def received_head(self) -> tuple[ParsedResponse, StreamReader] | None:
         """The response, or interim response, that was received and not taken; None before its head is here."""
         return self._buffer[0][0] if self._buffer else None
 

@@ -47,7 +47,7 @@ def describe_exchange(exchange: Exchange, status: int, seconds: float) -> str:
     if (download := exchange.download) is not None:
         down, down_bytes = (download.outcome, download.lane), download.moved_bytes
     level, result = "info", _COMPLETE_KEYS
-    if exchange.fault is not None or exchange.has_failed_file:
+    if exchange.fault is not None or exchange.worst_file is not None:
         level, result = _level(exchange), _outcome_keys(exchange)
     before_target, before_bytes, before_times = _common(
         level, route.name if route else None, route.action_name if route else None, exchange.method, up, down

@@ -51,6 +51,19 @@ class Part(NamedTuple):
     facts: Mapping[str, Any] | None
 
 
+class FileEnd(NamedTuple):
+    """How one file ended that was sent by itself."""
+
+    outcome: Outcome
+    blame: Blame
+
+
+def worse_file(before: FileEnd | None, end: FileEnd) -> FileEnd | None:
+    """Return the one with the worse blame (the order of `Blame`), the first of those; None where none has failed."""
+    order = list(Blame)
+    return end if order.index(end.blame) > order.index(before.blame if before else Blame.NONE) else before
+
+
 class Exchange:
     """One request with its response."""
 
@@ -67,12 +80,9 @@ class Exchange:
     #: Whether an operator cancelled it; its task was cancelled, too.
     is_operator_cancelled = False
     response: ClientResponse | None = None
-    upload: Transfer | WholeTransfer | None = None
-    download: Transfer | WholeTransfer | None = None
     fault: Fault | None = None
-    #: Of the worst of the files that were sent by themselves.
-    _files_outcome, _files_blame = Outcome.COMPLETE, Blame.NONE
-    has_failed_file = False
+    #: How the worst of the files ended that were sent by themselves, once one has failed.
+    worst_file: FileEnd | None = None
     #: What the access log says about the parts of a form, the first of them.
     parts: Sequence[Part] = ()
     #: The parts of a form that have ended, all of them.
@@ -94,6 +104,8 @@ class Exchange:
         #: What it waits for, and its seconds by leg.
         waits = self.waits = Waits(stats, since=message.began_at if isinstance(message, WholeRequest) else None)
         self.started = waits.own_since
+        self.upload: Transfer | WholeTransfer | None = None
+        self.download: Transfer | WholeTransfer | None = None
         self._connection = connection
         self._message = message
         self._timers = timers
@@ -175,12 +187,14 @@ class Exchange:
     @property
     def outcome(self) -> Outcome:
         """How the exchange as a whole ended."""
-        return self.fault.outcome if self.fault else self._files_outcome
+        end = self.fault or self.worst_file
+        return end.outcome if end is not None else Outcome.COMPLETE
 
     @property
     def blame(self) -> Blame:
         """Whose fault it was."""
-        return self.fault.blame if self.fault else self._files_blame
+        end = self.fault or self.worst_file
+        return end.blame if end is not None else Blame.NONE
 
     @property
     def status(self) -> int:
@@ -249,14 +263,8 @@ class Exchange:
             self.send_continue()
 
     def record_file_end(self, outcome: Outcome, blame: Blame) -> None:
-        """Record how one file ended that was sent by itself: the exchange ended as the worst of them.
-
-        The worst is the one with the worst blame (the order of `Blame`), the first of those.
-        """
-        order = list(Blame)
-        if order.index(blame) > order.index(self._files_blame):
-            self._files_outcome, self._files_blame = outcome, blame
-            self.has_failed_file = True
+        """Record how one file ended that was sent by itself: the exchange ended as the worst of them."""
+        self.worst_file = worse_file(self.worst_file, FileEnd(outcome, blame))
 
     def record_part(
         self, number: int, kind: str, size: int, outcome: Outcome, facts: Mapping[str, Any] | None = None

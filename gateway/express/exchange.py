@@ -18,11 +18,10 @@ import enum
 import sys
 from typing import Any, Protocol
 
-from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from gateway.actions import WholeForward
-from gateway.aiohttp_seam import ServerConnection
+from gateway.aiohttp_seam import ParsedResponse, ServerConnection
 from gateway.downstream import Exchange
 from gateway.http.response_head import is_interim
 from gateway.http.whole_request import WholeRequest
@@ -182,7 +181,7 @@ class ExpressExchange:
         self._bug = bug
         self.hand_over(HandOver.BUG)
 
-    def _judge(self, message: RawResponseMessage, content: StreamReader) -> None:
+    def _judge(self, message: ParsedResponse, content: StreamReader) -> None:
         """Take a response that is here whole, wait for the rest of a small one, leave any other to the normal path."""
         if is_interim(message.code):
             self.hand_over(HandOver.INTERIM)

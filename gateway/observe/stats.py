@@ -89,12 +89,14 @@ CHUNK_BOUNDS: Final = tuple(2**exponent for exponent in range(6, 23, 2))
 #: From 1 KiB/s to 16 GiB/s.
 RATE_BOUNDS: Final = tuple(float(2**exponent) for exponent in range(10, 35, 2))
 #: Up to an hour, since transfers of large files over slow links are normal.
-SECONDS_BOUNDS: Final = (
+SECONDS_BOUNDS: Final[tuple[float, ...]] = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
     *(30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
 )
 #: Connections within a host take 0.1 ms, those to another continent with TLS half a second.
-CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CONNECT_BOUNDS: Final[tuple[float, ...]] = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
 
 # Series of failures are there from the start with 0: `increase` sees no failure whose series begins with it. With
 # several workers, statistics are made anew whenever their numbers have changed: copies take half the time.

@@ -7,12 +7,12 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
-from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from gateway.aiohttp_seam import (
     ClientConnection,
+    ParsedResponse,
     PausableStream,
     detach_parser,
     has_buffered,
@@ -55,7 +55,7 @@ class UpstreamResponse:
 
     def __init__(
         self,
-        message: RawResponseMessage,
+        message: ParsedResponse,
         content: StreamReader,
         connection: ClientConnection,
         request: UpstreamRequest,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream import Exchange
+from gateway.downstream.exchange import FileEnd, worse_file
 from gateway.errors import Blame, Outcome
 from tests.peers import (
     TIMEOUT_SECONDS,
@@ -557,9 +557,8 @@ async def test_split_whose_files_all_fail_has_their_outcome_and_blame(count: int
             assert (line["outcome"], line["blame"]) == ("upstream_failed", "upstream")
 
 
-async def test_file_that_the_gateway_failed_is_worse_than_one_that_an_upstream_or_the_client_failed() -> None:
-    exchange = Exchange.__new__(Exchange)
-    exchange.fault, exchange._files_outcome, exchange._files_blame = None, Outcome.COMPLETE, Blame.NONE
+def test_file_that_the_gateway_failed_is_worse_than_one_that_an_upstream_or_the_client_failed() -> None:
+    worst: FileEnd | None = None
     for outcome, blame, expected in (
         (Outcome.COMPLETE, Blame.NONE, "complete"),
         (Outcome.REFUSED, Blame.CLIENT, "refused"),
@@ -568,6 +567,6 @@ async def test_file_that_the_gateway_failed_is_worse_than_one_that_an_upstream_o
         (Outcome.BUG, Blame.GATEWAY, "bug"),
         (Outcome.COMPLETE, Blame.NONE, "bug"),
     ):
-        exchange.record_file_end(outcome, blame)
-        assert exchange.outcome == expected
-    assert exchange.blame == "gateway"
+        worst = worse_file(worst, FileEnd(outcome, blame))
+        assert (worst.outcome if worst else "complete") == expected
+    assert worst == (Outcome.BUG, Blame.GATEWAY)

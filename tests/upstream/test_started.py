@@ -77,7 +77,7 @@ async def connected(upstream: Scripted, timeouts: UpstreamTimeouts | None = None
     """Yield a pool that has sent a request to the upstream, and kept the connection."""
     timers, stats = Timers(), UpstreamStats("up")
     state = UpstreamState(stats)
-    endpoints = [Endpoint("http", "127.0.0.1", upstream.port)]
+    endpoints = (Endpoint("http", "127.0.0.1", upstream.port),)
     config = Upstream(endpoints=endpoints, timeouts=timeouts or UpstreamTimeouts())
     pool = UpstreamPool(config, state, timers, Resolver(Threads("name", 1)))
     pool.activate()
