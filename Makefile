@@ -4,6 +4,9 @@
 # make unit   the fast half of the tests: single modules and the rules of the project, in under 20 s
 # make tests EXPRESS=1
 #             the tests, with a kept connection to each upstream from the start: what can takes the express lane
+# make tests COMPILED=1
+#             the tests in build/compiled, a copy in which the modules of deploy/compile.py are compiled; `make test` runs
+#             some of them there
 # make bench  the benchmark, beside nginx, HAProxy and Envoy, and that of workers; writes docs/benchmarks.md, scaling.md
 # make bench QUICK=1 [BEFORE=REV]
 #             eight cases against nginx or Envoy and the gateway of another commit (HEAD~1), in about 2 minutes; prints
@@ -22,13 +25,13 @@ JOBS ?= 2
 # Tests start several hundred processes, which would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint types tests unit fuzz soak tools format docs bench dist clean
+.PHONY: run test lint types tests compiled compiled-tests unit fuzz soak tools format docs bench dist clean
 
 run: $(VENV)/.run
 	@mkdir -p uploads
 	$(BIN)/gateway run --config config/gateway.yaml --demo
 
-test: lint types tests
+test: lint types tests compiled-tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check gateway tests deploy
@@ -38,9 +41,30 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 EXPRESS ?=
+COMPILED ?=
+PYTEST := $(abspath $(BIN))/python -m pytest -n $(JOBS) --dist worksteal
+ifeq ($(COMPILED),1)
+tests: compiled tools
+	cd build/compiled && EXPRESS=$(EXPRESS) PYTHONPATH=$$PWD $(PYTEST) -m "not soak"
+else
 tests: $(VENV)/.test tools
 	@mkdir -p uploads
-	EXPRESS=$(EXPRESS) $(BIN)/python -m pytest -m "not soak" -n $(JOBS) --dist worksteal
+	EXPRESS=$(EXPRESS) $(PYTEST) -m "not soak"
+endif
+
+# Where every exchange of these goes through compiled modules.
+COMPILED_TESTS := $(addprefix tests/,express wire actions downstream upstream invariants fuzz)
+compiled-tests: $(VENV)/.test tools
+	@if $(BIN)/python deploy/compile.py --check; then \
+		$(MAKE) compiled && cd build/compiled && PYTHONPATH=$$PWD $(PYTEST) -m "not soak and not slow" $(COMPILED_TESTS); \
+	elif [ "$(CI)" = true ]; then exit 1; else echo "compiled-tests: skipped" >&2; fi
+
+# A copy of what tests read, for libraries beside the sources would be imported in place of what is edited.
+compiled: $(VENV)/.test
+	rm -rf build/compiled
+	mkdir -p build/compiled/uploads
+	cp -R $(filter-out build uploads $(VENV) %.egg-info,$(wildcard *)) .ci .github .gitignore .pre-commit-config.yaml build/compiled
+	$(BIN)/python deploy/compile.py build/compiled
 
 # The directories of single modules, and the rules of the project. `make tests` runs these too.
 UNIT := tests/unit tests/multipart tests/observe tests/transfer tests/upstream tests/project tests/test_cli.py \

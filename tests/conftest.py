@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from gateway.aiohttp_seam import make_loop
+from gateway.express import lane
 from tests.certificates import Certificate, make_certificate
 from tests.leaks import ExpectedLog, LogRecords, check_nothing_left, open_descriptors
 from tests.peers import DEFAULTS, IS_EXPRESS_FORCED, exchanges_by_lane
@@ -25,8 +26,14 @@ settings.register_profile("gateway", deadline=None, suppress_health_check=[Healt
 settings.load_profile("gateway")
 
 
+#: Whether what deploy/compile.py compiles is compiled here.
+IS_COMPILED = lane.__file__.endswith(".so")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report how many exchanges took each lane."""
+    """Report how many exchanges took each lane, and in which form the gateway ran."""
+    if IS_COMPILED:
+        terminalreporter.write_line("the modules of deploy/compile.py are compiled")
     if exchanges_by_lane:
         lanes = ", ".join(f"{lane} {count}" for lane, count in exchanges_by_lane.most_common())
         terminalreporter.write_line(f"exchanges by the lane of their response: {lanes}")
@@ -44,7 +51,12 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is about new connections where connections are kept from the start."""
+    """Skip what is about new connections where connections are kept from the start, and what replaces functions.
+
+    A compiled module calls its own functions, whatever the attributes of the module are by now.
+    """
+    if IS_COMPILED and (marker := item.get_closest_marker("interpreted")) is not None:
+        pytest.skip(f"compiled: {marker.kwargs['reason']}")
     if IS_EXPRESS_FORCED and (marker := item.get_closest_marker("new_connection")) is not None:
         pytest.skip(f"a connection is kept: {marker.kwargs['reason']}")
 

@@ -4,6 +4,10 @@ set -u
 missing=""
 command -v curl >/dev/null || missing="$missing curl"
 command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
+# Headers, for deploy/compile.py, of the Python that `make` uses by default.
+case "$(readlink -f "$(command -v python3)")" in
+/usr/bin/*) ls /usr/include/python3.*/Python.h >/dev/null 2>&1 || missing="$missing python3-dev" ;;
+esac
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || missing="$missing haproxy"

@@ -245,6 +245,7 @@ async def test_problem_document_states_code_route_and_request_id() -> None:
         assert "127.0.0.1" not in body.decode()
 
 
+@pytest.mark.interpreted(reason="replaces a function")
 @pytest.mark.expected_log("gateway", "bug in", reason="a bug is logged with its traceback")
 async def test_bug_in_the_gateway_is_500_without_the_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_error(*_: object) -> None:

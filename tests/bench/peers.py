@@ -25,6 +25,8 @@ from tests.ports import free_port
 
 #: The gateway with `lanes: copy`: every exchange takes the normal path.
 COPY = "lanes: copy"
+#: The gateway with the modules of deploy/compile.py compiled.
+COMPILED = "compiled"
 #: The gateway in a process that can be profiled.
 PROFILED, PROFILED_COPY = "profiled", "profiled, lanes: copy"
 
@@ -63,11 +65,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run has in common: the peers, the interpreter of the Python ones, and the tree of the peer `before`."""
+    """What a run has in common: the peers, the interpreter of the Python ones, and the trees of two of them."""
 
     peers: tuple[str, ...]
     python: str
     before: Path = ROOT
+    compiled: Path = ROOT
     #: How often all peers are started, and how many measured rounds each start has.
     starts: int = 3
     rounds: int = 3
@@ -76,7 +79,7 @@ class Setting:
         self, name: str, up: int, files: Path, certificate: Path | None = None
     ) -> contextlib.AbstractContextManager[Peer]:
         """Run one of the peers, see `run_peer`."""
-        tree = self.before if name == "before" else ROOT
+        tree = {"before": self.before, COMPILED: self.compiled}.get(name, ROOT)
         settings = {"lanes": "copy"} if name in (COPY, PROFILED_COPY) else {}
         return run_peer(name, up, files, certificate, tree=tree, settings=settings, python=self.python)
 
@@ -205,7 +208,7 @@ def _command(
     port, up = ports
     texts = {"nginx": NGINX, "haproxy": HAPROXY, "envoy": ENVOY}
     config = directory / "conf.yaml"
-    if name in ("gateway", "before", COPY, PROFILED, PROFILED_COPY):
+    if name in ("gateway", "before", COMPILED, COPY, PROFILED, PROFILED_COPY):
         config.write_text(json.dumps({**gateway_config((port, up), directory, files, certificate), **settings}))
         module = "tests.bench.profiled" if name in (PROFILED, PROFILED_COPY) else "gateway"
         return [python, "-m", module, "run", "--config", str(config)]

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field, replace
 from tests.bench import half_load, page
 from tests.bench import small_requests as requests
 from tests.bench.before import ROOT, check_import, checkout, describe
+from tests.bench.compiled import compiled_tree
 from tests.bench.generator import Generator, Load, LoadError, missing, run_generator
 from tests.bench.interpreter import choose
 from tests.bench.interpreter import describe as describe_python
 from tests.bench.machine import Usage, describe_others
-from tests.bench.peers import COPY, Peer, Setting, available, exit_on_sigterm, start_peers
+from tests.bench.peers import COMPILED, COPY, Peer, Setting, available, exit_on_sigterm, start_peers
 
-ALL = frozenset({"gateway", "before", COPY, "naive", "nginx", "haproxy", "envoy"})
-PEERS = ("gateway", "before", COPY, "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
+ALL = frozenset({"gateway", COMPILED, "before", COPY, "naive", "nginx", "haproxy", "envoy"})
+PEERS = ("gateway", COMPILED, "before", COPY, "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
 QUICK_PEERS = ("gateway", "before", "envoy")
 #: The others are compared by CPU only.
 _HALF_LOAD_PEERS = frozenset({"gateway", "before", "nginx", "haproxy", "envoy"})
@@ -139,9 +140,10 @@ def ratio(own: Cost, other: Cost) -> str:
 
 
 def table(chosen: list[Case], costs: Costs, peers: tuple[str, ...]) -> str:
-    """Return the medians of CPU per request and the gateway's ratios to the other peers, as Markdown."""
-    against = [name for name in ("before", "envoy", "nginx") if name in peers and "gateway" in peers]
-    ratios = [f"gateway / {name}" for name in against]
+    """Return the medians of CPU per request and the ratios of the gateway's two forms to other peers, as Markdown."""
+    pairs = [("gateway", "before"), ("gateway", "envoy"), (COMPILED, "envoy"), (COMPILED, "nginx")]
+    compared = [pair for pair in pairs if set(pair) <= set(peers)]
+    ratios = [f"{own} / {other}" for own, other in compared]
     lines = [
         f"| us of CPU per request | {' | '.join([*peers, *ratios])} | target |",
         "|---" * (len(peers) + len(ratios) + 2) + "|",
@@ -151,7 +153,7 @@ def table(chosen: list[Case], costs: Costs, peers: tuple[str, ...]) -> str:
         for name in peers:
             cost = costs.get((case.name, name))
             cells.append(f"{statistics.median(cost.cpu):.1f}" if cost else "-")
-        cells += [ratio(costs[case.name, "gateway"], costs[case.name, name]) for name in against]
+        cells += [ratio(costs[case.name, own], costs[case.name, other]) for own, other in compared]
         target = f"{case.target} x envoy" if case.target else "-"
         lines.append(f"| {' | '.join([case.name, *cells, target])} |")
     return "\n".join(lines)
@@ -179,7 +181,7 @@ def _choose_peers(options: argparse.Namespace) -> tuple[str, ...]:
         return tuple(options.peers.split(","))
     here = available()
     names = QUICK_PEERS if options.quick else PEERS
-    return tuple(name for name in names if (options.before if name == "before" else name in (*here, COPY)))
+    return tuple(name for name in names if (options.before if name == "before" else name in (*here, COMPILED, COPY)))
 
 
 def _measure_all(options: argparse.Namespace, setting: Setting) -> dict[str, str]:
@@ -211,12 +213,17 @@ def main() -> int:
     began, used = time.monotonic(), Usage.now()
     build = describe_python(options.python) if options.python else choose()
     peers = _choose_peers(options)
-    with checkout(options.before) if options.before else contextlib.nullcontext(ROOT) as tree:
+    with contextlib.ExitStack() as stack:
+        tree = stack.enter_context(checkout(options.before)) if options.before else ROOT
+        compiled = stack.enter_context(compiled_tree(build)) if COMPILED in peers else None
+        if compiled is None:
+            peers = tuple(name for name in peers if name != COMPILED)
         for name, path in (("gateway", ROOT), ("before", tree)):
             if name in peers:
                 found = check_import(path, build.python)
                 print(f"{name}: {describe(path)} ({found})", file=sys.stderr, flush=True)
-        tables = _measure_all(options, Setting(peers, build.python, tree, options.starts, options.rounds))
+        setting = Setting(peers, build.python, tree, compiled or ROOT, options.starts, options.rounds)
+        tables = _measure_all(options, setting)
     others = describe_others(used)
     for part, text in tables.items():
         rounds = f" with {options.rounds} rounds each" if part == page.SMALL else ""

@@ -264,6 +264,7 @@ def test_half_load_is_measured_at_even_and_random_intervals_and_at_the_same_rate
     assert "form, random intervals, the same rate for all |" in lines[7]
 
 
+@pytest.mark.interpreted(reason="the profile is of Python's functions")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_profile_has_time_and_calls_of_the_modules_a_request_passes() -> None:

@@ -292,6 +292,7 @@ async def test_looking_for_idle_connections_asks_the_kernel_for_none_that_is_not
 TOO_LARGE = post(b"much", target="/").replace(b"Connection: close\r\n", b"")
 
 
+@pytest.mark.interpreted(reason="replaces a constant")
 @pytest.mark.parametrize(
     ("request_bytes", "code"),
     [

@@ -464,6 +464,7 @@ async def test_last_response_of_a_connection_closes_it() -> None:
         await scene.goes_on()
 
 
+@pytest.mark.interpreted(reason="replaces a function")
 @pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
 @pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
 async def test_bug_while_a_response_is_passed_on_is_a_500(
@@ -488,6 +489,7 @@ def _fail(*_: object, **__: object) -> None:
     raise ZeroDivisionError
 
 
+@pytest.mark.interpreted(reason="replaces a function")
 @pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
 @pytest.mark.parametrize(
     ("where", "request_bytes", "most_sent"),
@@ -520,6 +522,7 @@ async def test_bug_while_a_request_is_sent_is_a_500_and_does_not_send_it_again(
         await scene.goes_on()
 
 
+@pytest.mark.interpreted(reason="replaces a function")
 @pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
 async def test_bug_while_an_exchange_ends_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's connection waited for ever, and the slot stayed taken, without a line in the log."""
@@ -676,6 +679,7 @@ async def test_drain_waits_for_a_body_that_is_awaited() -> None:
         await drained
 
 
+@pytest.mark.interpreted(reason="replaces a function")
 @pytest.mark.expected_log("gateway", "bug in", reason="the bug that is provoked")
 async def test_bug_while_a_request_is_sent_is_a_500_also_if_a_reload_comes_between(
     monkeypatch: pytest.MonkeyPatch,

@@ -245,6 +245,7 @@ async def test_request_body_is_discarded_for_a_limited_time_after_an_early_respo
         await client.close()
 
 
+@pytest.mark.interpreted(reason="replaces a method of Exchange")
 async def test_client_that_resets_after_an_early_response_creates_no_second_exchange(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

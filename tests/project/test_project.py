@@ -214,6 +214,7 @@ def test_no_call_reads_a_whole_body() -> None:
                     assert not re.search(rf"\b_?({owners})$", target), f"{path}: {ast.unparse(node)}"
 
 
+@pytest.mark.interpreted(reason="imports modules again")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_every_module_can_be_imported_alone() -> None:
@@ -268,6 +269,7 @@ def test_modules_have_at_most_420_lines() -> None:
         assert len(path.read_text().splitlines()) <= 420, path
 
 
+@pytest.mark.interpreted(reason="the coverage is of Python's lines")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_pure_modules_are_covered_completely_by_their_own_tests(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ async def test_port_in_use_ends_the_start_with_one_line(tmp_path: Path) -> None:
                 assert gateway.stderr.count(b"\n") == 1
 
 
+@pytest.mark.interpreted(reason="replaces a method of ExchangeHandler")
 async def test_log_lines_of_all_workers_are_whole_however_long(tmp_path: Path) -> None:
     async with RawUpstream(responding(OK)) as upstream:
         config = {**forward_config(upstream.url), "workers": 3}
@@ -229,6 +230,7 @@ async def test_every_exchange_has_one_whole_line_while_workers_are_replaced(
                 assert sorted(logged) == sorted(done)
 
 
+@pytest.mark.interpreted(reason="replaces a method of ExchangeHandler")
 async def test_lines_that_a_worker_cannot_write_before_its_end_are_counted(tmp_path: Path) -> None:
     """No line, metric or message said that they were missing."""
     prelude = LONG_LINES.replace("20_000", "3000") + "import gateway.observe.log as log; log._LAST_SECONDS = 0.1"
