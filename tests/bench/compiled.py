@@ -29,6 +29,7 @@ def _compile(directory: Path, build: Build) -> str | None:
     if build.minor != sys.version_info[:2]:
         return f"libraries made by Python {sys.version_info.major}.{sys.version_info.minor} do not fit {build.version}"
     shutil.copytree(ROOT / "gateway", directory / "gateway", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(ROOT / "config", directory / "config")
     command = [sys.executable, str(ROOT / "deploy" / "compile.py"), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stderr.strip() or "the compiler failed" if done.returncode else None

@@ -15,14 +15,15 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import page
 from tests.bench.before import ROOT, environment_of
+from tests.bench.compiled import compiled_tree
 from tests.bench.interpreter import choose
-from tests.bench.peers import cpu_seconds
+from tests.bench.peers import COMPILED, cpu_seconds
 from tests.ports import free_port
 
 _RUNS = 9
@@ -70,9 +71,10 @@ def _measure_start(python: str, tree: Path, environment: dict[str, str]) -> Star
     return Start(seconds, cpu, fields["Rss"], fields["Private_Clean"] + fields["Private_Dirty"])
 
 
-def table(starts: list[Start]) -> str:
-    """Return the medians, and the smallest and largest figures, as Markdown."""
-    lines = [f"| medians of {len(starts)} starts | median | range |", "|---|---|---|"]
+def table(forms: Mapping[str, list[Start]]) -> str:
+    """Return the medians of each form of the gateway, with the smallest and largest figures, as Markdown."""
+    count = len(next(iter(forms.values())))
+    lines = [f"| medians of {count} starts | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
     rows = (
         ("seconds until the first response", "seconds", 1, 3),
         ("CPU seconds until then", "cpu_seconds", 1, 3),
@@ -80,9 +82,12 @@ def table(starts: list[Start]) -> str:
         ("of it private, MiB", "private_bytes", 2**20, 1),
     )
     for text, name, unit, digits in rows:
-        values = [getattr(start, name) / unit for start in starts]
-        low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-        lines.append(f"| {text} | {middle} | {low}-{high} |")
+        cells = []
+        for starts in forms.values():
+            values = [getattr(start, name) / unit for start in starts]
+            low, middle, high = (f"{each:.{digits}f}" for each in (min(values), statistics.median(values), max(values)))
+            cells.append(f"{middle} ({low}-{high})")
+        lines.append(f"| {text} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -116,7 +121,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
     build = choose()
-    text = f"{build}\n\n{table(measure_starts(_RUNS, build.python, options.tree.resolve()))}"
+    with compiled_tree(build) as compiled:
+        trees = {"gateway": options.tree.resolve()} | ({COMPILED: compiled} if compiled is not None else {})
+        text = f"{build}\n\n{table({name: measure_starts(_RUNS, build.python, tree) for name, tree in trees.items()})}"
     print(text)
     if options.write:
         page.write(page.START, text)
