@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tests.bench import small_requests
 from tests.bench.generator import Generator, Load, Mode, Timing, run_generator
 from tests.bench.machine import StolenTime
-from tests.bench.peers import Peer, Setting, start_peers
+from tests.bench.peers import COMPILED, Peer, Setting, start_peers
 
 KINDS = {"GET": small_requests.GET, "JSON": small_requests.JSON, "form": small_requests.FORM}
 _CONNECTIONS = 64
@@ -151,21 +151,24 @@ def _measure(peer: Peer, row: Row, generator: Generator, rate: float, seconds: f
 
 
 def table(found: Found, peers: tuple[str, ...]) -> str:
-    """Return medians and quartiles of what is added, and the gateway's median in relation to Envoy's, as Markdown."""
+    """Return medians and quartiles of what is added, and the medians of the gateway's forms by Envoy's, as Markdown."""
+    forms = [name for name in ("gateway", COMPILED) if name in peers]
+    titles = [*peers, *(f"{name} / envoy" for name in forms), "slices"]
     lines = [
-        f"| p99 added, us (quartiles) at requests/s | {' | '.join(peers)} | gateway / envoy | slices |",
-        "|---" * (len(peers) + 3) + "|",
+        f"| p99 added, us (quartiles) at requests/s | {' | '.join(titles)} |",
+        "|---" * (len(titles) + 1) + "|",
     ]
     for row in dict.fromkeys(row for row, _ in found.lates):
         lates = {peer: found.lates[row, peer] for peer in peers}
         used = [len(late.added) for late in lates.values()]
-        cells = [str(row), *map(str, lates.values()), _ratio(lates), f"{min(used)}-{max(used)}"]
+        ratios = [_ratio(lates, name) for name in forms]
+        cells = [str(row), *map(str, lates.values()), *ratios, f"{min(used)}-{max(used)}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _ratio(lates: dict[str, Late]) -> str:
-    own, other = ([*lates[name].added] if name in lates else [] for name in ("gateway", "envoy"))
+def _ratio(lates: dict[str, Late], form: str) -> str:
+    own, other = ([*lates[name].added] if name in lates else [] for name in (form, "envoy"))
     if not own or not other or statistics.median(other) <= 0:
         return "-"
     return f"{statistics.median(own) / statistics.median(other):.2f}"

@@ -28,7 +28,7 @@ ALL = frozenset({"gateway", COMPILED, "before", COPY, "naive", "nginx", "haproxy
 PEERS = ("gateway", COMPILED, "before", COPY, "naive", "aiohttp alone", "nginx", "haproxy", "envoy")
 QUICK_PEERS = ("gateway", "before", "envoy")
 #: The others are compared by CPU only.
-_HALF_LOAD_PEERS = frozenset({"gateway", "before", "nginx", "haproxy", "envoy"})
+_HALF_LOAD_PEERS = frozenset({"gateway", COMPILED, "nginx", "haproxy", "envoy"})
 #: Of each peer in each row, and how long one takes.
 _HALF_LOAD_SLICES, _HALF_LOAD_SECONDS = 14, 0.2
 #: A run of this part of the requests comes before what is measured, on every new process.
