@@ -15,7 +15,10 @@ import asyncio
 import select
 import selectors
 import time
-from typing import Any
+from typing import Any, Final
+
+#: epoll takes no more than 24.8 days; asyncio's iterations wait in steps of a day.
+_LONGEST_SECONDS: Final = 86_400.0
 
 
 def make_loop() -> asyncio.AbstractEventLoop:
@@ -46,7 +49,7 @@ class DirectLoop(asyncio.SelectorEventLoop):
         if is_direct and scheduled:
             timer = scheduled[0]
             seconds = timer._when - time.monotonic()
-            is_direct = seconds > 0 and not timer._cancelled
+            is_direct = 0 < seconds <= _LONGEST_SECONDS and not timer._cancelled
         if is_direct:
             for handle in self._wait_for_sockets(seconds):
                 # By the callback of another one.

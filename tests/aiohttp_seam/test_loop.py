@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -160,6 +161,19 @@ def test_timers_run_in_their_order_and_cancelled_ones_do_not(
     loop.call_later(0.04, loop.stop)
     loop.run_forever()
     assert called == [2, 3]
+
+
+@pytest.mark.parametrize("seconds", [2_147_484.0, 1e9, math.inf], ids=["25 days", "31 years", "never"])
+def test_timer_in_the_distant_future_is_waited_for(
+    loop: Any, pairs: list[tuple[socket.socket, socket.socket]], seconds: float
+) -> None:
+    """epoll refused a time of more than 24.8 days, and the loop ended."""
+    ours, theirs = pairs[0]
+    loop.add_reader(ours, loop.stop)
+    loop.call_later(seconds, loop.stop)
+    loop.call_soon(loop.call_soon, theirs.send, b"x")
+    loop.run_forever()
+    assert ours.recv(1) == b"x"
 
 
 def test_stop_in_a_callback_lets_the_iteration_end(loop: Any, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
