@@ -30,6 +30,12 @@ settings.load_profile("gateway")
 IS_COMPILED = lane.__file__.endswith(".so")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let compiled modules use the signature of throw() that mypyc 2.4 calls: deprecated since Python 3.12."""
+    if IS_COMPILED:
+        config.addinivalue_line("filterwarnings", r"ignore:the \(type, exc, tb\) signature of throw:DeprecationWarning")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report how many exchanges took each lane, and in which form the gateway ran."""
     if IS_COMPILED:
