@@ -1,4 +1,4 @@
-"""An event loop that runs the callbacks of ready sockets without a queue. Verified with Python 3.11.
+"""An event loop that runs the callbacks of ready sockets without a queue. Verified with Python 3.11 and 3.13.
 
 asyncio's own loop appends them to those that were queued before, takes them from there one by one, and looks at the
 clock and its timers before that: 2.5 of the 50 us of a small request. Where nothing is queued, no timer is due and
