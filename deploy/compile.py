@@ -57,9 +57,8 @@ MODULES: Final = (
 
 def compile_package(directory: Path) -> None:
     """Compile the modules of the package in a directory. Raises SystemExit, with what the compiler says."""
-    # Both are needed here only.
-    from mypyc.build import mypycify  # noqa: PLC0415
-    from setuptools import setup  # noqa: PLC0415
+    from mypyc.build import mypycify  # noqa: PLC0415 (needed here only: `what_is_missing` says where it is missing)
+    from setuptools import setup  # noqa: PLC0415 (as above)
 
     target, messages = directory.resolve(), io.StringIO()
     with tempfile.TemporaryDirectory() as build:
