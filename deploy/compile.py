@@ -32,6 +32,7 @@ MODULES: Final = (
     "downstream/access_log",
     "downstream/body",
     "downstream/exchange",
+    "downstream/parts",
     "downstream/response",
     "express/__init__",
     "express/exchange",

@@ -67,11 +67,12 @@ our own (the parser, the pool and MultipartReader are what aiohttp is used for).
 """
 
 from gateway.aiohttp_seam.certificates import load_certificates
-from gateway.aiohttp_seam.client import ClientConnection, ParsedResponse, detach_parser
+from gateway.aiohttp_seam.client import ClientConnection, detach_parser
 from gateway.aiohttp_seam.connector import KeptConnections, LiveConnector, PoolRequest
 from gateway.aiohttp_seam.handshake import connect_accepted_tls
+from gateway.aiohttp_seam.heads import UNREADABLE, Message, ParsedResponse
 from gateway.aiohttp_seam.loop import make_loop
-from gateway.aiohttp_seam.messages import UNREADABLE, Message, Take, no_request
+from gateway.aiohttp_seam.messages import Take, no_request
 from gateway.aiohttp_seam.pausable import PausableStream, is_reading_paused
 from gateway.aiohttp_seam.selftest import check_behaviour, check_names
 from gateway.aiohttp_seam.server import (

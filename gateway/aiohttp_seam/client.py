@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -20,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from gateway.aiohttp_seam.feed import UNTIL_CLOSE, BodyHead, MessageFeed, Turns
+from gateway.aiohttp_seam.heads import ParsedResponse
 from gateway.aiohttp_seam.tls import call_before_close, is_closed_by_peer, read_unread
 from gateway.aiohttp_seam.transports import socket_of
 from gateway.errors import Fault, FaultKind
@@ -42,40 +42,6 @@ _RESPONSE_PARAMS: Final[dict[str, Any]] = {
 }
 #: Go accepted five at first. An upstream may report progress with 102 for hours, and the gateway drops them.
 MAX_INTERIM_RESPONSES: Final = 256
-
-
-class ParsedResponse(Protocol):
-    """What is used of the head of a response that aiohttp's parser makes. Not its type: that is declared as a tuple."""
-
-    @property
-    def code(self) -> int:
-        """The status."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """The reason phrase."""
-        ...
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """The version of HTTP."""
-        ...
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers; the first of those with the same name."""
-        ...
-
-    @property
-    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """Names and values as received."""
-        ...
-
-    @property
-    def chunked(self) -> bool:
-        """Whether the body comes in the chunked coding."""
-        ...
 
 
 class Keeper(Protocol):

@@ -19,58 +19,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 from gateway.aiohttp_seam.feed import Turns
+from gateway.aiohttp_seam.heads import Message
 from gateway.http.whole_request import WholeRequest
 
 #: Takes a request of a connection (a `MessageLoop`), or declines it: then nothing of it may have been changed.
 Take = Callable[[Any, WholeRequest], bool]
-
-
-class ParsedRequest(Protocol):
-    """What is used of the head of a request that aiohttp's parser makes. Not its type: that is declared as a tuple."""
-
-    @property
-    def method(self) -> str:
-        """The method."""
-        ...
-
-    @property
-    def path(self) -> str:
-        """The target as it was sent."""
-        ...
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """The version of HTTP."""
-        ...
-
-    @property
-    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """Names and values as received."""
-        ...
-
-    @property
-    def should_close(self) -> bool:
-        """Whether the connection closes after the response."""
-        ...
-
-
-#: The head of a request; of one that came whole, its body, too.
-Message = ParsedRequest | WholeRequest
-#: Stands for a head that could not be read.
-UNREADABLE: Final[ParsedRequest] = RawRequestMessage(
-    "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
-)
 
 
 async def no_request(request: web.BaseRequest) -> web.StreamResponse:

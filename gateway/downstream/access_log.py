@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring_ascii as _quote
 from typing import Final
 
-from gateway.downstream.exchange import Exchange, Part
+from gateway.downstream.exchange import Exchange
+from gateway.downstream.parts import Part
 from gateway.errors import Blame, Fault, Outcome
 from gateway.observe.log import show_time
 from gateway.observe.stats import Leg

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aiohttp.streams import StreamReader
 
@@ -23,6 +23,7 @@ from gateway.aiohttp_seam import DISCARD_BYTES, DISCARD_SECONDS, Message, Server
 from gateway.config import Route
 from gateway.config.values import Endpoint
 from gateway.downstream.body import ReceivedBody, RequestBody, WholeBody
+from gateway.downstream.parts import FileEnd, Part, worse_file
 from gateway.downstream.refusal import make_refusal
 from gateway.downstream.response import ClientResponse, abort, idle_seconds_of
 from gateway.errors import Blame, Fault, FaultKind, Outcome
@@ -38,30 +39,6 @@ from gateway.transfer import AsyncFilter, Filter, Source, Timers, Transfer, Tran
 #: A line of the access log describes at most this many parts.
 _MAX_PARTS_LOGGED: Final = 64
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Part(NamedTuple):
-    """A part of a form that has ended."""
-
-    number: int
-    kind: str
-    size: int
-    outcome: Outcome
-    #: What filters found out.
-    facts: Mapping[str, Any] | None
-
-
-class FileEnd(NamedTuple):
-    """How one file ended that was sent by itself."""
-
-    outcome: Outcome
-    blame: Blame
-
-
-def worse_file(before: FileEnd | None, end: FileEnd) -> FileEnd | None:
-    """Return the one with the worse blame (the order of `Blame`), the first of those; None where none has failed."""
-    order = list(Blame)
-    return end if order.index(end.blame) > order.index(before.blame if before else Blame.NONE) else before
 
 
 class Exchange:

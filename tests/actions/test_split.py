@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream.exchange import FileEnd, worse_file
+from gateway.downstream.parts import FileEnd, worse_file
 from gateway.errors import Blame, Outcome
 from tests.peers import (
     TIMEOUT_SECONDS,

@@ -39,7 +39,7 @@ def run(loop: asyncio.AbstractEventLoop, until: Callable[[], bool], iterations: 
         if until():
             return
         loop._run_once()  # type: ignore[attr-defined]  # typeshed leaves it out
-    raise AssertionError("not within so many iterations")
+    raise AssertionError(f"not within {iterations} iterations")
 
 
 def test_what_a_callback_queues_runs_after_the_callbacks_of_all_sockets_that_were_ready(
